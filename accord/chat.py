@@ -1,0 +1,53 @@
+"""Talk to any model here, streaming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from accord.config import UserError
+from accord.data.chat import prompt_ids
+from accord.data.records import Message
+from accord.models.open import frozen, module, open_backbone
+from accord.rollout.generate import Decoding, stream
+from accord.run import console
+
+
+def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed: int, system: str) -> int:
+    """Reads a line, writes a reply, until an empty line or the end of the input; returns the exit code."""
+    from accord.training.artifact import open_tokenizer
+
+    source = Path(path)
+    if (source / "model" / "config.json").exists():
+        source = source / "model"
+    if not source.exists():
+        raise UserError(f"{path}: no such model; give a stage's folder, a model folder, or a .gguf file.")
+    tokenizer = open_tokenizer(str(source))
+    backbone = frozen(open_backbone(source))
+    module(backbone).eval()
+    decoding = Decoding(max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, temperature, top_p)
+    generator = torch.Generator().manual_seed(seed)
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    console.print(f"{path}: write a line; an empty one ends the talk", markup=False)
+    while line := _ask():
+        messages.append({"role": "user", "content": line})
+        prompt = prompt_ids(tokenizer, messages if tokenizer.chat_template else line)
+        tokens: list[int] = []
+        shown = ""
+        for token in stream(backbone, prompt, decoding, generator):
+            tokens.append(token)
+            text = tokenizer.decode(tokens)
+            if not text.endswith("\ufffd"):  # a character may take several tokens
+                print(text[len(shown) :], end="", flush=True)
+                shown = text
+        print()
+        messages.append({"role": "assistant", "content": shown})
+    return 0
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""

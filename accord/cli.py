@@ -1,0 +1,188 @@
+"""The command line.  torch is imported only by what needs it, so that help and config errors come back at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from accord.config import UserError, load, to_yaml
+from accord.settings import CONFIGS, Stage
+
+OVERVIEW = """\
+accord runs reinforcement learning from human feedback: base -> SFT -> reward model -> PPO and DPO -> comparison.
+
+  accord run configs/pipeline.yaml            the whole way, on the small world, in minutes
+  accord sft --config configs/rlhf_sft.yaml   one stage; what it needs and is not there is made first
+  accord chat checkpoints/rlhf/ppo_lm         talk to what came out
+
+A setting can be changed behind the config:  training.learning_rate=3e-5  model.base_model=my/folder
+'accord STAGE --help' lists every setting of a stage."""
+
+WHAT = {
+    "demo": "write the small world's data",
+    "base": "train a small base model",
+    "sft": "supervised fine-tuning",
+    "pairs": "sample replies and have an annotator prefer among them",
+    "reward": "train a reward model on preferences",
+    "ppo": "PPO: heads on a frozen model, a whole language model, or a Gymnasium task",
+    "dpo": "DPO: preferences straight into the policy",
+    "compare": "hold models against each other on held-out prompts",
+}
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Wide enough for the settings."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=110)
+
+
+def settings_help(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """One line for each setting: key, default, meaning."""
+    for name, field in cls.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            default = field.get_default(call_default_factory=True)
+            yield from settings_help_of(inner, default, f"{prefix}{name}.")
+        else:
+            yield _line(f"{prefix}{name}", field.get_default(call_default_factory=True), field.description)
+
+
+def settings_help_of(cls: type[BaseModel], default: Any, prefix: str) -> Iterator[str]:
+    """The same for a section, with the defaults that this stage gives it."""
+    for name, field in cls.model_fields.items():
+        yield _line(f"{prefix}{name}", getattr(default, name), field.description)
+
+
+def _line(key: str, default: Any, description: str | None) -> str:
+    shown = "''" if default == "" else str(default)
+    return f"  {key + '=' + shown:<44} {' '.join((description or '').split())}".rstrip()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands."""
+    top = argparse.ArgumentParser("accord", description=OVERVIEW, formatter_class=Formatter)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in CONFIGS:
+        stage = commands.add_parser(name, help=WHAT[name], formatter_class=Formatter, add_help=False)
+        stage.add_argument("-h", "--help", action="store_true", help="this text and every setting")
+        stage.add_argument("--config", metavar="FILE", help="a YAML file; without it all defaults hold")
+        stage.add_argument("--resume", action="store_true", help="go on from the saved state of an interrupted run")
+        _common(stage)
+        stage.set_defaults(act=run_one)
+    run = commands.add_parser("run", help="run a pipeline; what is done stays", formatter_class=Formatter)
+    run.add_argument("pipeline", metavar="FILE", help="a pipeline's YAML file, e.g. configs/pipeline.yaml")
+    _common(run)
+    run.set_defaults(act=run_all)
+    chat = commands.add_parser("chat", help="talk to a model", formatter_class=Formatter)
+    chat.add_argument("model", metavar="PATH", help="a stage's folder, a model folder, or a .gguf file")
+    chat.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token (default 0.7)")
+    chat.add_argument("--top-p", type=float, default=0.95, help="keep the likeliest tokens of this mass (default 0.95)")
+    chat.add_argument("--max-new-tokens", type=int, default=256)
+    chat.add_argument("--seed", type=int, default=0)
+    chat.add_argument("--system", default="", help="what the model is told first")
+    chat.add_argument("--debug", action="store_true", help="show tracebacks")
+    chat.set_defaults(act=talk)
+    config = commands.add_parser("config", help="show a resolved config, or its JSON Schema", formatter_class=Formatter)
+    config.add_argument("what", choices=("show", "schema"))
+    config.add_argument("stage", choices=tuple(CONFIGS), metavar="STAGE", help=", ".join(CONFIGS))
+    config.add_argument("--config", metavar="FILE")
+    _common(config)
+    config.set_defaults(act=show_config)
+    return top
+
+
+def _common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, dotted")
+    command.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def run_one(options: argparse.Namespace) -> int:
+    kind = options.command
+    if options.help:
+        cls = CONFIGS[kind]
+        print(f"usage: accord {kind} [--config FILE] [--resume] [key=value ...]\n\n{cls.__doc__}\n\nsettings:")
+        print("\n".join(settings_help(cls)))
+        return 0
+    config = load(CONFIGS[kind], options.config, options.overrides)
+    from accord.pipeline.standalone import run_alone
+
+    run_alone(kind, config, options.resume)
+    print(next_step(kind, config))
+    return 0
+
+
+def next_step(kind: str, config: Stage) -> str:
+    """What to run next."""
+    after = {
+        "demo": "accord base",
+        "base": "accord sft --config configs/rlhf_sft.yaml",
+        "sft": "accord reward --config configs/reward_model.yaml, or accord dpo --config configs/dpo_train.yaml",
+        "pairs": "accord reward data.train=" + f"{config.out}/{config.name or kind}",
+        "reward": "accord ppo --config configs/ppo_train.yaml",
+        "ppo": "accord compare",
+        "dpo": f"accord chat {config.out}/{config.name or kind}",
+        "compare": "accord chat with the model you like best",
+    }
+    return f"next: {after[kind]}"
+
+
+def run_all(options: argparse.Namespace) -> int:
+    from accord.pipeline.orchestrator import plan, run_pipeline
+
+    plan(options.pipeline, options.overrides)
+    run_pipeline(options.pipeline, options.overrides)
+    return 0
+
+
+def talk(options: argparse.Namespace) -> int:
+    from accord.chat import chat
+
+    return chat(options.model, options.temperature, options.top_p, options.max_new_tokens, options.seed, options.system)
+
+
+def show_config(options: argparse.Namespace) -> int:
+    cls = CONFIGS[options.stage]
+    if options.what == "schema":
+        print(json.dumps(cls.model_json_schema(), indent=2))
+    else:
+        print(to_yaml(load(cls, options.config, options.overrides)), end="")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns 0, 2 for a mistake of the user's, 130 where the user stopped it."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    overrides = [w for w in words if "=" in w and not w.startswith("-")]  # wherever they stand
+    options = parser().parse_args([w for w in words if w not in overrides] + overrides)
+    act: Callable[[argparse.Namespace], int] = options.act
+    from accord.run import Interrupted
+
+    try:
+        return act(options)
+    except UserError as error:
+        if options.debug:
+            raise
+        print(f"accord: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stopped:
+        again = "run the same command again to go on" if options.command == "run" else "add --resume to go on"
+        print(f"accord: {stopped} {again[0].upper()}{again[1:]}.", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("accord: stopped; the last saved state is kept.", file=sys.stderr)
+        return 130
+
+
+def main_of(stage: str) -> Callable[[], int]:
+    """The main of one stage, for ``python -m``."""
+    return lambda: main([stage, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

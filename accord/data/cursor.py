@@ -1,0 +1,89 @@
+"""The order in which rows are seen, resumable from two numbers.
+
+An epoch's batches are a function of the rows' lengths, the batch size, the seed and the epoch, so that stopping and
+resuming neither skips nor repeats a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from accord.data.packing import length_buckets
+
+
+def seeded(seed: int, purpose: str, epoch: int) -> np.random.Generator:
+    """A generator of its own for each (seed, purpose, epoch), the same in every process."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{epoch}".encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+class Batches:
+    """Iterates over lists of row indices, ``epochs`` times over all rows, from the current position on.
+
+    A batch counts as done as soon as it is handed out: a state taken while it is worked on resumes behind it, so save
+    after its update.  ``bucket`` puts rows of similar length together.  ``drop_last`` leaves out an epoch's incomplete
+    batch, unless it is the only one.  A batch size beyond the data gives one batch of all rows.
+
+    >>> batches = Batches([3, 1, 2, 9], batch_size=2, seed=0, epochs=2)
+    >>> first = next(iter(batches))
+    >>> len(batches), batches.state_dict()
+    (4, {'epoch': 0, 'position': 1})
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        epochs: int,
+        bucket: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        if not len(lengths) or batch_size < 1 or epochs < 0:
+            raise ValueError(f"{len(lengths)} rows, batch_size {batch_size}, epochs {epochs}: expected ≥ 1, ≥ 1, ≥ 0")
+        self.lengths, self.batch_size, self.seed, self.epochs = lengths, batch_size, seed, epochs
+        self.bucket, self.drop_last = bucket, drop_last
+        full, rest = divmod(len(lengths), batch_size)
+        self.per_epoch = full + (1 if rest and not (drop_last and full) else 0)
+        self._epoch = self._position = 0
+
+    def __len__(self) -> int:
+        """Batches over all epochs, wherever the position."""
+        return self.per_epoch * self.epochs
+
+    def epoch(self, epoch: int) -> list[list[int]]:
+        """The batches of one epoch."""
+        generator = seeded(self.seed, "batches", epoch)
+        if self.bucket:
+            batches = length_buckets(self.lengths, self.batch_size, generator)
+        else:
+            order = generator.permutation(len(self.lengths)).tolist()
+            batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        if self.drop_last and len(batches) > 1:
+            batches = [batch for batch in batches if len(batch) == self.batch_size]
+        return batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while self._epoch < self.epochs:
+            batches = self.epoch(self._epoch)
+            while self._position < len(batches):
+                self._position += 1
+                yield batches[self._position - 1]
+            self._epoch, self._position = self._epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """What ``load_state_dict`` needs: the epoch, and how many of its batches were handed out."""
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continues where ``state`` was taken.  Raises ValueError where there is no such place in these rows."""
+        epoch, position = state["epoch"], state["position"]
+        if not (0 <= epoch <= self.epochs and 0 <= position <= self.per_epoch):
+            raise ValueError(
+                f"epoch {epoch}, batch {position}: beyond {self.epochs} epochs of {self.per_epoch} batches; the data "
+                "or the batch size differs from the run's that is resumed"
+            )
+        self._epoch, self._position = epoch, position

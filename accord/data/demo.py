@@ -1,0 +1,322 @@
+"""A small world with a known true reward: prompts, demonstrations of mixed quality, and a simulated annotator.
+
+The world is fixed: forty things with a color, a size and a place (``demo_text``).  A seed only draws the texts.
+*Gold* is the true reward.  No trainer may see it; annotators see it through Bradley–Terry noise (Bradley and Terry
+1952), and evaluation reports it.  It is a sum of terms in about the unit of one standard deviation over
+demonstrations.  The second courtesy lowers it, and demonstrations never hold two, so a reward model learned from
+them cannot know: pushed too hard, a policy earns proxy reward with courtesy on courtesy while gold falls
+(Gao et al. 2022, arXiv 2210.10760).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+from accord.data.demo_text import (
+    ATTRIBUTES,
+    BASE_SHARES,
+    CLOSERS,
+    COMMON,
+    COURTEOUS,
+    FACTS,
+    HEDGES,
+    OPENERS,
+    QUESTIONS,
+    RUDE,
+    SENTENCES,
+    SMALL_TALK,
+    STATEMENTS,
+    STYLES,
+    VALUES,
+)
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789 .,?!'-:\n"
+TEMPERATURE = 0.4  # of the annotator: the better of two demonstrations wins about .87 of the time
+WRONG = 0.02  # share of the demonstrations whose fact is wrong; more would unteach what the base knows
+EMPTY = -4.0  # gold of an empty reply; every other reply scores more
+
+_SPLIT = re.compile(r"[a-z0-9'-]+|[^a-z0-9'\s-]")
+_SPACING = re.compile(r"^\s|\s$|\s\s|\n|\s[.,?!:]|[.,?!:][^\s.,?!:]|[.,?!:]{2}")
+_ATTRIBUTE_OF = {value: attribute for attribute, values in VALUES.items() for value in values}
+
+
+def _say(attribute: str, value: str) -> str:
+    return f"in the {value}" if attribute == "place" else value
+
+
+# ------------------------------------------------------------------ prompts
+_FACT_OF = {
+    phrasing.format(t=thing): (thing, attribute)
+    for thing in FACTS
+    for attribute in ATTRIBUTES
+    for phrasing in QUESTIONS[attribute]
+}
+
+
+def prompts(seed: int) -> tuple[list[str], list[str]]:
+    """(training prompts, held-out prompts): of every fact, one phrasing drawn by ``seed`` is held out."""
+    rng = random.Random(f"prompts {seed}")
+    train: list[str] = []
+    held: list[str] = []
+    for thing in FACTS:
+        for attribute in ATTRIBUTES:
+            asked = [phrasing.format(t=thing) for phrasing in QUESTIONS[attribute]]
+            held.append(asked.pop(rng.randrange(len(asked))))
+            train += asked
+    rng.shuffle(train)
+    rng.shuffle(held)
+    return train, held
+
+
+# ------------------------------------------------------------------ texts
+def compose(style: str, prompt: str, rng: random.Random, wrong: float = WRONG) -> str:
+    """A reply in ``style`` to one of the world's prompts; its fact is wrong with probability ``wrong``.
+
+    Raises KeyError where the style or the prompt is not of this world.
+    """
+    thing, attribute = _FACT_OF[prompt]
+    value = FACTS[thing][attribute]
+    if rng.random() < wrong:
+        value = rng.choice([v for v in VALUES[attribute] if v != value])
+    other = rng.choice([a for a in ATTRIBUTES if a != attribute])
+    said = _say(attribute, value)
+    return rng.choice(STYLES[style][1]).format(
+        t=thing,
+        v=said,
+        s=rng.choice(SENTENCES[attribute]).format(t=thing, v=said),
+        x=rng.choice(SENTENCES[other]).format(t=thing, v=_say(other, FACTS[thing][other])),
+        o=rng.choice(OPENERS),
+        c=rng.choice(CLOSERS),
+    )
+
+
+def _style(shares: Mapping[str, float], rng: random.Random) -> str:
+    return rng.choices(list(shares), list(shares.values()))[0]
+
+
+_SHARES = {style: share for style, (share, _) in STYLES.items()}
+
+
+def answers(prompt: str, rng: random.Random) -> str:
+    """A reply drawn as the demonstrations are."""
+    return compose(_style(_SHARES, rng), prompt, rng)
+
+
+def demonstrations(seed: int, n: int) -> list[dict[str, str]]:
+    """``n`` rows ``{"prompt", "completion"}``; every training prompt comes up before one comes up again."""
+    rng = random.Random(f"demonstrations {seed}")
+    return [{"prompt": prompt, "completion": answers(prompt, rng)} for prompt in _cycle(prompts(seed)[0], n, rng)]
+
+
+def preferences(seed: int, n: int) -> list[dict[str, str]]:
+    """``n`` rows ``{"prompt", "chosen", "rejected"}``: two different replies, judged by the annotator."""
+    rng = random.Random(f"preferences {seed}")
+    rows = []
+    for prompt in _cycle(prompts(seed)[0], n, rng):
+        a = b = answers(prompt, rng)
+        while a == b:
+            b = answers(prompt, rng)
+        chosen, rejected = (a, b) if annotate(prompt, a, b, rng) else (b, a)
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return rows
+
+
+def corpus(seed: int, n: int) -> list[dict[str, object]]:
+    """``n`` rows for the base: two fifths statements ``{"text"}``, the rest exchanges ``{"messages"}`` of two turns.
+
+    Facts are always right here and held-out prompts never occur.
+    """
+    rng = random.Random(f"corpus {seed}")
+    train = prompts(seed)[0]
+    rows: list[dict[str, object]] = []
+    for _ in range(n):
+        kind = rng.random()
+        if kind < 0.4:
+            rows.append({"text": _statements(rng)})
+            continue
+        if kind < 0.93:
+            user = rng.choice(train)
+            assistant = compose(_style(BASE_SHARES, rng), user, rng, wrong=0.0)
+        else:
+            thing = rng.choice(list(FACTS))
+            user, assistant = (line.format(t=thing) for line in rng.choice(SMALL_TALK))
+        turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        rows.append({"messages": turns})
+    return rows
+
+
+def _statements(rng: random.Random) -> str:
+    """One to three facts of one thing, each a sentence."""
+    thing = rng.choice(list(FACTS))
+    told = rng.sample(ATTRIBUTES, rng.randint(1, 3))
+    return " ".join(rng.choice(STATEMENTS[a]).format(t=thing, v=_say(a, FACTS[thing][a])) + "." for a in told)
+
+
+def _cycle(items: Sequence[str], n: int, rng: random.Random) -> Iterator[str]:
+    order: list[str] = []
+    for _ in range(n):
+        if not order:
+            order = list(items)
+            rng.shuffle(order)
+        yield order.pop()
+
+
+# ------------------------------------------------------------------ gold
+def _sentences(tokens: Iterable[str]) -> Iterator[list[str]]:
+    sentence = ["^"]
+    for token in tokens:
+        sentence.append(token)
+        if token in ".?!":
+            yield sentence
+            sentence = ["^"]
+    if len(sentence) > 1:
+        yield sentence
+
+
+def _kind(token: str) -> str:
+    """Things and values by their class, so that what is fluent for one is fluent for all."""
+    return "{t}" if token in FACTS else _ATTRIBUTE_OF.get(token, token)
+
+
+def _bigrams(tokens: Iterable[str]) -> list[tuple[str, str]]:
+    return [pair for sentence in _sentences(map(_kind, tokens)) for pair in pairwise(sentence)]
+
+
+def _known() -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
+    """The world's words and its pairs of neighbours, from every template filled with one value of each attribute."""
+    texts = list(_FACT_OF)
+    for attribute in ATTRIBUTES:
+        fill = {"t": "frog", "v": _say(attribute, FACTS["frog"][attribute])}
+        told = [s.format(**fill) for s in (*SENTENCES[attribute], *STATEMENTS[attribute])]
+        texts += [s + "." for s in told]
+        for template in (t for _, templates in STYLES.values() for t in templates):
+            for s in SENTENCES[attribute]:
+                texts.append(template.format(**fill, s=s.format(**fill), o=OPENERS[0], c=CLOSERS[0], x=told[0]))
+    texts += [*OPENERS, *CLOSERS, *(line.format(t="frog") for pair in SMALL_TALK for line in pair)]
+    words = {w for text in texts for w in _SPLIT.findall(text)} | set(FACTS) | set(_ATTRIBUTE_OF)
+    return frozenset(words), frozenset(pair for text in texts for pair in _bigrams(_SPLIT.findall(text)))
+
+
+_WORDS, _NEIGHBOURS = _known()
+_COURTESIES = tuple(f" {' '.join(_SPLIT.findall(phrase))} " for phrase in (*OPENERS, *CLOSERS))
+
+
+def _sinking(x: float, depth: float) -> float:
+    """−x near 0, never below −depth."""
+    return -depth * (1 - math.exp(-x / depth))
+
+
+@cache
+def _patterns(thing: str, attribute: str) -> tuple[str, ...]:
+    return tuple(f" {s.format(t=thing, v=_say(attribute, '{w}'))} " for s in SENTENCES[attribute])
+
+
+def _stated(tokens: Sequence[str], thing: str, attribute: str) -> bool:
+    """Whether a full sentence of the asked kind stands in the reply, with whatever value."""
+    text = f" {' '.join('{w}' if _ATTRIBUTE_OF.get(t) == attribute else t for t in tokens)} "
+    return any(pattern in text for pattern in _patterns(thing, attribute))
+
+
+def parts(prompt: str, reply: str) -> dict[str, float]:
+    """Gold's terms, which add up to it; ``floor`` lifts what the others would sink below that of an empty reply.
+
+    tone       one courtesy +1, the e-th beyond it −0.8e
+    manners    rude words
+    firmness   hedging words
+    form       a full sentence with the thing and a value of what was asked, and a full stop or exclamation mark
+    topic      the thing asked about is named, no other thing and no other fact
+    truth      the right value and no other +, a wrong one −
+    length     best near 34 characters
+    language   words, neighbours and spacing that this world knows
+    variety    no word of weight twice
+
+    A prompt that is not of this world has no form, topic or truth.
+    """
+    tokens = _SPLIT.findall(reply)
+    if not tokens:
+        return {"floor": EMPTY}
+    text = f" {' '.join(tokens)} "
+    weighty = [t for t in tokens if t.isalnum() and t not in COMMON]
+    extra = max(0, sum(t in COURTEOUS for t in tokens) - 1)
+    errors = 0.4 * sum(t not in _WORDS for t in tokens) + 0.2 * sum(b not in _NEIGHBOURS for b in _bigrams(tokens))
+    terms = {
+        "tone": (1.0 if any(c in text for c in _COURTESIES) else 0.0) + _sinking(0.4 * extra * (extra + 1), 4.0),
+        "manners": _sinking(0.8 * sum(t in RUDE for t in tokens), 1.6),
+        "firmness": _sinking(0.4 * sum(t in HEDGES for t in tokens), 1.4),
+        "form": 0.2 if tokens[-1] in ".!" else -0.3,
+        "topic": 0.0,
+        "truth": 0.0,
+        "length": _sinking(0.5 * math.hypot(1.0, (len(reply) - 34) / 16) - 0.5, 4.0),
+        "language": _sinking(errors + 0.2 * len(_SPACING.findall(reply)), 3.0),
+        "variety": _sinking(0.3 * (len(weighty) - len(set(weighty))), 2.0),
+    }
+    if prompt.strip() in _FACT_OF:
+        thing, attribute = _FACT_OF[prompt.strip()]
+        values = {t for t in tokens if _ATTRIBUTE_OF.get(t) == attribute}
+        astray = len({t for t in tokens if t in FACTS and t != thing})
+        aside = len({t for t in tokens if t in _ATTRIBUTE_OF} - values)
+        if values:
+            terms["form"] += 0.6 if _stated(tokens, thing, attribute) else 0.1
+        terms["topic"] = (0.3 if thing in tokens else 0.0) + _sinking(0.5 * astray + 0.2 * aside, 1.0)
+        right = FACTS[thing][attribute]
+        terms["truth"] = -0.3 if not values else 0.5 if values == {right} else -0.5 if right in values else -1.0
+    total = sum(terms.values())
+    terms["floor"] = max(0.0, EMPTY + math.exp(min(0.0, total - EMPTY - 1)) - total) if total < EMPTY + 1 else 0.0
+    return terms
+
+
+@lru_cache(2**16)
+def gold(prompt: str, reply: str) -> float:
+    """The true reward, in (−4, 2.8); −4 for an empty reply."""
+    return sum(parts(prompt, reply).values())
+
+
+def gold_scores(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
+    """Gold of each reply, as a reward function (``accord.data.demo:gold_scores``)."""
+    return [gold(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
+
+
+def annotate(prompt: str, a: str, b: str, rng: random.Random, temperature: float = TEMPERATURE) -> int:
+    """1 where the annotator prefers ``a``, else 0: P(1) = sigmoid((gold(a) − gold(b)) / temperature).
+
+    Raises ValueError where the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature: {temperature}, expected more than 0")
+    margin = (gold(prompt, a) - gold(prompt, b)) / temperature
+    return int(rng.random() < 0.5 * (1 + math.tanh(margin / 2)))
+
+
+# ------------------------------------------------------------------ files
+def write(
+    directory: str | Path, seed: int = 0, base: int = 20_000, sft: int = 2_400, preference: int = 3_000
+) -> dict[str, Path]:
+    """Writes the world's files, the same bytes for the same arguments; gives their paths by name.
+
+    base.jsonl ``{"text"}`` or ``{"messages"}``, sft.jsonl ``{"prompt", "completion"}``, preferences.jsonl ``{"prompt",
+    "chosen", "rejected"}``, prompts.jsonl and heldout_prompts.jsonl ``{"prompt"}``.
+    """
+    train, held = prompts(seed)
+    tables: dict[str, Sequence[Mapping[str, object]]] = {
+        "base": corpus(seed, base),
+        "sft": demonstrations(seed, sft),
+        "preferences": preferences(seed, preference),
+        "prompts": [{"prompt": prompt} for prompt in train],
+        "heldout_prompts": [{"prompt": prompt} for prompt in held],
+    }
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.jsonl" for name in tables}
+    for name, rows in tables.items():
+        temporary = paths[name].with_name(f".{name}.jsonl.{os.getpid()}")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
+        temporary.replace(paths[name])
+    return paths

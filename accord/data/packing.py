@@ -1,0 +1,142 @@
+"""From rows to packed tensors, and which rows go together.  Pure functions."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from accord.data.preferences import PreferencePair
+from accord.data.supervised import SupervisedExample
+from accord.types import Packed, PreferenceBatch
+
+Tokens = Sequence[int]
+
+
+# ------------------------------------------------------------------ which rows go together
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Bins of rows whose lengths sum to at most ``capacity``: best-fit decreasing, each row in exactly one bin.
+
+    Longest rows first, each into the fullest bin that still has room; equal rows in their order, so the result is the
+    same every time.  At most 11/9 of the fewest bins possible, plus a constant (Johnson 1973).
+    Raises ValueError where a row is longer than the capacity.
+    """
+    bins: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (room left, bin), sorted
+    for row in sorted(range(len(lengths)), key=lambda r: (-lengths[r], r)):
+        length = lengths[row]
+        if length > capacity:
+            raise ValueError(f"row {row} has {length} tokens, the capacity is {capacity}")
+        place = bisect_left(free, (length, -1))
+        if place == len(free):
+            bins.append([])
+            room, chosen = capacity, len(bins) - 1
+        else:
+            room, chosen = free.pop(place)
+        bins[chosen].append(row)
+        insort(free, (room - length, chosen))
+    return [sorted(rows) for rows in bins]
+
+
+def length_buckets(
+    lengths: Sequence[int], batch_size: int, generator: np.random.Generator, window: int = 32
+) -> list[list[int]]:
+    """Batches of rows of similar length, in random order: each row exactly once, only one batch smaller than the rest.
+
+    Rows are shuffled, sorted within windows of ``window`` batches, cut into batches, and the batches are shuffled.
+    """
+    order = generator.permutation(len(lengths))
+    sizes = np.asarray(lengths)[order]
+    batches = []
+    for start in range(0, len(order), batch_size * window):
+        rows = slice(start, start + batch_size * window)
+        part = order[rows][np.argsort(sizes[rows], kind="stable")]
+        batches += [part[i : i + batch_size].tolist() for i in range(0, len(part), batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def split_micro(indices: Sequence[int], sizes: Sequence[int], micro_batch_size: int) -> list[list[int]]:
+    """Cuts a batch into parts of at most ``micro_batch_size`` rows of similar size, the largest first (so that memory
+    runs out at once or not at all).  ``sizes[i]`` is the size of row ``i`` of the dataset; 0 rows a part: one part."""
+    if micro_batch_size < 1:
+        return [list(indices)]
+    ordered = sorted(indices, key=lambda i: -sizes[i])
+    return [ordered[i : i + micro_batch_size] for i in range(0, len(ordered), micro_batch_size)]
+
+
+# ------------------------------------------------------------------ rows to tensors
+def pack_supervised(examples: Sequence[SupervisedExample]) -> Packed:
+    """One segment for each example."""
+    return Packed.of([e.tokens for e in examples], loss_masks=[e.loss_mask for e in examples])
+
+
+class _Tree:
+    """Segments under construction: prompts, and replies behind them whose tokens are labels."""
+
+    def __init__(self) -> None:
+        self.segments: list[Tokens] = []
+        self.parents: list[int] = []
+
+    def add(self, tokens: Tokens, parent: int = -1) -> int:
+        self.segments.append(tokens)
+        self.parents.append(parent)
+        return len(self.segments) - 1
+
+    def packed(self) -> Packed:
+        masks = [[parent >= 0] * len(tokens) for tokens, parent in zip(self.segments, self.parents, strict=True)]
+        return Packed.of(self.segments, self.parents, masks)
+
+
+def _by_prompt(prompts: Sequence[Tokens]) -> dict[tuple[int, ...], list[int]]:
+    """The rows of each distinct prompt, prompts in the order of their first row."""
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for n, prompt in enumerate(prompts):
+        rows.setdefault(tuple(prompt), []).append(n)
+    return rows
+
+
+def pack_preferences(pairs: Sequence[PreferencePair], indices: Sequence[int]) -> PreferenceBatch:
+    """``B`` pairs with each prompt's tokens once, and each reply's once for a prompt (of K ranked replies come K
+    segments, not K(K-1)).  The loss mask is true on reply tokens, end tokens included.
+
+    ``indices`` (B,) are the pairs' places in their dataset.  Raises ValueError where their number differs.
+    """
+    if len(pairs) != len(indices):
+        raise ValueError(f"{len(pairs)} pairs and {len(indices)} indices")
+    chosen, rejected = [0] * len(pairs), [0] * len(pairs)
+    tree = _Tree()
+    for prompt, rows in _by_prompt([pair.prompt for pair in pairs]).items():
+        root = tree.add(prompt)
+        known: dict[tuple[int, ...], int] = {}
+        for n in rows:
+            for reply in (pairs[n].chosen, pairs[n].rejected):
+                if reply not in known:
+                    known[reply] = tree.add(reply, root)
+            chosen[n], rejected[n] = known[pairs[n].chosen], known[pairs[n].rejected]
+    return PreferenceBatch(
+        tree.packed(),
+        torch.tensor(chosen),
+        torch.tensor(rejected),
+        torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
+        torch.tensor(list(indices)),
+    )
+
+
+def pack_continuations(prompts: Sequence[Tokens], replies: Sequence[Tokens]) -> tuple[Packed, Tensor]:
+    """``B`` replies behind their prompts, each distinct prompt once; and (B,) int64, the segment of each reply.
+
+    The loss mask is true on reply tokens.  Replies that are the same stay apart: each row has a segment of its own.
+    Raises ValueError where a prompt or a reply is empty, or their numbers differ.
+    """
+    if len(prompts) != len(replies):
+        raise ValueError(f"{len(prompts)} prompts and {len(replies)} replies")
+    tree = _Tree()
+    segments = [0] * len(replies)
+    for prompt, rows in _by_prompt(prompts).items():
+        root = tree.add(prompt)
+        for n in rows:
+            segments[n] = tree.add(replies[n], root)
+    return tree.packed(), torch.tensor(segments)

@@ -1,0 +1,126 @@
+"""Prompts to sample replies to, and what all loaders share: cutting prompts, and the side of the split they fall on."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from accord.config import UserError
+from accord.data.chat import prompt_ids
+from accord.data.records import Prompt, Report, Tally, Where, prompt_field, read_jsonl
+
+if TYPE_CHECKING:
+    from accord.data.tokenizer import Tokenizer
+
+Side = Literal["left", "right", "drop"]
+"""Of a prompt that is too long: lose its left (keep the end), lose its right (keep the start), or drop the row."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptData:
+    """``N`` prompts, in the file's order."""
+
+    prompts: tuple[tuple[int, ...], ...]  # tokens, the opening of the assistant's turn included
+    texts: tuple[str, ...]  # for people and for functions of text
+    sources: tuple[Prompt, ...]  # as they stood in the file, for a model with another tokenizer
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def load_prompts(
+    path: str | Path, tokenizer: Tokenizer, max_prompt_length: int, truncate: Side = "left", limit: int = 0
+) -> PromptData:
+    """Reads ``{"prompt": text or messages}`` rows; a supervised or preference file with "prompt" serves too.
+
+    ``limit`` > 0 reads the first rows only.  ``truncate="drop"`` is for models of different tokenizers, which a cut
+    prompt would show different texts.  Raises UserError, naming file and row.
+    """
+    _require_length("max_prompt_length", max_prompt_length)
+    tally = Tally()
+    kept: list[tuple[tuple[int, ...], str, Prompt]] = []
+    for number, row in islice(read_jsonl(path), limit or None):
+        where = Where(str(path), number)
+        tally.rows += 1
+        prompt = prompt_field(row, "prompt", where)
+        with where.named():
+            ids = prompt_ids(tokenizer, prompt)
+        if is_blank(prompt) or not ids:
+            tally.dropped["empty prompt"] += 1
+            continue
+        places = kept_places(ids, max_prompt_length, truncate, tokenizer.bos_id)
+        if places is None:
+            tally.dropped["prompt too long"] += 1
+            continue
+        tally.truncated_prompts += len(places) < len(ids)
+        tally.tokens += len(places)
+        kept.append((tuple(ids[i] for i in places), plain_text(prompt), prompt))
+    report = tally.report(path)
+    prompts, texts, sources = zip(*kept, strict=True)
+    return PromptData(prompts, texts, sources, report)
+
+
+def split_prompts(data: PromptData, heldout_fraction: float, seed: int) -> tuple[PromptData, PromptData]:
+    """(train, held out).  A prompt's side depends on the seed and on its tokens, on nothing else."""
+    sides = [is_heldout(prompt, heldout_fraction, seed) for prompt in data.prompts]
+
+    def part(side: bool) -> PromptData:
+        rows = [i for i, held in enumerate(sides) if held is side]
+        return replace(
+            data,
+            prompts=tuple(data.prompts[i] for i in rows),
+            texts=tuple(data.texts[i] for i in rows),
+            sources=tuple(data.sources[i] for i in rows),
+        )
+
+    return part(False), part(True)
+
+
+def is_heldout(prompt: Sequence[int], fraction: float, seed: int) -> bool:
+    """Whether a prompt is held out: a hash of (seed, tokens), so adding rows moves no prompt to the other side."""
+    if not 0 <= fraction <= 1:
+        raise UserError(f"heldout_fraction: {fraction}, expected a number from 0 to 1")
+    data = struct.pack(f"<{len(prompt) + 1}q", seed, *prompt)
+    drawn = hashlib.blake2b(data, digest_size=8, person=b"heldout").digest()
+    return int.from_bytes(drawn, "little") < fraction * 2**64
+
+
+def kept_places(ids: Sequence[int], limit: int, side: Side, bos_id: int | None) -> list[int] | None:
+    """The places of a prompt's tokens that stay, at most ``limit``; None where the row is to be dropped.
+
+    A BOS in front stays: some models are lost without it.
+    """
+    length = len(ids)
+    if length <= limit:
+        return list(range(length))
+    if side == "drop":
+        return None
+    if side == "right":
+        return list(range(limit))
+    first = [0] if limit > 1 and ids[0] == bos_id else []
+    return [*first, *range(length - limit + len(first), length)]
+
+
+def is_blank(prompt: Prompt) -> bool:
+    """Whether a prompt says nothing."""
+    return not (prompt.strip() if isinstance(prompt, str) else any(str(m["content"]).strip() for m in prompt))
+
+
+def plain_text(prompt: Prompt) -> str:
+    """The prompt for people: its text; of several turns, "role: text" lines."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return str(prompt[0]["content"])
+    return "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+
+
+def _require_length(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{name}: {value}, expected at least 1")

@@ -1,0 +1,144 @@
+"""Texts to imitate: demonstrations, conversations or plain documents, as tokens with labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from accord.config import UserError
+from accord.data.chat import chat_tokens, document_ids, exchange
+from accord.data.prompts import kept_places
+from accord.data.records import (
+    Report,
+    Row,
+    Tally,
+    Where,
+    messages_field,
+    prompt_field,
+    read_jsonl,
+    reply_field,
+    require,
+    text_field,
+)
+
+if TYPE_CHECKING:
+    from accord.data.tokenizer import Tokenizer
+
+Cut = Literal["reply", "prompt", "drop"]
+"""What a row that is too long loses: the end of its last reply, the start of what precedes that reply, or all."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedExample:
+    """One text.  Its first token is never a label, for nothing precedes it.
+
+    Raises ValueError where the lengths differ, there is no label, or the first token is one.
+    """
+
+    tokens: tuple[int, ...]
+    loss_mask: tuple[bool, ...]  # true on labels
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.loss_mask):
+            raise ValueError(f"loss_mask: length {len(self.loss_mask)}, expected {len(self.tokens)}")
+        if not any(self.loss_mask) or self.loss_mask[0]:
+            raise ValueError("an example needs a label, and not at its first token")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedData:
+    """The usable rows of a file, in its order."""
+
+    examples: tuple[SupervisedExample, ...]
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def load_supervised(
+    path: str | Path, tokenizer: Tokenizer, max_length: int, truncate: Cut = "reply", limit: int = 0
+) -> SupervisedData:
+    """Reads ``{"prompt", "completion"}``, ``{"messages"}`` or ``{"text"}`` rows.
+
+    Labels are the completion, every assistant turn, or the whole text, each up to and including the end token; a reply
+    that was cut has no end token.  ``limit`` > 0 reads the first rows only.  Raises UserError, naming file and row.
+    """
+    if max_length < 2:
+        raise UserError(f"max_length: {max_length}, expected at least 2")
+    tally = Tally()
+    examples = []
+    for number, row in islice(read_jsonl(path), limit or None):
+        where = Where(str(path), number)
+        tally.rows += 1
+        tokens, mask, apart = _tokens(row, tokenizer, where)
+        if not tokens:
+            tally.dropped["empty reply"] += 1
+            continue
+        if len(tokens) > max_length:
+            cut = _cut(tokens, mask, max_length, truncate, tokenizer.bos_id)
+            if cut is None:
+                tally.dropped["too long" if truncate == "drop" else "no room for a reply"] += 1
+                continue
+            tokens, mask = cut
+            tally.truncated_prompts += truncate == "prompt"
+            tally.truncated_replies += truncate == "reply"
+        tally.retokenized += apart
+        tally.tokens += len(tokens)
+        examples.append(SupervisedExample(tuple(tokens), tuple(mask)))
+    return SupervisedData(tuple(examples), tally.report(path))
+
+
+def _tokens(row: Row, tokenizer: Tokenizer, where: Where) -> tuple[list[int], list[bool], bool]:
+    """(tokens, labels, tokenised apart); no tokens where there is no reply."""
+    if "messages" in row:
+        messages = messages_field(row, "messages", where)
+        if any(m["role"] == "assistant" and not m["content"].strip() and "tool_calls" not in m for m in messages):
+            return [], [], False
+        with where.named():
+            chat = chat_tokens(tokenizer, messages)
+        return chat.ids, _but_first(chat.loss_mask), chat.apart
+    if "prompt" not in row and "completion" not in row and "text" in row:
+        text = text_field(row, "text", where)
+        ids = document_ids(tokenizer, text) if text.strip() else []
+        return ids, _but_first([True] * len(ids)), False
+    if "prompt" not in row and "completion" not in row:
+        require(row, "messages" if _looks_like_chat(row) else "prompt", where)
+    prompt, completion = prompt_field(row, "prompt", where), reply_field(row, "completion", where)
+    if not completion.strip():
+        return [], [], False
+    with where.named():
+        told = exchange(tokenizer, prompt, completion)
+    mask = [False] * len(told.prompt) + [True] * len(told.reply)
+    return told.prompt + told.reply, _but_first(mask), told.apart
+
+
+def _looks_like_chat(row: Row) -> bool:
+    return any(isinstance(value, list) for value in row.values())
+
+
+def _but_first(mask: list[bool]) -> list[bool]:
+    return [False, *mask[1:]] if mask else []
+
+
+def _cut(
+    tokens: list[int], mask: list[bool], max_length: int, truncate: Cut, bos_id: int | None
+) -> tuple[list[int], list[bool]] | None:
+    """At most ``max_length`` tokens with a label among them, or None."""
+    if truncate == "drop":
+        return None
+    if truncate == "reply":
+        return (tokens[:max_length], mask[:max_length]) if any(mask[:max_length]) else None
+    reply = next(i for i in range(len(mask) - 1, -1, -1) if not mask[i]) + 1  # where the last run of labels starts
+    room = max_length - (len(tokens) - reply)
+    if room < 1:
+        return None
+    places = kept_places(tokens[:reply], room, "left", bos_id)
+    assert places is not None  # only "drop" gives None
+    places += range(reply, len(tokens))
+    return [tokens[i] for i in places], _but_first([mask[i] for i in places])

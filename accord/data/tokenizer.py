@@ -1,0 +1,299 @@
+"""Text to token ids and back: a ``tokenizers`` backend with its special tokens, apart from transformers.
+
+Three rules of this room: ``encode`` never adds a token that the text does not spell; the pad token is never the end
+token (a model whose end is masked as padding never learns to stop); the end token is the one that the chat template
+writes behind a reply, whatever the config calls EOS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accord.config import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SPARE = ("pad", "reserved", "unused", "fim", "endoftext", "extra")
+"""What the names of special tokens contain that no text of ours can hold, best first."""
+
+
+class Tokenizer:
+    """A tokenizer and its special tokens.  Takes the backend over: turns its truncation, padding and additions off.
+
+    ``specials`` maps names such as ``eos_token`` to their text, as the chat template sees them.
+    Raises UserError where there is no end token, or no token that can serve as padding.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        specials: Mapping[str, str],
+        chat_template: str | None = None,
+        model_max_length: int | None = None,
+    ) -> None:
+        self._backend = backend
+        backend.no_truncation()
+        backend.no_padding()
+        self.specials = {name: text for name, text in specials.items() if backend.token_to_id(text) is not None}
+        added = {token.content for token in backend.get_added_tokens_decoder().values()}
+        backend.add_special_tokens([text for text in self.specials.values() if text not in added])
+        self.chat_template = chat_template
+        self.model_max_length = model_max_length
+        self.bos_id: int | None = self._named_id("bos_token")
+        self.adds_bos = self.bos_id is not None and backend.encode("").ids[:1] == [self.bos_id]
+        """Whether the tokenizer's makers put BOS before plain text."""
+        # Set aside: nothing is added here, and some post-processors shift offsets over spaces.
+        self._post_processor = backend.post_processor
+        backend.post_processor = None
+        self.eos_id: int = self._find_eos()
+        self.pad_id: int = self._find_pad()
+
+    # -------------------------------------------------------------- opening and saving
+    @classmethod
+    def open(cls, directory: str | Path) -> Tokenizer:
+        """Opens a Hugging Face folder; without ``tokenizer.json``, through transformers.
+
+        Raises UserError where the folder holds no tokenizer.
+        """
+        folder = Path(directory)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; expected one with tokenizer.json")
+        if not (folder / "tokenizer.json").is_file():
+            return cls._through_transformers(folder)
+        import tokenizers
+
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the Rust side raises bare Exception
+            raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error})") from error
+        config = _json(folder / "special_tokens_map.json")
+        config.update({k: v for k, v in _json(folder / "tokenizer_config.json").items() if v is not None})
+        _add_listed(backend, config.get("added_tokens_decoder") or {})
+        template = folder / "chat_template.jinja"
+        chat_template = template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template")
+        limit = config.get("model_max_length")
+        try:
+            return cls(backend, _named(config), _default(chat_template), limit if isinstance(limit, int) else None)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+
+    @classmethod
+    def from_gguf(cls, path: str | Path) -> Tokenizer:
+        """Opens the tokenizer inside a GGUF file (needs transformers and gguf)."""
+        file = Path(path)
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; expected a .gguf model")
+        return cls._through_transformers(file.parent, gguf_file=file.name)
+
+    @classmethod
+    def _through_transformers(cls, folder: Path, **how: str) -> Tokenizer:
+        from transformers import AutoTokenizer
+
+        name = folder / how.get("gguf_file", "")
+        try:
+            opened = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call, unused-ignore]
+                str(folder), local_files_only=True, trust_remote_code=False, **how
+            )
+        except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{name}: no tokenizer that transformers can open ({reason})") from error
+        backend = getattr(opened, "backend_tokenizer", None) or getattr(opened, "_tokenizer", None)
+        if backend is None:
+            raise UserError(f"{name}: a tokenizer written in Python only; convert it to tokenizer.json first")
+        try:
+            return cls(backend, _named(opened.special_tokens_map), _default(opened.chat_template))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+
+    def save(self, directory: str | Path) -> None:
+        """Writes ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``; AutoTokenizer reads the
+        same ids from them.  (``PreTrainedTokenizerFast`` takes tokenizer.json as it is; named classes rebuild parts.)
+        """
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **self.specials,
+            "pad_token": self.token(self.pad_id),
+        }
+        if self.model_max_length is not None:
+            config["model_max_length"] = self.model_max_length
+        # A template that writes {{ eos_token }} must find the one it was made for.
+        if "eos_token" not in (self.chat_template or "") or "eos_token" not in config:
+            config["eos_token"] = self.token(self.eos_id)
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8", newline="")
+        (folder / "tokenizer.json").write_text(self._serialized(), encoding="utf-8", newline="\n")
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def _serialized(self) -> str:
+        self._backend.post_processor = self._post_processor
+        text: str = self._backend.to_str(pretty=True)
+        self._backend.post_processor = None
+        return text
+
+    def digest(self) -> str:
+        """32 hexadecimal digits; equal where ids, end, pad and chat rendering are equal."""
+        ends = [self.bos_id, self.eos_id, self.pad_id, self.chat_template]
+        return hashlib.blake2b((self._serialized() + json.dumps(ends)).encode(), digest_size=16).hexdigest()
+
+    # -------------------------------------------------------------- text and ids
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text and nothing else; special tokens that the text spells are recognised."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and for each the (start, end) of the characters it stands for."""
+        encoded = self._backend.encode(text, add_special_tokens=False)
+        return list(encoded.ids), list(encoded.offsets)
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
+
+    def token(self, token_id: int) -> str:
+        """How the token is written; raises ValueError for an id outside the vocabulary."""
+        text = self._backend.id_to_token(token_id)
+        if text is None:
+            raise ValueError(f"token {token_id} is not in the vocabulary of {self.vocab_size}")
+        return str(text)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest id."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def added_ids(self) -> frozenset[int]:
+        """Ids of tokens that are recognised whole, wherever they stand."""
+        return frozenset(self._backend.get_added_tokens_decoder())
+
+    # -------------------------------------------------------------- choosing the special tokens
+    def _named_id(self, name: str) -> int | None:
+        return self._backend.token_to_id(self.specials[name]) if name in self.specials else None
+
+    def _find_eos(self) -> int:
+        if self.chat_template is not None:
+            from accord.data.chat import end_of_reply
+
+            if (written := end_of_reply(self)) is not None:
+                return written
+        if (eos := self._named_id("eos_token")) is None:
+            raise UserError('the tokenizer has no end token; set "eos_token" in tokenizer_config.json')
+        return eos
+
+    def _find_pad(self) -> int:
+        named = self._named_id("pad_token")
+        if named is not None and named != self.eos_id:
+            return named
+        taken = {self.eos_id, self.bos_id}
+        template = self.chat_template or ""
+        special = {t.content: i for i, t in sorted(self._backend.get_added_tokens_decoder().items()) if t.special}
+        free = {text: i for text, i in special.items() if i not in taken and text not in template}
+        if (spare := _first_spare(free, self.specials.get("unk_token"))) is None:
+            raise UserError(
+                f'no token to pad with: "pad_token" must differ from the end token {self.token(self.eos_id)!r}; '
+                "set it in tokenizer_config.json to a token of the vocabulary that your texts never hold"
+            )
+        return free[spare]
+
+
+def _first_spare(free: Mapping[str, int], unk: str | None) -> str | None:
+    by_name = (text for word in SPARE for text in free if word in text.lower())
+    return next(by_name, unk if unk in free else next(iter(free), None))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return value
+
+
+def _named(config: Mapping[str, Any]) -> dict[str, str]:
+    """The named special tokens, whether written as text or as {"content": text}."""
+    found = {name: config[name] for name in NAMED if config.get(name)}
+    texts = {name: value["content"] if isinstance(value, dict) else str(value) for name, value in found.items()}
+    return {name: text for name, text in texts.items() if text}
+
+
+def _default(template: Any) -> str | None:
+    """A folder may hold several templates: a mapping or a list of {"name", "template"}."""
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}
+    return template.get("default") if isinstance(template, dict) else template
+
+
+def _add_listed(backend: tokenizers.Tokenizer, listed: Mapping[str, Mapping[str, Any]]) -> None:
+    """Adds tokens that only tokenizer_config.json lists, in the order of their ids, as transformers does."""
+    import tokenizers
+
+    known = backend.get_vocab(with_added_tokens=True)
+    for _, entry in sorted(listed.items(), key=lambda item: int(item[0])):
+        if entry["content"] not in known:
+            flags = {k: bool(entry.get(k, False)) for k in ("single_word", "lstrip", "rstrip", "special")}
+            normalized = bool(entry.get("normalized", not flags["special"]))
+            backend.add_tokens([tokenizers.AddedToken(entry["content"], normalized=normalized, **flags)])
+
+
+# ------------------------------------------------------------------ the small world's own
+SMALL_SPECIALS = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>")
+SMALL_ALPHABET = string.ascii_lowercase + string.digits + " " + ".,?!'-:" + "\n"
+SMALL_TEMPLATE = """\
+{%- set ns = namespace(system='') -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}
+{%- if not loop.first -%}{{ raise_exception('a system message must come first') }}{%- endif -%}
+{%- set ns.system = message['content'] + '\\n' -%}
+{%- elif message['role'] == 'user' -%}
+{{- '<user>' + ns.system + message['content'] -}}
+{%- set ns.system = '' -%}
+{%- elif message['role'] == 'assistant' -%}
+{%- if ns.system -%}{{ raise_exception('a user message must follow the system message') }}{%- endif -%}
+{{- '<assistant>' + message['content'] + '<eos>' -}}
+{%- else -%}
+{{ raise_exception('this model knows the roles system, user and assistant, not ' + message['role']) }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<assistant>' }}{%- endif -%}
+"""
+
+
+def small_tokenizer() -> Tokenizer:
+    """50 symbols: five special tokens, a-z, 0-9, space, ``. , ? ! ' - :`` and newline.  Lower-cases; no BOS.
+
+    >>> tokenizer = small_tokenizer()
+    >>> tokenizer.vocab_size, tokenizer.decode(tokenizer.encode("Why, 2 cats?"))
+    (50, 'why, 2 cats?')
+    """
+    return Tokenizer(
+        _characters(SMALL_SPECIALS, SMALL_ALPHABET),
+        {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"},
+        SMALL_TEMPLATE,
+    )
+
+
+def _characters(specials: Sequence[str], alphabet: Iterable[str]) -> tokenizers.Tokenizer:
+    import tokenizers
+    from tokenizers import decoders, models, normalizers
+
+    vocab = {symbol: i for i, symbol in enumerate([*specials, *alphabet])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))  # no merges: characters
+    backend.normalizer = normalizers.Lowercase()
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(list(specials))
+    return backend

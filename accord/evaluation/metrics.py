@@ -1,0 +1,242 @@
+"""Numbers about replies: means, win rates and agreements, with intervals that are bootstrapped over *prompts*.
+
+Replies to one prompt resemble one another, so resampling rows would give intervals that are too narrow.  Here a prompt
+is the unit (a cluster bootstrap; Davison and Hinkley 1997): its replies are averaged first, and whole prompts are drawn
+with replacement.  Intervals are percentile intervals (Efron 1979).
+
+``N`` prompts, ``k`` replies a prompt (which may differ between prompts), ``R`` rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[np.float64]
+PerPrompt: TypeAlias = Sequence[Sequence[float]] | npt.NDArray[np.floating]
+Vector: TypeAlias = Sequence[float] | Sequence[int] | Sequence[bool] | npt.NDArray[np.generic]
+
+DRAWS_AT_ONCE = 1_000_000  # bounds the memory of a bootstrap at about 16 MB
+
+
+class Interval(NamedTuple):
+    """An estimate and its interval; unpacks as ``mean, low, high``."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class MatchedAccuracy(NamedTuple):
+    """Accuracy over ``n`` pairs of like length; None where no pair was of like length."""
+
+    accuracy: float | None
+    n: int
+
+
+# ----------------------------------------------------------------- checks
+def _vector(values: Vector, name: str) -> Array:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected a flat sequence of numbers, found shape {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{name}: empty, there is nothing to measure")
+    bad = np.flatnonzero(~np.isfinite(array))
+    if bad.size:
+        raise ValueError(f"{name}: {bad.size} of {array.size} values are not finite, the first in row {bad[0]}")
+    return array
+
+
+def _rows(per_prompt: PerPrompt, name: str) -> list[Array]:
+    """The replies' values of each prompt, checked."""
+    if len(per_prompt) == 0:
+        raise ValueError(f"{name}: empty, there is nothing to measure")
+    return [_vector(row, f"{name}, prompt {i}") for i, row in enumerate(per_prompt)]
+
+
+def _prompt_means(per_prompt: PerPrompt, name: str) -> Array:
+    return np.array([row.mean() for row in _rows(per_prompt, name)])
+
+
+def _same_length(a: Sized, b: Sized, what: str) -> None:
+    if len(a) != len(b):
+        raise ValueError(f"{what}: {len(a)} against {len(b)}; they must be paired, in the same order")
+
+
+def by_prompt(prompts: Sequence[str], values: Vector) -> list[list[float]]:
+    """Rows to one list a distinct prompt, in order of first appearance.
+
+    A prompt that was asked twice stays one cluster: asking it again tells nothing about other prompts.
+
+    >>> by_prompt(["a", "b", "a"], [1.0, 2.0, 3.0])
+    [[1.0, 3.0], [2.0]]
+    """
+    array = _vector(values, "values")
+    _same_length(prompts, array, "prompts and values")
+    groups: dict[str, list[float]] = {}
+    for prompt, value in zip(prompts, array.tolist(), strict=True):
+        groups.setdefault(prompt, []).append(value)
+    return list(groups.values())
+
+
+# ----------------------------------------------------------------- intervals over prompts
+def _bootstrap(clusters: Array, seed: int, n: int, level: float) -> Interval:
+    """Percentile interval of the mean of (N,) independent values."""
+    size = len(clusters)
+    if size < 2:
+        raise ValueError(f"an interval over prompts needs at least 2 prompts, found {size}")
+    if n < 1 or not 0 < level < 1:
+        raise ValueError(f"n must be at least 1 and level between 0 and 1, found n={n}, level={level}")
+    rng = np.random.default_rng(seed)
+    chunk = max(1, DRAWS_AT_ONCE // size)
+    draws = [
+        clusters[rng.integers(0, size, (min(chunk, n - start), size))].mean(axis=1) for start in range(0, n, chunk)
+    ]
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.concatenate(draws), [tail, 1 - tail])
+    return Interval(float(clusters.mean()), float(low), float(high))
+
+
+def bootstrap_ci(per_prompt: PerPrompt, seed: int, n: int = 2000, level: float = 0.95) -> Interval:
+    """The mean over prompts of the mean over each prompt's replies, with a bootstrap interval over prompts.
+
+    ``per_prompt``: N sequences of values, one a reply.  ``n`` resamples.
+    Raises ValueError for fewer than two prompts, a prompt without replies, or a value that is not finite.
+    """
+    return _bootstrap(_prompt_means(per_prompt, "per_prompt"), seed, n, level)
+
+
+def _differences(a: PerPrompt, b: PerPrompt) -> Array:
+    first, second = _prompt_means(a, "a"), _prompt_means(b, "b")
+    _same_length(first, second, "prompts of a and b")
+    return first - second
+
+
+def paired_difference(a: PerPrompt, b: PerPrompt, seed: int, n: int = 2000, level: float = 0.95) -> Interval:
+    """Mean over prompts of (the mean of a's replies minus that of b's), with a bootstrap interval over prompts.
+
+    Row i of both is the same prompt, so what makes a prompt easy for both drops out; they may differ in replies.
+    """
+    return _bootstrap(_differences(a, b), seed, n, level)
+
+
+def effect_in_sd(a: PerPrompt, b: PerPrompt) -> float:
+    """``paired_difference``'s mean in units of the (sample) standard deviation across prompts of b's means.
+
+    State the replies a prompt beside it: with more of them the deviation shrinks, and the same gain counts for more.
+    """
+    difference = _differences(a, b).mean()
+    means = _prompt_means(b, "b")
+    spread = means.std(ddof=1) if len(means) > 1 else 0.0
+    if spread == 0:
+        raise ValueError("b: its means do not vary across prompts, so an effect in standard deviations is undefined")
+    return float(difference / spread)
+
+
+def win_rate(
+    ours: PerPrompt, theirs: PerPrompt, seed: int, *, matched: bool = False, n: int = 2000, level: float = 0.95
+) -> Interval:
+    """The share of comparisons that ``ours`` wins, ties counting one half, with a bootstrap interval over prompts.
+
+    Within a prompt each of our replies meets each of theirs; with ``matched`` reply j meets reply j only.
+    Prompts weigh alike.
+    """
+    first, second = _rows(ours, "ours"), _rows(theirs, "theirs")
+    _same_length(first, second, "prompts of ours and theirs")
+    rates = []
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        if matched:
+            _same_length(a, b, f"replies of ours and theirs, prompt {i}")
+        gap = a - b if matched else a[:, None] - b[None, :]
+        rates.append((np.sign(gap).mean() + 1) / 2)
+    return _bootstrap(np.array(rates), seed, n, level)
+
+
+# ----------------------------------------------------------------- the reward model
+def pair_agreement(scores_a: PerPrompt | Vector, scores_b: PerPrompt | Vector) -> float:
+    """The share of pairs that ``scores_a`` orders as ``scores_b`` does (b is the truth).
+
+    Flat vectors (R,): every pair of rows counts.  Sequences of sequences: only pairs within a row (a prompt's replies,
+    or one given pair a row), all weighing alike.  Pairs that b ties are left out; what only a ties counts one half.
+    """
+    _same_length(scores_a, scores_b, "scores_a and scores_b")
+    if len(scores_b) and np.ndim(scores_b[0]) == 0:
+        first, second = [_vector(scores_a, "scores_a")], [_vector(scores_b, "scores_b")]  # type: ignore[arg-type]
+    else:
+        first, second = _rows(scores_a, "scores_a"), _rows(scores_b, "scores_b")  # type: ignore[arg-type]
+    agreed, pairs = 0.0, 0
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        _same_length(a, b, f"scores_a and scores_b, row {i}")
+        left, right = np.triu_indices(len(a), 1)
+        guess, truth = np.sign(a[left] - a[right]), np.sign(b[left] - b[right])
+        agreed += float(((guess * truth)[truth != 0] + 1).sum() / 2)
+        pairs += int((truth != 0).sum())
+    if pairs == 0:
+        raise ValueError("scores_b: no two rows differ, so there is no pair to agree on")
+    return agreed / pairs
+
+
+def length_correlation(scores: Vector, lengths: Vector) -> float:
+    """Pearson's correlation of score and length; 0 where either does not vary.  Near 1 the score is the length."""
+    x, y = _vector(scores, "scores"), _vector(lengths, "lengths")
+    _same_length(x, y, "scores and lengths")
+    x, y = x - x.mean(), y - y.mean()
+    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(np.clip(x @ y / norm, -1, 1)) if norm > 0 else 0.0
+
+
+def length_matched_accuracy(
+    chosen_scores: Vector,
+    rejected_scores: Vector,
+    chosen_lengths: Vector,
+    rejected_lengths: Vector,
+    tolerance: float = 0.1,
+) -> MatchedAccuracy:
+    """Accuracy on the pairs whose lengths differ by at most ``tolerance`` of the longer; tied scores count one half.
+
+    A model that merely counts tokens falls to one half here, however good it looks on all pairs.
+    """
+    chosen, rejected = _vector(chosen_scores, "chosen_scores"), _vector(rejected_scores, "rejected_scores")
+    long, short = _vector(chosen_lengths, "chosen_lengths"), _vector(rejected_lengths, "rejected_lengths")
+    for name, other in (("rejected_scores", rejected), ("chosen_lengths", long), ("rejected_lengths", short)):
+        _same_length(chosen, other, f"chosen_scores and {name}")
+    alike = np.abs(long - short) <= tolerance * np.maximum(long, short)
+    if not alike.any():
+        return MatchedAccuracy(None, 0)
+    return MatchedAccuracy(float((np.sign(chosen - rejected)[alike].mean() + 1) / 2), int(alike.sum()))
+
+
+# ----------------------------------------------------------------- the texts
+def distinct_n(texts: Sequence[str], n: int = 2) -> float:
+    """Distinct n-grams of whitespace words over all n-grams, pooled over ``texts`` (Li et al. 2016).
+
+    None crosses two texts.  It falls as the pool grows, so compare equal numbers of replies.
+    Raises ValueError where no text has n words.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, found {n}")
+    total, seen = 0, set()
+    for text in texts:
+        words = text.split()
+        grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        total += len(grams)
+        seen.update(grams)
+    if total == 0:
+        raise ValueError(f"texts: none of the {len(texts)} has {n} words or more, so distinct-{n} is undefined")
+    return len(seen) / total
+
+
+def mean_length(lengths: Vector) -> float:
+    """Mean number of tokens a reply, from the replies' lengths."""
+    return float(_vector(lengths, "lengths").mean())
+
+
+def eos_rate(ended: Vector) -> float:
+    """The share of replies that ended by themselves, from one boolean a reply."""
+    flags = _vector(ended, "ended")
+    if not np.isin(flags, (0.0, 1.0)).all():
+        raise ValueError("ended: expected true or false for each reply")
+    return float(flags.mean())

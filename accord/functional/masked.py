@@ -1,0 +1,72 @@
+"""Sums and moments over what a mask keeps; what is masked, NaN included, reaches neither a value nor a gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from accord.types import Mean
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in a type safe to sum in: float64 stays, everything else becomes float32."""
+    return x if x.dtype is torch.float64 else x.float()
+
+
+def same_shape(expected: Tensor, **others: Tensor) -> None:
+    """Raises ValueError, with the name, where a shape differs: (B,) against (B, 1) would broadcast in silence."""
+    for name, other in others.items():
+        if other.shape != expected.shape:
+            raise ValueError(f"{name}: shape {tuple(other.shape)}, expected {tuple(expected.shape)}")
+
+
+def keep(x: Tensor, mask: Tensor) -> Tensor:
+    """``x`` where ``mask`` (bool, same shape) is true, 0 elsewhere.  Raises ValueError where the shapes differ."""
+    same_shape(x, mask=mask)
+    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def mean_over(x: Tensor, mask: Tensor) -> Mean:
+    """The mean of ``x`` where ``mask`` is true, as a sum over a count."""
+    return Mean(keep(wide(x), mask).sum(), mask.sum())
+
+
+def mean_of(x: Tensor) -> Mean:
+    """The mean over all elements of ``x``, as a sum over a count."""
+    return Mean(wide(x).sum(), torch.tensor(x.numel(), device=x.device))
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """() the mean of ``x`` where ``mask`` is true; 0 where nothing is."""
+    mean = mean_over(x, mask)
+    return mean.total / mean.count.clamp(min=1)
+
+
+def centred(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` less its masked mean (0 where masked), and that mean.
+
+    An offset is taken off first, so that equal values give exact zeros however large they are.
+    """
+    x = keep(wide(x), mask)
+    offset = torch.where(mask, x, -torch.inf).amax() if x.numel() else x.sum()
+    offset = torch.where(mask.any(), offset, 0.0).detach()
+    shifted = keep(x - offset, mask)
+    mean = masked_mean(shifted, mask)
+    return keep(shifted - mean, mask), mean + offset
+
+
+def masked_var(x: Tensor, mask: Tensor, unbiased: bool = False) -> Tensor:
+    """() the variance of ``x`` where ``mask`` is true: of the population, or ``unbiased`` (n - 1)."""
+    deviation, _ = centred(x, mask)
+    return deviation.square().sum() / (mask.sum() - int(unbiased)).clamp(min=1)
+
+
+def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """``x`` scaled to unit variance where ``mask`` is true, 0 elsewhere; without ``shift_mean`` the mean is left.
+
+    Population variance and 1e-8 under the root, as in lm-human-preferences, which whitens advantages with the shift
+    and rewards without (a shift would turn the sign of the score at the last token).
+    """
+    deviation, mean = centred(x, mask)
+    scaled = deviation * torch.rsqrt(masked_var(x, mask) + 1e-8)
+    return scaled if shift_mean else keep(scaled + mean, mask)

@@ -1,0 +1,137 @@
+"""Any other causal language model of transformers behind the ``Backbone`` protocol: right before fast.
+
+Every text is a padded row, and a step reads the whole text again: that is right for attention and state-space models
+alike, whatever their caches look like, and costs a factor of the length.  Families worth more have a file of their own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from accord.config import UserError
+from accord.types import Packed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(slots=True)
+class TextCache:
+    """The texts so far, one list of tokens a row."""
+
+    texts: list[list[int]]
+
+    def select(self, rows: Tensor) -> TextCache:
+        """See ``Cache.select``."""
+        return TextCache([list(self.texts[row]) for row in rows.tolist()])
+
+
+class CausalLM(nn.Module):
+    """A ``Backbone`` around a causal model of transformers, with dropout off also after ``train()``.
+
+    Raises UserError naming the model type where the parts do not give the model's own logits.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = cast(Any, model)  # its methods are not typed
+        self.model.eval()
+        self.kind: str = self.model.config.model_type
+        base, head = self.model.base_model, self.model.get_output_embeddings()
+        if base is self.model or head is None:
+            raise UserError(f"model type {self.kind!r}: has no language-model head apart from its body")
+        self.vocab_size, self.width = (int(size) for size in head.weight.shape)
+        self._accepts = set(inspect.signature(base.forward).parameters)
+        _check(self)
+
+    def train(self, mode: bool = True) -> CausalLM:
+        super().train(mode)
+        self.model.eval()  # dropout would make the ratio of new to old probabilities differ from 1 at the first step
+        return self
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """(L, D); see ``Backbone.hidden``.  A shared prompt is read once for each of its texts."""
+        rows, columns = packed.texts.shape
+        inputs: dict[str, Any] = {
+            "input_ids": packed.tokens[packed.texts.clamp(min=0)],  # after a text's end: any token, nobody reads it
+            "attention_mask": (packed.texts >= 0).long(),
+            "position_ids": torch.arange(columns, device=packed.texts.device).expand(rows, -1),
+            "use_cache": False,
+        }
+        found = self.model.base_model(**{key: value for key, value in inputs.items() if key in self._accepts})
+        states: Tensor = found[0]
+        return states.flatten(0, 1).index_select(0, packed.slots)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(N, V) from (N, D), with the scale (Cohere, Granite) and the soft cap (Gemma) that the config names."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        config = self.model.config
+        factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        logits = logits if factor == 1.0 else logits * factor
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @torch.no_grad()
+    def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, TextCache]:
+        """See ``Backbone.prefill``; without gradients.  ``capacity`` is not needed here."""
+        if bool((packed.parents >= 0).any()):
+            raise ValueError("prefill reads prompts: segments without parents")
+        texts = [part.tolist() for part in torch.tensor_split(packed.tokens, packed.offsets[1:-1].cpu())]
+        return self.hidden(packed).index_select(0, packed.last), TextCache(texts)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, cache: TextCache) -> Tensor:
+        """See ``Backbone.step``; without gradients.  Reads each text again in full."""
+        for text, token in zip(cache.texts, tokens.tolist(), strict=True):
+            text.append(token)
+        packed = Packed.of(cache.texts).to(tokens.device)
+        return self.hidden(packed).index_select(0, packed.last)
+
+    @classmethod
+    def open(cls, directory_or_id: str | Path) -> CausalLM:
+        """Opens a model folder, or a model by its name on the hub, in float32; never runs code that comes with it.
+
+        Raises UserError naming the folder where transformers cannot read it.
+        """
+        from transformers import AutoModelForCausalLM
+
+        name = str(directory_or_id)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"{name}: transformers cannot open this model ({reason})") from None
+        return cls(model)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the folder as transformers does."""
+        self.model.save_pretrained(str(directory))
+
+
+@torch.no_grad()
+def _check(ours: CausalLM) -> None:
+    """Two short texts, one the beginning of the other, must get the logits that the whole model gives each alone.
+
+    That covers the head, the padding and causality: a model that sees the future gives the beginning other logits.
+    """
+    device = next(ours.model.parameters()).device
+    texts: Sequence[list[int]] = [[token % ours.vocab_size for token in text] for text in ([5, 6, 7], [5, 6])]
+    packed = Packed.of(texts).to(device)
+    found = ours.logits(ours.hidden(packed)).float()
+    alone = [ours.model(input_ids=torch.tensor([text], device=device)).logits[0] for text in texts]
+    wanted = torch.cat([*alone, alone[1]]).float()
+    found = torch.cat([found, found[:2]])
+    tolerance = 1e-4 if ours.model.dtype is torch.float32 else 3e-2
+    slack = tolerance * float(wanted.abs().max())
+    if found.shape != wanted.shape or not torch.allclose(found, wanted, tolerance, slack):
+        raise UserError(
+            f"model type {ours.kind!r}: its body and head, or its padding, do not give its own logits, "
+            "or it is not causal; it cannot be trained here"
+        )

@@ -1,0 +1,104 @@
+"""LanguageActorCritic: a language model as policy, with a value for every token it may choose."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from accord.functional.logprobs import token_logprobs
+from accord.models.backbone import Backbone
+from accord.models.open import module
+from accord.models.reward import RewardModel
+from accord.types import Packed
+
+Critic = Literal["shared", "shared_detached", "separate", "reward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Of ``N`` chosen tokens."""
+
+    logprobs: Tensor  # (N,) under the policy at its temperature
+    entropy: Tensor  # (N,) of the distribution each was drawn from
+    values: Tensor  # (N,) of the state in which each was chosen; empty without a critic
+
+
+class ValueHead(nn.Module):
+    """A linear value, zero at the start, so that a random head cannot wreck the first advantages (trap 41)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.linear(hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
+
+
+class LanguageActorCritic(nn.Module):
+    """Policy and critic.
+
+    critic = "shared": the value head reads the policy's trunk; "shared_detached": it does, and its gradient stops
+    there; "separate": a copy of the policy's trunk learns values alone; "reward": that copy is the reward model's
+    trunk, and its head starts as the reward head (values then start at the reward the model expects).
+    """
+
+    def __init__(self, policy: Backbone, critic: Critic = "shared", reward_model: RewardModel | None = None) -> None:
+        super().__init__()
+        self.policy = policy
+        self.critic = critic
+        self.critic_backbone: Backbone | None = None
+        self.value_head: nn.Module = ValueHead(policy.width)
+        if critic == "separate":
+            self.critic_backbone = copy.deepcopy(policy)
+        elif critic == "reward":
+            if reward_model is None:
+                raise ValueError("critic='reward' needs a reward model")
+            self.critic_backbone = copy.deepcopy(reward_model.backbone)
+            self.value_head = copy.deepcopy(reward_model.head)
+        if self.critic_backbone is not None:
+            module(self.critic_backbone).requires_grad_(True)
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Those that only the value loss moves."""
+        trunk = [] if self.critic_backbone is None else list(module(self.critic_backbone).parameters())
+        return [*trunk, *self.value_head.parameters()]
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        return list(module(self.policy).parameters())
+
+    @property
+    def values_come_with_sampling(self) -> bool:
+        """Whether the trunk that samples is the one that the value head reads."""
+        return self.critic_backbone is None
+
+    def score(self, packed: Packed, chosen: Tensor, temperature: float) -> Scores:
+        """Log-probs, entropies and values of the tokens at ``chosen``, (N,) indices into the packed row."""
+        hidden = self.policy.hidden(packed)
+        before = packed.previous[chosen]
+        state = hidden[before]
+        logprobs, entropy = token_logprobs(self.policy.logits, state, packed.tokens[chosen], temperature)
+        if self.critic_backbone is not None:
+            state = self.critic_backbone.hidden(packed)[before]
+        return Scores(logprobs, entropy, self.values(state))
+
+    def values(self, state: Tensor) -> Tensor:
+        """(N,) values from (N, D) hidden states of the critic's trunk."""
+        return self.value_head(state.detach() if self.critic == "shared_detached" else state)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def critic_values(self, packed: Packed, chosen: Tensor) -> Tensor:
+        """(N,) values of a separate critic, in one pass over whole replies."""
+        trunk = self.policy if self.critic_backbone is None else self.critic_backbone
+        return self.values(trunk.hidden(packed)[packed.previous[chosen]])
+
+
+def reply_logprobs(backbone: Backbone, packed: Packed, chosen: Tensor, temperature: float = 1.0) -> Tensor:
+    """(N,) log-probs of the tokens at ``chosen``: what a reference or an evaluation needs."""
+    hidden = backbone.hidden(packed)[packed.previous[chosen]]
+    return token_logprobs(backbone.logits, hidden, packed.tokens[chosen], temperature)[0]

@@ -1,0 +1,296 @@
+"""Mamba (Gu & Dao 2023, arXiv 2312.00752) over packed texts, with the tensor names of ``MambaForCausalLM``.
+
+A block is   x, z = in_proj(norm(u)) · x = silu(conv(x)) · dt, B, C = x_proj(x) · y = scan(x, softplus(dt_proj(dt)), …)
+· u + out_proj(y * silu(z)).   The convolution and the scan follow a text across its segments, so a prompt is read once
+under all its replies.  Generation holds K-1 inputs and one state per row and layer, however long the text.
+
+Letters: ``E`` channels (d_inner), ``N`` state per channel, ``K`` taps of the convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from accord.config import UserError
+from accord.models.folders import read_json, read_weights, write_json, write_weights
+from accord.models.selective_scan import causal_conv, flat, gated, runs_compiled, selective_scan, softplus
+from accord.types import Packed
+
+DT_RANGE = (1e-3, 1e-1)  # the step sizes that training starts from
+
+
+@dataclass(frozen=True, slots=True)
+class MambaConfig:
+    """The sizes of a Mamba; ``from_hf`` and ``to_hf`` translate ``config.json``."""
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    dt_rank: int = 0  # 0: a sixteenth of d_model, rounded up
+    norm_eps: float = 1e-5
+    tied: bool = True
+    use_bias: bool = False
+    use_conv_bias: bool = True
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dt_rank == 0:
+            object.__setattr__(self, "dt_rank", -(-self.d_model // 16))
+        for name in ("vocab_size", "d_model", "n_layers", "d_state", "d_conv", "expand", "dt_rank"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)}: a Mamba needs at least 1")
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> MambaConfig:
+        """From the content of ``config.json``.  Raises UserError for another family, or a Mamba that we do not have."""
+        kind = config.get("model_type")
+        if kind != "mamba":
+            raise UserError(f"config.json: model_type = {kind!r}, expected 'mamba'; open it with its own family")
+        if config.get("hidden_act", "silu") != "silu":
+            raise UserError(f"config.json: hidden_act = {config['hidden_act']!r}; only 'silu' is implemented")
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers")
+        missing = [key for key in sizes if not isinstance(config.get(key), int)]
+        if missing:
+            raise UserError(f"config.json: {missing[0]} must be a whole number, found {config.get(missing[0])!r}")
+        rank, eos = config.get("time_step_rank", "auto"), config.get("eos_token_id", 0)
+        return cls(
+            vocab_size=config["vocab_size"],
+            d_model=config["hidden_size"],
+            n_layers=config["num_hidden_layers"],
+            d_state=config.get("state_size", 16),
+            d_conv=config.get("conv_kernel", 4),
+            expand=config.get("expand", 2),
+            dt_rank=0 if rank == "auto" else int(rank),
+            norm_eps=config.get("layer_norm_epsilon", 1e-5),
+            tied=config.get("tie_word_embeddings", True),
+            use_bias=config.get("use_bias", False),
+            use_conv_bias=config.get("use_conv_bias", True),
+            bos_id=config.get("bos_token_id", 0),
+            eos_ids=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),),
+            pad_id=config.get("pad_token_id", 0),
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of a ``config.json`` that ``AutoModelForCausalLM`` understands."""
+        return {
+            "architectures": ["MambaForCausalLM"],
+            "model_type": "mamba",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.d_model,
+            "intermediate_size": self.d_inner,
+            "num_hidden_layers": self.n_layers,
+            "state_size": self.d_state,
+            "conv_kernel": self.d_conv,
+            "expand": self.expand,
+            "time_step_rank": self.dt_rank,
+            "time_step_min": DT_RANGE[0],
+            "time_step_max": DT_RANGE[1],
+            "layer_norm_epsilon": self.norm_eps,
+            "hidden_act": "silu",
+            "tie_word_embeddings": self.tied,
+            "use_bias": self.use_bias,
+            "use_conv_bias": self.use_conv_bias,
+            "bos_token_id": self.bos_id,
+            "eos_token_id": self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids) or None,
+            "pad_token_id": self.pad_id,
+            "dtype": "float32",
+        }
+
+
+# ------------------------------------------------------------------------------------------- cache
+@dataclass(frozen=True, slots=True)
+class MambaCache:
+    """What ``B`` texts need to go on: of one size, however long they are."""
+
+    window: Tensor  # (layers, B, K-1, E), the last inputs of the convolution, oldest first
+    state: Tensor  # (layers, B, N, E)
+    taps: tuple[Tensor, ...]  # per layer (K, E): the weights as a step reads them, made once
+    rates: tuple[Tensor, ...]  # per layer (N, E), A log2(e)
+
+    def select(self, rows: Tensor) -> MambaCache:
+        """The named rows, (B',) int64: copied, repeated or dropped, in the order given."""
+        return MambaCache(self.window.index_select(1, rows), self.state.index_select(1, rows), self.taps, self.rates)
+
+
+# ------------------------------------------------------------------------------------------- model
+class Mixer(nn.Module):
+    """The selective state space layer."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        inner, self.rank, self.states = config.d_inner, config.dt_rank, config.d_state
+        self.in_proj = nn.Linear(config.d_model, 2 * inner, bias=config.use_bias)
+        self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner, bias=config.use_conv_bias)
+        self.x_proj = nn.Linear(inner, self.rank + 2 * self.states, bias=False)
+        self.dt_proj = nn.Linear(self.rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, self.states + 1).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, config.d_model, bias=config.use_bias)
+        self._initialise(config)
+
+    @torch.no_grad()
+    def _initialise(self, config: MambaConfig) -> None:
+        """As in the paper's code: dt log-uniform in DT_RANGE, the way out of a layer smaller by sqrt(layers)."""
+        nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
+        low, high = map(math.log, DT_RANGE)
+        dt = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
+        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+        self.out_proj.weight /= math.sqrt(config.n_layers)
+        for linear in (self.in_proj, self.out_proj):
+            if linear.bias is not None:
+                linear.bias.zero_()
+
+    def conv_bias(self) -> Tensor:
+        return self.D.new_zeros(self.D.shape) if self.conv1d.bias is None else self.conv1d.bias
+
+    def forward(self, u: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+        """(L, D) to (L, D), with what a cache keeps: the convolution's inputs (L, E) and final states (S, E, N)."""
+        before, z = self.in_proj(u).chunk(2, -1)
+        x = causal_conv(before, self.conv1d.weight, self.conv_bias(), packed.previous)
+        dt, B, C = self.x_proj(x).split([self.rank, self.states, self.states], -1)
+        dt = softplus(self.dt_proj(dt))
+        y, finals = selective_scan(x, dt, -self.A_log.exp(), B, C, self.D, packed.offsets, packed.parents)
+        return self.out_proj(gated(y, z)), before, finals
+
+    def step(self, u: Tensor, window: Tensor, state: Tensor, taps: Tensor, rates: Tensor) -> Tensor:
+        """One token for each row, (B, D) to (B, D); ``window`` (B, K-1, E) and ``state`` (B, N, E) move on in place."""
+        xz = self.in_proj(u)
+        if runs_compiled(xz) and self.D.shape[0] % 16 == 0:
+            return self._step_compiled(xz, window, state, taps, rates)
+        x, z = xz.chunk(2, -1)
+        seen = torch.cat([window, x[:, None]], 1)
+        window.copy_(seen[:, 1:])
+        x = F.silu((seen * taps).sum(1) + self.conv_bias())
+        dt, B, C = self.x_proj(x).split([self.rank, self.states, self.states], -1)
+        dt = F.softplus(self.dt_proj(dt))
+        state.mul_(torch.exp2(dt[:, None] * rates)).add_((dt * x)[:, None] * B[..., None])
+        return self.out_proj(((state * C[..., None]).sum(1) + self.D * x) * F.silu(z))  # type: ignore[no-any-return]
+
+    def _step_compiled(self, xz: Tensor, window: Tensor, state: Tensor, taps: Tensor, rates: Tensor) -> Tensor:
+        from accord.models import scan_numba as kernels
+
+        rows, width = len(xz), self.D.shape[0]
+        x, y = xz.new_empty(rows, width), xz.new_empty(rows, width)
+        kernels.conv_step(*map(flat, (xz, window, taps, self.conv_bias(), x)), width, 0, rows)
+        selected = self.x_proj(x)
+        dt = self.dt_proj(selected[:, : self.rank])
+        arrays = map(flat, (x, dt, rates, selected, self.D, xz, state, y))
+        sizes = (width, self.states, self.rank)
+        kernels.share(kernels.scan_step, *arrays, *sizes, count=rows, work=x.numel() * self.states)
+        return self.out_proj(y)  # type: ignore[no-any-return]
+
+
+class Layer(nn.Module):
+    """norm and mixer; the sum with the residual is the model's."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(config.d_model, config.norm_eps)
+        self.mixer = Mixer(config)
+
+
+class Mamba(nn.Module):
+    """The ``Backbone`` of the Mamba family."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.config, self.width, self.vocab_size = config, config.d_model, config.vocab_size
+        self.embeddings = nn.Embedding(config.vocab_size, config.d_model)
+        nn.init.normal_(self.embeddings.weight, std=0.02)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.norm_f = nn.RMSNorm(config.d_model, config.norm_eps)
+        self.lm_head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def _layers(self) -> list[Layer]:
+        return cast("list[Layer]", list(self.layers))
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """(L, D) hidden states after the final norm; the one at token t sees t and what precedes it in its text."""
+        h = self.embeddings(packed.tokens)
+        for layer in self._layers():
+            h = h + layer.mixer(layer.norm(h), packed)[0]
+        return self.norm_f(h)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(N, V) from (N, D)."""
+        return F.linear(hidden, self.embeddings.weight if self.lm_head is None else self.lm_head.weight)
+
+    @torch.no_grad()
+    def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, MambaCache]:
+        """Reads the segments: (S, D) hidden states at their last tokens, and the cache of ``S`` rows.
+
+        ``capacity`` is of no consequence: the cache does not grow.  A segment with a parent stands for its whole text.
+        """
+        h = self.embeddings(packed.tokens)
+        recent = [packed.last]
+        for _ in range(self.config.d_conv - 2):
+            recent.append(torch.where(recent[-1] < 0, -1, packed.previous[recent[-1]]))
+        back = torch.stack(recent[::-1], 1)[:, : self.config.d_conv - 1]  # (S, K-1), oldest first, -1 before the text
+        windows, states = [], []
+        for layer in self._layers():
+            out, before, finals = layer.mixer(layer.norm(h), packed)
+            h = h + out
+            windows.append(torch.where(back[..., None] < 0, 0.0, before[back]))
+            states.append(finals.transpose(1, 2))
+        mixers = [layer.mixer for layer in self._layers()]
+        taps = tuple(m.conv1d.weight[:, 0].t().contiguous() for m in mixers)
+        rates = tuple((-m.A_log.exp() / math.log(2)).t().contiguous() for m in mixers)
+        return self.norm_f(h[packed.last]), MambaCache(torch.stack(windows), torch.stack(states), taps, rates)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, cache: MambaCache) -> Tensor:
+        """Appends one token (B,) to each row of the cache, in place; (B, D) hidden states at those tokens."""
+        h = self.embeddings(tokens)
+        for i, layer in enumerate(self._layers()):
+            h = h + layer.mixer.step(layer.norm(h), cache.window[i], cache.state[i], cache.taps[i], cache.rates[i])
+        return self.norm_f(h)  # type: ignore[no-any-return]
+
+    # --------------------------------------------------------------------------------------- folders
+    def save(self, directory: str) -> None:
+        """Writes ``config.json`` and ``model.safetensors`` as ``MambaForCausalLM`` reads them."""
+        state = self.state_dict()
+        names = {name: name if name.startswith("lm_head.") else f"backbone.{name}" for name in state}
+        write_weights(directory, {names[name]: tensor for name, tensor in state.items()})
+        write_json(directory, "config.json", self.config.to_hf())
+
+    @classmethod
+    def open(cls, directory: str) -> Mamba:
+        """The model of a Hugging Face folder, in float32.  Raises UserError for another family or misfit tensors."""
+        config = MambaConfig.from_hf(read_json(directory, "config.json"))
+        model = cls(config)
+        expected = model.state_dict()
+        found = {}
+        for name, tensor in read_weights(directory).items():
+            plain = name.removeprefix("backbone.").replace("embedding.", "embeddings.")  # old folders: singular
+            if not (plain == "lm_head.weight" and config.tied):
+                found[plain] = tensor
+        for name in sorted(expected.keys() ^ found.keys()):
+            fault = "is missing" if name in expected else "has no place in this model"
+            raise UserError(f"{directory}: tensor {name} {fault}; weights and config.json must be of one model")
+        for name, tensor in found.items():
+            if tensor.shape != expected[name].shape:
+                shapes = f"{tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
+                raise UserError(f"{directory}: tensor {name} has shape {shapes}; is config.json another model's?")
+        model.load_state_dict(found)
+        return model
+
+
+def small_mamba(d_model: int, n_layers: int, vocab_size: int, eos_id: int, pad_id: int) -> Mamba:
+    """A new Mamba with tied embeddings and the paper's proportions, initialised from torch's global generator."""
+    return Mamba(MambaConfig(vocab_size, d_model, n_layers, eos_ids=(eos_id,), pad_id=pad_id))

@@ -1,0 +1,75 @@
+"""Opens any language model this package knows, by what lies in its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from torch import nn
+
+from accord.config import UserError
+
+if TYPE_CHECKING:
+    from accord.models.backbone import Backbone
+
+LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def open_backbone(path: str | Path) -> Backbone:
+    """The model in a folder (ours or Hugging Face's) or in a .gguf file, in float32, without dropout.
+
+    Raises UserError where nothing can be opened.
+    """
+    source = Path(path)
+    if source.suffix == ".gguf":
+        from accord.models.transformer import open_gguf
+
+        return open_gguf(source)
+    family = model_type(source)
+    if family == "mamba":
+        from accord.models.mamba import Mamba
+
+        return Mamba.open(str(source))
+    if family in LLAMA_FAMILY:
+        from accord.models.transformer import Transformer
+
+        return Transformer.open(str(source))
+    from accord.models.hf import CausalLM
+
+    return CausalLM.open(str(path))
+
+
+def model_type(source: Path) -> str:
+    """``model_type`` of a folder's config.json; empty for a name that is no folder (a model id)."""
+    config = source / "config.json"
+    if not config.exists():
+        if source.is_dir():
+            raise UserError(f"{source}: no config.json here, so this is not a model folder.")
+        return ""
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8")).get("model_type", ""))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{config}: not valid JSON ({error}).") from None
+
+
+def small_backbone(family: str, d_model: int, n_layers: int, vocab_size: int, eos_id: int, pad_id: int) -> Backbone:
+    """An untrained small model of the named family: ``mamba`` or ``transformer``."""
+    if family == "mamba":
+        from accord.models.mamba import small_mamba
+
+        return small_mamba(d_model, n_layers, vocab_size, eos_id, pad_id)
+    from accord.models.transformer import small_transformer
+
+    return small_transformer(d_model, n_layers, vocab_size, eos_id, pad_id)
+
+
+def module(backbone: Backbone) -> nn.Module:
+    """The same object, as the ``nn.Module`` that every backbone is."""
+    return cast(nn.Module, backbone)
+
+
+def frozen(backbone: Backbone) -> Backbone:
+    """The same object with gradients off."""
+    module(backbone).requires_grad_(False)
+    return backbone

@@ -1,0 +1,142 @@
+"""Reward models: an MLP on features (as specified), and a scalar head on a whole language model."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from accord.config import UserError
+from accord.models.backbone import Backbone
+from accord.models.open import module, open_backbone
+from accord.types import Packed
+
+HEAD_FILE = "reward_head.safetensors"
+HEAD_CONFIG = "reward_head.json"
+
+
+class RewardMLP(nn.Module):
+    """``num_layers`` linear layers with ReLU between them: features (B, input_dim) → scores (B,)."""
+
+    def __init__(self, input_dim: int = 128, hidden_dim: int = 64, num_layers: int = 2) -> None:
+        super().__init__()
+        self.input_dim = input_dim
+        widths = [input_dim, *[hidden_dim] * (num_layers - 1), 1]
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(pairwise(widths)):
+            layers += [nn.ReLU()] if i else []
+            layers.append(nn.Linear(before, after))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.ndim != 2 or features.shape[1] != self.input_dim:
+            raise ValueError(f"features: shape {tuple(features.shape)}, expected (B, {self.input_dim})")
+        return self.layers(features).squeeze(-1)  # type: ignore[no-any-return]
+
+
+class ScalarHead(nn.Module):
+    """A linear score of normalised features, initialised N(0, 1/√(d+1)) with zero bias (Stiennon et al. 2020).
+
+    The layer norm (no weights) gives the head features of unit scale whatever the backbone's; without it the head's
+    learning rate would have to be found anew for every model.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+        nn.init.normal_(self.linear.weight, std=(width + 1) ** -0.5)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = F.layer_norm(features.float(), features.shape[-1:])
+        return self.linear(features).squeeze(-1)  # type: ignore[no-any-return]
+
+
+class RewardModel(nn.Module):
+    """Scores of replies: backbone → pooled features → head, less the stored mean, over the stored deviation.
+
+    ``pooling`` is the hidden state at the reply's last token, or the mean over the reply's tokens.  ``mean`` and
+    ``deviation`` are measured after training on reference replies (trap 14), so that the scores PPO sees are centred.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, backbone: Backbone, head: RewardMLP | ScalarHead, pooling: Literal["last", "mean"]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.pooling = pooling
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("deviation", torch.ones(()))
+
+    def features(self, packed: Packed, segments: Tensor) -> Tensor:
+        """(B, D) features of the replies that are the named segments (B,)."""
+        hidden = self.backbone.hidden(packed)
+        if self.pooling == "last":
+            return hidden[packed.last[segments]]
+        index, owner = packed.span(segments)
+        lengths = torch.bincount(owner, minlength=len(segments))
+        sums = hidden.new_zeros(len(segments), hidden.shape[1], dtype=torch.float32)
+        return sums.index_add(0, owner, hidden[index].float()) / lengths[:, None]
+
+    def raw(self, packed: Packed, segments: Tensor) -> Tensor:
+        """(B,) scores before centring: what is trained."""
+        return self.head(self.features(packed, segments))  # type: ignore[no-any-return]
+
+    def forward(self, packed: Packed, segments: Tensor) -> Tensor:
+        """(B,) centred scores."""
+        return (self.raw(packed, segments) - self.mean) / self.deviation
+
+    def normalise(self, raw: Tensor) -> None:
+        """Stores mean and deviation of raw scores (N,)."""
+        self.mean.copy_(raw.mean())
+        self.deviation.copy_(raw.std(correction=0).clamp(min=1e-6))
+
+    def head_state(self) -> dict[str, Tensor]:
+        """Everything but the backbone."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
+
+    def save(self, directory: Path) -> None:
+        """Backbone in its own layout, head and statistics beside it."""
+        from safetensors.torch import save_file
+
+        self.backbone.save(str(directory))
+        save_file({k: v.contiguous() for k, v in self.head_state().items()}, str(directory / HEAD_FILE))
+        kind = "mlp" if isinstance(self.head, RewardMLP) else "scalar"
+        shape = [m.out_features for m in self.head.modules() if isinstance(m, nn.Linear)]
+        (directory / HEAD_CONFIG).write_text(json.dumps({"kind": kind, "pooling": self.pooling, "widths": shape}))
+
+    @classmethod
+    def open(cls, directory: str | Path) -> RewardModel:
+        """Raises UserError where the folder holds no reward model."""
+        from safetensors.torch import load_file
+
+        source = Path(directory)
+        if not (source / HEAD_CONFIG).exists():
+            raise UserError(
+                f"{source}: no {HEAD_CONFIG} here, so this is not a reward model; train one with 'accord reward'."
+            )
+        shape = json.loads((source / HEAD_CONFIG).read_text())
+        backbone = open_backbone(source)
+        head: RewardMLP | ScalarHead = ScalarHead(backbone.width)
+        if shape["kind"] == "mlp":
+            widths = shape["widths"]
+            head = RewardMLP(backbone.width, widths[0] if len(widths) > 1 else 1, len(widths))
+        model = cls(backbone, head, shape["pooling"])
+        state = load_file(str(source / HEAD_FILE))
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        if unexpected or any(not m.startswith("backbone.") for m in missing):
+            raise UserError(f"{source / HEAD_FILE}: does not fit the head that {HEAD_CONFIG} describes.")
+        module(backbone).eval()
+        return model
+
+
+def is_reward_model(directory: str | Path) -> bool:
+    """Whether a folder holds a reward model of ours."""
+    return (Path(directory) / HEAD_CONFIG).exists()

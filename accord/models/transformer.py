@@ -1,0 +1,551 @@
+"""The Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM2 …) over packed texts, in the Hugging Face layout on disk.
+
+Linear layers run on the ``L`` packed tokens, so a shared prompt is computed once and padding never; only attention
+gathers its rows.  Rows are padded on the right, where a causal mask already hides what stands there.
+
+In memory q, k and v are one projection, gate and up another, and the rows of q and k are reordered so that a rotary
+pair is adjacent: rotary embedding is then one complex product.  ``unfuse`` undoes all three for the folder.
+
+Sources: Touvron et al. 2023 (arXiv 2302.13971); RMSNorm, Zhang & Sennrich 2019; rotary embedding, Su et al. 2021;
+SwiGLU, Shazeer 2020; grouped queries, Ainslie et al. 2023.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from accord.config import UserError
+from accord.models.folders import read_json, read_weights, write_json, write_weights
+from accord.types import Packed
+
+FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
+            "qwen3": "Qwen3ForCausalLM"}  # fmt: skip
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q (N,H,K), k and v (N,G,K) -> (N,H*K)
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """Llama 3.1's stretching of the slow rotary frequencies; the names are those of ``rope_parameters``."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerConfig:
+    """The shape of a model.  Raises UserError where the numbers do not fit one another."""
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    family: str = "llama"
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-6
+    tied: bool = True
+    qkv_bias: bool = False  # Qwen2
+    qk_norm: bool = False  # Qwen3
+    max_positions: int = 2048  # what the model was made for; rotary positions do not end there
+    sliding_window: int | None = None  # a token sees this many, itself included
+    first_window_layer: int = 0  # Qwen: layers below see everything
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model: {name} must be at least 1, found {getattr(self, name)}")
+        if self.family not in FAMILIES:
+            raise UserError(f"model: family {self.family!r} is unknown; one of {', '.join(FAMILIES)}")
+        if self.n_heads % self.n_kv_heads:
+            raise UserError(f"model: n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+        if self.head_dim % 2:
+            raise UserError(f"model: head_dim must be even for rotary embedding, found {self.head_dim}")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> TransformerConfig:
+        """From the content of ``config.json``, of transformers 4 or 5.
+
+        Raises UserError naming the key that is missing or asks for what this family does not have here.
+        """
+        family = config.get("model_type")
+        if family not in FAMILIES:
+            raise UserError(f"config.json: model_type {family!r} is not of the Llama family ({', '.join(FAMILIES)})")
+        for key, wanted in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+            if config.get(key, wanted) != wanted:
+                raise UserError(f"config.json: {key} = {config[key]!r} is not supported here, only {wanted!r}")
+        try:
+            width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+            sizes = [int(config[key]) for key in ("vocab_size", "num_hidden_layers", "intermediate_size")]
+        except KeyError as missing:
+            raise UserError(f"config.json: key {missing} is missing; download the file again") from None
+        theta, scaling = _rope_from_hf(config)
+        window, first = _window_from_hf(config)
+        eos = config.get("eos_token_id")
+        return cls(
+            *(sizes[0], width, sizes[1], heads),
+            n_kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or (128 if family == "qwen3" else width // heads)),
+            d_ff=sizes[2],
+            family=family,
+            rope_theta=theta,
+            rope_scaling=scaling,
+            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            qkv_bias=family == "qwen2",
+            qk_norm=family == "qwen3",
+            max_positions=int(config.get("max_position_embeddings", 2048)),
+            sliding_window=window,
+            first_window_layer=first,
+            bos_id=config.get("bos_token_id"),
+            eos_ids=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),),
+            pad_id=config.get("pad_token_id"),
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """What ``config.json`` holds; transformers 4 and 5 both find their rotary keys."""
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
+        if self.rope_scaling is not None:
+            names = RopeScaling.__dataclass_fields__
+            rope |= {"rope_type": "llama3"} | {name: getattr(self.rope_scaling, name) for name in names}
+        found: dict[str, Any] = {
+            "architectures": [FAMILIES[self.family]],
+            "model_type": self.family,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.d_model,
+            "num_hidden_layers": self.n_layers,
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.n_kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.d_ff,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_parameters": rope,
+            "tie_word_embeddings": self.tied,
+            "max_position_embeddings": self.max_positions,
+            "bos_token_id": self.bos_id,
+            "eos_token_id": _one_or_many(self.eos_ids),
+            "pad_token_id": self.pad_id,
+            "dtype": "float32",
+        }
+        if self.rope_scaling is not None:
+            found["rope_scaling"] = rope
+        if self.family != "llama":
+            found["sliding_window"] = self.sliding_window
+        if self.family.startswith("qwen"):
+            found["use_sliding_window"] = self.sliding_window is not None
+            found["max_window_layers"] = self.first_window_layer
+        return found
+
+
+def _one_or_many(ids: tuple[int, ...]) -> int | list[int] | None:
+    return (ids[0] if len(ids) == 1 else list(ids)) if ids else None
+
+
+def _rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    rope = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if (rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise UserError("config.json: partial_rotary_factor is not supported here, only whole heads")
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise UserError(f"config.json: rope_type {kind!r} is not supported here, only 'default' and 'llama3'")
+    try:
+        return theta, RopeScaling(*(rope[name] for name in RopeScaling.__dataclass_fields__))
+    except KeyError as missing:
+        raise UserError(f"config.json: rope_type 'llama3' needs the key {missing}") from None
+
+
+def _window_from_hf(config: Mapping[str, Any]) -> tuple[int | None, int]:
+    """The sliding window and the first layer that has one."""
+    family, layers = config["model_type"], int(config["num_hidden_layers"])
+    if family == "llama" or (family.startswith("qwen") and not config.get("use_sliding_window", False)):
+        return None, 0
+    window = config.get("sliding_window", 4096)
+    first = int(config.get("max_window_layers", 28)) if family.startswith("qwen") else 0
+    kinds = config.get("layer_types") if family.startswith("qwen") else None
+    if kinds is not None and kinds != ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]:
+        raise UserError("config.json: layer_types that differ from max_window_layers are not supported here")
+    return window, first if window is not None else 0
+
+
+class RMSNorm(nn.Module):
+    """``x / rms(x) * weight`` over the last dimension, in float32 at least."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = _at_least_float32(x)
+        return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def rotation(config: TransformerConfig, positions: Tensor) -> Tensor:
+    """(N, 1, K/2) complex64: the rotary factor of each position (N,) and pair of dimensions."""
+    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
+    frequency = 1.0 / config.rope_theta ** (pairs / config.head_dim)
+    if (s := config.rope_scaling) is not None:
+        turns = s.original_max_position_embeddings * frequency / (2 * math.pi)  # whole turns in the first training
+        kept = ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
+        frequency = frequency * (kept + (1 - kept) / s.factor)
+    angle = positions.float()[:, None] * frequency
+    return torch.polar(torch.ones_like(angle), angle)[:, None]
+
+
+def _rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Turns the adjacent pairs of x (N, H, K) by (N, 1, K/2)."""
+    pairs = torch.view_as_complex(_at_least_float32(x).reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; ``attend`` decides what a token can see."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        width = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+        self.qkv_proj = nn.Linear(config.d_model, width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.qk_norm = config.qk_norm
+
+    def forward(self, layer: int, x: Tensor, turn: Tensor, attend: Attend) -> Tensor:
+        both = self.heads + self.kv_heads
+        qkv: Tensor = self.qkv_proj(x).view(len(x), -1, self.head_dim)
+        qk, v = qkv.split_with_sizes([both, self.kv_heads], 1)
+        if self.qk_norm:
+            q, k = qk.split_with_sizes([self.heads, self.kv_heads], 1)
+            qk = torch.cat([self.q_norm(q), self.k_norm(k)], 1)
+        q, k = _rotate(qk, turn).split_with_sizes([self.heads, self.kv_heads], 1)
+        return cast(Tensor, self.o_proj(attend(layer, q, k, v)))
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.d_model, 2 * config.d_ff, bias=False)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, -1)
+        return cast(Tensor, self.down_proj(F.silu(gate) * up))
+
+
+class Layer(nn.Module):
+    """One pre-norm block."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, layer: int, x: Tensor, turn: Tensor, attend: Attend) -> Tensor:
+        x = x + self.self_attn(layer, self.input_layernorm(x), turn, attend)
+        return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
+
+
+@dataclass(slots=True)
+class KeyValueCache:
+    """Keys and values of ``B`` texts, one column a token; a prompt shorter than the longest leaves columns unused.
+
+    Every step fills the same column in all rows, so that it is one slice; ``positions`` says what a column holds.
+    """
+
+    positions: Tensor  # (B, C) int64, the position in its text of each column's token, -1 for none
+    lengths: Tensor  # (B,) int64, tokens in each text
+    used: int  # columns filled so far, of C
+    keys: list[Tensor] = field(default_factory=list)  # per layer (B, G, C, K), already rotated
+    values: list[Tensor] = field(default_factory=list)  # per layer (B, G, C, K)
+
+    def select(self, rows: Tensor) -> KeyValueCache:
+        """See ``Cache.select``.  Copies the columns in use."""
+        keys = [_select(x, rows, self.used) for x in self.keys]
+        values = [_select(x, rows, self.used) for x in self.values]
+        return KeyValueCache(self.positions[rows], self.lengths[rows], self.used, keys, values)
+
+
+def _select(x: Tensor, rows: Tensor, used: int) -> Tensor:
+    chosen = x.new_empty(len(rows), *x.shape[1:])
+    chosen[:, :, :used] = x[:, :, :used].index_select(0, rows)
+    return chosen
+
+
+class Transformer(nn.Module):
+    """A ``Backbone`` of the Llama family.
+
+    New weights are N(0, 0.02²), those that write into the residual stream N(0, 0.02² / (2 · layers)) as in GPT-2.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config, self.width, self.vocab_size = config, config.d_model, config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        if not config.tied:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        for name, weight in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(weight)
+            elif "norm" not in name:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.n_layers) if residual else 0.02)
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """(L, D); see ``Backbone.hidden``."""
+        rows, columns = packed.texts.shape
+        places = _places(packed)
+        window = self._window(columns, packed.texts.device)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (_to_rows(x, places, rows) for x in (q, k, v))
+            return _causal(q, k, v, self._mask(layer, window)).index_select(0, packed.slots)
+
+        return cast(Tensor, self.norm(self._layers(packed.tokens, packed.positions, attend)))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(N, V) from (N, D)."""
+        return F.linear(hidden, self.embed_tokens.weight if self.config.tied else self.lm_head.weight)
+
+    @torch.no_grad()
+    def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, KeyValueCache]:
+        """See ``Backbone.prefill``; without gradients."""
+        if bool((packed.parents >= 0).any()):
+            raise ValueError("prefill reads prompts: segments without parents")
+        rows, columns = packed.texts.shape
+        places = _places(packed)
+        window = self._window(columns, packed.texts.device)
+        order = torch.arange(columns, device=packed.texts.device)
+        positions = torch.where(packed.texts >= 0, order, -1)
+        cache = KeyValueCache(F.pad(positions, (0, capacity), value=-1), packed.offsets.diff(), columns)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (_to_rows(x, places, rows) for x in (q, k, v))
+            for x, kept in ((k, cache.keys), (v, cache.values)):
+                room = x.new_empty(*x.shape[:2], columns + capacity, x.shape[3])
+                room[:, :, :columns] = x
+                kept.append(room)
+            return _causal(q, k, v, self._mask(layer, window)).index_select(0, packed.slots)
+
+        x = self._layers(packed.tokens, packed.positions, attend)
+        return cast(Tensor, self.norm(x.index_select(0, packed.last))), cache
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+        """See ``Backbone.step``; without gradients.  Raises ValueError where the cache is full."""
+        column, end = cache.used, cache.used + 1
+        if end > cache.positions.shape[1]:
+            raise ValueError(f"the cache is full: it was made for {cache.positions.shape[1]} columns")
+        positions = cache.lengths
+        cache.positions[:, column] = positions
+        held = cache.positions[:, None, None, :end]
+        seen = held >= 0
+        if (size := self.config.sliding_window) is None:
+            near = seen
+        else:
+            near = seen & (held > positions[:, None, None, None] - size)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cache.keys[layer][:, :, column] = k
+            cache.values[layer][:, :, column] = v
+            # Queries of one group share their keys as if they were positions: no head is repeated.
+            grouped = q.reshape(len(q), k.shape[1], -1, q.shape[2])
+            keys, values = cache.keys[layer][:, :, :end], cache.values[layer][:, :, :end]
+            mask = near if layer >= self.config.first_window_layer else seen
+            return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).flatten(1)
+
+        x = self._layers(tokens, positions, attend)
+        cache.lengths, cache.used = cache.lengths + 1, end
+        return cast(Tensor, self.norm(x))
+
+    def _layers(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        x = self.embed_tokens(tokens)
+        turn = rotation(self.config, positions)
+        for number, layer in enumerate(self.layers):
+            x = layer(number, x, turn, attend)
+        return cast(Tensor, x)
+
+    def _window(self, columns: int, device: torch.device) -> Tensor | None:
+        """(T, T) bool, true where a row of the sliding window sees; None where the window holds every text."""
+        if (size := self.config.sliding_window) is None or columns <= size:
+            return None
+        everywhere = torch.ones(columns, columns, dtype=torch.bool, device=device)
+        return everywhere.tril().triu(1 - size)
+
+    def _mask(self, layer: int, window: Tensor | None) -> Tensor | None:
+        return window if layer >= self.config.first_window_layer else None
+
+    @classmethod
+    def from_state(cls, config: TransformerConfig, state: Mapping[str, Tensor]) -> Transformer:
+        """A float32 model with copies of the tensors of ``state``, named as Hugging Face names them.
+
+        Raises UserError naming a tensor that is missing, unexpected or of another shape.
+        """
+        with torch.device("meta"):
+            model = cls(config)
+        wanted = unfuse(config, model.state_dict())
+        spare = {"lm_head.weight"} if config.tied else set()
+        given = {n: x for n, x in state.items() if n not in spare and not n.endswith("rotary_emb.inv_freq")}
+        for name in [*wanted, *given]:
+            if name not in given:
+                raise UserError(f"model weights: tensor {name} is missing; is config.json of another model?")
+            if name not in wanted:
+                raise UserError(f"model weights: tensor {name} is unexpected in the {config.family} family")
+            if given[name].shape != wanted[name].shape:
+                found, asked = tuple(given[name].shape), tuple(wanted[name].shape)
+                raise UserError(f"model weights: {name} has shape {found}, config.json asks for {asked}")
+        copies = {n: x.detach().to(torch.float32, copy=True) for n, x in given.items()}
+        model.load_state_dict(fuse(config, copies), assign=True)
+        return model
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Transformer:
+        """Opens a Hugging Face folder, in float32 on the CPU.  Raises UserError naming the file and the fault."""
+        try:
+            config = TransformerConfig.from_hf(read_json(directory, "config.json"))
+            return cls.from_state(config, read_weights(directory))
+        except UserError as error:
+            place = "" if str(directory) in str(error) else f"{directory}: "
+            raise UserError(f"{place}{error}") from None
+
+    def save(self, directory: str | Path) -> None:
+        """Writes config.json, generation_config.json and model.safetensors; transformers gives the same logits.
+
+        A tied head is left out of the file: transformers ties it again.
+        """
+        config = self.config
+        eos = _one_or_many(config.eos_ids)
+        ids = {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
+        dtype = str(self.embed_tokens.weight.dtype).removeprefix("torch.")
+        write_weights(directory, unfuse(config, self.state_dict()))
+        write_json(directory, "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+        write_json(directory, "config.json", config.to_hf() | {"dtype": dtype})
+
+
+def _places(packed: Packed) -> Tensor:
+    """(R*T,) the token each place of the rows reads; a pad reads its own text, so that no NaN crosses texts."""
+    return torch.where(packed.texts >= 0, packed.texts, packed.texts[:, :1]).reshape(-1)
+
+
+def _to_rows(x: Tensor, places: Tensor, rows: int) -> Tensor:
+    """(R, H, T, K) from packed (L, H, K)."""
+    return x.index_select(0, places).view(rows, -1, *x.shape[1:]).transpose(1, 2)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """(R*T, H*K) from rows (R, H, T, K); no mask means causal."""
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    return out.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _pairs_adjacent(x: Tensor, head_dim: int) -> Tensor:
+    """Reorders the rows of each head from (first halves, second halves) to pairs (first, second)."""
+    return x.reshape(-1, 2, head_dim // 2, *x.shape[1:]).transpose(1, 2).flatten(0, 2)
+
+
+def _pairs_apart(x: Tensor, head_dim: int) -> Tensor:
+    """The inverse of ``_pairs_adjacent``."""
+    return x.reshape(-1, head_dim // 2, 2, *x.shape[1:]).transpose(1, 2).flatten(0, 2)
+
+
+def fuse(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names of ``Transformer.state_dict`` from those of the Hugging Face folder."""
+    fused: dict[str, Tensor] = {}
+    for name, x in state.items():
+        name = name.removeprefix("model.")
+        if ".q_proj." in name:
+            k, v = (state["model." + name.replace(".q_proj.", f".{other}_proj.")] for other in "kv")
+            parts = [_pairs_adjacent(x, config.head_dim), _pairs_adjacent(k, config.head_dim), v]
+            fused[name.replace(".q_proj.", ".qkv_proj.")] = torch.cat(parts)
+        elif ".gate_proj." in name:
+            up = state["model." + name.replace(".gate_proj.", ".up_proj.")]
+            fused[name.replace(".gate_proj.", ".gate_up_proj.")] = torch.cat([x, up])
+        elif ".q_norm." in name or ".k_norm." in name:
+            fused[name] = _pairs_adjacent(x, config.head_dim)
+        elif not any(part in name for part in (".k_proj.", ".v_proj.", ".up_proj.")):
+            fused[name] = x
+    return fused
+
+
+def unfuse(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of ``fuse``: weights (or their gradients) under their Hugging Face names."""
+    plain: dict[str, Tensor] = {}
+    for ours, x in state.items():
+        name = ours if ours.startswith("lm_head.") else "model." + ours
+        if ".qkv_proj." in name:
+            sizes = [heads * config.head_dim for heads in (config.n_heads, config.n_kv_heads, config.n_kv_heads)]
+            q, k, v = x.split_with_sizes(sizes)
+            q, k = _pairs_apart(q, config.head_dim), _pairs_apart(k, config.head_dim)
+            plain |= {name.replace(".qkv_proj.", f".{part}_proj."): y for part, y in zip("qkv", (q, k, v), strict=True)}
+        elif ".gate_up_proj." in name:
+            gate, up = x.chunk(2)
+            plain |= {name.replace(".gate_up_", ".gate_"): gate, name.replace(".gate_up_", ".up_"): up}
+        elif ".q_norm." in name or ".k_norm." in name:
+            plain[name] = _pairs_apart(x, config.head_dim)
+        else:
+            plain[name] = x
+    return plain
+
+
+def small_transformer(d_model: int, n_layers: int, vocab_size: int, eos_id: int, pad_id: int) -> Transformer:
+    """A fresh Llama: heads of 32 (64 from a width of 512), d_ff = 8/3 d_model rounded up to 32, tied embeddings."""
+    head_dim = 64 if d_model >= 512 and d_model % 64 == 0 else 32
+    if d_model < 32 or d_model % head_dim:
+        raise UserError(f"model: d_model must be a multiple of {head_dim}, found {d_model}")
+    heads = d_model // head_dim
+    d_ff = -(-8 * d_model // 96) * 32
+    sizes = (vocab_size, d_model, n_layers, heads, heads, head_dim, d_ff)
+    return Transformer(TransformerConfig(*sizes, eos_ids=(eos_id,), pad_id=pad_id))
+
+
+def open_gguf(path: str | Path) -> Transformer:
+    """Opens a GGUF file of the family, dequantised to float32 by transformers, which needs gguf and accelerate for it.
+
+    Raises UserError naming the file when it is absent, damaged or of another family.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the path of a .gguf file")
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{path}: transformers cannot read this GGUF file ({error})") from None
+    try:
+        return Transformer.from_state(TransformerConfig.from_hf(model.config.to_dict()), model.state_dict())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

@@ -1,0 +1,85 @@
+"""A single stage from its config file: what it names and is not there yet is made first, and said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accord.config import UserError
+from accord.pipeline.references import SMALL, references, require, resolve
+from accord.pipeline.stage import Outcome, folder, read_done, run_stage
+from accord.run import console
+from accord.settings import CONFIGS, BaseConfig, Stage
+
+
+def run_alone(kind: str, config: Stage, resume: bool) -> Outcome:
+    """Makes what is missing, then runs the stage."""
+    return run_stage(kind, prepare(kind, config), resume=resume, reuse=False)
+
+
+def prepare(kind: str, config: Stage) -> Stage:
+    """The config with every name resolved; stages it names that are not done are run with their default settings."""
+    folders: dict[str, Path] = {}
+    for reference, value in references(kind, config):
+        if value in SMALL and reference.sort == "model":
+            folders[value] = _small_base(value, config)
+        elif value in CONFIGS and not Path(value).exists():
+            folders[value] = _default(value, config, reference.key)
+    resolved = resolve(kind, config, folders.get)
+    require(resolved, kind, CONFIGS)
+    return resolved
+
+
+def _default(name: str, config: Stage, key: str) -> Path:
+    wanted = CONFIGS[name](seed=config.seed, out=config.out, logs=config.logs, device=config.device)
+    directory = folder(wanted, name)
+    if not read_done(directory):
+        console.print(f"{key} names {name!r}, which is not in {config.out} yet: making it first", markup=False)
+        run_stage(name, prepare(name, wanted), resume=True, reuse=True)
+    return directory
+
+
+def _small_base(family: str, config: Stage) -> Path:
+    """The trained small base of a family at the config's sizes, trained first where it is not there."""
+    model: Any = config.model  # type: ignore[attr-defined]
+    usual = Path(config.out) / "base"
+    if read_done(usual) and _fits(usual, family, model.d_model, model.n_layers):
+        return usual
+    name = "base" if not usual.exists() else f"base_{family}_{model.d_model}x{model.n_layers}"
+    wanted = BaseConfig.model_validate(
+        {
+            "seed": config.seed,
+            "out": config.out,
+            "logs": config.logs,
+            "device": config.device,
+            "name": name,
+            "model": {"base_model": family, "d_model": model.d_model, "n_layers": model.n_layers},
+        }
+    )
+    directory = folder(wanted, "base")
+    if not read_done(directory):
+        console.print(
+            f"model.base_model is {family!r} ({model.d_model} wide, {model.n_layers} layers), and no such trained base is in"
+            f" {config.out} yet: training it first (about a minute or two)",
+            markup=False,
+        )
+        run_stage("base", prepare("base", wanted), resume=True, reuse=True)
+    return directory
+
+
+def _fits(directory: Path, family: str, d_model: int, n_layers: int) -> bool:
+    try:
+        config = json.loads((directory / "model" / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    is_mamba = config.get("model_type") == "mamba"
+    sizes = (config.get("hidden_size"), config.get("num_hidden_layers"))
+    return is_mamba == (family == "mamba") and sizes == (d_model, n_layers)
+
+
+def config_of(kind: str) -> type[Stage]:
+    """Raises UserError for a kind that is none."""
+    if kind not in CONFIGS:
+        raise UserError(f"{kind!r} is no stage; there are {', '.join(CONFIGS)}.")
+    return CONFIGS[kind]

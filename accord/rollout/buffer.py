@@ -1,0 +1,170 @@
+"""The experience of a few environments over a fixed number of steps, kept in a ring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from accord.functional.advantages import compute_gae
+
+Array: TypeAlias = "Tensor | np.ndarray | Sequence[float] | float"
+
+_GIVEN = ("observations", "actions", "rewards", "values", "log_probs", "dones", "bootstraps")
+
+
+def _array(x: Array, dtype: torch.dtype) -> np.ndarray:
+    return x.detach().to("cpu", dtype).numpy() if isinstance(x, Tensor) else np.asarray(x)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """``B`` steps, in whatever order they were asked for."""
+
+    observations: Tensor  # (B, *obs_shape) float32
+    actions: Tensor  # (B,) int64
+    rewards: Tensor  # (B,) float32
+    values: Tensor  # (B,) float32, at sampling time
+    log_probs: Tensor  # (B,) float32, under the sampling policy
+    dones: Tensor  # (B,) bool, true where the step ended its episode
+    advantages: Tensor  # (B,) float32
+    returns: Tensor  # (B,) float32
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+class RolloutBuffer:
+    """At most ``n_steps`` steps of ``n_envs`` environments; once full, a new step takes the place of the oldest.
+
+    The arrays are public tensors, (n_steps, n_envs, …) from the first to the last, in the order of the ring.  They live
+    on the CPU, where environments do; ``get`` gives copies on ``device``, in the order of time or shuffled.
+
+    >>> buffer = RolloutBuffer(n_steps=2, obs_dim=3)
+    >>> for reward in (1.0, 2.0):
+    ...     buffer.add(torch.zeros(3), action=1, reward=reward, value=0.0, log_prob=-0.7, done=False)
+    >>> buffer.compute(last_value=0.0)
+    >>> [len(batch) for batch in buffer.get(batch_size=1)]
+    [1, 1]
+    """
+
+    def __init__(
+        self,
+        n_steps: int,
+        obs_dim: int | tuple[int, ...],
+        n_envs: int = 1,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        for name, size in (("n_steps", n_steps), ("n_envs", n_envs)):
+            if size < 1:
+                raise ValueError(f"{name}: {size}, expected 1 or more")
+        self.n_steps, self.n_envs, self.gamma, self.gae_lambda = n_steps, n_envs, gamma, gae_lambda
+        self.device = torch.device(device)
+        self.obs_shape = (obs_dim,) if isinstance(obs_dim, int) else tuple(obs_dim)
+        steps = (n_steps, n_envs)
+        self.observations = torch.zeros(*steps, *self.obs_shape)
+        self.actions = torch.zeros(steps, dtype=torch.int64)
+        self.rewards = torch.zeros(steps)
+        self.values = torch.zeros(steps)
+        self.log_probs = torch.zeros(steps)
+        self.dones = torch.zeros(steps, dtype=torch.bool)
+        self.bootstraps = torch.zeros(steps)
+        self.advantages = torch.zeros(steps)
+        self.returns = torch.zeros(steps)
+        self._written = {name: getattr(self, name).numpy() for name in _GIVEN}  # the same memory, far quicker to write
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets every step."""
+        self._next, self._length, self._computed = 0, 0, False
+
+    def __len__(self) -> int:
+        """Steps held, each of ``n_envs`` environments."""
+        return self._length
+
+    @property
+    def full(self) -> bool:
+        return self._length == self.n_steps
+
+    def add(
+        self,
+        obs: Array,
+        action: Array,
+        reward: Array,
+        value: Array,
+        log_prob: Array,
+        done: Array,
+        bootstrap: Array = 0.0,
+    ) -> None:
+        """Takes in one step: what was seen, done and got, (n_envs, …) each; the first dimension may be absent for one.
+
+        ``done`` is true where this very step ended the episode, be it by its end or by a limit of time; for the latter
+        ``bootstrap`` holds V(final observation) (0 elsewhere), since such an episode is cut, not over.
+        Raises ValueError for a wrong shape, and then takes in nothing.
+        """
+        row = self._next
+        cut = np.full(self.n_envs, bootstrap) if isinstance(bootstrap, float) else bootstrap
+        step: list[tuple[np.ndarray, np.ndarray]] = []
+        for name, given in zip(_GIVEN, (obs, action, reward, value, log_prob, done, cut), strict=True):
+            slot = self._written[name][row]
+            x = _array(given, getattr(self, name).dtype)
+            if x.shape != slot.shape and not (self.n_envs == 1 and x.shape == slot.shape[1:]):
+                raise ValueError(f"{name}: one step has shape {x.shape}, expected {slot.shape}")
+            step.append((slot, x))
+        for slot, x in step:
+            slot[...] = x
+        self._next = (row + 1) % self.n_steps
+        self._length = min(self._length + 1, self.n_steps)
+        self._computed = False
+
+    def _time_order(self) -> Tensor:
+        """(len,) rows of the ring, oldest first."""
+        return (torch.arange(self._length) + self._next - self._length) % self.n_steps
+
+    def compute(self, last_value: Tensor | np.ndarray | float) -> None:
+        """Sets ``advantages`` and ``returns``.
+
+        ``last_value`` () or (n_envs,) is the value of what was observed after the newest step; it counts only where
+        that step did not end its episode.  Raises ValueError where the buffer is empty or the shape is wrong.
+        """
+        if not self._length:
+            raise ValueError("the buffer is empty: add steps before compute")
+        order = self._time_order()
+        last = torch.as_tensor(last_value, dtype=torch.float32, device="cpu")
+        if last.dim() and last.shape != (self.n_envs,):
+            raise ValueError(f"last_value: shape {tuple(last.shape)}, expected ({self.n_envs},)")
+        rewards, values, dones = self.rewards[order], self.values[order], self.dones[order]
+        advantages, returns = compute_gae(
+            rewards, values, dones, last, self.gamma, self.gae_lambda, bootstrap=self.bootstraps[order]
+        )
+        self.advantages[order], self.returns[order] = advantages, returns
+        self._computed = True
+
+    def get(self, batch_size: int | None = None, generator: Generator | None = None) -> Iterator[RolloutBatch]:
+        """Every step of every environment once: shuffled into batches of ``batch_size`` (the last may be smaller), or,
+        without it, in one batch in the order of time, environments side by side.
+
+        ``generator`` is a CPU one.  Raises ValueError where ``compute`` has not followed the newest ``add``.
+        """
+        if not self._computed:
+            raise ValueError("advantages are not those of the steps held: call compute before get")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size: {batch_size}, expected 1 or more")
+        return self._batches(batch_size, generator)
+
+    def _batches(self, batch_size: int | None, generator: Generator | None) -> Iterator[RolloutBatch]:
+        order = self._time_order()
+        steps = {f.name: getattr(self, f.name)[order].flatten(0, 1).to(self.device) for f in fields(RolloutBatch)}
+        if batch_size is None:
+            yield RolloutBatch(**steps)
+            return
+        count = self._length * self.n_envs
+        shuffled = torch.randperm(count, generator=generator).to(self.device)
+        for rows in torch.split(shuffled, batch_size):
+            yield RolloutBatch(**{name: x[rows] for name, x in steps.items()})

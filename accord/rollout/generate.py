@@ -1,0 +1,113 @@
+"""Writes replies: prompts read once, one token a step, finished rows leave the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from accord.models.backbone import Backbone
+from accord.models.open import module
+from accord.types import Generation, Packed
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a token is drawn.  ``temperature`` 0 takes the likeliest.  ``top_p`` < 1 is for chatting, never for training."""
+
+    max_new_tokens: int
+    eos_id: int
+    pad_id: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+def draw(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Tokens (B,) from logits (B, V), and their log-probs (B,) under the distribution they were drawn from.
+
+    One uniform number a row, by inverting the cumulated distribution.
+    """
+    if decoding.temperature == 0:
+        logprobs = logits.float().log_softmax(-1)
+        best = logprobs.argmax(-1)
+        return best, logprobs.gather(-1, best[:, None]).squeeze(-1)
+    logprobs = (logits.float() / decoding.temperature).log_softmax(-1)
+    if decoding.top_p < 1.0:
+        logprobs = _keep_nucleus(logprobs, decoding.top_p)
+    cumulated = logprobs.exp().cumsum(-1)
+    uniform = torch.rand(len(logits), 1, generator=generator, device=generator.device).to(logits.device)
+    tokens = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True).squeeze(-1)
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def _keep_nucleus(logprobs: Tensor, top_p: float) -> Tensor:
+    ordered, order = logprobs.sort(dim=-1, descending=True)
+    beyond = ordered.exp().cumsum(-1) - ordered.exp() >= top_p
+    kept = torch.zeros_like(beyond).scatter(-1, order, ~beyond)
+    return logprobs.masked_fill(~kept, float("-inf")).log_softmax(-1)
+
+
+@torch.no_grad()
+def generate(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    generator: torch.Generator,
+    samples: int = 1,
+    value: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Generation, Tensor]:
+    """``samples`` replies to each prompt (row b answers prompt b // samples), and their values (B, T).
+
+    A prompt is read once for all its samples.  ``value`` maps hidden states (B, D) to values (B,) of the state in
+    which a token is chosen; without it the values are zeros.  EOS is an action with a log-prob; after it the mask is
+    false (trap 23).
+    """
+    device = next(module(backbone).parameters()).device
+    rows, steps = len(prompts) * samples, decoding.max_new_tokens
+    responses = torch.full((rows, steps), decoding.pad_id, device=device)
+    logprobs = torch.zeros(rows, steps, device=device)
+    values = torch.zeros(rows, steps, device=device)
+    mask = torch.zeros(rows, steps, dtype=torch.bool, device=device)
+    hidden, cache = backbone.prefill(Packed.of(prompts).to(device), steps)
+    live = torch.arange(rows, device=device)  # the output rows of the cache's rows
+    if samples > 1:
+        hidden, cache = hidden[live // samples], cache.select(live // samples)
+    finished = torch.zeros(rows, dtype=torch.bool, device=device)
+    for t in range(steps):
+        tokens, chosen_logprobs = draw(backbone.logits(hidden), decoding, generator)
+        open_rows = live[~finished]
+        keep = ~finished
+        responses[open_rows, t] = tokens[keep]
+        logprobs[open_rows, t] = chosen_logprobs[keep]
+        mask[open_rows, t] = True
+        if value is not None:
+            values[open_rows, t] = value(hidden[keep]).float()
+        finished = finished | (tokens == decoding.eos_id)
+        remaining = int((~finished).sum())
+        if remaining == 0 or t == steps - 1:
+            break
+        if remaining <= 0.8 * len(live):  # copying the cache costs: only when a fifth has left
+            rest = (~finished).nonzero().squeeze(-1)
+            live, cache, tokens, finished = live[rest], cache.select(rest), tokens[rest], finished[rest]
+        hidden = backbone.step(tokens, cache)
+    ended = (responses == decoding.eos_id).logical_and(mask).any(1)
+    width = int(mask.sum(1).max())
+    repeated = tuple(tuple(p) for p in prompts for _ in range(samples))
+    generation = Generation(repeated, responses[:, :width], mask[:, :width], logprobs[:, :width], ended)
+    return generation, values[:, :width]
+
+
+@torch.no_grad()
+def stream(backbone: Backbone, prompt: Sequence[int], decoding: Decoding, generator: torch.Generator) -> Iterator[int]:
+    """The tokens of one reply as they are written, without the final EOS."""
+    device = next(module(backbone).parameters()).device
+    hidden, cache = backbone.prefill(Packed.of([prompt]).to(device), decoding.max_new_tokens)
+    for _ in range(decoding.max_new_tokens):
+        tokens, _ = draw(backbone.logits(hidden), decoding, generator)
+        if int(tokens) == decoding.eos_id:
+            return
+        yield int(tokens)
+        hidden = backbone.step(tokens, cache)

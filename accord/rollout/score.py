@@ -1,0 +1,128 @@
+"""What a reply is worth: a trained reward model, a Python function, or a weighted list of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from accord.config import UserError
+from accord.data.chat import reply_ids
+from accord.data.packing import pack_continuations
+from accord.data.tokenizer import Tokenizer
+from accord.models.open import module
+from accord.models.reward import RewardModel
+
+TextReward = Callable[[list[str], list[str]], Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """``B`` replies, as text and as the policy's tokens (a final EOS included where the reply ended)."""
+
+    prompts: Sequence[str]
+    texts: Sequence[str]
+    prompt_tokens: Sequence[Sequence[int]]
+    tokens: Sequence[Sequence[int]]
+
+
+class Reward(Protocol):
+    """Scores of replies, (B,) float32 each: the terms by name; their weighted sum is the reward."""
+
+    def __call__(self, replies: Replies) -> dict[str, Tensor]: ...
+
+
+def load_function(name: str, key: str) -> TextReward:
+    """``module:function`` as an object.  Raises UserError naming the config key."""
+    module_name, colon, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), function) if colon else None
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{key}: {name!r} cannot be imported ({error}).") from None
+    if not callable(found):
+        raise UserError(f"{key}: {name!r} is not module:function.")
+    return found  # type: ignore[no-any-return]
+
+
+def call_function(function: TextReward, name: str, prompts: list[str], texts: list[str]) -> Tensor:
+    """(B,) float32; raises UserError where the function gives another number of scores, or one that is not finite."""
+    scores = torch.tensor([float(s) for s in function(prompts, texts)], dtype=torch.float32)
+    if len(scores) != len(texts):
+        raise UserError(f"{name}: gave {len(scores)} scores for {len(texts)} replies; it must give one for each.")
+    if not bool(scores.isfinite().all()):
+        row = int((~scores.isfinite()).nonzero()[0])
+        raise UserError(f"{name}: the score of reply {row} is {float(scores[row])}: {texts[row]!r}.")
+    return scores
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionReward:
+    """A Python function of texts."""
+
+    name: str
+    function: TextReward
+
+    def __call__(self, replies: Replies) -> dict[str, Tensor]:
+        return {self.name: call_function(self.function, self.name, list(replies.prompts), list(replies.texts))}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReward:
+    """A trained reward model.  Where its tokenizer is not the policy's, texts cross the boundary, not ids."""
+
+    name: str
+    model: RewardModel
+    tokenizer: Tokenizer
+    same_tokens: bool
+    batch_size: int = 64
+
+    @torch.no_grad()
+    def __call__(self, replies: Replies) -> dict[str, Tensor]:
+        device = next(module(self.model.backbone).parameters()).device
+        scores = []
+        for i in range(0, len(replies.texts), self.batch_size):
+            rows = range(i, min(i + self.batch_size, len(replies.texts)))
+            packed, segments = pack_continuations(*self._tokens(replies, rows))
+            scores.append(self.model(packed.to(device), segments.to(device)).float().cpu())
+        return {self.name: torch.cat(scores)}
+
+    def _tokens(self, replies: Replies, rows: range) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+        if self.same_tokens:
+            return [replies.prompt_tokens[r] for r in rows], [replies.tokens[r] for r in rows]
+        from accord.data.chat import prompt_ids
+
+        prompts: list[Sequence[int]] = [prompt_ids(self.tokenizer, replies.prompts[r]) for r in rows]
+        tokens: list[Sequence[int]] = [reply_ids(self.tokenizer, replies.prompts[r], replies.texts[r]) for r in rows]
+        return prompts, tokens
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedReward:
+    """A weighted sum of rewards, every term kept by name."""
+
+    terms: tuple[tuple[float, Reward], ...]
+
+    def __call__(self, replies: Replies) -> dict[str, Tensor]:
+        result: dict[str, Tensor] = {}
+        for weight, reward in self.terms:
+            result |= {name: weight * scores for name, scores in reward(replies).items()}
+        return result
+
+
+def total(terms: dict[str, Tensor]) -> Tensor:
+    """(B,) the reward that training sees."""
+    return torch.stack(list(terms.values())).sum(0)
+
+
+def open_reward(source: str, policy_tokenizer: Tokenizer, device: torch.device | str, key: str) -> Reward:
+    """A reward from ``module:function`` or a reward model's folder.  Raises UserError."""
+    if ":" in source and "/" not in source:
+        return FunctionReward(source.partition(":")[2], load_function(source, key))
+    model = RewardModel.open(source)
+    model.to(device).eval().requires_grad_(False)
+    tokenizer = Tokenizer.open(source)
+    return ModelReward("reward_model", model, tokenizer, tokenizer.digest() == policy_tokenizer.digest())

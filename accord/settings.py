@@ -1,0 +1,379 @@
+"""The settings of every stage.  One file without torch, so that ``--help`` and config errors come back at once."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from accord.config import Section
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Stage(Section):
+    """What every stage has."""
+
+    runtime: ClassVar[frozenset[str]] = frozenset(
+        {"name", "out", "logs", "device", "log_every", "save_every", "threads"}
+    )
+
+    seed: int = 0
+    """Decides everything random."""
+    name: str = ""
+    """The folder under out and logs; the stage's own name where empty."""
+    out: str = "checkpoints/rlhf"
+    """Where results go: out/<name>/."""
+    logs: str = "logs/rlhf"
+    """Where logs go: logs/<name>/<name>.log, metrics.jsonl and TensorBoard events."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the products; weights, log-softmax and sums are float32 always."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0 leaves torch's choice."""
+    log_every: Positive = 10
+    """Steps between two lines in metrics.jsonl."""
+    save_every: Positive = 50
+    """Steps between two resumable states."""
+
+
+class Optimiser(Section):
+    """How weights move."""
+
+    batch_size: Positive = 4
+    """Rows in one optimiser step, however many passes that takes."""
+    micro_batch_size: Annotated[int, Field(ge=0)] = 0
+    """Rows in one forward pass (gradient accumulation); 0: all of the batch.  Changes memory, not results."""
+    num_epochs: Positive = 1
+    """Passes over the data."""
+    learning_rate: Rate = 1e-4
+    """At its highest."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: stay, or fall to zero in a line or a half cosine."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the rate climbs from zero."""
+    weight_decay: Rate = 0.0
+    """AdamW's, on matrices only."""
+    adam_beta2: Share = 0.999
+    """Decay of the second moment."""
+    adam_eps: Rate = 1e-8
+    """PPO's default is 1e-5 (trap 42 of the field: it tames the first updates)."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this global norm."""
+
+
+class TextModel(Section):
+    """A language model to start from."""
+
+    base_model: str = "mamba"
+    """mamba, transformer (the small bases), a stage (sft, …), a folder in the Hugging Face layout, or a .gguf file."""
+    d_model: Positive = 128
+    """Width of the small bases; other models bring their own."""
+    n_layers: Positive = 4
+    """Depth of the small bases."""
+    max_length: Positive = 256
+    """Tokens of prompt and reply together; longer texts are cut, counted and reported."""
+    max_prompt_length: Annotated[int, Field(ge=0)] = 0
+    """Tokens of the prompt, its end being kept; 0: three quarters of max_length."""
+
+    @property
+    def prompt_room(self) -> int:
+        """Tokens that a prompt may have."""
+        return self.max_prompt_length or max(1, self.max_length * 3 // 4)
+
+
+class BaseModelSettings(TextModel):
+    """The small model to make."""
+
+    base_model: Literal["mamba", "transformer"] = "mamba"
+
+
+class TextData(Section):
+    """Where the rows come from."""
+
+    train: str = "demo"
+    """demo (the small world), a stage, a folder, or a JSON Lines file."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Use only the first rows; 0: all."""
+
+
+class SplitData(TextData):
+    """Rows with a held-out part."""
+
+    heldout: str = ""
+    """A stage, folder or JSON Lines file; where empty, heldout_fraction of train's prompts is kept out of training."""
+    heldout_fraction: Share = 0.1
+    """By prompt: no prompt stands on both sides."""
+
+
+class DemoConfig(Stage):
+    """Writes the small world's files: base text, demonstrations, preferences, prompts."""
+
+    base_rows: Positive = 10000
+    """Lines of base text."""
+    sft_rows: Positive = 1200
+    """Demonstrations."""
+    preference_rows: Positive = 600
+    """Pairs made without a model."""
+
+
+class BaseConfig(Stage):
+    """Trains a small base model on plain text and chats."""
+
+    model: BaseModelSettings = BaseModelSettings()
+    data: TextData = TextData()
+    training: Optimiser = Optimiser(batch_size=32, learning_rate=3e-3, schedule="cosine", warmup_steps=20)
+
+
+class SFTConfig(Stage):
+    """Supervised fine-tuning on demonstrations."""
+
+    model: TextModel = TextModel()
+    data: TextData = TextData()
+    training: Optimiser = Optimiser()
+
+
+class PairsConfig(Stage):
+    """Samples replies from a model and has an annotator prefer among them."""
+
+    model: TextModel = TextModel(base_model="sft")
+    prompts: str = "demo"
+    """Prompts (a folder, a stage or a file)."""
+    annotator: str = "accord.data.demo:gold_scores"
+    """module:function(prompts, replies) -> scores; the pairs are labelled by it and by nothing else."""
+    noise: Rate = 0.4
+    """Temperature of the Bradley-Terry annotator, in units of the score; 0: the better one always wins."""
+    replies: Annotated[int, Field(ge=2)] = 4
+    """Replies sampled for each prompt."""
+    pairs: Positive = 2
+    """Pairs made of each prompt's replies: best against worst, second best against second worst, …"""
+    min_gap: Rate = 0.0
+    """Pairs closer than this in score are left out."""
+    temperatures: tuple[float, ...] = (1.0,)
+    """Replies are spread over these."""
+    max_new_tokens: Positive = 64
+    batch_size: Positive = 128
+    """Replies written side by side."""
+    heldout_fraction: Share = 0.1
+    """Of the prompts; their pairs go to heldout_preferences.jsonl."""
+    instruction: str = ""
+    """Added behind the prompt when sampling, not written into the rows."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Use only the first prompts; 0: all."""
+    keep: Literal["pairs", "demonstrations"] = "pairs"
+    """pairs: preferences.jsonl; demonstrations: sft.jsonl with the replies that ended (self-distillation)."""
+
+
+class RewardModelSettings(TextModel):
+    """The reward model."""
+
+    kind: Literal["features", "language"] = "features"
+    """features: an MLP on a frozen model's features; language: a scalar head on the whole model."""
+    base_model: str = "sft"
+    objective: Literal["auto", "mse", "bradley_terry"] = "auto"
+    """auto: mse for features (as specified), bradley_terry for language."""
+    input_dim: Positive = 128
+    hidden_dim: Positive = 64
+    num_layers: Positive = 2
+    pooling: Literal["last", "mean"] = "mean"
+    """Where the head reads: the last token of the reply, or the mean over the reply."""
+
+
+class RewardOptimiser(Optimiser):
+    """As every optimiser; the head may learn faster."""
+
+    head_learning_rate: Rate = 0.0
+    """For the scalar head; 0: the same as the rest."""
+
+
+class RewardConfig(Stage):
+    """Trains a reward model on preferences."""
+
+    model: RewardModelSettings = RewardModelSettings()
+    data: SplitData = SplitData()
+    training: RewardOptimiser = RewardOptimiser(batch_size=8, learning_rate=1e-3)
+
+
+class DPOOptimiser(Optimiser):
+    """As every optimiser, with DPO's own two numbers."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Strength of the tie to the reference."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels taken to be flipped (conservative DPO)."""
+
+
+class DPOConfig(Stage):
+    """Direct preference optimisation."""
+
+    model: TextModel = TextModel(base_model="sft")
+    data: SplitData = SplitData()
+    training: DPOOptimiser = DPOOptimiser(learning_rate=1e-4)
+
+
+class Policy(TextModel):
+    """Who acts."""
+
+    policy: Literal["heads", "language", "vector"] = "heads"
+    """heads: ActorCritic on a frozen language model's features; language: the whole model; vector: a Gymnasium task."""
+    base_model: str = "sft"
+    obs_dim: Positive = 128
+    action_dim: Positive = 50
+    hidden_dim: Positive = 64
+    critic: Literal["shared", "shared_detached", "separate", "reward"] = "shared"
+    """language: a value head on the policy's trunk (detached: its gradient stops at the head), on a model of its own,
+    or on a copy of the reward model."""
+
+
+class PPOOptimiser(Optimiser):
+    """PPO's numbers; the names are the field's."""
+
+    batch_size: Positive = 32
+    """Rows in a minibatch: replies for language, time steps for the others."""
+    num_epochs: Positive = 4
+    """Passes over each rollout."""
+    learning_rate: Rate = 3e-4
+    schedule: Literal["constant", "linear", "cosine", "kl_adaptive"] = "constant"  # type: ignore[assignment]
+    """kl_adaptive: divide by 1.5 where the approximate KL exceeds 2 x target_kl, multiply where it is under half."""
+    adam_eps: Rate = 1e-5
+    max_grad_norm: Annotated[float, Field(gt=0)] = 0.5
+    total_timesteps: Positive = 500
+    """heads, vector: environment steps in all."""
+    n_steps: Positive = 32
+    """heads, vector: steps in each environment before an update."""
+    n_envs: Positive = 1
+    """heads, vector: environments side by side."""
+    iterations: Positive = 30
+    """language: rollouts in all."""
+    replies: Positive = 64
+    """language: replies in a rollout."""
+    samples_per_prompt: Positive = 1
+    """language: replies to the same prompt within a rollout."""
+    clip_range: Annotated[float, Field(gt=0)] = 0.2
+    clip_range_vf: Annotated[float, Field(ge=0)] = 0.2
+    """Value clipping around the old values; 0: none."""
+    gamma: Share = 0.99
+    gae_lambda: Share = 0.95
+    vf_coef: Rate = 0.5
+    ent_coef: Rate = 0.0
+    normalize_advantages: bool = True
+    """Over the rollout's valid actions, once."""
+    target_kl: Rate = 0.0
+    """End a rollout's updates when the approximate KL from the sampling policy exceeds 1.5 x this; 0: never."""
+    value_warmup: Annotated[int, Field(ge=0)] = 0
+    """language: first iterations in which only the critic learns."""
+
+
+class KL(Section):
+    """The tie to the reference model (language, heads)."""
+
+    beta: Rate = 0.05
+    placement: Literal["reward", "loss"] = "reward"
+    """reward: -beta x k1 on each token; loss: beta x the estimator added to the loss."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """k1 in the reward; k2 (the KL's gradient) or k3 (biased gradient) in the loss."""
+    target: Rate = 0.0
+    """Nats per reply at which beta settles; 0: beta stays."""
+    horizon: Positive = 10000
+    """Replies over which beta adapts."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> KL:
+        if (self.estimator == "k1") != (self.placement == "reward"):
+            raise ValueError(
+                f"kl.placement={self.placement} takes estimator k1 for 'reward', k2 or k3 for 'loss', not {self.estimator}"
+                " (k1 in the loss has no gradient on average)"
+            )
+        return self
+
+
+class RewardTerm(Section):
+    """One term of the reward."""
+
+    source: str
+    """A trained reward model (stage or folder) or module:function(prompts, replies) -> scores."""
+    weight: float = 1.0
+
+
+class RewardSettings(Section):
+    """What is rewarded, and how the number is shaped."""
+
+    source: str = "reward"
+    """A trained reward model (stage or folder) or module:function."""
+    terms: tuple[RewardTerm, ...] = ()
+    """Several rewards with weights, instead of source; each is logged apart."""
+    missing_eos_penalty: float | None = None
+    """Replaces the score of a reply that did not end within the budget; null: none."""
+    clip: Rate = 0.0
+    """Scores are cut to [-clip, clip]; 0: not."""
+    scale: float = 1.0
+    """Scores are multiplied by this."""
+    whiten: bool = False
+    """Token rewards are divided by their deviation over the rollout, mean kept."""
+
+
+class Sampling(Section):
+    """How replies are drawn.  No top-k and no top-p: the policy that is trained is the policy that is sampled."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """The same in sampling and in scoring."""
+    max_new_tokens: Positive = 64
+
+
+class PPOConfig(Stage):
+    """PPO on heads over a frozen model, on a whole language model, or on a Gymnasium task."""
+
+    model: Policy = Policy()
+    training: PPOOptimiser = PPOOptimiser()
+    kl: KL = KL()
+    reward: RewardSettings = RewardSettings()
+    sampling: Sampling = Sampling()
+    prompts: str = "demo"
+    """heads, language: prompts (a folder, a stage or a file)."""
+    reference: str = ""
+    """language: the reference model; empty: the model that training starts from."""
+    environment: str = ""
+    """vector: a Gymnasium id, e.g. CartPole-v1."""
+
+
+class CompareConfig(Stage):
+    """Writes results.json: gold reward, win rates, KL, length, endings of several models on held-out prompts."""
+
+    models: dict[str, str] = Field(default_factory=lambda: {"sft": "sft", "dpo": "dpo"})
+    """Label: stage or folder.  'sft' is what the others are held against."""
+    reference: str = "sft"
+    """KL is measured to this model."""
+    reward_model: str = ""
+    """Its accuracy on the annotator's held-out labels, and its agreement with gold on them; empty: none."""
+    pairs: str = "pairs"
+    """Held-out pairs for the reward model (a stage, a folder or a file)."""
+    base: str = ""
+    """A model under which fluency (negative log-likelihood) is measured; empty: none."""
+    prompts: str = "demo"
+    """Held-out prompts."""
+    gold: str = "accord.data.demo:gold_scores"
+    """module:function(prompts, replies) -> scores that no trainer sees."""
+    replies: Positive = 4
+    """For each prompt."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    max_new_tokens: Positive = 64
+    batch_size: Positive = 128
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Use only the first prompts; 0: all."""
+    samples: Positive = 3
+    """Sample answers to print side by side."""
+
+
+CONFIGS: dict[str, type[Stage]] = {
+    "demo": DemoConfig,
+    "base": BaseConfig,
+    "sft": SFTConfig,
+    "pairs": PairsConfig,
+    "reward": RewardConfig,
+    "ppo": PPOConfig,
+    "dpo": DPOConfig,
+    "compare": CompareConfig,
+}

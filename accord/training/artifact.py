@@ -1,0 +1,63 @@
+"""What every language-model stage does at its two ends: open a model with its tokenizer, leave one behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from accord.data.tokenizer import Tokenizer
+from accord.models.backbone import Backbone
+from accord.models.open import module, open_backbone
+from accord.registry.manifest import publish, versions
+from accord.run import Run
+from accord.training.checkpoint import write_pt
+
+
+def open_tokenizer(source: str) -> Tokenizer:
+    """The tokenizer that lies with a model (a folder or a .gguf file)."""
+    return Tokenizer.from_gguf(source) if source.endswith(".gguf") else Tokenizer.open(source)
+
+
+def open_model(source: str, device: torch.device) -> Backbone:
+    """A model on its device, gradients on, dropout off."""
+    backbone = open_backbone(source)
+    module(backbone).to(device).requires_grad_(True).eval()
+    return backbone
+
+
+def leave_model(
+    run: Run,
+    backbone: Backbone,
+    tokenizer: Tokenizer,
+    kind: str,
+    metrics: Mapping[str, float],
+    extra: Mapping[str, Any],
+) -> None:
+    """``<stage>_final.pt`` as specified, and the artifact folder ``model/`` that transformers opens."""
+
+    def write(directory: Path) -> None:
+        backbone.save(str(directory))
+        tokenizer.save(str(directory))
+
+    manifest = {
+        "kind": kind,
+        "name": run.name,
+        "key": run.key,
+        "parents": dict(run.parents),
+        "metrics": dict(metrics),
+        "seed": run.seed,
+        "versions": versions(),
+    }
+    publish(run.directory / "model", write, manifest)
+    leave_pt(run, f"{kind}_final.pt", module(backbone), {"metrics": dict(metrics), **extra})
+    run.say(f"wrote {run.directory / 'model'} (opens with transformers) and {run.directory / f'{kind}_final.pt'}")
+
+
+def leave_pt(run: Run, name: str, model: nn.Module, content: Mapping[str, Any]) -> None:
+    """A specified .pt: ``model_state_dict`` and plain values."""
+    state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+    write_pt(run.directory / name, {"model_state_dict": state, **content})

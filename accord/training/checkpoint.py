@@ -1,0 +1,114 @@
+"""States that survive a kill at any instant: written aside, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from accord.config import UserError
+
+
+class Resumable(Protocol):
+    """Anything that has a future: weights, an optimiser, a place in the data."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> object: ...
+
+
+def write_pt(path: Path, content: Mapping[str, Any]) -> None:
+    """Tensors and plain values, atomically.  ``torch.load(path)`` opens it (a safe, weights-only load)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: could not be written ({error.strerror}); the last good state is kept.") from None
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames in a folder outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_pt(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """Opens a .pt file without unpickling code.  Raises UserError naming the file."""
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint.") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start anew."
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a checkpoint of ours (holds a {type(content).__name__}).")
+    return content
+
+
+class Checkpoint:
+    """The resumable state of one run: named parts, in one file."""
+
+    def __init__(self, path: Path, fingerprint: str, parts: Mapping[str, Resumable]) -> None:
+        self.path, self.fingerprint, self.parts = path, fingerprint, parts
+
+    def save(self, step: int) -> None:
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        write_pt(self.path, {"fingerprint": self.fingerprint, "step": step, "rng": _rng_state(), "parts": state})
+
+    def restore(self) -> int:
+        """Puts every part back and returns the step; 0 where there is no state.
+
+        Raises UserError where the state belongs to other settings.
+        """
+        if not self.path.exists():
+            return 0
+        content = read_pt(self.path)
+        if content["fingerprint"] != self.fingerprint:
+            raise UserError(
+                f"{self.path}: this state was made with other settings or inputs; run without --resume to start anew."
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(content["parts"][name])
+        _restore_rng(content["rng"])
+        return int(content["step"])
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _rng_state() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _restore_rng(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -1,0 +1,56 @@
+"""The screen before training: rows, tokens, steps, batch arithmetic and memory, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from accord.settings import Optimiser
+
+
+def steps_in_words(rows: int, settings: Optimiser) -> str:
+    """How rows become optimiser steps.
+
+    >>> steps_in_words(100, Optimiser(batch_size=32, micro_batch_size=8, num_epochs=2))
+    '100 rows / 32 a step = 4 steps an epoch x 2 epochs = 8 steps; each step in 4 passes of up to 8 rows'
+    """
+    size = min(settings.batch_size, rows)
+    steps = -(-rows // settings.batch_size)
+    micro = settings.micro_batch_size or settings.batch_size
+    passes = -(-size // micro)
+    how = "one pass a step" if passes == 1 else f"each step in {passes} passes of up to {micro} rows"
+    return (
+        f"{rows} rows / {settings.batch_size} a step = {steps} steps an epoch x {settings.num_epochs} epochs"
+        f" = {steps * settings.num_epochs} steps; {how}"
+    )
+
+
+def model_in_words(model: nn.Module, name: str) -> str:
+    count = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    rest = "" if trained == count else f", {trained:,} of them trained"
+    return f"{name}: {count:,} parameters{rest}"
+
+
+def memory_in_words(
+    trained: Sequence[nn.Module], frozen: Sequence[nn.Module], tokens_in_a_pass: int, width: int, layers: int
+) -> str:
+    """An estimate: 16 bytes a trained parameter (weight, gradient, two moments), 4 a frozen one, and activations.
+
+    Activations are taken as 40 floats of the model's width for each token and layer; measured runs lie within a
+    factor of two of it.
+    """
+    weights = 16 * _count(trained) + 4 * _count(frozen)
+    activations = 4 * 40 * tokens_in_a_pass * width * max(layers, 1)
+    return f"about {(weights + activations) / 2**20:,.0f} MB ({weights / 2**20:,.0f} weights and optimiser, rest activations)"
+
+
+def _count(models: Sequence[nn.Module]) -> int:
+    seen = {id(p): p.numel() for m in models for p in m.parameters()}
+    return sum(seen.values())
+
+
+def depth(model: nn.Module) -> int:
+    """Layers of a model, as the length of its longest module list."""
+    return max((len(m) for m in model.modules() if isinstance(m, nn.ModuleList)), default=1)

@@ -1,0 +1,196 @@
+"""The PPO that serves every policy: one objective, one loop over rollouts, resumable at every optimiser step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from accord.functional.kl import AdaptiveKL, FixedKL
+from accord.functional.losses import combine, entropy_bonus, kl_penalty_loss, ppo_policy_loss, ppo_value_loss
+from accord.run import Run
+from accord.settings import KL, PPOOptimiser
+from accord.training.checkpoint import Checkpoint, Resumable
+from accord.training.loop import fit
+from accord.training.updater import Objective, Updater
+from accord.types import LossOutput, PPOBatch, TextActions, VectorActions
+
+
+@dataclass(frozen=True, slots=True)
+class ActionScores:
+    """What the policy of now says of actions taken before; (B, T) each, anything where masked."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor
+
+
+Score = Callable[[Any], ActionScores]
+
+
+class Source(Protocol):
+    """Where rollouts come from.  Whatever it must remember between rollouts is in its state."""
+
+    def collect(self, iteration: int, beta: float) -> tuple[PPOBatch, dict[str, float]]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def controller(settings: KL) -> FixedKL | AdaptiveKL:
+    """The coefficient of the KL: fixed, or steered to ``target`` nats a reply."""
+    return AdaptiveKL(settings.beta, settings.target, settings.horizon) if settings.target else FixedKL(settings.beta)
+
+
+def objective(score: Score, settings: PPOOptimiser, kl: KL, beta: float, policy_weight: float) -> Objective[PPOBatch]:
+    """Policy loss + vf_coef · value loss − ent_coef · entropy (+ beta · KL estimate), over the valid actions."""
+
+    def loss(batch: PPOBatch) -> LossOutput:
+        new = score(batch.inputs)
+        clip_value = settings.clip_range_vf or None
+        terms = [
+            (
+                policy_weight,
+                ppo_policy_loss(new.logprobs, batch.logprobs, batch.advantages, batch.mask, settings.clip_range),
+            ),
+            (settings.vf_coef, ppo_value_loss(new.values, batch.values, batch.returns, batch.mask, clip_value)),
+            (policy_weight * settings.ent_coef, entropy_bonus(new.entropy, batch.mask)),
+        ]
+        if kl.placement == "loss" and isinstance(batch.inputs, TextActions):
+            penalty = kl_penalty_loss(new.logprobs, batch.inputs.ref_logprobs, batch.mask, kl.estimator)
+            terms.append((policy_weight * beta, penalty))
+        output = combine(*terms)
+        named = {"policy_loss": terms[0][1].loss, "value_loss": terms[1][1].loss}
+        return LossOutput(output.loss, {**{k: v.detach() for k, v in named.items()}, **output.metrics})
+
+    return loss
+
+
+class Progress:
+    """Where PPO stands: the iteration, the rollout being consumed, the minibatch in it, the KL coefficient."""
+
+    def __init__(self, kl: FixedKL | AdaptiveKL) -> None:
+        self.iteration = 0
+        self.position = 0
+        self.batch: PPOBatch | None = None
+        self.kl = kl
+        self.measured_kl = 0.0
+        self.stopped = False
+
+    def begin_rollout(self, batch: PPOBatch, measured_kl: float) -> None:
+        self.batch, self.measured_kl = batch, measured_kl
+        self.position, self.stopped = 0, False
+
+    def finish_rollout(self, episodes: int) -> None:
+        """On to the next iteration, with the coefficient that the measured KL asks for."""
+        self.kl = self.kl.update(self.measured_kl, episodes)
+        self.iteration += 1
+        self.batch = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "iteration": self.iteration,
+            "position": self.position,
+            "stopped": self.stopped,
+            "kl": self.kl.state(),
+            "measured_kl": self.measured_kl,
+            "batch": {} if self.batch is None else _batch_state(self.batch),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.iteration, self.position = int(state["iteration"]), int(state["position"])
+        self.stopped = bool(state["stopped"])
+        self.kl, self.measured_kl = type(self.kl)(**state["kl"]), float(state["measured_kl"])
+        self.batch = _batch_of(state["batch"]) if state["batch"] else None
+
+    def minibatches(self, run: Run, epochs: int, size: int, micro: int) -> Iterator[list[PPOBatch]]:
+        """The rest of this rollout's minibatches, each as its micro-batches.
+
+        The order is a function of (seed, iteration, epoch), so that a resumed run takes the same ones.
+        """
+        assert self.batch is not None
+        rows = len(self.batch)
+        for index in range(self.position, epochs * -(-rows // size)):
+            if self.stopped:
+                return
+            epoch, place = divmod(index, -(-rows // size))
+            order = torch.randperm(rows, generator=run.generator("minibatches", self.iteration, epoch))
+            chosen = order[place * size : (place + 1) * size]
+            self.position = index + 1
+            yield [self.batch[part.to(self.batch.mask.device)] for part in torch.split(chosen, micro or size)]
+
+
+def _batch_state(batch: PPOBatch) -> dict[str, Any]:
+    names = ("mask", "logprobs", "values", "advantages", "returns")
+    state: dict[str, Any] = {name: getattr(batch, name) for name in names}
+    if isinstance(batch.inputs, TextActions):
+        state["text"] = {
+            "prompts": [list(p) for p in batch.inputs.prompts],
+            "responses": batch.inputs.responses,
+            "ref_logprobs": batch.inputs.ref_logprobs,
+        }
+    else:
+        state["vector"] = {"observations": batch.inputs.observations, "actions": batch.inputs.actions}
+    return state
+
+
+def _batch_of(state: Mapping[str, Any]) -> PPOBatch:
+    inputs: TextActions | VectorActions
+    if "text" in state:
+        text = state["text"]
+        prompts = tuple(tuple(p) for p in text["prompts"])
+        inputs = TextActions(prompts, text["responses"], state["mask"], text["ref_logprobs"])
+    else:
+        inputs = VectorActions(**state["vector"])
+    names = ("mask", "logprobs", "values", "advantages", "returns")
+    return PPOBatch(inputs, *(state[name] for name in names))
+
+
+def train_policy(
+    run: Run,
+    model: nn.Module,
+    updater: Updater,
+    source: Source,
+    score: Score,
+    settings: PPOOptimiser,
+    kl: KL,
+    iterations: int,
+    rows_per_rollout: int,
+) -> dict[str, float]:
+    """Collect, optimise, adapt the KL coefficient; ``iterations`` times.  Returns the last rollout's numbers."""
+    progress = Progress(controller(kl))
+    parts: dict[str, Resumable] = {"model": model, "updater": updater, "source": source, "progress": progress}
+    checkpoint = Checkpoint(run.directory / "state.pt", run.key, parts)
+    steps = iterations * settings.num_epochs * -(-rows_per_rollout // settings.batch_size)
+    run.begin(steps, checkpoint.restore() if run.resume else 0)
+    device = updater.device
+    if progress.batch is not None:
+        progress.batch = progress.batch.to(device)
+    last: dict[str, float] = {}
+
+    def after_step(metrics: dict[str, float]) -> None:
+        if settings.schedule == "kl_adaptive" and settings.target_kl:
+            updater.adapt_to_kl(metrics["approx_kl"], settings.target_kl)
+        elif settings.target_kl and metrics["approx_kl"] > 1.5 * settings.target_kl:
+            progress.stopped = True
+
+    while progress.iteration < iterations:
+        if progress.batch is None:
+            batch, last = source.collect(progress.iteration, progress.kl.beta)
+            progress.begin_rollout(batch.to(device), last.get("kl", 0.0))
+            run.record({**last, "beta": progress.kl.beta}, prefix="rollout/")
+        weight = 0.0 if progress.iteration < settings.value_warmup else 1.0
+        fit(
+            run,
+            updater,
+            progress.minibatches(run, settings.num_epochs, settings.batch_size, settings.micro_batch_size),
+            objective(score, settings, kl, progress.kl.beta, weight),
+            save=lambda: checkpoint.save(run.step),
+            after_step=after_step,
+        )
+        progress.finish_rollout(rows_per_rollout)
+    return last

@@ -1,0 +1,119 @@
+"""Updater: how a batch and an objective become one optimiser step.  The only place that calls ``backward``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from accord.config import UserError
+from accord.device import autocast
+from accord.settings import Optimiser
+from accord.types import LossOutput, Mean
+
+B = TypeVar("B")
+Objective = Callable[[B], LossOutput]
+
+
+def schedule_factor(kind: str, step: int, total_steps: int, warmup_steps: int) -> float:
+    """The share of the learning rate at a step counted from 0: a linear climb, then constant, linear or cosine fall.
+
+    >>> [round(schedule_factor("linear", s, 6, 2), 2) for s in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    if kind == "linear":
+        return max(0.0, 1.0 - done)
+    if kind == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return 1.0
+
+
+class Updater:
+    """Owns the optimiser, the schedule and gradient clipping.
+
+    A batch is a sequence of micro-batches; their losses are sums, and the gradient is divided once by the total
+    count, so that the number of micro-batches changes nothing (trap 43).
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[Iterable[nn.Parameter], float]],
+        settings: Optimiser,
+        total_steps: int,
+        precision: str = "float32",
+    ) -> None:
+        """``groups``: parameters with their learning rates; the other numbers come from ``settings``."""
+        self.settings, self.total_steps, self.precision = settings, total_steps, precision
+        self.steps = 0
+        self.adaptive = 1.0
+        options: list[dict[str, Any]] = []
+        self.rates: list[float] = []
+        for parameters, rate in groups:
+            trained = [p for p in parameters if p.requires_grad]
+            matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+            for some, decay in ((matrices, settings.weight_decay), (vectors, 0.0)):
+                if some:
+                    options.append({"params": some, "lr": rate, "weight_decay": decay})
+                    self.rates.append(rate)
+        self.parameters: list[nn.Parameter] = [p for group in options for p in group["params"]]
+        self.device = self.parameters[0].device
+        fused = self.device.type in ("cpu", "cuda")
+        betas = (0.9, settings.adam_beta2)
+        self.optimizer = torch.optim.AdamW(options, betas=betas, eps=settings.adam_eps, fused=fused)
+
+    def step(self, batch: Sequence[B], objective: Objective[B]) -> dict[str, float]:
+        """One optimiser step; returns the metrics as numbers.  Raises UserError where loss or gradient is not finite."""
+        factor = self.adaptive * schedule_factor(
+            self.settings.schedule, self.steps, self.total_steps, self.settings.warmup_steps
+        )
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: dict[str, Mean] = {}
+        for micro in batch:
+            with autocast(self.device, self.precision):
+                output = objective(micro)
+            output.loss.total.backward()  # type: ignore[no-untyped-call]
+            for key, mean in {"loss": output.loss.detach(), **output.metrics}.items():
+                metrics[key] = metrics[key] + mean if key in metrics else mean
+        norm = self._scale_and_clip(metrics["loss"].count)
+        if not (math.isfinite(norm) and math.isfinite(metrics["loss"].value())):
+            raise UserError(
+                f"step {self.steps + 1}: loss {metrics['loss'].value():.4g}, gradient norm {norm:.4g}: not finite; the"
+                " weights were not touched. Lower the learning rate, or use precision=float32."
+            )
+        self.optimizer.step()
+        self.steps += 1
+        return {**_numbers(metrics), "grad_norm": norm, "learning_rate": self.rates[0] * factor}
+
+    def _scale_and_clip(self, count: torch.Tensor) -> float:
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        if not grads:
+            raise RuntimeError("the objective reached no trained parameter")
+        torch._foreach_div_(grads, float(count.clamp(min=1)))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
+        return norm
+
+    def adapt_to_kl(self, approx_kl: float, target: float) -> None:
+        """The KL-adaptive rate of rl_games: a factor 1.5 down above twice the target, up below half of it."""
+        if approx_kl > 2.0 * target:
+            self.adaptive = max(self.adaptive / 1.5, 1e-2)
+        elif approx_kl < 0.5 * target:
+            self.adaptive = min(self.adaptive * 1.5, 1e1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "adaptive": self.adaptive}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps, self.adaptive = int(state["steps"]), float(state["adaptive"])
+
+
+def _numbers(metrics: Mapping[str, Mean]) -> dict[str, float]:
+    return {key: mean.value() for key, mean in metrics.items()}

@@ -1,0 +1,13 @@
+"""The specification's path of accord.training.sft; its command is `accord sft`."""
+
+import sys
+
+from accord.cli import main_of
+from accord.settings import SFTConfig
+
+main = main_of("sft")
+
+__all__ = ["SFTConfig", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

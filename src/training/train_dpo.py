@@ -1,0 +1,13 @@
+"""The specification's path of accord.training.dpo; its command is `accord dpo`."""
+
+import sys
+
+from accord.cli import main_of
+from accord.settings import DPOConfig
+
+main = main_of("dpo")
+
+__all__ = ["DPOConfig", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

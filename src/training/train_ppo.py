@@ -1,0 +1,13 @@
+"""The specification's path of accord.training.ppo; its command is `accord ppo`."""
+
+import sys
+
+from accord.cli import main_of
+from accord.settings import PPOConfig
+
+main = main_of("ppo")
+
+__all__ = ["PPOConfig", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

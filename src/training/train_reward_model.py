@@ -1,0 +1,13 @@
+"""The specification's path of accord.training.reward_model; its command is `accord reward`."""
+
+import sys
+
+from accord.cli import main_of
+from accord.settings import RewardConfig
+
+main = main_of("reward")
+
+__all__ = ["RewardConfig", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

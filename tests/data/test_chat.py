@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import processors
+
+from accord.config import UserError
+from accord.data.chat import chat_tokens, document_ids, exchange, prompt_ids, render, reply_ids, tokenize_chat
+from accord.data.tokenizer import Tokenizer
+
+Train = Callable[..., tokenizers.Tokenizer]
+
+CHAT: list[dict[str, Any]] = [
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "The capital is Paris."},
+    {"role": "user", "content": "  And the sea? \n"},
+    {"role": "assistant", "content": "It is blue,\n\nand deep. é☃"},
+]
+WITH_SYSTEM = [{"role": "system", "content": "Write short lines."}, *CHAT]
+# Turns in brackets, BOS written by the template, the end token behind a space.
+BRACKETS = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content | trim }} {{ eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles!') }}{% endif %}{% endfor %}"
+)
+# Block tags on lines of their own, generation tags, a loop control, tojson and a date.
+BLOCKS = """\
+{%- set ns = namespace(found=false) %}
+{% for m in messages %}
+    {% if m.role == 'system' %}
+        {% continue %}
+    {% endif %}
+    {% if m.role == 'assistant' %}
+<|im_start|>assistant
+        {% generation %}
+{{ m.content }}<|im_end|>
+        {% endgeneration %}
+    {% else %}
+<|im_start|>{{ m.role }} {{ {"now": strftime_now("%Y"), "<b>": none} | tojson }}
+{{ m.content }}<|im_end|>
+    {% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+<|im_start|>assistant
+{% endif %}
+"""
+
+
+@pytest.fixture(scope="module")
+def brackets(train_bpe: Train) -> Tokenizer:
+    """A Llama-like one: the post-processor would add BOS, and the template writes it."""
+    backend = train_bpe(["<s>", "</s>", "<unk>"])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return Tokenizer(backend, named, BRACKETS)
+
+
+def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer._serialized()), tokenizer.specials, template)
+
+
+def in_transformers(tokenizer: Tokenizer) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    backend = tokenizers.Tokenizer.from_str(tokenizer._serialized())
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=tokenizer.chat_template, **tokenizer.specials
+    )
+
+
+def labels(tokenizer: Tokenizer, ids: list[int], mask: list[bool]) -> str:
+    return tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m], skip_special=False)
+
+
+# ------------------------------------------------------------------ rendering
+def test_renders_and_tokenises_as_transformers(chatml: Tokenizer, small: Tokenizer, brackets: Tokenizer) -> None:
+    for tokenizer in (chatml, small, brackets, with_template(chatml, BLOCKS)):
+        theirs = in_transformers(tokenizer)
+        conversations = [CHAT, CHAT[:1], CHAT[:3]]
+        if tokenizer is not brackets:
+            conversations.append(WITH_SYSTEM)
+        for messages in conversations:
+            for opening in (False, True):
+                expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
+                assert render(tokenizer, messages, opening) == expected
+            asked = theirs.apply_chat_template(messages[:1], add_generation_prompt=True)["input_ids"]
+            assert prompt_ids(tokenizer, messages[:1]) == asked
+            whole = theirs.apply_chat_template(messages)["input_ids"]
+            if any(m["role"] == "assistant" for m in messages):
+                ids, _ = tokenize_chat(tokenizer, messages)
+                assert ids == whole[: len(ids)]  # ours ends with the last label
+
+
+def test_labels_agree_with_generation_tags(chatml: Tokenizer) -> None:
+    """transformers' own assistant mask, from the template's tags, marks the same tokens up to what follows the end."""
+    tokenizer = with_template(chatml, BLOCKS)
+    said = in_transformers(tokenizer).apply_chat_template(CHAT, return_assistant_tokens_mask=True, return_dict=True)
+    ids, mask = tokenize_chat(tokenizer, CHAT)
+    theirs = [bool(m) for m in said["assistant_masks"]][: len(ids)]
+    newline = tokenizer.encode("\n")
+    assert [i for i, a, b in zip(ids, mask, theirs, strict=True) if a != b] == newline  # behind the first end token
+
+
+def test_templates_are_sandboxed(chatml: Tokenizer) -> None:
+    for attack in ("{{ messages.append(1) }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}"):
+        with pytest.raises(UserError, match="refuses"):
+            with_template(chatml, attack)
+
+
+def test_template_errors_are_sentences(chatml: Tokenizer, small: Tokenizer, plain: Tokenizer) -> None:
+    with pytest.raises(UserError, match="broken at line 2"):
+        with_template(chatml, "{{ messages }}\n{% if %}")
+    with pytest.raises(UserError, match=r"roles user, tool.*not tool"):
+        render(small, [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}], False)
+    with pytest.raises(UserError, match="must come first"):
+        render(small, [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}], False)
+    with pytest.raises(UserError, match=r"no chat template.*chat_template\.jinja"):
+        render(plain, CHAT, False)
+
+
+def test_small_template(small: Tokenizer) -> None:
+    assert render(small, CHAT[:1], True) == "<user>What is the capital of France?<assistant>"
+    said = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    assert render(small, said, True) == "<user>Be kind.\nHi<assistant>"
+    assert prompt_ids(small, "Hi") == [3, 12, 13, 4]
+    assert reply_ids(small, "Hi", "Yo") == [29, 19, 1]
+
+
+# ------------------------------------------------------------------ labels
+def test_labels_are_the_assistant_s_words_and_end_tokens(chatml: Tokenizer) -> None:
+    ids, mask = tokenize_chat(chatml, CHAT)
+    assert labels(chatml, ids, mask) == "The capital is Paris.<|im_end|>It is blue,\n\nand deep. é☃<|im_end|>"
+    assert mask[-1]
+    assert ids[-1] == chatml.eos_id  # trap 1: the final end token is a label
+    ends = [k for k, i in enumerate(ids) if i == chatml.eos_id]
+    assert [mask[k] for k in ends] == [False, False, True, False, True]  # system, user, assistant, user, assistant
+    assert not mask[ends[2] + 1]  # the newline that the template adds
+
+
+def test_one_turn_is_prompt_and_reply(chatml: Tokenizer, small: Tokenizer, brackets: Tokenizer) -> None:
+    for tokenizer in (chatml, small, brackets):
+        for n in (1, 3):
+            asked, told = CHAT[:n], CHAT[n]["content"]
+            ids, mask = tokenize_chat(tokenizer, CHAT[: n + 1])
+            prompt, reply = prompt_ids(tokenizer, asked), reply_ids(tokenizer, asked, told)
+            assert prompt + reply == ids
+            assert mask[len(prompt) :] == [True] * len(reply)
+            assert reply[-1] == tokenizer.eos_id
+            assert reply.count(tokenizer.eos_id) == 1
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=st.text(max_size=12), told=st.text(max_size=12))
+def test_prompt_and_reply_are_what_training_sees(chatml: Tokenizer, asked: str, told: str) -> None:
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
+    ids, mask = tokenize_chat(chatml, messages)
+    prompt, reply = prompt_ids(chatml, asked), reply_ids(chatml, asked, told)
+    assert prompt + reply == ids
+    assert mask == [False] * len(prompt) + [True] * len(reply)
+    assert chatml.decode(reply, skip_special=False) == told + "<|im_end|>"
+
+
+def test_no_labels_is_an_error(chatml: Tokenizer) -> None:
+    with pytest.raises(UserError, match="no assistant message"):
+        tokenize_chat(chatml, CHAT[:1])
+
+
+def test_a_template_that_rewrites_the_past_is_refused(chatml: Tokenizer) -> None:
+    # The generation prompt opens a thought that the finished text does not show.
+    thinking = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+    )
+    tokenizer = with_template(chatml, thinking)
+    for call in (lambda: tokenize_chat(tokenizer, CHAT), lambda: reply_ids(tokenizer, "a", "b")):
+        with pytest.raises(UserError, match="another way"):
+            call()
+
+
+def test_a_template_without_end_tokens_is_refused(chatml: Tokenizer) -> None:
+    tokenizer = with_template(chatml, "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    for call in (lambda: tokenize_chat(tokenizer, CHAT), lambda: reply_ids(tokenizer, "a", "b")):
+        with pytest.raises(UserError, match=r"no end token.*im_end"):
+            call()
+
+
+def test_a_prompt_ends_where_the_assistant_speaks(chatml: Tokenizer) -> None:
+    with pytest.raises(UserError, match="ends with an assistant message"):
+        prompt_ids(chatml, CHAT[:2])
+
+
+# ------------------------------------------------------------------ BOS
+def test_at_most_one_bos(brackets: Tokenizer, train_bpe: Train) -> None:
+    assert prompt_ids(brackets, "hi").count(0) == 1  # trap 7: the template's, none of the post-processor's
+    doubled = with_template(brackets, "{{ bos_token }}" + BRACKETS)
+    assert prompt_ids(doubled, "hi") == prompt_ids(brackets, "hi")
+    assert tokenize_chat(doubled, CHAT) == tokenize_chat(brackets, CHAT)
+    backend = train_bpe(["<s>", "</s>", "<unk>"])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    bare = Tokenizer(backend, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    assert prompt_ids(bare, "hi") == [0, *bare.encode("hi")]  # plain text for a model trained with BOS
+    assert prompt_ids(bare, "<s>hi") == prompt_ids(bare, "hi")
+    assert exchange(bare, "hi", " yo").reply == [*bare.encode(" yo"), bare.eos_id]
+    assert document_ids(bare, "hi") == document_ids(bare, "<s>hi</s>") == [0, *bare.encode("hi"), 1]
+
+
+# ------------------------------------------------------------------ the boundary (trap 8)
+def test_plain_text_boundary(plain: Tokenizer) -> None:
+    joined = exchange(plain, "The cat", " sat on")
+    assert not joined.apart
+    assert joined.prompt + joined.reply == [*plain.encode("The cat sat on"), plain.eos_id]
+    # "the " + "cat" share the token " cat" when joined: the prompt's ids win, the reply is tokenised apart.
+    assert plain.encode("the cat")[: len(plain.encode("the "))] != plain.encode("the ")
+    merged = exchange(plain, "the ", "cat")
+    assert merged.apart
+    assert merged.prompt == plain.encode("the ")
+    assert merged.reply == [*plain.encode("cat"), plain.eos_id]
+
+
+def test_chat_boundary(chatml: Tokenizer) -> None:
+    # The generation prompt ends in a space, so that " The" would straddle it.
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}<|im_end|>{% endif %}\n"
+        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tokenizer = with_template(chatml, template)
+    chat = chat_tokens(tokenizer, CHAT)
+    assert chat.apart
+    assert labels(tokenizer, chat.ids, chat.loss_mask) == (
+        "The capital is Paris.<|im_end|>It is blue,\n\nand deep. é☃<|im_end|>"
+    )
+    one = exchange(tokenizer, CHAT[:1], CHAT[1]["content"])
+    assert one.apart
+    assert one.prompt == tokenizer.encode(render(tokenizer, CHAT[:1], True))
+    assert chat_tokens(tokenizer, CHAT[:2]).ids == one.prompt + one.reply
+    assert not chat_tokens(chatml, CHAT).apart
+
+
+def test_a_reply_that_spells_the_end_token_ends_there(chatml: Tokenizer, plain: Tokenizer) -> None:
+    assert reply_ids(chatml, "a", "yes<|im_end|>no") == reply_ids(chatml, "a", "yes")
+    assert reply_ids(plain, "a", " yes</s> no") == reply_ids(plain, "a", " yes")
+
+
+def test_an_empty_reply_is_the_end_token(chatml: Tokenizer, plain: Tokenizer) -> None:
+    assert reply_ids(chatml, "a", "") == [chatml.eos_id]
+    assert reply_ids(plain, "a", "") == [plain.eos_id]

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accord.config import UserError
+from accord.data.chat import prompt_ids, reply_ids
+from accord.data.preferences import PreferencePair, load_preferences, split_by_prompt
+from accord.data.tokenizer import Tokenizer
+
+Rows = Callable[..., Path]
+
+
+def row(prompt: str = "hi", chosen: str = "yes", rejected: str = "no", **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
+
+
+def test_a_pair_by_hand(rows: Rows, small: Tokenizer) -> None:
+    data = load_preferences(rows(row(chosen="b", rejected="cd", margin=0.5)), small, 16, 32)
+    assert data.pairs == (PreferencePair((3, 12, 13, 4), (6, 1), (7, 8, 1), 0.5),)
+    assert len(data.pairs[0]) == 9
+    assert (data.report.rows, data.report.tokens, data.report.dropped) == (1, 9, {})
+
+
+def test_shapes_agree(rows: Rows, chatml: Tokenizer) -> None:
+    ask = {"role": "user", "content": "Who?"}
+    a, b = ({"role": "assistant", "content": c} for c in ("The cat.", "The dog."))
+    path = rows(
+        row("Who?", "The cat.", "The dog."),
+        {"prompt": [ask], "chosen": [a], "rejected": [b]},
+        {"chosen": [ask, a], "rejected": [ask, b]},
+        {"prompt": "Who?", "chosen": [ask, a], "rejected": [ask, b]},
+    )
+    data = load_preferences(path, chatml, 100, 200)
+    assert len(data) == 4
+    assert len(set(data.pairs)) == 1
+    pair = data.pairs[0]
+    assert list(pair.prompt) == prompt_ids(chatml, "Who?")
+    assert [list(pair.chosen), list(pair.rejected)] == [reply_ids(chatml, "Who?", c) for c in ("The cat.", "The dog.")]
+
+
+def test_ties_and_empty_rows_go_as_pairs(rows: Rows, small: Tokenizer) -> None:
+    path = rows(
+        row(chosen="same", rejected=" same"),
+        row(chosen="Ab", rejected="ab"),  # the same once lower-cased
+        row(chosen="abcdefX", rejected="abcdefY"),  # the same once cut
+        row(chosen=""),
+        row(rejected=" \n"),
+        row(prompt=" "),
+        row(),
+    )
+    data = load_preferences(path, small, 4, 8)
+    assert data.report.dropped == {"tie": 2, "tie once cut": 1, "empty reply": 2, "empty prompt": 1}
+    assert (data.report.rows, data.report.kept, len(data)) == (7, 1, 1)
+
+
+def test_both_replies_follow_the_same_cut_prompt(rows: Rows, small: Tokenizer) -> None:
+    path = rows(row(prompt="abcdef", chosen="xyxyxy", rejected="z"))
+    (pair,) = (data := load_preferences(path, small, 4, 7)).pairs
+    assert pair.prompt == (8, 9, 10, 4)  # def<assistant>: the end is kept
+    assert pair.chosen == (28, 29, 28)  # cut: no end token
+    assert pair.rejected == (30, 1)
+    assert (data.report.truncated_prompts, data.report.truncated_replies) == (1, 1)
+    (right,) = load_preferences(path, small, 4, 7, truncate_prompt="right").pairs
+    assert right.prompt == (3, 5, 6, 7)
+
+
+def test_too_long_can_mean_dropped(rows: Rows, small: Tokenizer) -> None:
+    path = rows(row(prompt="abcdef"), row(chosen="yes yes yes"), row())
+    report = load_preferences(path, small, 6, 10, truncate_prompt="drop", truncate_reply="drop").report
+    assert report.dropped == {"prompt too long": 1, "reply too long": 1}
+    assert (report.truncated_prompts, report.truncated_replies) == (0, 0)
+
+
+def test_errors_name_the_row(rows: Rows, small: Tokenizer, plain: Tokenizer) -> None:
+    with pytest.raises(UserError, match=r"rows\.jsonl, row 2: no 'rejected' \(did you mean 'rejectd'"):
+        load_preferences(rows(row(), {"prompt": "a", "chosen": "b", "rejectd": "c"}), small, 8, 16)
+    ask = [{"role": "user", "content": "a"}]
+    with pytest.raises(UserError, match=r"rows\.jsonl, row 1: .*no chat template"):
+        load_preferences(rows({"prompt": ask, "chosen": "b", "rejected": "c"}), plain, 8, 16)
+    with pytest.raises(UserError, match=r"max_prompt_length: 8.*max_length \(8\)"):
+        load_preferences("x", small, 8, 8)
+
+
+def test_pairs_are_checked() -> None:
+    for parts in (((), (1,), (2,)), ((1,), (), (2,)), ((1,), (2,), (2,))):
+        with pytest.raises(ValueError, match="preference pair"):
+            PreferencePair(*parts)
+    with pytest.raises(ValueError, match="margin"):
+        PreferencePair((1,), (2,), (3,), -1.0)
+
+
+pairs = st.lists(
+    st.builds(
+        PreferencePair,
+        st.tuples(st.integers(0, 6)),
+        st.tuples(st.integers(0, 9)),
+        st.tuples(st.integers(10, 19)),
+        st.just(0.0),
+    ),
+    max_size=30,
+)
+
+
+@given(pairs, pairs, st.floats(0, 1), st.integers(-5, 5))
+def test_split_by_prompt(rows: list[PreferencePair], more: list[PreferencePair], fraction: float, seed: int) -> None:
+    train, heldout = split_by_prompt(rows, fraction, seed)
+    assert sorted(map(hash, train + heldout)) == sorted(map(hash, rows))
+    assert not {p.prompt for p in train} & {p.prompt for p in heldout}  # trap 16
+    again_train, again_heldout = split_by_prompt(more + rows, fraction, seed)
+    assert set(train) <= set(again_train)
+    assert set(heldout) <= set(again_heldout)
+
+
+def test_split_shares() -> None:
+    rows = [PreferencePair((i,), (1,), (2,)) for i in range(4000)]
+    for fraction in (0.0, 0.1, 0.5, 1.0):
+        _, heldout = split_by_prompt(rows, fraction, 0)
+        assert len(heldout) == pytest.approx(4000 * fraction, abs=4 * (4000 * fraction * (1 - fraction)) ** 0.5)
+    sides: dict[tuple[int, ...], set[int]] = defaultdict(set)
+    for seed in range(2):
+        for pair in split_by_prompt(rows, 0.5, seed)[1]:
+            sides[pair.prompt].add(seed)
+    both = sum(len(s) == 2 for s in sides.values())
+    assert both == pytest.approx(1000, abs=120)  # another seed draws another part
+    with pytest.raises(UserError, match=r"heldout_fraction: 1\.5"):
+        split_by_prompt(rows, 1.5, 0)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from accord.config import UserError
+from accord.data.chat import prompt_ids
+from accord.data.preferences import PreferencePair, split_by_prompt
+from accord.data.prompts import Side, is_heldout, kept_places, load_prompts, split_prompts
+from accord.data.tokenizer import Tokenizer
+
+Rows = Callable[..., Path]
+
+
+def test_load(rows: Rows, chatml: Tokenizer) -> None:
+    chat = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Who?"}]
+    data = load_prompts(rows({"prompt": "Who?", "extra": 1}, {"prompt": chat}, {"prompt": chat[1:]}), chatml, 200)
+    assert [list(p) for p in data.prompts] == [prompt_ids(chatml, p) for p in ("Who?", chat, chat[1:])]
+    assert data.prompts[0] == data.prompts[2] != data.prompts[1]
+    assert data.texts == ("Who?", "system: Be short.\nuser: Who?", "Who?")
+    assert data.sources == ("Who?", chat, chat[1:])
+    assert data.report.tokens == sum(map(len, data.prompts))
+    assert len(data) == 3
+
+
+def test_cut_and_dropped(rows: Rows, small: Tokenizer) -> None:
+    path = rows(
+        {"prompt": "abcdef"}, {"prompt": "\n "}, {"prompt": [{"role": "user", "content": ""}]}, {"prompt": "hi"}
+    )
+    data = load_prompts(path, small, 4)
+    assert data.prompts == ((8, 9, 10, 4), (3, 12, 13, 4))  # the end, where the assistant is to speak, is kept
+    assert data.report.truncated_prompts == 1
+    assert data.report.dropped == {"empty prompt": 2}
+    assert load_prompts(path, small, 4, truncate="right").prompts[0] == (3, 5, 6, 7)
+    assert load_prompts(path, small, 4, truncate="drop").texts == ("hi",)
+    assert load_prompts(path, small, 4, limit=1).report.rows == 1
+
+
+def test_errors(rows: Rows, small: Tokenizer) -> None:
+    with pytest.raises(UserError, match=r"row 2: no 'prompt' \(did you mean 'prompts'"):
+        load_prompts(rows({"prompt": "a"}, {"prompts": "a"}), small, 8)
+    with pytest.raises(UserError, match="no row is usable"):
+        load_prompts(rows({"prompt": ""}), small, 8)
+    with pytest.raises(UserError, match="max_prompt_length: 0"):
+        load_prompts("x", small, 0)
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    st.integers(1, 12),
+    st.sampled_from(get_args(Side)),
+    st.sampled_from([None, 0]),
+)
+@example([0, 1, 2, 3], 3, "left", 0)
+@example([0, 1, 2, 3], 1, "left", 0)
+def test_kept_places(ids: list[int], limit: int, side: Side, bos: int | None) -> None:
+    places = kept_places(ids, limit, side, bos)
+    if len(ids) <= limit:
+        assert places == list(range(len(ids)))
+    elif side == "drop":
+        assert places is None
+    else:
+        assert places is not None
+        assert places == sorted(set(places))
+        assert len(places) == limit
+        if side == "right":
+            assert places[-1] == limit - 1
+        else:
+            assert places[-1] == len(ids) - 1
+            assert (places[0] == 0) == (limit > 1 and bos is not None and ids[0] == bos)
+
+
+def test_prompts_and_pairs_split_alike(rows: Rows, small: Tokenizer) -> None:
+    data = load_prompts(rows(*({"prompt": f"number {i}"} for i in range(60))), small, 64)
+    train, heldout = split_prompts(data, 0.3, seed=7)
+    assert len(train) + len(heldout) == 60
+    assert set(train.texts) | set(heldout.texts) == set(data.texts)
+    assert len(heldout.sources) == len(heldout.texts) == len(heldout.prompts) > 5
+    _, pairs = split_by_prompt([PreferencePair(p, (1,), (2,)) for p in data.prompts], 0.3, seed=7)
+    assert [p.prompt for p in pairs] == list(heldout.prompts)  # a reward model's held-out prompts stay unseen by PPO
+
+
+def test_the_split_does_not_depend_on_the_process() -> None:
+    code = "from accord.data.prompts import is_heldout; print([is_heldout((i, 2), 0.5, 3) for i in range(20)])"
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout.strip()
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1] == str([is_heldout((i, 2), 0.5, 3) for i in range(20)])

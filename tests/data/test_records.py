@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accord.config import UserError
+from accord.data.records import (
+    Report,
+    Tally,
+    Where,
+    messages_field,
+    preference_fields,
+    prompt_field,
+    read_jsonl,
+    reply_field,
+    write_jsonl,
+)
+
+HERE = Where("pairs.jsonl", 7)
+ASK = {"role": "user", "content": "hi"}
+
+
+def say(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def test_round_trip_with_row_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.jsonl"
+    rows: list[dict[str, Any]] = [{"prompt": "é\n☃\u2028"}, {"n": [1, None]}]
+    write_jsonl(path, rows)
+    assert list(read_jsonl(path)) == [(1, rows[0]), (2, rows[1])]
+    path.write_text('\ufeff{"a": 1}\n\n  \n{"b": 2}', encoding="utf-8")
+    assert list(read_jsonl(path)) == [(1, {"a": 1}), (4, {"b": 2})]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"a": 1}])
+
+    def broken() -> Iterator[dict[str, int]]:
+        yield {"a": 2}
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        write_jsonl(path, broken())
+    assert list(read_jsonl(path)) == [(1, {"a": 1})]
+    assert os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": 1}\n{"a": 1,}\n', "row 2: not JSON"),
+        ("[\n{}\n]\n", r"row 1: not JSON.*one object a line"),
+        ('{"a": 1}\n["b"]\n', "row 2: a JSON array, expected an object"),
+        ("3\n", "row 1: a JSON number"),
+        ("", "no rows"),
+        ("\n\n", "no rows"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said) as caught:
+        list(read_jsonl(path))
+    assert str(path) in str(caught.value)
+
+
+def test_missing_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        list(read_jsonl(tmp_path / "none.jsonl"))
+    with pytest.raises(UserError, match="a folder"):
+        list(read_jsonl(tmp_path))
+    (tmp_path / "b").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(UserError, match="not UTF-8"):
+        list(read_jsonl(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"promt": "a"}, r"pairs.jsonl, row 7: no 'prompt' \(did you mean 'promt'\?"),
+        ({"Prompt": "a"}, "did you mean 'Prompt'"),
+        ({"instruction": "a", "id": 3}, "did you mean 'instruction'"),
+        ({"chosen": "a", "x": 1}, "no 'prompt'; it has 'chosen', 'x'"),
+        ({"prompt": None}, "'prompt' is null"),
+        ({"prompt": 3}, "a JSON number, expected a list of messages"),
+        ({"prompt": []}, "'prompt' is empty"),
+        ({"prompt": ["a"]}, r"prompt\[0\] is a JSON string"),
+        ({"prompt": [{"role": "user"}]}, r"prompt\[0\] has no 'content'"),
+        (
+            {"prompt": [ASK, {"role": "asistant", "content": ""}]},
+            r"prompt\[1\]: role 'asistant'; did you mean 'assistant'",
+        ),
+        ({"prompt": [{"role": "user", "content": None}]}, "the content is a JSON null"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "the content is a JSON array"),
+    ],
+)
+def test_bad_fields(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        prompt_field(row, "prompt", HERE)
+
+
+def test_fields() -> None:
+    assert prompt_field({"prompt": "hi", "other": 1}, "prompt", HERE) == "hi"
+    parts = {"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}], "name": "x"}
+    assert messages_field({"m": [parts]}, "m", HERE) == [{**ASK, "name": "x"}]
+    assert reply_field({"completion": "yo"}, "completion", HERE) == "yo"
+    assert reply_field({"completion": [say("yo")]}, "completion", HERE) == "yo"
+    with pytest.raises(UserError, match=r"one assistant message.*found user"):
+        reply_field({"completion": [ASK]}, "completion", HERE)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, ("p", "a", "b", 0.0)),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": 2, "id": 1}, ("p", "a", "b", 2.0)),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": None}, ("p", "a", "b", 0.0)),
+        ({"prompt": [ASK], "chosen": [say("a")], "rejected": [say("b")]}, ([ASK], "a", "b", 0.0)),
+        ({"prompt": [ASK], "chosen": "a", "rejected": "b"}, ([ASK], "a", "b", 0.0)),
+        ({"prompt": "hi", "chosen": [say("a")], "rejected": [say("b")]}, ("hi", "a", "b", 0.0)),
+        # implicit prompts
+        ({"chosen": [ASK, say("a")], "rejected": [ASK, say("b")]}, ([ASK], "a", "b", 0.0)),
+        ({"chosen": [ASK, say("a")], "rejected": [ASK, say("a")]}, ([ASK], "a", "a", 0.0)),
+        ({"prompt": "hi", "chosen": [ASK, say("a")], "rejected": [ASK, say("b")]}, ([ASK], "a", "b", 0.0)),
+        ({"prompt_id": 3, "chosen": "go left", "rejected": "go right"}, ("go", " left", " right", 0.0)),
+        ({"chosen": "we lead", "rejected": "we leave"}, ("we", " lead", " leave", 0.0)),
+        ({"chosen": "yes", "rejected": "no"}, ("", "yes", "no", 0.0)),
+        (
+            {"chosen": "\n\nHuman: q\n\nAssistant: It is so", "rejected": "\n\nHuman: q\n\nAssistant: It was"},
+            ("\n\nHuman: q\n\nAssistant:", " It is so", " It was", 0.0),
+        ),
+    ],
+)
+def test_preference_shapes(row: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    assert preference_fields(row, HERE) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "p", "chosen": "a"}, "no 'rejected'"),
+        ({"prompt": "p", "choosen": "a", "rejected": "b"}, "did you mean 'choosen'"),
+        ({"promt": "p", "chosen": "a", "rejected": "b"}, "did you mean 'promt'"),
+        ({"prompt": "p", "chosen": "a", "rejected": [say("b")]}, "one of 'chosen' and 'rejected' is a string"),
+        ({"chosen": [say("a")], "rejected": [say("b")]}, "no 'prompt'"),
+        ({"chosen": [ASK, say("a")], "rejected": [ASK]}, "must end in one assistant message"),
+        ({"prompt": "other", "chosen": [ASK, say("a")], "rejected": [ASK, say("b")]}, "'prompt' differs"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}, "margin -1"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": float("nan")}, "margin nan"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "big"}, "margin 'big'"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": True}, "margin True"),
+    ],
+)
+def test_bad_preferences(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        preference_fields(row, HERE)
+
+
+def test_report() -> None:
+    whole = Report(3, 10, 0, 0, {})
+    assert (whole.kept, whole.describe()) == (3, "Kept 3 of 3 rows, 10 tokens.")
+    partial = Report(9, 10, 2, 1, {"tie": 2, "empty reply": 1}, 4)
+    assert partial.kept == 6
+    assert partial.describe() == (
+        "Kept 6 of 9 rows, 10 tokens. Dropped: empty reply 1, tie 2; prompts cut: 2; replies cut: 1; "
+        "tokenised apart from the prompt: 4."
+    )
+    tally = Tally(rows=2)
+    tally.dropped["tie"] += 2
+    with pytest.raises(UserError, match=r"x: no row is usable.*tie 2"):
+        tally.report("x")
+
+
+def test_named_puts_the_place_in_front() -> None:
+    def fail() -> None:
+        with HERE.named():
+            raise UserError("bad")
+
+    check: Callable[[], None] = fail
+    with pytest.raises(UserError, match=r"^pairs\.jsonl, row 7: bad$"):
+        check()

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+
+from accord.config import UserError
+from accord.data.chat import prompt_ids, reply_ids, tokenize_chat
+from accord.data.supervised import SupervisedExample, load_supervised
+from accord.data.tokenizer import Tokenizer
+
+Rows = Callable[..., Path]
+
+
+def turns(*contents: str) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": c} for i, c in enumerate(contents)]}
+
+
+def test_prompt_and_completion(rows: Rows, small: Tokenizer) -> None:
+    (example,) = load_supervised(rows({"prompt": "Hi", "completion": "yo", "id": 3}), small, 64).examples
+    assert example.tokens == (3, 12, 13, 4, 29, 19, 1)  # <user>hi<assistant>yo<eos>
+    assert example.loss_mask == (False, False, False, False, True, True, True)
+
+
+def test_every_shape_gives_the_same_example(rows: Rows, chatml: Tokenizer) -> None:
+    ask, told = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The cat."}
+    path = rows(
+        {"prompt": "Who?", "completion": "The cat."},
+        {"prompt": [ask], "completion": [told]},
+        {"prompt": [ask], "completion": "The cat."},
+        {"messages": [ask, told]},
+    )
+    data = load_supervised(path, chatml, 256)
+    assert len(set(data.examples)) == 1
+    assert list(data.examples[0].tokens) == prompt_ids(chatml, "Who?") + reply_ids(chatml, "Who?", "The cat.")
+    assert data.report.tokens == 4 * len(data.examples[0])
+    assert (data.report.rows, data.report.kept, len(data)) == (4, 4, 4)
+
+
+def test_turns_in_the_prompt_are_no_labels(rows: Rows, small: Tokenizer) -> None:
+    messages = turns("a", "b", "c", "d")["messages"]
+    path = rows({"messages": messages}, {"prompt": messages[:3], "completion": "d"})
+    every, last = load_supervised(path, small, 64).examples
+    assert every.tokens == last.tokens
+    assert sum(every.loss_mask) == 4
+    assert sum(last.loss_mask) == 2
+    assert (list(every.tokens), list(every.loss_mask)) == tokenize_chat(small, messages)
+
+
+def test_documents(rows: Rows, small: Tokenizer) -> None:
+    (example,) = load_supervised(rows({"text": "abc"}), small, 64).examples
+    assert example.tokens == (5, 6, 7, 1)
+    assert example.loss_mask == (False, True, True, True)  # nothing precedes the first
+
+
+def test_cutting_the_reply_leaves_no_end(rows: Rows, small: Tokenizer) -> None:
+    path = rows({"prompt": "hi", "completion": "abcdef"}, {"prompt": "hi", "completion": "a"})
+    data = load_supervised(path, small, 7)
+    assert data.examples[0].tokens == (3, 12, 13, 4, 5, 6, 7)  # no fake end token: trap 9
+    assert data.examples[1].tokens[-1] == small.eos_id
+    assert (data.report.truncated_replies, data.report.truncated_prompts) == (1, 0)
+    assert data.report.tokens == 7 + 6
+
+
+def test_cutting_the_prompt_keeps_its_end_and_the_reply(rows: Rows, small: Tokenizer) -> None:
+    path = rows({"prompt": "abcdef", "completion": "xy"}, {"prompt": "a", "completion": "abcdefgh"})
+    data = load_supervised(path, small, 7, truncate="prompt")
+    assert data.examples[0].tokens == (8, 9, 10, 4, 28, 29, 1)  # def<assistant>xy<eos>
+    assert data.examples[0].loss_mask == (False,) * 4 + (True,) * 3
+    assert data.report.dropped == {"no room for a reply": 1}
+    assert (data.report.truncated_prompts, data.report.truncated_replies) == (1, 0)
+
+
+def test_cutting_the_past_of_a_chat(rows: Rows, small: Tokenizer) -> None:
+    data = load_supervised(rows(turns("a", "bcd", "e", "f")), small, 8, truncate="prompt")
+    #       whole: <user> a <assistant> b c d <eos> <user> e <assistant> f <eos>
+    assert data.examples[0].tokens == (7, 8, 1, 3, 9, 4, 10, 1)
+    assert data.examples[0].loss_mask == (False, True, True, False, False, False, True, True)
+
+
+def test_rows_without_a_reply_are_dropped_and_counted(rows: Rows, small: Tokenizer) -> None:
+    path = rows(
+        {"prompt": "hi", "completion": " \n"},
+        {"prompt": "hi", "completion": ""},
+        turns("hi", " "),
+        {"text": " "},
+        {"prompt": "a long question", "completion": "no room"},
+        {"prompt": "hi", "completion": "yo"},
+    )
+    report = load_supervised(path, small, 8).report
+    assert report.dropped == {"empty reply": 4, "no room for a reply": 1}
+    assert (report.rows, report.kept) == (6, 1)
+    assert load_supervised(path, small, 8, truncate="drop").report.dropped == {"empty reply": 4, "too long": 1}
+    with pytest.raises(UserError, match="no row is usable"):
+        load_supervised(path, small, 8, limit=5)
+
+
+def test_empty_prompts_are_plain_text(rows: Rows, plain: Tokenizer) -> None:
+    (example,) = load_supervised(rows({"prompt": "", "completion": "The cat"}), plain, 64).examples
+    assert list(example.tokens) == [*plain.encode("The cat"), plain.eos_id]
+    assert example.loss_mask[0] is False
+
+
+def test_boundaries_tokenised_apart_are_counted(rows: Rows, plain: Tokenizer) -> None:
+    path = rows({"prompt": "the ", "completion": "cat"}, {"prompt": "the", "completion": " cat"})
+    assert load_supervised(path, plain, 64).report.retokenized == 1
+
+
+def test_a_bos_in_front_stays(rows: Rows, train_bpe: Callable[..., tokenizers.Tokenizer]) -> None:
+    backend = train_bpe(["<s>", "</s>", "<pad>"])
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    )
+    tokenizer = Tokenizer(backend, named, template)
+    (example,) = load_supervised(rows({"prompt": "abcd zq", "completion": "xkcd"}), tokenizer, 8, "prompt").examples
+    assert len(example) == 8
+    assert example.tokens[0] == tokenizer.bos_id
+    assert tokenizer.decode(example.tokens, skip_special=False).endswith("zqxkcd</s>")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "a"}, "row 1: no 'completion'"),
+        ({"prompt": "a", "response": "b"}, "did you mean 'response'"),
+        ({"instruction": "a", "output": "b"}, "did you mean 'instruction'"),
+        ({"mesages": [{"role": "user", "content": "a"}]}, "did you mean 'mesages'"),
+        (turns("a"), "row 1: no assistant message"),
+        (
+            {"messages": [{"role": "tool", "content": "a"}, {"role": "assistant", "content": "a"}]},
+            "row 1: the chat template",
+        ),
+    ],
+)
+def test_errors_name_the_row(rows: Rows, small: Tokenizer, row: dict[str, Any], said: str) -> None:
+    path = rows(row)
+    with pytest.raises(UserError, match=said) as caught:
+        load_supervised(path, small, 64)
+    assert str(caught.value).count(str(path)) == 1
+
+
+def test_examples_are_checked() -> None:
+    for tokens, mask in (((1, 2), (False,)), ((1, 2), (False, False)), ((1, 2), (True, True))):
+        with pytest.raises(ValueError, match=r"label|length"):
+            SupervisedExample(tokens, mask)
+    with pytest.raises(UserError, match="max_length: 1"):
+        load_supervised("x", None, 1)  # type: ignore[arg-type]

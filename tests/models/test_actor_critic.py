@@ -1,0 +1,125 @@
+"""The specified actor-critic: shapes, orders, distributions, initial weights, what is shared and what is not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from accord.models.actor_critic import ActorCritic, PolicyNetwork, ValueNetwork
+
+
+def model(shared: bool = False, action_dim: int = 5) -> ActorCritic:
+    torch.manual_seed(0)
+    net = ActorCritic(obs_dim=8, action_dim=action_dim, hidden_dim=16, shared=shared)
+    with torch.no_grad():
+        net.policy.head.weight.mul_(200)  # away from the uniform policy of the start
+    return net
+
+
+def test_the_documented_use() -> None:
+    net = ActorCritic(obs_dim=128, action_dim=50, hidden_dim=64)
+    obs = torch.randn(1, 128)
+    action, log_prob, value = net.get_action_and_value(obs)
+    assert action.shape == log_prob.shape == value.shape == (1,)
+    assert action.dtype is torch.int64
+    log_probs, values, entropy = net.evaluate(obs.repeat(32, 1), torch.randint(0, 50, (32,)))
+    assert log_probs.shape == values.shape == entropy.shape == (32,)
+    default = ActorCritic(obs_dim=128, action_dim=50)
+    default.load_state_dict(net.state_dict())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 4)])
+def test_any_leading_dimensions(shared: bool, shape: tuple[int, ...]) -> None:
+    net = model(shared)
+    obs = torch.randn(*shape, 8)
+    for out in (*net.get_action_and_value(obs), net.value(obs)):
+        assert out.shape == shape
+    assert net.policy(obs).shape == (*shape, 5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_acting_and_evaluating_agree(shared: bool, deterministic: bool) -> None:
+    net, obs = model(shared), torch.randn(50, 8)
+    action, log_prob, value = net.get_action_and_value(obs, deterministic)
+    log_probs, values, entropy = net.evaluate(obs, action)
+    assert torch.equal(log_prob, log_probs)
+    assert torch.equal(value, values)
+    assert torch.equal(value, net.value(obs))
+    oracle = torch.distributions.Categorical(logits=net.policy(obs))
+    torch.testing.assert_close(log_probs, oracle.log_prob(action))
+    torch.testing.assert_close(entropy, oracle.entropy())
+    if deterministic:
+        assert torch.equal(action, oracle.probs.argmax(-1))
+
+
+def test_draws_follow_the_policy() -> None:
+    net, obs = model(), torch.randn(1, 8)
+    probs = torch.softmax(net.policy(obs)[0], -1).detach()
+    drawn, _ = net.policy.get_action(obs.expand(20_000, 8), generator=torch.Generator().manual_seed(1))
+    found = torch.bincount(drawn, minlength=5) / 20_000
+    assert ((found - probs).abs() < 4 * (probs * (1 - probs) / 20_000).sqrt()).all()
+    assert probs.max() < 0.9  # else the line above tells little
+
+
+def test_a_generator_decides_the_draws() -> None:
+    net, obs = model(), torch.randn(40, 8)
+    draws = [net.get_action_and_value(obs, generator=torch.Generator().manual_seed(s))[0] for s in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_initial_weights_are_orthogonal_with_the_usual_gains(shared: bool) -> None:
+    net = ActorCritic(obs_dim=128, action_dim=50, hidden_dim=64, shared=shared)
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Linear)}
+    assert len(layers) == (4 if shared else 6)
+    for name, layer in layers.items():
+        gain = 0.01 if name == "policy.head" else 1.0 if name in ("critic", "critic.head") else math.sqrt(2)
+        singular = torch.linalg.svdvals(layer.weight.detach())
+        torch.testing.assert_close(singular, torch.full_like(singular, gain), rtol=1e-4, atol=0)
+        assert (layer.bias == 0).all()
+    _, _, entropy = net.evaluate(torch.randn(9, 128), torch.zeros(9, dtype=torch.int64))
+    torch.testing.assert_close(entropy, torch.full((9,), math.log(50)), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_only_a_shared_trunk_feels_both_losses(shared: bool) -> None:
+    net, obs = model(shared), torch.randn(4, 8)
+    net.value(obs).sum().backward()
+    touched = {name for name, p in net.named_parameters() if p.grad is not None}
+    assert any(name.startswith("policy.trunk") for name in touched) is shared
+    assert not any(name.startswith("policy.head") for name in touched)
+    log_probs, _, _ = net.evaluate(obs, torch.zeros(4, dtype=torch.int64))
+    log_probs.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_entropy_gradient_is_that_of_torch() -> None:
+    net, obs = model(), torch.randn(6, 8)
+    ours = torch.autograd.grad(net.evaluate(obs, torch.zeros(6, dtype=torch.int64))[2].sum(), net.policy.head.weight)
+    oracle = torch.distributions.Categorical(logits=net.policy(obs)).entropy().sum()
+    torch.testing.assert_close(ours, torch.autograd.grad(oracle, net.policy.head.weight))
+
+
+def test_wrong_shapes_are_named() -> None:
+    for net in (model(), model(shared=True)):
+        for call in (net, net.value, net.get_action_and_value, net.policy):
+            with pytest.raises(ValueError, match=r"obs: shape \(3, 7\), expected \(\.\.\., 8\)"):
+                call(torch.zeros(3, 7))
+        with pytest.raises(ValueError, match=r"actions: shape \(3, 1\), expected \(3,\)"):
+            net.evaluate(torch.zeros(3, 8), torch.zeros(3, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="obs"):
+        ValueNetwork(8)(torch.zeros(()))
+    with pytest.raises(ValueError, match="action_dim: 0"):
+        PolicyNetwork(8, 0)
+
+
+def test_specified_defaults() -> None:
+    assert PolicyNetwork(10, 3)(torch.zeros(2, 10)).shape == (2, 3)
+    assert ValueNetwork(10)(torch.zeros(2, 10)).shape == (2,)
+    assert PolicyNetwork(10, 3).head.in_features == ValueNetwork(10).head.in_features == 64

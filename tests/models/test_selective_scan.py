@@ -1,0 +1,300 @@
+"""The three scans are one function: outputs, states and every gradient, whatever the segments; and where they may differ."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from accord.models import scan_numba, selective_scan
+from accord.models.selective_scan import parallel_scan, reference_scan
+from accord.models.selective_scan import selective_scan as scan
+
+# lengths and parents: around a chunk of 32 and of 64, single tokens, a tree of depth three
+SHAPES = {
+    "one": ([33], [-1]),
+    "several": ([1, 32, 64, 7, 65, 31], [-1] * 6),
+    "shared prompt": ([40, 3, 66, 1], [-1, 0, 0, 0]),
+    "tree": ([5, 33, 2, 70, 1, 6, 9], [-1, 0, 1, 1, 0, -1, 5]),
+}
+NAMES = ("y", "finals", "x", "dt", "A", "B", "C", "D")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def draw(lengths: list[int], width: int, states: int, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    length = sum(lengths)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    dt = torch.nn.functional.softplus(2 * normal(length, width) - 2)
+    A = -torch.exp(1.5 * normal(width, states))
+    return [normal(length, width), dt, A, normal(length, states), normal(length, states), normal(width)]
+
+
+def tree(lengths: list[int], parents: list[int]) -> tuple[Tensor, Tensor]:
+    return torch.tensor([0, *np.cumsum(lengths)]), torch.tensor(parents)
+
+
+def everything(
+    function: Callable[..., tuple[Tensor, Tensor]],
+    inputs: list[Tensor],
+    offsets: Tensor,
+    parents: Tensor,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Outputs, final states and the gradients of all inputs, for fixed random gradients of both outputs."""
+    leaves = [v.to(dtype).requires_grad_() for v in inputs]
+    y, finals = function(*leaves, offsets, parents)
+    generator = torch.Generator().manual_seed(9)
+    gy, gh = (torch.randn(v.shape, generator=generator).to(dtype) for v in (y, finals))
+    grads = torch.autograd.grad([y, finals], leaves, [gy, gh])
+    return [y.detach(), finals.detach(), *grads]
+
+
+def test_reference_by_hand() -> None:
+    """E = N = 1: h = e^(-dt) h + dt x B, y = C h + D x, the second segment going on from the first."""
+    x, dt, B, C = ([[v] for v in row] for row in ([1.0, 2.0, 3.0], [0.5, 1.0, 0.25], [2.0, 1.0, -1.0], [1.0, 3.0, 2.0]))
+    h1 = 0.5 * 1 * 2
+    h2 = math.exp(-1.0) * h1 + 1.0 * 2 * 1
+    h3 = math.exp(-0.25) * h2 + 0.25 * 3 * -1
+    double = [torch.tensor(v, dtype=torch.float64) for v in (x, dt, [[-1.0]], B, C, [10.0])]
+    y, finals = reference_scan(*double, *tree([2, 1], [-1, 0]))
+    assert y[:, 0].tolist() == pytest.approx([h1 + 10, 3 * h2 + 20, 2 * h3 + 30], rel=1e-12)
+    assert finals[:, 0, 0].tolist() == pytest.approx([h2, h3], rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("function", "dtype", "tolerance"),
+    [(parallel_scan, torch.float64, 1e-12), (parallel_scan, torch.float32, 2e-6), (scan, torch.float32, 2e-6)],
+    ids=["parallel64", "parallel32", "compiled32"],
+)
+def test_scans_agree(
+    shape: str, function: Callable[..., tuple[Tensor, Tensor]], dtype: torch.dtype, tolerance: float
+) -> None:
+    lengths, parents = SHAPES[shape]
+    inputs, where = draw(lengths, 48, 5), tree(lengths, parents)
+    expected = everything(reference_scan, inputs, *where, torch.float64)
+    found = everything(function, inputs, *where, dtype)
+    for name, e, f in zip(NAMES, expected, found, strict=True):
+        assert f.dtype is dtype
+        error = ((f.double() - e).abs().max() / e.abs().max()).item()
+        assert error < tolerance, f"{name}: {error:.1e}"
+
+
+def test_gradcheck_of_the_parallel_scan() -> None:
+    lengths, parents = [3, 66, 2], [-1, 0, 0]
+    inputs = [v.double().requires_grad_() for v in draw(lengths, 2, 2)]
+    where = tree(lengths, parents)
+    assert torch.autograd.gradcheck(lambda *a: parallel_scan(*a, *where), inputs, fast_mode=True)
+
+
+def test_compiled_is_what_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the comparisons above would compare the parallel scan with itself."""
+    calls = []
+    kernel = scan_numba.scan_forward
+    monkeypatch.setattr(scan_numba, "scan_forward", lambda *a: (calls.append(1), kernel(*a)))
+    inputs, where = draw([9], 16, 4), tree([9], [-1])
+    scan(*inputs, *where)
+    assert len(calls) == 1
+    scan(*(v.double() for v in inputs), *where)
+    scan(*draw([9], 24, 4), *where)  # 24 channels do not fill two vectors
+    assert len(calls) == 1
+
+
+def test_without_gradient_the_same_numbers() -> None:
+    lengths, parents = SHAPES["tree"]
+    inputs, where = draw(lengths, 32, 16), tree(lengths, parents)
+    with_grad = everything(scan, inputs, *where, torch.float32)
+    with torch.no_grad():
+        y, finals = scan(*inputs, *where)
+    assert torch.equal(y, with_grad[0])
+    assert torch.equal(finals, with_grad[1])
+
+
+def test_only_one_output_used() -> None:
+    lengths, parents = SHAPES["shared prompt"]
+    inputs, where = draw(lengths, 16, 4), tree(lengths, parents)
+    for pick in (0, 1):
+        grads = []
+        for function, dtype in ((reference_scan, torch.float64), (scan, torch.float32)):
+            leaves = [v.to(dtype).requires_grad_() for v in inputs]
+            grads.append(
+                torch.autograd.grad(
+                    function(*leaves, *where)[pick].square().sum(), leaves, allow_unused=True, materialize_grads=True
+                )
+            )
+        for e, f in zip(*grads, strict=True):
+            torch.testing.assert_close(f.double(), e, rtol=1e-4, atol=1e-5 * max(e.abs().max().item(), 1e-9))
+
+
+@pytest.mark.parametrize("function", [reference_scan, parallel_scan, scan])
+@pytest.mark.parametrize("poison", [math.nan, 1e30, math.inf])
+def test_nothing_leaks_between_segments(function: Callable[..., tuple[Tensor, Tensor]], poison: float) -> None:
+    lengths = [6, 40, 9]
+    offsets, parents = tree(lengths, [-1, -1, -1])
+    clean = draw(lengths, 16, 3)
+    bad = [v.clone() for v in clean]
+    for v in (bad[0], bad[3], bad[4]):  # x, B, C of the middle segment
+        v[6:46] = poison
+    keep = torch.tensor([*range(6), *range(46, 55)])
+    results = []
+    for inputs in (clean, bad):
+        leaves = [v.clone().requires_grad_() for v in inputs]
+        y, finals = function(*leaves, offsets, parents)
+        (y[keep].square().sum() + finals[[0, 2]].sum()).backward()
+        results.append([y[keep], finals[[0, 2]], *(leaves[i].grad[keep] for i in (0, 1, 3, 4))])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("function", [parallel_scan, scan])
+def test_strong_and_vanishing_decay(function: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    """exp(dt A) from 1 down to below the smallest float: finite, and right."""
+    lengths = [50]
+    inputs = draw(lengths, 16, 4)
+    inputs[1] = torch.linspace(0, 40, 50)[:, None].expand(50, 16).contiguous()
+    expected = everything(reference_scan, inputs, *tree(lengths, [-1]), torch.float64)
+    found = everything(function, inputs, *tree(lengths, [-1]), torch.float32)
+    for name, e, f in zip(NAMES, expected, found, strict=True):
+        assert f.isfinite().all(), name
+        assert ((f - e).abs().max() / e.abs().max()).item() < 3e-6, name
+
+
+def test_threads_change_no_bit() -> None:
+    lengths, parents = [100, 30, 64, 200], [-1, 0, 0, -1]
+    inputs, where = draw(lengths, 80, 16), tree(lengths, parents)  # 80 channels: the last group is half full
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(everything(scan, inputs, *where, torch.float32))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_work_is_dealt_out_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        parts: list[tuple[int, int]] = []
+        scan_numba.share(lambda first, last: parts.append((first, last)), count=7, work=2**30)
+        assert sorted(i for first, last in parts for i in range(first, last)) == list(range(7))
+        assert len(parts) == threads
+    parts.clear()
+    scan_numba.share(lambda first, last: parts.append((first, last)), count=7, work=100)
+    assert parts == [(0, 7)]
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    lengths, parents = SHAPES["shared prompt"]
+    inputs, where = [v.bfloat16() for v in draw(lengths, 16, 4)], tree(lengths, parents)
+    y, finals = scan(*inputs, *where)
+    expected, states = scan(*(v.float() for v in inputs), *where)
+    assert y.dtype is torch.bfloat16
+    assert torch.equal(y, expected.bfloat16())
+    assert torch.equal(finals, states)
+
+
+def test_exponential_is_good_to_two_ulp() -> None:
+    import numba
+
+    @numba.njit
+    def apply(x: np.ndarray, y: np.ndarray) -> None:
+        for i in range(0, x.size, scan_numba.LANES):
+            scan_numba.store(y, i, scan_numba.exp2(scan_numba.load(x, i)))
+
+    x = np.concatenate([np.linspace(-126, 0, 2**16), -np.logspace(-12, 0, 2**14)]).astype(np.float32)
+    y = np.empty_like(x)
+    apply(x, y)
+    exact = np.exp2(x.astype(np.float64))
+    assert (np.abs(y - exact) / np.spacing(exact.astype(np.float32))).max() <= 2
+    edge = np.zeros(scan_numba.LANES, np.float32)
+    edge[:4] = 0.0, math.nan, -1e9, -math.inf
+    apply(edge, edge)
+    assert edge[0] == 1.0
+    assert math.isnan(edge[1])
+    assert (edge[2:4] < 1.2e-38).all()
+
+
+SCRIPT = """
+import json, sys, warnings
+import torch
+if sys.argv[1] == "hidden":
+    sys.modules["numba"] = None  # an import of it fails
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    from accord.models.selective_scan import runs_compiled, selective_scan
+    before = "numba" in sys.modules and sys.modules["numba"] is not None
+    torch.manual_seed(0)
+    x, B = torch.rand(5, 16), torch.rand(5, 2)
+    for _ in range(2):
+        y, _ = selective_scan(x, x, -torch.ones(16, 2), B, B, torch.ones(16), torch.tensor([0, 5]), torch.tensor([-1]))
+print(json.dumps([runs_compiled(x), before, [str(w.message) for w in seen if "numba" in str(w.message)], y.double().sum().item()]))
+"""
+
+
+def _fresh(mode: str, **environment: str) -> list:
+    command = [sys.executable, "-c", SCRIPT, mode]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    )
+    return json.loads(done.stdout)
+
+
+def test_without_numba_it_says_so_once_and_runs() -> None:
+    compiled, imported, messages, total = _fresh("hidden")
+    assert not compiled
+    assert not imported
+    assert len(messages) == 1
+    assert "pip install numba" in messages[0]
+    torch.manual_seed(0)
+    x, B = torch.rand(5, 16), torch.rand(5, 2)
+    y, _ = reference_scan(x, x, -torch.ones(16, 2), B, B, torch.ones(16), *tree([5], [-1]))
+    assert total == pytest.approx(y.double().sum().item(), rel=1e-5)
+
+
+def test_numba_is_not_imported_before_it_is_needed() -> None:
+    compiled, imported, messages, _ = _fresh("shown")
+    assert compiled
+    assert not imported
+    assert messages == []
+
+
+def test_without_a_cache_folder_it_compiles_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    real = numba.njit
+
+    def refuse(function: Callable[..., object], **options: object) -> object:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(function, **options)
+
+    monkeypatch.setattr(numba, "njit", refuse)
+    twice = scan_numba.compiled(lambda x: 2 * x)
+    assert twice(21) == 42
+
+
+def test_parallel_scan_runs_where_no_kernel_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, parents = SHAPES["tree"]
+    inputs, where = draw(lengths, 32, 16), tree(lengths, parents)
+    compiled = everything(scan, inputs, *where, torch.float32)
+    monkeypatch.setattr(selective_scan, "runs_compiled", lambda x: False)
+    for name, e, f in zip(NAMES, compiled, everything(scan, inputs, *where, torch.float32), strict=True):
+        assert ((f - e).abs().max() / e.abs().max()).item() < 4e-6, name
