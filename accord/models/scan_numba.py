@@ -274,8 +274,9 @@ def _chunk_states(h, a, time, push, b, lo, size, states, n, decays, path):  # ty
 def scan_backward(  # type: ignore[no-untyped-def]
     x, dt, rate, a, b, c, d, offsets, parents, marks, gy, gh, gx, gdt, ga, gb, gc, gd, width, states, first, last
 ):
-    """Groups [first, last).  ``rate`` is A and ``a`` A log2(e), both (N, width); ``gb``, ``gc`` (groups, L, N) start at zero.
+    """Groups [first, last).  ``rate`` is A and ``a`` A log2(e), both (N, width); ``gb`` and ``gc`` are (groups, L, N).
 
+    ``ga``, ``gb`` and ``gc`` are added to and start at zero.
     ``gh`` (S, N, width) holds the gradients of the final states and takes in what children send to their parents.
     """
     length = gb.size // states // ((width // LANES + GROUP - 1) // GROUP)
@@ -465,7 +466,7 @@ if hasattr(os, "register_at_fork"):
 
 def share(kernel: Callable[..., None], *arguments: Any, count: int, work: int) -> None:
     """``kernel(*arguments, first, last)`` over [0, count), on torch's number of threads where ``work`` is worth it."""
-    workers = min(torch.get_num_threads(), count, 1 + work // 2**17)
+    workers = max(1, min(torch.get_num_threads(), count, 1 + work // 2**17))
     cuts = [count * i // workers for i in range(workers + 1)]
     others = [_pool(workers - 1).submit(kernel, *arguments, *cuts[i : i + 2]) for i in range(1, workers)]
     kernel(*arguments, *cuts[:2])

@@ -158,6 +158,7 @@ def flat(tensor: Tensor) -> Any:
 
 def _rows(x: Tensor) -> Any:
     """The memory from the first to the last number of an (L, E) view with contiguous rows, as one row."""
+    assert x.stride(1) == 1, "rows must be contiguous"
     return x.detach().as_strided(((len(x) - 1) * x.stride(0) + x.shape[1],), (1,)).numpy()
 
 
@@ -260,7 +261,7 @@ class _CompiledConv(torch.autograd.Function):
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, previous: Tensor) -> Tensor:
-    """SiLU of the depthwise convolution over a token and its K-1 predecessors in its text; zeros stand before the start.
+    """SiLU of the depthwise convolution over a token and its K-1 predecessors in its text, zeros before the start.
 
     x (L, E), its rows contiguous · weight (E, 1, K) · bias (E,) · previous (L,), as in ``Packed``.
     """

@@ -60,6 +60,7 @@ def alone(model: Mamba, text: list[int]) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------- transformers
+@pytest.mark.oracle
 @pytest.mark.parametrize(
     "changes",
     [
@@ -95,6 +96,7 @@ def test_transformers_opens_ours(tmp_path: Path, changes: dict[str, object], way
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("tied", [True, False])
 def test_we_open_theirs(tmp_path: Path, tied: bool) -> None:
     from transformers import MambaConfig as TheirConfig
@@ -121,6 +123,7 @@ def test_we_open_theirs(tmp_path: Path, tied: bool) -> None:
     torch.testing.assert_close(model.logits(alone(model, text)), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.oracle
 def test_gradients_equal_transformers(tmp_path: Path) -> None:
     from transformers import MambaForCausalLM
 
