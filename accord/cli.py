@@ -25,6 +25,7 @@ A setting can be changed behind the config:  training.learning_rate=3e-5  model.
 
 WHAT = {
     "demo": "write the small world's data",
+    "pretrained": "take a pretrained model in: a folder, a .gguf file, a Hugging Face id",
     "base": "train a small base model",
     "sft": "supervised fine-tuning",
     "pairs": "sample replies and have an annotator prefer among them",
@@ -121,6 +122,7 @@ def next_step(kind: str, config: Stage) -> str:
     """What to run next."""
     after = {
         "demo": "accord base",
+        "pretrained": f"accord chat {config.out}/{config.name or kind}",
         "base": "accord sft --config configs/rlhf_sft.yaml",
         "sft": "accord reward --config configs/reward_model.yaml, or accord dpo --config configs/dpo_train.yaml",
         "pairs": "accord reward data.train=" + f"{config.out}/{config.name or kind}",

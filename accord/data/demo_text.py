@@ -1,4 +1,4 @@
-"""The small world's words: forty things with three facts each, the ways to ask, and the ways to answer.
+"""The small world's words: twenty-eight things with three facts each, the ways to ask, and the ways to answer.
 
 Fields of a template: ``{t}`` the thing, ``{v}`` the value as one says it ("green", "in the pond"), ``{s}`` a full
 sentence with both, ``{o}`` and ``{c}`` a courtesy that opens or closes, ``{x}`` a sentence on another of its facts.
@@ -16,14 +16,11 @@ VALUES = {
 
 _TABLE = """
 ant black tiny garden | apple red small kitchen | bat black small cave | bear brown huge forest
-bee yellow tiny garden | broom yellow large shed | bucket blue small shed | cactus green large desert
-camel brown large desert | carrot orange small garden | cherry red tiny garden | cloud white huge sky
-coral pink large sea | cow brown large barn | crab red small sea | crystal blue tiny cave
-cup white small kitchen | duck yellow small pond | fox orange small forest | frog green small pond
-hammer black small shed | horse black large field | ladder gray huge shed | lemon yellow small kitchen
-lily white small pond | monkey black small jungle | moon gray huge sky | mouse gray tiny barn
-oven black large kitchen | parrot red small jungle | pea green tiny field | pig pink large barn
-pumpkin orange large field | rose pink small garden | shark gray huge sea | snake green large jungle
+bee yellow tiny garden | cactus green large desert | camel brown large desert | carrot orange small garden
+cherry red tiny garden | cloud white huge sky | cow brown large barn | crab red small sea
+crystal blue tiny cave | duck yellow small pond | fox orange small forest | frog green small pond
+hammer black small shed | ladder gray huge shed | lily white small pond | moon gray huge sky
+mouse gray tiny barn | oven black large kitchen | parrot red small jungle | pig pink large barn
 sun yellow huge sky | tiger orange huge jungle | whale blue huge sea | yak brown huge field
 """
 

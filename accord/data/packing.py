@@ -58,36 +58,57 @@ def length_buckets(
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def split_micro(indices: Sequence[int], sizes: Sequence[int], micro_batch_size: int) -> list[list[int]]:
-    """Cuts a batch into parts of at most ``micro_batch_size`` rows of similar size, the largest first (so that memory
-    runs out at once or not at all).  ``sizes[i]`` is the size of row ``i`` of the dataset; 0 rows a part: one part."""
-    if micro_batch_size < 1:
-        return [list(indices)]
-    ordered = sorted(indices, key=lambda i: -sizes[i])
-    return [ordered[i : i + micro_batch_size] for i in range(0, len(ordered), micro_batch_size)]
-
-
 # ------------------------------------------------------------------ rows to tensors
-def pack_supervised(examples: Sequence[SupervisedExample]) -> Packed:
-    """One segment for each example."""
-    return Packed.of([e.tokens for e in examples], loss_masks=[e.loss_mask for e in examples])
+SHARED_FROM = 8
+"""Tokens that all texts of a batch must begin with alike before that beginning is worth a segment of its own."""
 
 
 class _Tree:
-    """Segments under construction: prompts, and replies behind them whose tokens are labels."""
+    """Segments under construction: a beginning that all share, prompts behind it, replies behind those."""
 
-    def __init__(self) -> None:
+    def __init__(self, openings: Sequence[Tokens]) -> None:
+        """``openings``: what each text begins with and none of whose tokens is a label (a system prompt, say)."""
         self.segments: list[Tokens] = []
         self.parents: list[int] = []
+        self.masks: list[Sequence[bool]] = []
+        self.shared = _common_length(openings)
+        if self.shared:
+            self._append(openings[0][: self.shared], -1, [False] * self.shared)
 
-    def add(self, tokens: Tokens, parent: int = -1) -> int:
+    def _append(self, tokens: Tokens, parent: int, mask: Sequence[bool]) -> int:
         self.segments.append(tokens)
         self.parents.append(parent)
+        self.masks.append(mask)
         return len(self.segments) - 1
 
+    def opening(self, tokens: Tokens, mask: Sequence[bool] | None = None) -> int:
+        """A text from its first token on; without a mask no token is a label."""
+        mask = [False] * len(tokens) if mask is None else mask
+        return self._append(tokens[self.shared :], 0 if self.shared else -1, mask[self.shared :])
+
+    def reply(self, tokens: Tokens, parent: int) -> int:
+        return self._append(tokens, parent, [True] * len(tokens))
+
     def packed(self) -> Packed:
-        masks = [[parent >= 0] * len(tokens) for tokens, parent in zip(self.segments, self.parents, strict=True)]
-        return Packed.of(self.segments, self.parents, masks)
+        return Packed.of(self.segments, self.parents, self.masks)
+
+
+def _common_length(openings: Sequence[Tokens]) -> int:
+    """Tokens that all begin with alike, leaving each at least one; 0 where that is too few to share."""
+    if len(openings) < 2:
+        return 0
+    low, high = min(map(tuple, openings)), max(map(tuple, openings))  # what these two share, all between them share
+    alike = next((i for i, (x, y) in enumerate(zip(low, high, strict=False)) if x != y), min(len(low), len(high)))
+    alike = min(alike, min(map(len, openings)) - 1)
+    return alike if alike >= SHARED_FROM else 0
+
+
+def pack_supervised(examples: Sequence[SupervisedExample]) -> Packed:
+    """One segment for each example, behind what all begin with alike before their first label."""
+    tree = _Tree([e.tokens[: e.loss_mask.index(True)] for e in examples])
+    for example in examples:
+        tree.opening(example.tokens, example.loss_mask)
+    return tree.packed()
 
 
 def _by_prompt(prompts: Sequence[Tokens]) -> dict[tuple[int, ...], list[int]]:
@@ -107,14 +128,15 @@ def pack_preferences(pairs: Sequence[PreferencePair], indices: Sequence[int]) ->
     if len(pairs) != len(indices):
         raise ValueError(f"{len(pairs)} pairs and {len(indices)} indices")
     chosen, rejected = [0] * len(pairs), [0] * len(pairs)
-    tree = _Tree()
-    for prompt, rows in _by_prompt([pair.prompt for pair in pairs]).items():
-        root = tree.add(prompt)
+    by_prompt = _by_prompt([pair.prompt for pair in pairs])
+    tree = _Tree(list(by_prompt))
+    for prompt, rows in by_prompt.items():
+        root = tree.opening(prompt)
         known: dict[tuple[int, ...], int] = {}
         for n in rows:
             for reply in (pairs[n].chosen, pairs[n].rejected):
                 if reply not in known:
-                    known[reply] = tree.add(reply, root)
+                    known[reply] = tree.reply(reply, root)
             chosen[n], rejected[n] = known[pairs[n].chosen], known[pairs[n].rejected]
     return PreferenceBatch(
         tree.packed(),
@@ -133,10 +155,11 @@ def pack_continuations(prompts: Sequence[Tokens], replies: Sequence[Tokens]) -> 
     """
     if len(prompts) != len(replies):
         raise ValueError(f"{len(prompts)} prompts and {len(replies)} replies")
-    tree = _Tree()
+    by_prompt = _by_prompt(prompts)
+    tree = _Tree(list(by_prompt))
     segments = [0] * len(replies)
-    for prompt, rows in _by_prompt(prompts).items():
-        root = tree.add(prompt)
+    for prompt, rows in by_prompt.items():
+        root = tree.opening(prompt)
         for n in rows:
-            segments[n] = tree.add(replies[n], root)
+            segments[n] = tree.reply(replies[n], root)
     return tree.packed(), torch.tensor(segments)

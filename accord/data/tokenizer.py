@@ -29,7 +29,7 @@ class Tokenizer:
     """A tokenizer and its special tokens.  Takes the backend over: turns its truncation, padding and additions off.
 
     ``specials`` maps names such as ``eos_token`` to their text, as the chat template sees them.
-    Raises UserError where there is no end token, or no token that can serve as padding.
+    Raises UserError where there is no end token.
     """
 
     def __init__(
@@ -199,12 +199,11 @@ class Tokenizer:
         template = self.chat_template or ""
         special = {t.content: i for i, t in sorted(self._backend.get_added_tokens_decoder().items()) if t.special}
         free = {text: i for text, i in special.items() if i not in taken and text not in template}
-        if (spare := _first_spare(free, self.specials.get("unk_token"))) is None:
-            raise UserError(
-                f'no token to pad with: "pad_token" must differ from the end token {self.token(self.eos_id)!r}; '
-                "set it in tokenizer_config.json to a token of the vocabulary that your texts never hold"
-            )
-        return free[spare]
+        if (spare := _first_spare(free, self.specials.get("unk_token"))) is not None:
+            return free[spare]
+        # GPT-2 and its like have one special token.  Padding is only ever a filler behind a mask here, so that any
+        # other token serves; the last one is a rare one.
+        return next(i for i in reversed(range(self.vocab_size)) if i not in taken and self.token(i))
 
 
 def _first_spare(free: Mapping[str, int], unk: str | None) -> str | None:

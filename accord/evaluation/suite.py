@@ -189,8 +189,9 @@ def compare(config: CompareConfig, run: Run) -> dict[str, float]:
     others = {"reference": config.reference, **({"base": config.base} if config.base else {})}
     opened = {name: _open(folder, device) for name, folder in others.items()}
     answers: dict[str, Answers] = {}
-    run.begin(len(config.models) + 1)
-    for name, folder in {**config.models, "sft again": config.models["sft"]}.items():
+    again = {"sft again": config.models["sft"]} if config.redraw else {}
+    run.begin(len(config.models) + len(again))
+    for name, folder in {**config.models, **again}.items():
         model = opened["reference"] if folder == config.reference else _open(folder, device)
         seeds = partial(run.generator, f"replies {name}")
         generations = answer(model, tokenizer, data, decoding, config.replies, config.batch_size, seeds)
@@ -208,7 +209,8 @@ def compare(config: CompareConfig, run: Run) -> dict[str, float]:
         run.tick({"gold": sum(map(sum, answers[name].gold)) / (config.replies * len(data))})
         run.check_stop()
     results: dict[str, Any] = {name: figures(a, answers["sft"], run.seed) for name, a in answers.items()}
-    results["sft_again"] = results.pop("sft again")
+    if again:
+        results["sft_again"] = results.pop("sft again")
     if config.reward_model:
         results["reward"] = reward_figures(config.reward_model, config.pairs, 1024, gold, config.gold)
     results |= {"seed": config.seed, "versions": versions(), "prompts": len(data), "replies_per_prompt": config.replies}
@@ -231,7 +233,9 @@ def leave(
     run: Run, config: CompareConfig, results: dict[str, Any], prompts: list[str], shown: dict[str, list[str]]
 ) -> None:
     """The files, and the table and samples on the screen."""
-    rows = [_row(name, results[name]) for name in config.models] + [_row("sft, drawn again", results["sft_again"])]
+    rows = [_row(name, results[name]) for name in config.models]
+    if "sft_again" in results:
+        rows.append(_row("sft, drawn again", results["sft_again"]))
     write_results(run.directory / "results.json", results)
     places = torch.randperm(len(prompts), generator=run.generator("samples")).tolist()
     some = places[: config.samples]
@@ -242,14 +246,15 @@ def leave(
         markdown_samples([prompts[i] for i in more], {n: [t[i] for i in more] for n, t in shown.items()}),
     ]
     (run.directory / "results.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
-    run.say("\n" + table(rows) + "\n")
-    run.say(side_by_side([prompts[i] for i in some], picked, min(console.width, 120)))
+    text = f"\n{table(rows)}\n\n{side_by_side([prompts[i] for i in some], picked, min(console.width, 120))}"
     if "reward" in results:
         reward = results["reward"]
-        run.say(
+        text += (
             f"\nreward model: {reward['gold_agreement']:.2f} agreement with gold,"
             f" {reward['heldout_accuracy']:.2f} with the annotator's labels, {reward['n_heldout']} held-out pairs"
         )
+    run.say(text)
+    (run.directory / "results.txt").write_text(text + "\n", encoding="utf-8")
 
 
 def _row(name: str, numbers: dict[str, Any]) -> ModelRow:

@@ -102,15 +102,15 @@ class RewardModel(nn.Module):
         """Everything but the backbone."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str) -> None:
         """Backbone in its own layout, head and statistics beside it."""
         from safetensors.torch import save_file
 
-        self.backbone.save(str(directory))
-        save_file({k: v.contiguous() for k, v in self.head_state().items()}, str(directory / HEAD_FILE))
+        self.backbone.save(directory)
+        save_file({k: v.contiguous() for k, v in self.head_state().items()}, str(Path(directory) / HEAD_FILE))
         kind = "mlp" if isinstance(self.head, RewardMLP) else "scalar"
         shape = [m.out_features for m in self.head.modules() if isinstance(m, nn.Linear)]
-        (directory / HEAD_CONFIG).write_text(json.dumps({"kind": kind, "pooling": self.pooling, "widths": shape}))
+        (Path(directory) / HEAD_CONFIG).write_text(json.dumps({"kind": kind, "pooling": self.pooling, "widths": shape}))
 
     @classmethod
     def open(cls, directory: str | Path) -> RewardModel:

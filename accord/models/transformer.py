@@ -13,6 +13,7 @@ SwiGLU, Shazeer 2020; grouped queries, Ainslie et al. 2023.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -381,7 +382,10 @@ def open_gguf(path: str | Path) -> Transformer:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a .gguf file")
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except (OSError, ValueError, ImportError) as error:

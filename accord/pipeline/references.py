@@ -24,6 +24,7 @@ class Reference:
 
 FIELDS: dict[str, tuple[Reference, ...]] = {
     "demo": (),
+    "pretrained": (),
     "base": (Reference("data.train", "base"),),
     "sft": (Reference("model.base_model", "model"), Reference("data.train", "sft")),
     "pairs": (Reference("model.base_model", "model"), Reference("prompts", "prompts")),

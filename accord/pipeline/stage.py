@@ -21,6 +21,7 @@ DONE = "done.json"
 # What a stage calls, and the version of what it does: raised when a change of ours changes its results.
 STAGES: dict[str, tuple[str, str, int]] = {
     "demo": ("accord.training.demo", "train", 1),
+    "pretrained": ("accord.training.pretrained", "train", 1),
     "base": ("accord.training.base", "train", 1),
     "sft": ("accord.training.sft", "train", 1),
     "pairs": ("accord.training.pairs", "train", 1),

@@ -108,8 +108,9 @@ class WeightedReward:
 
     def __call__(self, replies: Replies) -> dict[str, Tensor]:
         result: dict[str, Tensor] = {}
-        for weight, reward in self.terms:
-            result |= {name: weight * scores for name, scores in reward(replies).items()}
+        for i, (weight, reward) in enumerate(self.terms):
+            for name, scores in reward(replies).items():
+                result[f"{name}_{i}" if name in result else name] = weight * scores  # two models bear one name
         return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,6 +15,12 @@ from accord.models.open import module, open_backbone
 from accord.registry.manifest import publish, versions
 from accord.run import Run
 from accord.training.checkpoint import write_pt
+
+
+class Saves(Protocol):
+    """A backbone or a reward model."""
+
+    def save(self, directory: str) -> None: ...
 
 
 def open_tokenizer(source: str) -> Tokenizer:
@@ -38,10 +44,17 @@ def leave_model(
     extra: Mapping[str, Any],
 ) -> None:
     """``<stage>_final.pt`` as specified, and the artifact folder ``model/`` that transformers opens."""
+    leave_artifact(run, backbone, tokenizer, kind, metrics)
+    leave_pt(run, f"{kind}_final.pt", module(backbone), {"metrics": dict(metrics), **extra})
+    run.say(f"wrote {run.directory / 'model'} (opens with transformers) and {run.directory / f'{kind}_final.pt'}")
+
+
+def leave_artifact(run: Run, model: Saves, tokenizer: Tokenizer, kind: str, metrics: Mapping[str, float]) -> None:
+    """``model/``: weights, config and tokenizer in the Hugging Face layout, with the manifest."""
 
     def write(directory: Path) -> None:
-        backbone.save(str(directory))
-        tokenizer.save(str(directory))
+        model.save(str(directory))
+        tokenizer.save(directory)
 
     manifest = {
         "kind": kind,
@@ -53,8 +66,6 @@ def leave_model(
         "versions": versions(),
     }
     publish(run.directory / "model", write, manifest)
-    leave_pt(run, f"{kind}_final.pt", module(backbone), {"metrics": dict(metrics), **extra})
-    run.say(f"wrote {run.directory / 'model'} (opens with transformers) and {run.directory / f'{kind}_final.pt'}")
 
 
 def leave_pt(run: Run, name: str, model: nn.Module, content: Mapping[str, Any]) -> None:

@@ -131,7 +131,10 @@ def train(config: PPOConfig, run: Run) -> dict[str, float]:
     describe(run, config, policy, reference, prompts)
     per_rollout = -(-training.replies // training.batch_size)
     updater = Updater(
-        [(policy.policy_parameters(), training.learning_rate), (policy.critic_parameters(), training.learning_rate)],
+        [
+            (policy.policy_parameters(), training.learning_rate),
+            (policy.critic_parameters(), training.critic_learning_rate or training.learning_rate),
+        ],
         training,
         training.iterations * training.num_epochs * per_rollout,
         config.precision,

@@ -13,7 +13,6 @@ features, as this package's specification asks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +26,9 @@ from accord.device import autocast, resolve_device
 from accord.functional.losses import bradley_terry_loss, mse_loss
 from accord.models.open import module
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
-from accord.registry.manifest import publish, versions
 from accord.run import Run
 from accord.settings import RewardConfig
-from accord.training.artifact import leave_pt, open_model, open_tokenizer
+from accord.training.artifact import leave_artifact, leave_pt, open_model, open_tokenizer
 from accord.training.checkpoint import Checkpoint
 from accord.training.cross_entropy import micro_batches
 from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
@@ -147,12 +145,7 @@ def finish(
         metrics["heldout_pairs"] = float(len(heldout))
     run.record(metrics)
 
-    def write(directory: Path) -> None:
-        model.save(directory)
-        tokenizer.save(directory)
-
-    manifest = {"kind": "reward", "name": run.name, "key": run.key, "parents": dict(run.parents), "metrics": metrics}
-    publish(run.directory / "model", write, {**manifest, "seed": run.seed, "versions": versions()})
+    leave_artifact(run, model, tokenizer, "reward", metrics)
     kept = model.head if config.model.kind == "features" else model
     leave_pt(run, "reward_model_final.pt", kept, {"metrics": metrics})
     run.say(f"wrote {run.directory / 'model'} and {run.directory / 'reward_model_final.pt'}")

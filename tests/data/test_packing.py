@@ -16,7 +16,6 @@ from accord.data.packing import (
     pack_continuations,
     pack_preferences,
     pack_supervised,
-    split_micro,
 )
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
@@ -112,18 +111,6 @@ def test_length_buckets_group_by_length_and_shuffle() -> None:
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.2  # not from short to long
 
 
-@given(st.lists(st.integers(0, 20), unique=True), st.integers(0, 5))
-def test_split_micro(indices: list[int], size: int) -> None:
-    sizes = [(7 * i) % 10 for i in range(21)]
-    parts = split_micro(indices, sizes, size)
-    assert sorted(itertools.chain(*parts)) == sorted(indices)
-    if size:
-        assert all(1 <= len(part) <= size for part in parts)
-        assert [sizes[i] for i in itertools.chain(*parts)] == sorted((sizes[i] for i in indices), reverse=True)
-    else:
-        assert parts == [indices]
-
-
 # ------------------------------------------------------------------ tensors
 @given(st.lists(st.tuples(tokens, tokens), min_size=1, max_size=5))
 def test_pack_supervised(texts: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
@@ -195,3 +182,20 @@ def test_pack_continuations_refuses() -> None:
         pack_continuations([[1]], [[]])
     with pytest.raises(ValueError, match="0 pairs and 1 indices"):
         pack_preferences([], [0])
+
+
+def test_a_shared_beginning_stands_once_and_changes_nothing() -> None:
+    system = tuple(range(10, 22))
+    prompts = [(*system, 1, 2), (*system, 1, 3, 4), (*system, 5)]
+    packed, segments = pack_continuations(prompts, [(7, 8), (7,), (9, 6, 8)])
+    shared = 13 if prompts[2][12] == 1 else 12
+    assert len(packed) == shared + 2 + 3 + 1 + 6 - 3 * (shared - 12)
+    for prompt, reply, segment in zip(prompts, [(7, 8), (7,), (9, 6, 8)], segments.tolist(), strict=True):
+        index, _ = packed.span(torch.tensor([segment]))
+        text, at = [], int(index[-1])
+        while at >= 0:
+            text.append(int(packed.tokens[at]))
+            at = int(packed.previous[at])
+        assert tuple(reversed(text)) == (*prompt, *reply)
+        assert packed.loss_mask[index].all()
+    assert int(packed.loss_mask.sum()) == 6

@@ -120,8 +120,8 @@ def test_pad_is_never_the_end_token(chatml: Tokenizer, train_bpe: Train) -> None
     assert pad(["</s>", "<s>", "<unk>"], bos_token="<s>", eos_token="</s>", unk_token="<unk>") == "<unk>"
     assert pad(["</s>", "<|reserved_0|>", "<unk>"], eos_token="</s>", unk_token="<unk>") == "<|reserved_0|>"
     assert pad(["</s>"], eos_token="</s>", pad_token="!") == "!"  # any token of the vocabulary may be named
-    with pytest.raises(UserError, match=r"no token to pad with.*tokenizer_config\.json"):
-        pad(["<|endoftext|>"], bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    only = pad(["<|endoftext|>"], bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    assert only not in ("", "<|endoftext|>")  # GPT-2: any other token, for it only ever stands behind a mask
 
 
 def test_the_end_token_is_the_template_s(tmp_path: Path, train_bpe: Train, chatml_template: str) -> None:

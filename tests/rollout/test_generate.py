@@ -1,0 +1,244 @@
+"""Sampling: what is drawn, what is kept of it, and that the trainer's pass over the same replies agrees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from accord.models.backbone import Backbone
+from accord.models.language import LanguageActorCritic
+from accord.models.open import module, small_backbone
+from accord.rollout.collect import pack_texts, spread
+from accord.rollout.generate import Decoding, draw, generate, stream
+from accord.types import Generation, Packed
+
+VOCAB, PAD = 23, 0
+PROMPTS = [(1, 2, 3), (4,), (5, 6, 7, 8, 9), (3, 1), (2, 2, 2), (10, 11, 12, 13), (7,), (9, 14), (20, 3), (17, 16, 15)]
+FAMILIES = ("mamba", "transformer")
+
+
+def tiny(family: str) -> Backbone:
+    torch.manual_seed(3)
+    backbone = small_backbone(family, 32, 2, VOCAB, 1, PAD)
+    with torch.no_grad():  # a fresh model repeats one token for ever; a wild one writes
+        for name, parameter in module(backbone).named_parameters():
+            if parameter.ndim == 2 and not name.endswith(("A_log", "dt_proj.weight")):
+                parameter.mul_(3 if family == "mamba" else 8)
+    module(backbone).eval()
+    return backbone
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@torch.no_grad()
+def naive_greedy(backbone: Backbone, prompt: Sequence[int], steps: int, eos: int = -1) -> list[int]:
+    """The whole text through the model for every token: no cache, no batch."""
+    tokens = list(prompt)
+    for _ in range(steps):
+        hidden = backbone.hidden(Packed.of([tokens]))[-1:]
+        tokens.append(int(backbone.logits(hidden)[0].argmax()))
+        if tokens[-1] == eos:
+            break
+    return tokens[len(prompt) :]
+
+
+def leaving_eos(backbone: Backbone, steps: int) -> int:
+    """A token that ends some of the greedy replies, at several different steps."""
+    replies = [naive_greedy(backbone, p, steps) for p in PROMPTS]
+    ends = {t: [r.index(t) for r in replies if t in r] for t in range(1, VOCAB)}
+    return max(ends, key=lambda t: (len(set(ends[t])), len(ends[t]) if len(ends[t]) < len(PROMPTS) else 0))
+
+
+class Spy:
+    """Counts what a backbone is asked for."""
+
+    def __init__(self, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches: list[int] = []
+        self.prompts: list[int] = []
+        step, prefill = backbone.step, backbone.prefill
+
+        def counted_step(tokens: Tensor, cache: Any) -> Tensor:
+            self.batches.append(len(tokens))
+            return step(tokens, cache)
+
+        def counted_prefill(packed: Packed, capacity: int) -> tuple[Tensor, Any]:
+            self.prompts.append(len(packed.parents))
+            return prefill(packed, capacity)
+
+        monkeypatch.setattr(backbone, "step", counted_step)
+        monkeypatch.setattr(backbone, "prefill", counted_prefill)
+
+
+def check_shape_of(generation: Generation, decoding: Decoding) -> None:
+    """What holds of every generation (trap 23)."""
+    lengths = generation.lengths
+    places = torch.arange(generation.mask.shape[1])
+    assert torch.equal(generation.mask, places < lengths[:, None])  # one run of true, from the start
+    assert lengths.min() >= 1
+    assert lengths.max() == generation.mask.shape[1]
+    assert (generation.responses[~generation.mask] == decoding.pad_id).all()
+    assert (generation.logprobs[~generation.mask] == 0).all()
+    assert (generation.logprobs[generation.mask] <= 0).all()
+    for reply, ended, length in zip(generation.replies(), generation.ended.tolist(), lengths.tolist(), strict=True):
+        assert (reply[-1] == decoding.eos_id) is ended
+        assert decoding.eos_id not in reply[:-1]
+        assert ended or length == decoding.max_new_tokens
+
+
+# ------------------------------------------------------------------------------------- whole replies
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_is_the_naive_loop_while_finished_rows_leave(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny(family)
+    eos = leaving_eos(backbone, 12)
+    spy = Spy(backbone, monkeypatch)
+    decoding = Decoding(12, eos, PAD, temperature=0)
+    generation, _ = generate(backbone, PROMPTS, decoding, seeded())
+    assert generation.replies() == [naive_greedy(backbone, p, 12, eos) for p in PROMPTS]
+    assert len(set(spy.batches)) > 1, "no row left: this test would show nothing"
+    assert spy.batches == sorted(spy.batches, reverse=True)
+    assert generation.ended.any()
+    assert generation.prompts == tuple(PROMPTS)
+    check_shape_of(generation, decoding)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_kept_logprobs_and_values_are_those_of_the_trainer(family: str, temperature: float) -> None:
+    """Traps 19 and 22: the ratio of the first minibatch is 1, token by token."""
+    backbone = tiny(family)
+    policy = LanguageActorCritic(backbone)
+    nn.init.normal_(policy.value_head.linear.weight, generator=seeded(5))
+    eos = leaving_eos(backbone, 12)
+    decoding = Decoding(12, eos, PAD, temperature)
+    generation, values = generate(backbone, PROMPTS, decoding, seeded(1), samples=2, value=policy.values)
+    check_shape_of(generation, decoding)
+    assert 0 < int(generation.ended.sum()) < 20
+    packed, chosen = pack_texts(generation.prompts, generation.responses, generation.mask)
+    with torch.no_grad():
+        scores = policy.score(packed, chosen, temperature)
+    mask = generation.mask
+    torch.testing.assert_close(spread(scores.logprobs, mask), generation.logprobs, rtol=0, atol=1e-4)
+    ratio = (scores.logprobs - generation.logprobs[mask]).exp()
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=1e-5)
+    torch.testing.assert_close(spread(scores.values, mask), values, rtol=0, atol=1e-4)
+    assert values[mask].std() > 0.1
+    other = policy.score(packed, chosen, 2.0 * temperature).logprobs
+    assert (other - generation.logprobs[mask]).abs().max() > 0.05, "the temperature would not be seen here"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_share_the_reading_of_their_prompt(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny(family)
+    spy = Spy(backbone, monkeypatch)
+    decoding = Decoding(6, VOCAB + 1, PAD)
+    generation, values = generate(backbone, PROMPTS[:3], decoding, seeded(), samples=4)
+    assert spy.prompts == [3]
+    assert generation.prompts == tuple(p for p in PROMPTS[:3] for _ in range(4))
+    assert len({tuple(r) for r in generation.replies()}) > 6  # samples of a prompt differ
+    assert (values == 0).all()
+    greedy, _ = generate(backbone, PROMPTS[:3], Decoding(6, VOCAB + 1, PAD, 0), seeded(), samples=2)
+    assert greedy.replies() == [naive_greedy(backbone, p, 6) for p in PROMPTS[:3] for _ in range(2)]
+
+
+def test_the_generator_decides_everything() -> None:
+    backbone = tiny("mamba")
+    draws = [generate(backbone, PROMPTS, Decoding(8, 2, PAD), seeded(s))[0] for s in (0, 0, 1)]
+    assert torch.equal(draws[0].responses, draws[1].responses)
+    assert torch.equal(draws[0].logprobs, draws[1].logprobs)
+    assert draws[0].replies() != draws[2].replies()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    generate(backbone, PROMPTS, Decoding(8, 2, PAD), seeded())
+    assert torch.equal(torch.get_rng_state(), before)  # torch's own state is not touched
+
+
+def test_a_reply_of_eos_alone_and_one_token_budgets() -> None:
+    backbone = tiny("transformer")
+    first = naive_greedy(backbone, PROMPTS[0], 1)[0]
+    generation, _ = generate(backbone, [PROMPTS[0]], Decoding(5, first, PAD, 0), seeded())
+    assert generation.responses.tolist() == [[first]]
+    assert generation.ended.tolist() == [True]
+    generation, _ = generate(backbone, PROMPTS, Decoding(1, first, PAD), seeded())
+    check_shape_of(generation, Decoding(1, first, PAD))
+
+
+def test_an_eos_that_is_the_pad_token_is_still_an_action() -> None:
+    """``ended`` is read under the mask: pads behind a cut reply must not count as an end."""
+    backbone = tiny("mamba")
+    generation, _ = generate(backbone, PROMPTS * 3, Decoding(5, PAD, PAD), seeded(2))
+    assert [r[-1] == PAD for r in generation.replies()] == generation.ended.tolist()
+    assert 0 < int(generation.ended.sum()) < 30
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stream_is_the_reply_without_its_end(family: str) -> None:
+    backbone = tiny(family)
+    eos = leaving_eos(backbone, 12)
+    for prompt in PROMPTS[:5]:
+        decoding = Decoding(12, eos, PAD)
+        alone, _ = generate(backbone, [prompt], decoding, seeded(7))
+        reply = alone.replies()[0]
+        assert list(stream(backbone, prompt, decoding, seeded(7))) == (reply[:-1] if alone.ended[0] else reply)
+
+
+# ------------------------------------------------------------------------------------- one draw
+LOGITS = torch.tensor([-math.inf, 2.0, 0.5, -math.inf, -1.0, 1.0, 0.0, -math.inf])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_draws_follow_softmax_and_never_take_what_is_impossible(temperature: float) -> None:
+    n = 40_000
+    tokens, logprobs = draw(LOGITS.expand(n, -1), Decoding(1, 0, 0, temperature), seeded(4))
+    expected = torch.softmax(LOGITS / temperature, -1)
+    counts = torch.bincount(tokens, minlength=8).double()
+    possible = expected > 0
+    assert (counts[~possible] == 0).all()
+    chi_square = ((counts - n * expected).square() / (n * expected))[possible].sum()
+    assert chi_square < 20.5  # the 0.1 % point for 4 degrees of freedom is 18.5
+    torch.testing.assert_close(logprobs, expected.log()[tokens])
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-24])
+def test_the_ends_of_the_unit_interval_fall_on_possible_tokens(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, uniform))
+    for scale in torch.linspace(0.1, 30, 50):
+        tokens, logprobs = draw((scale * LOGITS)[None], Decoding(1, 0, 0), seeded())
+        assert int(tokens) in ({1} if uniform == 0 else {1, 2, 4, 5, 6})
+        assert logprobs.isfinite().all()
+        assert uniform == 0 or scale > 1 or int(tokens) == 6  # the last possible one
+
+
+def test_rows_draw_apart() -> None:
+    certain = torch.full((6, 6), -math.inf)
+    certain.fill_diagonal_(3.0)
+    tokens, logprobs = draw(certain.flip(0), Decoding(1, 0, 0), seeded())
+    assert tokens.tolist() == [5, 4, 3, 2, 1, 0]
+    assert (logprobs == 0).all()
+    tokens, _ = draw(torch.zeros(200, 50), Decoding(1, 0, 0), seeded())
+    assert len(set(tokens.tolist())) > 40  # not one number for all
+
+
+def test_top_p_keeps_the_nucleus_and_says_so_in_the_logprobs() -> None:
+    probabilities = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15])
+    tokens, logprobs = draw(probabilities.log().expand(5000, -1), Decoding(1, 0, 0, top_p=0.7), seeded())
+    assert set(tokens.tolist()) == {1, 3}  # 0.4 + 0.3 reach 0.7
+    expected = {1: math.log(4 / 7), 3: math.log(3 / 7)}
+    torch.testing.assert_close(logprobs, torch.tensor([expected[int(t)] for t in tokens]))
+    tokens, _ = draw(probabilities.log().expand(5000, -1), Decoding(1, 0, 0, top_p=0.71), seeded())
+    assert set(tokens.tolist()) == {1, 3, 4}
+    tokens, _ = draw(probabilities.log().expand(50, -1), Decoding(1, 0, 0, top_p=1e-6), seeded())
+    assert set(tokens.tolist()) == {1}  # the likeliest always stays
+
+
+def test_temperature_zero_takes_the_likeliest() -> None:
+    logits = torch.randn(40, 9, generator=seeded())
+    tokens, logprobs = draw(logits, Decoding(1, 0, 0, 0), seeded())
+    assert torch.equal(tokens, logits.argmax(-1))
+    torch.testing.assert_close(logprobs, logits.log_softmax(-1).amax(-1))
