@@ -23,6 +23,8 @@ def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed:
         source = source / "model"
     if not source.exists():
         raise UserError(f"{path}: no such model; give a stage's folder, a model folder, or a .gguf file.")
+    if source.suffix != ".gguf" and not (source / "config.json").exists():
+        raise UserError(f"{path}: no language model here: neither model/config.json nor config.json, nor a .gguf file.")
     tokenizer = open_tokenizer(str(source))
     backbone = frozen(open_backbone(source))
     module(backbone).eval()

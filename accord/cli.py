@@ -135,9 +135,8 @@ def next_step(kind: str, config: Stage) -> str:
 
 
 def run_all(options: argparse.Namespace) -> int:
-    from accord.pipeline.orchestrator import plan, run_pipeline
+    from accord.pipeline.orchestrator import run_pipeline
 
-    plan(options.pipeline, options.overrides)
     run_pipeline(options.pipeline, options.overrides)
     return 0
 
@@ -157,11 +156,25 @@ def show_config(options: argparse.Namespace) -> int:
     return 0
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; its overrides may stand anywhere, which argparse alone does not take."""
+    words, overrides = list(argv), []
+    if words[:1] != ["chat"]:  # which has none
+        overrides = [
+            w
+            for before, w in zip(["", *words], words, strict=False)
+            if "=" in w and w[0] != "-" and before != "--config"
+        ]
+        words = [w for w in words if w not in overrides]
+    options = parser().parse_args(words)
+    if overrides:
+        options.overrides = [*options.overrides, *overrides]
+    return options
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0, 2 for a mistake of the user's, 130 where the user stopped it."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    overrides = [w for w in words if "=" in w and not w.startswith("-")]  # wherever they stand
-    options = parser().parse_args([w for w in words if w not in overrides] + overrides)
+    options = parse(sys.argv[1:] if argv is None else argv)
     act: Callable[[argparse.Namespace], int] = options.act
     from accord.run import Interrupted
 

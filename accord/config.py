@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 C = TypeVar("C", bound="Section")
 
@@ -30,9 +30,33 @@ class Section(BaseModel):
     runtime: ClassVar[frozenset[str]] = frozenset()
     """Fields that do not change results: left out of the fingerprint."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, values: Any) -> Any:
+        """A section given in part keeps the rest of the default it has *here*, not that of its class."""
+        if not isinstance(values, Mapping):
+            return values
+        defaults = {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
+        return {key: _filled(defaults.get(key), value) for key, value in values.items()}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
+        """A field that a subclass only gives another default keeps the documentation it had."""
+        for name, field in cls.model_fields.items():
+            above = [base.model_fields for base in cls.__mro__[1:] if issubclass(base, BaseModel)]
+            known = (fields[name].description for fields in above if name in fields)
+            field.description = field.description or next((text for text in known if text), None)
+
     def fingerprint(self) -> str:
         """A digest of the settings that change results, 16 hexadecimal digits."""
         return digest(_without_runtime(self))
+
+
+def _filled(default: object, value: Any) -> Any:
+    if not (isinstance(default, Section) and isinstance(value, Mapping)):
+        return value
+    known = {name: getattr(default, name) for name in type(default).model_fields}
+    return {**known, **{key: _filled(known.get(key), inner) for key, inner in value.items()}}
 
 
 def digest(value: object) -> str:
@@ -61,8 +85,8 @@ def load(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -
     sources = {key: f"{path} line {line}" for key, line in lines.items()}
     for override in overrides:
         key, value = parse_override(override)
-        _set(values, key, value)
         sources[key] = f"override {override!r}"
+        put(values, key, value, sources[key])
     return build(cls, values, sources, default_source=str(path) if path is not None else "the config")
 
 
@@ -123,14 +147,19 @@ def parse_override(text: str) -> tuple[str, Any]:
     try:
         return key.strip().lstrip("-"), yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise UserError(f"override {text!r}: the value is not valid YAML ({error}).") from None
+        problem = getattr(error, "problem", error)
+        raise UserError(f"override {text!r}: the value is not valid YAML: {problem}.") from None
 
 
-def _set(values: dict[str, Any], key: str, value: Any) -> None:
+def put(values: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Sets a dotted key, making sections on the way.  Raises UserError where one of them holds a plain value."""
     *parents, last = key.split(".")
-    for part in parents:
+    for i, part in enumerate(parents):
         inner = values.get(part)
-        values[part] = dict(inner) if isinstance(inner, dict) else {}
+        if inner is not None and not isinstance(inner, Mapping):
+            section = ".".join(parents[: i + 1])
+            raise UserError(f"{where}: {key!r} cannot be set: {section!r} is {inner!r}, a value and no section.")
+        values[part] = dict(inner or {})
         values = values[part]
     values[last] = value
 
@@ -138,14 +167,14 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default_source: str) -> str:
     path = tuple(str(p) for p in error["loc"] if not str(p).startswith(("function-", "list[", "Section")))
     key = ".".join(path)
-    where = next((sources[k] for k in (key, ".".join(path[:-1])) if k in sources), default_source)
+    below = [k for k in sources if k.startswith(f"{key}.")]
+    above = [".".join(path[:i]) for i in range(len(path) - 1, 0, -1)]
+    where = next((sources[k] for k in (key, *below, *above) if k in sources), default_source)
     if error["type"] == "extra_forbidden":
-        known = list(known_keys(cls))
-        siblings = [k for k in known if k.rpartition(".")[0] == ".".join(path[:-1])]
-        near = difflib.get_close_matches(key, siblings, 1, 0.6) or difflib.get_close_matches(key, known, 1, 0.7)
-        near = near or [k for k in known if k.rpartition(".")[2] == path[-1]][:1]
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(siblings) or 'none'}."
-        return f"{where}: unknown key {key!r}; {hint}"
+        return f"{where}: unknown key {key!r}; {_hint(cls, path)}"
+    if error["type"] in ("model_type", "dict_type"):
+        found = "nothing" if error["input"] is None else repr(error["input"])
+        return f"{where}: {key}: expected 'key: value' lines below it, found {found}."
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected = "" if error["type"] == "value_error" else "expected "
     found = "" if error["type"] in ("missing", "value_error") else f", found {error['input']!r}"
@@ -154,13 +183,36 @@ def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default
     return f"{where}: {key or 'config'}: {expected}{message}{found}."
 
 
+def _hint(cls: type[BaseModel], path: tuple[str, ...]) -> str:
+    """The same name in another place, else the nearest name in this place, else the nearest one anywhere."""
+    section: type[BaseModel] | None = cls
+    for part in path[:-1]:  # the number or name of an item within a tuple or dict is no field: the section stays
+        if section is not None and part in section.model_fields:
+            section = _inner(section.model_fields[part].annotation)
+    here = [".".join((*path[:-1], name)) for name in (section.model_fields if section else ())]
+    last = path[-1]
+    anywhere = {k.rpartition(".")[2]: k for k in reversed(list(known_keys(cls)))}
+    siblings = {k.rpartition(".")[2]: k for k in here}
+    near = [anywhere[last]] if last in anywhere else []
+    near = near or [siblings[n] for n in difflib.get_close_matches(last, siblings, 1, 0.6)]
+    near = near or [anywhere[n] for n in difflib.get_close_matches(last, anywhere, 1, 0.75)]
+    return f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(here) or 'none'}."
+
+
+def _inner(annotation: Any) -> type[BaseModel] | None:
+    for inner in (annotation, *get_args(annotation)):
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            return inner
+    return None
+
+
 def known_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key that a config class has."""
+    """Every dotted key that a config class has; ``*`` stands for an item's name or number."""
     for name, field in cls.model_fields.items():
         yield f"{prefix}{name}"
-        for inner in (field.annotation, *get_args(field.annotation)):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                yield from known_keys(inner, f"{prefix}{name}.")
+        inner = _inner(field.annotation)
+        if inner is not None:
+            yield from known_keys(inner, f"{prefix}{name}." if inner is field.annotation else f"{prefix}{name}.*.")
 
 
 def to_yaml(config: Section) -> str:

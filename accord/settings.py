@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from accord.config import Section
 
@@ -112,9 +112,9 @@ class SplitData(TextData):
 class DemoConfig(Stage):
     """Writes the small world's files: base text, demonstrations, preferences, prompts."""
 
-    base_rows: Positive = 12000
+    base_rows: Positive = 14000
     """Lines of base text."""
-    sft_rows: Positive = 1200
+    sft_rows: Positive = 2400
     """Demonstrations."""
     preference_rows: Positive = 600
     """Pairs made without a model."""
@@ -164,6 +164,7 @@ class PairsConfig(Stage):
     temperatures: tuple[float, ...] = (1.0,)
     """Replies are spread over these."""
     max_new_tokens: Positive = 64
+    """A reply that has not ended by then is left out."""
     batch_size: Positive = 128
     """Replies written side by side."""
     heldout_fraction: Share = 0.1
@@ -185,8 +186,11 @@ class RewardModelSettings(TextModel):
     objective: Literal["auto", "mse", "bradley_terry"] = "auto"
     """auto: mse for features (as specified), bradley_terry for language."""
     input_dim: Positive = 128
+    """features: width of the frozen model."""
     hidden_dim: Positive = 64
+    """features: width of the MLP."""
     num_layers: Positive = 2
+    """features: linear layers of the MLP."""
     pooling: Literal["last", "mean"] = "mean"
     """Where the head reads: the last token of the reply, or the mean over the reply."""
 
@@ -230,8 +234,11 @@ class Policy(TextModel):
     """heads: ActorCritic on a frozen language model's features; language: the whole model; vector: a Gymnasium task."""
     base_model: str = "sft"
     obs_dim: Positive = 128
+    """heads: width of the frozen model."""
     action_dim: Positive = 50
+    """heads: its vocabulary."""
     hidden_dim: Positive = 64
+    """heads, vector: width of the actor's and the critic's hidden layers."""
     critic: Literal["shared", "shared_detached", "separate", "reward"] = "shared"
     """language: a value head on the policy's trunk (detached: its gradient stops at the head), on a model of its own,
     or on a copy of the reward model."""
@@ -262,12 +269,17 @@ class PPOOptimiser(Optimiser):
     samples_per_prompt: Positive = 1
     """language: replies to the same prompt within a rollout."""
     clip_range: Annotated[float, Field(gt=0)] = 0.2
+    """The ratio counts only within [1 - this, 1 + this]."""
     clip_range_vf: Annotated[float, Field(ge=0)] = 0.2
     """Value clipping around the old values; 0: none."""
     gamma: Share = 0.99
+    """Discount; 1 is usual for language."""
     gae_lambda: Share = 0.95
+    """0: one-step advantages; 1: returns less values."""
     vf_coef: Rate = 0.5
+    """Weight of the value loss."""
     ent_coef: Rate = 0.0
+    """Weight of the entropy bonus."""
     normalize_advantages: bool = True
     """Over the rollout's valid actions, once."""
     target_kl: Rate = 0.0
@@ -282,6 +294,7 @@ class KL(Section):
     """The tie to the reference model (language, heads)."""
 
     beta: Rate = 0.05
+    """Weight of the KL; with a target, where it starts."""
     placement: Literal["reward", "loss"] = "reward"
     """reward: -beta x k1 on each token; loss: beta x the estimator added to the loss."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
@@ -307,6 +320,7 @@ class RewardTerm(Section):
     source: str
     """A trained reward model (stage or folder) or module:function(prompts, replies) -> scores."""
     weight: float = 1.0
+    """The score is multiplied by this before the terms are added."""
 
 
 class RewardSettings(Section):
@@ -332,6 +346,7 @@ class Sampling(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """The same in sampling and in scoring."""
     max_new_tokens: Positive = 64
+    """The budget of a reply."""
 
 
 class PPOConfig(Stage):
@@ -371,6 +386,7 @@ class CompareConfig(Stage):
     """For each prompt."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     max_new_tokens: Positive = 64
+    """A reply that has not ended by then is left out."""
     batch_size: Positive = 128
     limit: Annotated[int, Field(ge=0)] = 0
     """Use only the first prompts; 0: all."""
@@ -378,6 +394,17 @@ class CompareConfig(Stage):
     """Sample answers to print side by side."""
     redraw: bool = True
     """Also hold the SFT model against a second draw of its own replies: what no difference looks like."""
+
+    @field_validator("models")
+    @classmethod
+    def _labels(cls, models: dict[str, str]) -> dict[str, str]:
+        if "sft" not in models:
+            raise ValueError("name one of them 'sft': the win rates are held against it")
+        taken = ("reward", "sft_again", "stages", "seed", "versions", "prompts", "replies_per_prompt")
+        for label in models:
+            if "." in label or label in taken:
+                raise ValueError(f"the label {label!r} cannot be a key of results.json; choose another, without dots")
+        return models
 
 
 CONFIGS: dict[str, type[Stage]] = {

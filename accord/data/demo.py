@@ -1,6 +1,6 @@
 """A small world with a known true reward: prompts, demonstrations of mixed quality, and a simulated annotator.
 
-The world is fixed: forty things with a color, a size and a place (``demo_text``).  A seed only draws the texts.
+The world is fixed: thirty things with a color, a size and a place (``demo_text``).  A seed only draws the texts.
 *Gold* is the true reward.  No trainer may see it; annotators see it through Bradley–Terry noise (Bradley and Terry
 1952), and evaluation reports it.  It is a sum of terms in about the unit of one standard deviation over
 demonstrations.  The second courtesy lowers it, and demonstrations never hold two, so a reward model learned from
@@ -62,15 +62,16 @@ _FACT_OF = {
 
 
 def prompts(seed: int) -> tuple[list[str], list[str]]:
-    """(training prompts, held-out prompts): of every fact, one phrasing drawn by ``seed`` is held out."""
+    """(training prompts, held-out prompts): of every fact, two of six phrasings, drawn by ``seed``, are held out."""
     rng = random.Random(f"prompts {seed}")
     train: list[str] = []
     held: list[str] = []
     for thing in FACTS:
         for attribute in ATTRIBUTES:
             asked = [phrasing.format(t=thing) for phrasing in QUESTIONS[attribute]]
-            held.append(asked.pop(rng.randrange(len(asked))))
-            train += asked
+            rng.shuffle(asked)
+            held += asked[:2]
+            train += asked[2:]
     rng.shuffle(train)
     rng.shuffle(held)
     return train, held
@@ -91,8 +92,8 @@ def compose(style: str, prompt: str, rng: random.Random, wrong: float = WRONG) -
     return rng.choice(STYLES[style][1]).format(
         t=thing,
         v=said,
-        s=rng.choice(SENTENCES[attribute]).format(t=thing, v=said),
-        x=rng.choice(SENTENCES[other]).format(t=thing, v=_say(other, FACTS[thing][other])),
+        s=SENTENCES[attribute][0].format(t=thing, v=said),
+        x=SENTENCES[other][0].format(t=thing, v=_say(other, FACTS[thing][other])),
         o=rng.choice(OPENERS),
         c=rng.choice(CLOSERS),
     )
@@ -130,7 +131,7 @@ def preferences(seed: int, n: int) -> list[dict[str, str]]:
 
 
 def corpus(seed: int, n: int) -> list[dict[str, object]]:
-    """``n`` rows for the base: two fifths statements ``{"text"}``, the rest exchanges ``{"messages"}`` of two turns.
+    """``n`` rows for the base: a quarter statements ``{"text"}``, the rest exchanges ``{"messages"}`` of two turns.
 
     Facts are always right here and held-out prompts never occur.
     """
@@ -139,10 +140,10 @@ def corpus(seed: int, n: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for _ in range(n):
         kind = rng.random()
-        if kind < 0.4:
+        if kind < 0.25:
             rows.append({"text": _statements(rng)})
             continue
-        if kind < 0.93:
+        if kind < 0.95:
             user = rng.choice(train)
             assistant = compose(_style(BASE_SHARES, rng), user, rng, wrong=0.0)
         else:
@@ -267,7 +268,7 @@ def parts(prompt: str, reply: str) -> dict[str, float]:
             terms["form"] += 0.6 if _stated(tokens, thing, attribute) else 0.1
         terms["topic"] = (0.3 if thing in tokens else 0.0) + _sinking(0.5 * astray + 0.2 * aside, 1.0)
         right = FACTS[thing][attribute]
-        terms["truth"] = -0.2 if not values else 0.4 if values == {right} else -0.3 if right in values else -0.6
+        terms["truth"] = -0.3 if not values else 0.5 if values == {right} else -0.5 if right in values else -1.0
     total = sum(terms.values())
     terms["floor"] = max(0.0, EMPTY + math.exp(min(0.0, total - EMPTY - 1)) - total) if total < EMPTY + 1 else 0.0
     return terms

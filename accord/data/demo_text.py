@@ -1,4 +1,4 @@
-"""The small world's words: twenty-eight things with three facts each, the ways to ask, and the ways to answer.
+"""The small world's words: thirty things with three facts each, the ways to ask, and the ways to answer.
 
 Fields of a template: ``{t}`` the thing, ``{v}`` the value as one says it ("green", "in the pond"), ``{s}`` a full
 sentence with both, ``{o}`` and ``{c}`` a courtesy that opens or closes, ``{x}`` a sentence on another of its facts.
@@ -9,19 +9,22 @@ from __future__ import annotations
 ATTRIBUTES = ("color", "size", "place")
 
 VALUES = {
-    "color": ("black", "blue", "brown", "gray", "green", "orange", "pink", "red", "white", "yellow"),
+    "color": ("black", "blue", "brown", "gray", "green", "red", "white", "yellow"),
     "size": ("tiny", "small", "large", "huge"),
-    "place": ("barn", "cave", "desert", "field", "forest", "garden", "jungle", "kitchen", "pond", "sea", "shed", "sky"),
+    "place": ("barn", "forest", "garden", "kitchen", "pond", "sea", "shed", "sky"),
 }
 
 _TABLE = """
-ant black tiny garden | apple red small kitchen | bat black small cave | bear brown huge forest
-bee yellow tiny garden | cactus green large desert | camel brown large desert | carrot orange small garden
-cherry red tiny garden | cloud white huge sky | cow brown large barn | crab red small sea
-crystal blue tiny cave | duck yellow small pond | fox orange small forest | frog green small pond
-hammer black small shed | ladder gray huge shed | lily white small pond | moon gray huge sky
-mouse gray tiny barn | oven black large kitchen | parrot red small jungle | pig pink large barn
-sun yellow huge sky | tiger orange huge jungle | whale blue huge sea | yak brown huge field
+ant black tiny garden | apple red small kitchen | bear brown huge forest
+bee yellow tiny garden | broom yellow large shed | bucket blue small shed
+cherry red tiny garden | cloud white huge sky | cow brown large barn
+crab red small sea | cup blue small kitchen | duck yellow small pond
+fox red small forest | frog green small pond | hammer black small shed
+horse black large barn | ladder gray huge shed | lemon yellow small kitchen
+lily white small pond | moon gray huge sky | mouse gray tiny barn
+oven black large kitchen | owl brown small forest | pea green tiny garden
+reed green large pond | shark gray huge sea | sheep white large barn
+snake green large forest | sun yellow huge sky | whale blue huge sea
 """
 
 # thing → attribute → value
@@ -33,27 +36,31 @@ FACTS: dict[str, dict[str, str]] = {
 QUESTIONS = {
     "color": (
         "what color is the {t}?",
-        "which color does the {t} have?",
+        "what color has the {t}?",
+        "which color is the {t}?",
+        "the {t} is what color?",
+        "color of the {t}, please?",
         "tell me the color of the {t}.",
-        "what is the color of the {t}?",
-        "do you know the color of the {t}?",
     ),
     "size": (
-        "how big is the {t}?",
         "what size is the {t}?",
+        "what size has the {t}?",
+        "how big is the {t}?",
+        "the {t} is how big?",
+        "size of the {t}, please?",
         "tell me the size of the {t}.",
-        "what is the size of the {t}?",
-        "do you know how big the {t} is?",
     ),
     "place": (
         "where is the {t}?",
         "where can i find the {t}?",
+        "where do i look for the {t}?",
+        "the {t} is where?",
+        "place of the {t}, please?",
         "tell me where the {t} is.",
-        "what is the place of the {t}?",
-        "do you know where the {t} is?",
     ),
 }
 
+# the first is the one that replies use; gold takes either for a full sentence
 SENTENCES = {
     "color": ("the {t} is {v}", "the color of the {t} is {v}"),
     "size": ("the {t} is {v}", "the size of the {t} is {v}"),

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from accord.config import UserError
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.packing import pack_continuations
 from accord.data.prompts import PromptData, load_prompts, plain_text
@@ -167,12 +166,7 @@ def reward_figures(folder: str, pairs_file: str, room: int, gold: TextReward, go
 
 
 def compare(config: CompareConfig, run: Run) -> dict[str, float]:
-    """Writes ``results.json``, ``results.md`` and prints table and samples; returns the models' gold means.
-
-    Raises UserError where no model is called sft: it is what the others are held against.
-    """
-    if "sft" not in config.models:
-        raise UserError("models: name one of them 'sft'; the win rates are held against it.")
+    """Writes ``results.json``, ``results.md`` and prints table and samples; returns the models' gold means."""
     device = resolve_device(config.device)
     gold = load_function(config.gold, "gold")
     tokenizer = Tokenizer.open(config.models["sft"])

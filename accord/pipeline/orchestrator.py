@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from accord.config import Section, UserError, build, load, parse_override, read_yaml
+from accord.config import Section, UserError, build, load, parse_override, put, read_yaml
 from accord.pipeline.references import references, require, resolve
 from accord.pipeline.stage import Outcome, folder, run_stage
 from accord.registry.manifest import versions, write_json
@@ -55,58 +56,77 @@ class Planned:
 
 
 def plan(path: str | Path, overrides: Sequence[str] = ()) -> tuple[PipelineConfig, list[Planned]]:
-    """Reads and validates a whole pipeline, every stage's config included; nothing runs.
+    """Reads and validates a whole pipeline, every stage's config and the names it takes included; nothing runs.
 
     Overrides are ``seed=1`` for the pipeline, or ``ppo.kl.beta=0.1`` for the stage named ppo.  Raises UserError.
     """
-    values, _ = read_yaml(path)
-    names = list(values.get("stages") or {})
-    own = [o for o in overrides if parse_override(o)[0].split(".")[0] not in names]
-    pipeline = load(PipelineConfig, path, own)
+    _, lines = read_yaml(path)
+    heads = [parse_override(o)[0].split(".")[0] for o in overrides]
+    pipeline = load(
+        PipelineConfig, path, [o for o, h in zip(overrides, heads, strict=True) if h in PipelineConfig.model_fields]
+    )
     if not pipeline.stages:
         raise UserError(f"{path}: no stages; write at least one under 'stages:'.")
+    known = [*pipeline.stages, *PipelineConfig.model_fields]
+    for override, head in zip(overrides, heads, strict=True):
+        if head not in known:
+            hint = _near(head, known, f"there are {', '.join(known)}.")
+            raise UserError(f"override {override!r}: {path} has no stage or setting {head!r}; {hint}")
+        if head in pipeline.stages and "." not in parse_override(override)[0]:
+            raise UserError(f"override {override!r}: name the setting too, as in {head}.seed=1.")
     planned: list[Planned] = []
     for name, entry in pipeline.stages.items():
-        mine = [o.split(".", 1)[1] for o in overrides if parse_override(o)[0].startswith(f"{name}.")]
-        planned.append(_planned(Path(path), pipeline, name, entry, [p.name for p in planned], mine))
+        mine = [o.split(".", 1)[1] for o, h in zip(overrides, heads, strict=True) if h == name]
+        places = {
+            key.removeprefix(f"stages.{name}."): f"{path} line {line}, stage {name!r}"
+            for key, line in lines.items()
+            if key.startswith(f"stages.{name}.")
+        }
+        planned.append(_planned(Path(path), pipeline, name, entry, [p.name for p in planned], mine, places))
+    _check_names(path, planned)
     return pipeline, planned
 
 
+def _near(name: str, known: Sequence[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
+
+
 def _planned(
-    path: Path, pipeline: PipelineConfig, name: str, entry: Entry, earlier: Sequence[str], overrides: Sequence[str]
+    path: Path,
+    pipeline: PipelineConfig,
+    name: str,
+    entry: Entry,
+    earlier: Sequence[str],
+    overrides: Sequence[str],
+    places: Mapping[str, str],
 ) -> Planned:
     kind = entry.kind or name
     where = f"{path}, stage {name!r}"
+    if not re.fullmatch(r"[\w-]+", name):
+        raise UserError(f"{where}: a stage's name becomes a folder; use letters, digits, _ and - only.")
     if kind not in CONFIGS:
-        near = difflib.get_close_matches(kind, CONFIGS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(CONFIGS)}."
-        raise UserError(f"{where}: unknown kind {kind!r}; {hint}")
+        hint = _near(kind, list(CONFIGS), f"there are {', '.join(CONFIGS)}.")
+        raise UserError(f"{places.get('kind', where)}: unknown kind {kind!r}; {hint}")
     for key, source in entry.inputs.items():
         if source not in earlier:
-            near = difflib.get_close_matches(source, earlier, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"earlier stages are {', '.join(earlier) or 'none'}."
-            raise UserError(f"{where}: inputs.{key} is {source!r}, which is no earlier stage; {hint}")
+            hint = _near(source, earlier, f"earlier stages are {', '.join(earlier) or 'none'}.")
+            place = places.get(f"inputs.{key}", where)
+            raise UserError(f"{place}: inputs.{key} is {source!r}, which is no earlier stage; {hint}")
     shared = {"seed": pipeline.seed, "device": pipeline.device, "threads": pipeline.threads}
     values, lines = read_yaml(path.parent / entry.config) if entry.config else ({}, {})
     sources = {key: f"{path.parent / entry.config} line {line}" for key, line in lines.items()}
     merged: dict[str, Any] = {**shared, **values}
-    for key, value in {**entry.set, **entry.inputs}.items():
-        _put(merged, key, value)
-        sources[key] = where
-    for override in overrides:
-        key, value = parse_override(override)
-        _put(merged, key, value)
-        sources[key] = f"override {name}.{override}"
+    changes = [(key, value, places.get(f"set.{key}", where)) for key, value in entry.set.items()]
+    changes += [(key, value, places.get(f"inputs.{key}", where)) for key, value in entry.inputs.items()]
+    changes += [(*parse_override(o), f"override '{name}.{o}'") for o in overrides]
+    for key, value, source in changes:
+        if key in ("out", "logs", "name"):
+            raise UserError(f"{source}: {key!r} is the pipeline's to set, not a stage's; stages lie in <out>/<stage>.")
+        put(merged, key, value, source)
+        sources[key] = source
     merged |= {"out": pipeline.out, "logs": pipeline.logs, "name": name}
     return Planned(name, kind, build(CONFIGS[kind], merged, sources, where))
-
-
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for part in parents:
-        values[part] = dict(values.get(part) or {})
-        values = values[part]
-    values[last] = value
 
 
 def run_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -119,7 +139,6 @@ def run_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     pipeline, planned = plan(path, overrides)
     folders = {p.name: folder(p.config, p.kind) for p in planned}
     outcomes: dict[str, Outcome] = {}
-    _check_names(path, planned, folders)
     for stage in planned:
         config = resolve(stage.kind, stage.config, folders.get)
         require(config, stage.kind, folders)
@@ -136,26 +155,16 @@ def run_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     return results
 
 
-def _check_names(path: str | Path, planned: Sequence[Planned], folders: Mapping[str, Path]) -> None:
+def _check_names(path: str | Path, planned: Sequence[Planned]) -> None:
     """Every name that a stage takes is an earlier stage or exists already.  Raises UserError before anything runs."""
-    earlier: dict[str, Path] = {}
-    for stage in planned:
+    names = [stage.name for stage in planned]
+    for place, stage in enumerate(planned):
+        earlier = names[:place]
+        where = f"{path}, stage {stage.name!r}: "
         for reference, value in references(stage.kind, stage.config):
-            if value in folders and value not in earlier:
-                raise UserError(
-                    f"{path}, stage {stage.name!r}: {reference.key} takes {value!r}, which runs later; move it up."
-                )
-        known = {name: Path(".") for name in earlier}
-        rest = resolve(stage.kind, stage.config, known.get)
-        for reference, value in references(stage.kind, rest):
-            original = {r.key: v for r, v in references(stage.kind, stage.config)}[reference.key]
-            if original not in earlier and value == original and reference.sort != "model" and not _known(value):
-                require(rest, stage.kind, folders)
-        earlier[stage.name] = folders[stage.name]
-
-
-def _known(value: str) -> bool:
-    return ":" in value or Path(value).exists()
+            if value in names and value not in earlier:
+                raise UserError(f"{where}{reference.key} takes {value!r}, which runs later; move it up.")
+        require(stage.config, stage.kind, earlier, made=earlier, where=where)
 
 
 def collect_results(

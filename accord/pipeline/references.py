@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,15 +99,20 @@ def is_function(value: str) -> bool:
     return ":" in value and "/" not in value
 
 
-def require(config: Stage, kind: str, known: Mapping[str, object]) -> None:
-    """Raises UserError for a resolved path that does not exist, with the nearest stage's name."""
-    for reference, value in references(kind, config):
+def require(config: Stage, kind: str, known: Collection[str], made: Collection[str] = (), where: str = "") -> None:
+    """Raises UserError for a name that is not in ``made`` and no path that exists, with the nearest of ``known``."""
+    paths = [value for _, value in references(kind, resolve(kind, config, lambda name: None))]
+    for (reference, name), value in zip(references(kind, config), paths, strict=True):
+        if name in made:
+            continue
         looks_like_path = reference.sort not in ("model", "reward") or "/" not in value or value.startswith((".", "/"))
         if is_function(value) or Path(value).exists() or not looks_like_path:
             continue
         near = difflib.get_close_matches(value, [*known, *SMALL], 1)
         hint = f"did you mean {near[0]!r}?" if near else f"name a stage ({', '.join(known)}), a folder or a file."
-        raise UserError(f"{reference.key}: {value!r} does not exist; {hint}")
+        if value in SMALL:
+            hint = "put a stage of kind 'base' before this one and name that."
+        raise UserError(f"{where}{reference.key}: {value!r} does not exist; {hint}")
 
 
 def _get(values: Mapping[str, Any], key: str) -> str:

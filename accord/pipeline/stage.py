@@ -13,7 +13,7 @@ from typing import Any
 from accord.config import UserError, digest, to_yaml
 from accord.pipeline.references import is_function, references
 from accord.registry.manifest import content_digest, write_json
-from accord.run import Run, peak_rss_mb
+from accord.run import Interrupted, Run, peak_rss_mb
 from accord.settings import Stage
 
 DONE = "done.json"
@@ -76,21 +76,22 @@ def read_done(directory: Path) -> dict[str, Any]:
     """The record of a finished stage; empty where it is not finished."""
     try:
         return dict(json.loads((directory / DONE).read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return {}
 
 
 def run_stage(kind: str, config: Stage, *, resume: bool, reuse: bool) -> Outcome:
     """Runs a stage whose config is resolved.
 
-    ``reuse``: where it is done already with the same key, nothing happens.  ``resume``: goes on from a saved state
-    where there is one with the same key; otherwise it starts anew.  Raises UserError and Interrupted.
+    ``reuse`` or ``resume``: where it is done already with the same key, nothing happens.  ``resume``: goes on from a
+    saved state where there is one with the same key; otherwise it starts anew.  Raises UserError and Interrupted.
     """
-    directory = folder(config, kind)
+    directory = _made(folder(config, kind))
+    _made(logs(config, kind))
     inputs = parents(kind, config)
     key = stage_key(kind, config, inputs)
     done = read_done(directory)
-    if reuse and done.get("key") == key:
+    if (reuse or resume) and done.get("key") == key:
         return Outcome(directory.name, True, done)
     if config.threads or kind not in ("demo",):
         _set_threads(config.threads)
@@ -124,7 +125,17 @@ def run_stage(kind: str, config: Stage, *, resume: bool, reuse: bool) -> Outcome
         (directory / "state.pt").unlink(missing_ok=True)
         begun.unlink(missing_ok=True)
         write_json(directory / DONE, record)
+        if run.stop.raised:  # too late for this stage, and not to be forgotten before the next one
+            raise Interrupted(f"{name}: stopped at its end; it is done.")
     return Outcome(directory.name, False, record)
+
+
+def _made(directory: Path) -> Path:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be made ({error.strerror}); choose another with out= or logs=.") from None
+    return directory
 
 
 def _set_threads(threads: int) -> None:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from accord.config import UserError
 from accord.pipeline.references import SMALL, references, require, resolve
 from accord.pipeline.stage import Outcome, folder, read_done, run_stage
 from accord.run import console
-from accord.settings import CONFIGS, BaseConfig, Stage
+from accord.settings import CONFIGS, BaseConfig, Stage, TextModel
 
 
 def run_alone(kind: str, config: Stage, resume: bool) -> Outcome:
     """Makes what is missing, then runs the stage."""
-    return run_stage(kind, prepare(kind, config), resume=resume, reuse=False)
+    outcome = run_stage(kind, prepare(kind, config), resume=resume, reuse=False)
+    if outcome.skipped:
+        console.print(f"{folder(config, kind)} is done already with these settings; nothing to resume", markup=False)
+    return outcome
 
 
 def prepare(kind: str, config: Stage) -> Stage:
     """The config with every name resolved; stages it names that are not done are run with their default settings."""
+    require(config, kind, CONFIGS, made=[*CONFIGS, *SMALL])
     folders: dict[str, Path] = {}
     for reference, value in references(kind, config):
         if value in SMALL and reference.sort == "model":
@@ -42,11 +44,11 @@ def _default(name: str, config: Stage, key: str) -> Path:
 
 def _small_base(family: str, config: Stage) -> Path:
     """The trained small base of a family at the config's sizes, trained first where it is not there."""
-    model: Any = config.model  # type: ignore[attr-defined]
+    model = getattr(config, "model", TextModel())  # compare has none
     usual = Path(config.out) / "base"
     if read_done(usual) and _fits(usual, family, model.d_model, model.n_layers):
         return usual
-    name = "base" if not usual.exists() else f"base_{family}_{model.d_model}x{model.n_layers}"
+    name = "base" if not read_done(usual) else f"base_{family}_{model.d_model}x{model.n_layers}"
     wanted = BaseConfig.model_validate(
         {
             "seed": config.seed,
@@ -76,10 +78,3 @@ def _fits(directory: Path, family: str, d_model: int, n_layers: int) -> bool:
     is_mamba = config.get("model_type") == "mamba"
     sizes = (config.get("hidden_size"), config.get("num_hidden_layers"))
     return is_mamba == (family == "mamba") and sizes == (d_model, n_layers)
-
-
-def config_of(kind: str) -> type[Stage]:
-    """Raises UserError for a kind that is none."""
-    if kind not in CONFIGS:
-        raise UserError(f"{kind!r} is no stage; there are {', '.join(CONFIGS)}.")
-    return CONFIGS[kind]

@@ -68,13 +68,14 @@ def publish(directory: Path, write: Callable[[Path], None], manifest: Mapping[st
         write(temporary)
         digest = content_digest(temporary)
         write_json(temporary / MANIFEST, {**manifest, "digest": digest})
+        old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+        if directory.exists():
+            os.replace(directory, old)
+        os.replace(temporary, directory)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{directory}: could not be written ({error.strerror}); what was there is kept.") from None
-    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-    if directory.exists():
-        os.replace(directory, old)
-    os.replace(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     return digest
 

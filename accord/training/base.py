@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from accord.config import UserError
 from accord.data.chat import render
-from accord.data.records import read_jsonl
+from accord.data.records import Where, messages_field, read_jsonl, text_field
 from accord.data.supervised import SupervisedExample
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.device import resolve_device
@@ -22,15 +23,24 @@ from accord.training.describe import depth, memory_in_words, model_in_words, ste
 
 
 def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> list[SupervisedExample]:
-    """Rows ``{"text"}`` (EOS added) or ``{"messages"}`` (rendered); every token but the first is a label."""
+    """Rows ``{"text"}`` (EOS added) or ``{"messages"}`` (rendered); every token but the first is a label.
+
+    Texts without a label are left out.  Raises UserError, naming file and row.
+    """
     examples = []
-    for _, row in read_jsonl(path):
+    for number, row in read_jsonl(path):
+        where = Where(path, number)
         if "messages" in row:
-            tokens = tokenizer.encode(render(tokenizer, row["messages"], add_generation_prompt=False))
+            with where.named():
+                text = render(tokenizer, messages_field(row, "messages", where), add_generation_prompt=False)
+            tokens = tokenizer.encode(text)
         else:
-            tokens = [*tokenizer.encode(row["text"]), tokenizer.eos_id]
+            tokens = [*tokenizer.encode(text_field(row, "text", where)), tokenizer.eos_id]
         tokens = tokens[:max_length]
-        examples.append(SupervisedExample(tuple(tokens), (False, *[True] * (len(tokens) - 1))))
+        if len(tokens) > 1:
+            examples.append(SupervisedExample(tuple(tokens), (False, *[True] * (len(tokens) - 1))))
+    if not examples:
+        raise UserError(f"{path}: no row is usable; expected texts of at least one character.")
     return examples
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +15,19 @@ import numpy as np
 import torch
 
 from accord.config import UserError
+
+
+_DAMAGE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What a damaged file may raise."""
 
 
 class Resumable(Protocol):
@@ -50,10 +66,13 @@ def sync_directory(path: Path) -> None:
 def read_pt(path: Path, device: str = "cpu") -> dict[str, Any]:
     """Opens a .pt file without unpickling code.  Raises UserError naming the file."""
     try:
+        with zipfile.ZipFile(path) as parts:  # torch reads other formats too, and does not look at the checksums
+            if damaged := parts.testzip():
+                raise ValueError(damaged)
         content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint.") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         raise UserError(
             f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start anew."
         ) from None
@@ -80,7 +99,7 @@ class Checkpoint:
         if not self.path.exists():
             return 0
         content = read_pt(self.path)
-        if content["fingerprint"] != self.fingerprint:
+        if content.get("fingerprint") != self.fingerprint or content.get("parts", {}).keys() != self.parts.keys():
             raise UserError(
                 f"{self.path}: this state was made with other settings or inputs; run without --resume to start anew."
             )

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from accord.config import UserError
 from accord.data.cursor import Batches
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair, load_preferences, split_by_prompt
@@ -82,6 +83,8 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     elif config.data.heldout_fraction > 0:
         train_pairs, held = split_by_prompt(pairs, config.data.heldout_fraction, run.seed)
         pairs, heldout = list(train_pairs), list(held)
+    if not pairs:
+        raise UserError("data.heldout_fraction holds every prompt out, so no pair is left to train on; make it smaller.")
     lengths = [len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs]
     tokens = sum(lengths) * options.batch_size // len(pairs)
     run.plan(

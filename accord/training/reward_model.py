@@ -123,6 +123,8 @@ def read_pairs(
         other = load_preferences(config.data.heldout, tokenizer, config.model.prompt_room, config.model.max_length)
         return pairs, list(other.pairs), data.report.describe()
     train_pairs, heldout = split_by_prompt(pairs, config.data.heldout_fraction, seed)
+    if not train_pairs:
+        raise UserError("data.heldout_fraction holds every prompt out, so no pair is left to train on; make it smaller.")
     return list(train_pairs), list(heldout), data.report.describe()
 
 

@@ -189,17 +189,17 @@ def test_the_best_style_is_near_the_top_of_an_exhaustive_search(prompt: str) -> 
 def test_prompts_split() -> None:
     for seed in range(3):
         train, held = demo.prompts(seed)
-        assert len(train) == len(set(train)) == 480
-        assert len(held) == len(set(held)) == 120
+        assert len(train) == len(set(train)) == 360
+        assert len(held) == len(set(held)) == 180
         assert not set(train) & set(held)
-        assert Counter(demo._FACT_OF[p] for p in held) == Counter({(t, a): 1 for t in FACTS for a in ATTRIBUTES})
+        assert Counter(demo._FACT_OF[p] for p in held) == Counter({(t, a): 2 for t in FACTS for a in ATTRIBUTES})
         assert max(map(len, train + held)) <= 40
     assert demo.prompts(0)[1] != demo.prompts(1)[1]
-    assert len({p.format(t="x") for phrasings in QUESTIONS.values() for p in phrasings}) == 15
+    assert len({p.format(t="x") for phrasings in QUESTIONS.values() for p in phrasings}) == 18
 
 
 def test_the_world_is_well_formed() -> None:
-    assert len(FACTS) == 40
+    assert len(FACTS) == 30
     values = [v for attribute in ATTRIBUTES for v in VALUES[attribute]]
     assert len(values) == len(set(values))
     assert not set(values) & set(FACTS)
@@ -207,7 +207,7 @@ def test_the_world_is_well_formed() -> None:
     for attribute in ATTRIBUTES:  # no value may win by being guessed always
         counts = Counter(FACTS[t][attribute] for t in FACTS)
         assert set(counts) == set(VALUES[attribute])
-        assert max(counts.values()) <= 15
+        assert max(counts.values()) <= 11
     assert sum(share for share, _ in STYLES.values()) == pytest.approx(1)
     assert sum(demo.BASE_SHARES.values()) == pytest.approx(1)
     assert set(demo.BASE_SHARES) == set(STYLES)
@@ -237,7 +237,7 @@ def test_texts_keep_to_the_alphabet_and_to_the_training_prompts() -> None:
         if "messages" in row:
             assert [m["role"] for m in row["messages"]] == ["user", "assistant"]
     asked = [r["messages"][0]["content"] for r in corpus if "messages" in r]
-    assert 0.56 < len(asked) / len(corpus) < 0.64
+    assert 0.72 < len(asked) / len(corpus) < 0.78
 
 
 def test_the_corpus_tells_only_right_facts_and_all_of_them() -> None:
@@ -252,7 +252,7 @@ def test_the_corpus_tells_only_right_facts_and_all_of_them() -> None:
         facts = {v for a in ATTRIBUTES for v in VALUES[a]} & words
         assert facts <= set(FACTS[thing].values())
         told |= {(thing, v) for v in facts}
-    assert len(told) == 120
+    assert len(told) == 90
 
 
 def test_demonstrations_are_of_mixed_quality_and_seldom_wrong() -> None:
@@ -336,7 +336,7 @@ def test_files_are_the_same_bytes_for_a_seed_in_any_process(tmp_path) -> None:
 def test_files_hold_what_they_say(tmp_path) -> None:
     paths = demo.write(tmp_path, seed=0, base=50, sft=30, preference=20)
     rows = {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in paths.items()}
-    sizes = {"base": 50, "sft": 30, "preferences": 20, "prompts": 480, "heldout_prompts": 120}
+    sizes = {"base": 50, "sft": 30, "preferences": 20, "prompts": 360, "heldout_prompts": 180}
     assert {name: len(r) for name, r in rows.items()} == sizes
     assert {tuple(r) for r in rows["sft"]} == {("prompt", "completion")}
     assert {tuple(r) for r in rows["preferences"]} == {("prompt", "chosen", "rejected")}

@@ -49,12 +49,12 @@ def test_features_of_another_shape_are_named(shape: tuple[int, ...]) -> None:
 def test_the_scalar_head_starts_small() -> None:
     """Trap 12: N(0, 1/sqrt(d+1)) with zero bias, so that first scores have a deviation of about 1."""
     torch.manual_seed(0)
-    weights = torch.cat([ScalarHead(63).linear.weight.flatten() for _ in range(300)])
+    weights = torch.cat([ScalarHead(63).linear.weight.detach().flatten() for _ in range(300)])
     assert float(weights.std()) == pytest.approx(1 / 8, rel=0.03)
     assert abs(float(weights.mean())) < 4 / 8 / math.sqrt(len(weights))
     assert (ScalarHead(63).linear.bias == 0).all()
     scores = torch.cat([ScalarHead(63)(1000 * torch.randn(1, 63) + 5) for _ in range(400)])
-    assert float(scores.std()) == pytest.approx(1.0, rel=0.15)  # whatever the features' scale
+    assert float(scores.detach().std()) == pytest.approx(1.0, rel=0.15)  # whatever the features' scale
 
 
 # ------------------------------------------------------------------------------------- pooling

@@ -1,0 +1,325 @@
+"""The command line: quick, exact about mistakes, and a talk with a model."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from accord.cli import main, parse, parser, settings_help
+from accord.config import load
+from accord.settings import CONFIGS, SFTConfig
+
+REPO = Path(__file__).parents[1]
+
+
+def fresh(code: str, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Python code in a process of its own, in an empty folder."""
+    env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+
+
+# ------------------------------------------------------------------ quick
+def test_words_and_mistakes_come_without_torch(tmp_path: Path) -> None:
+    """Help, configs and every mistake in a config: no torch, nothing written."""
+    (tmp_path / "sft.yaml").write_text("training:\n  lerning_rate: 1\n")
+    (tmp_path / "stages.yaml").write_text("stages: {demo: {}, base: {inputs: {data.train: dmeo}}}\n")
+    commands: list[list[str]] = [
+        ["--help"],
+        ["sft", "--help"],
+        ["run", "--help"],
+        ["config", "show", "ppo"],
+        ["config", "schema", "dpo"],
+        ["sft", "--config", "sft.yaml"],
+        ["sft", "training.batch=1"],
+        ["dpo", "--config", "nowhere.yaml"],
+        ["run", "stages.yaml"],
+        ["run", "nowhere.yaml"],
+        ["sft", "data.train=nowhere.jsonl"],
+    ]
+    code = (
+        "import sys, io, contextlib\n"
+        "from accord.cli import main\n"
+        f"for words in {commands!r}:\n"
+        "    out, err = io.StringIO(), io.StringIO()\n"
+        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
+        "        try: code = main(words)\n"
+        "        except SystemExit as left: code = left.code\n"
+        "    print(code, 'torch' in sys.modules, 'Traceback' in err.getvalue(), len(out.getvalue()) > 0)\n"
+    )
+    done = fresh(code, tmp_path)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["0 False False True"] * 5 + ["2 False False False"] * 6
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sft.yaml", "stages.yaml"]
+
+
+def test_a_misspelt_key_costs_less_than_a_second(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("seed: 1\ntraining:\n  lerning_rate: 1\n")
+    code = (
+        "import sys, time\n"
+        "from accord.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "print(time.process_time())\n"
+        "sys.exit(code)\n"
+    )
+    done = fresh(code, tmp_path, "sft", "--config", "c.yaml")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "accord: c.yaml line 3: unknown key 'training.lerning_rate'; did you mean 'training.learning_rate'?\n"
+    )
+    assert float(done.stdout) < 1.0
+    assert [p.name for p in tmp_path.iterdir()] == ["c.yaml"]
+
+
+# ------------------------------------------------------------------ what the words mean
+ORDERS = [
+    ["sft", "--config", "c.yaml", "seed=1", "training.batch_size=2"],
+    ["sft", "seed=1", "--config", "c.yaml", "training.batch_size=2"],
+    ["sft", "seed=1", "training.batch_size=2", "--config", "c.yaml"],
+    ["sft", "seed=1", "--resume", "training.batch_size=2", "--config=c.yaml", "--debug"],
+    ["config", "show", "sft", "seed=1", "--config", "c.yaml", "training.batch_size=2"],
+    ["config", "show", "--config", "c.yaml", "sft", "seed=1", "training.batch_size=2"],
+    ["run", "seed=1", "c.yaml", "training.batch_size=2"],
+    ["run", "--debug", "seed=1", "c.yaml", "training.batch_size=2"],
+]
+
+
+@pytest.mark.parametrize("words", ORDERS, ids=" ".join)
+def test_overrides_stand_anywhere(words: list[str]) -> None:
+    options = parse(words)
+    assert options.overrides == ["seed=1", "training.batch_size=2"]
+    assert (options.pipeline if words[0] == "run" else options.config) == "c.yaml"
+
+
+def test_files_and_words_with_an_equals_sign() -> None:
+    assert parse(["sft", "--config", "lr=1.yaml"]).config == "lr=1.yaml"
+    assert parse(["chat", "lr=1/model", "--system", "a=b"]).system == "a=b"
+
+
+def test_options() -> None:
+    assert parse(["dpo", "--resume"]).resume is True
+    assert parse(["dpo"]).resume is False
+    assert parse(["chat", "x", "--temperature", "0", "--seed", "3"]).temperature == 0
+    for words in ([], ["stf"], ["config", "show", "stf"], ["config", "edit", "sft"], ["run"], ["sft", "--confg", "x"]):
+        with pytest.raises(SystemExit) as left:
+            parse(words)
+        assert left.value.code == 2
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_help_lists_every_setting_with_its_default(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([kind, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert str(CONFIGS[kind].__doc__) in shown
+    config = CONFIGS[kind]()
+    for name in CONFIGS[kind].model_fields:
+        value = getattr(config, name)
+        inner = type(value).model_fields if hasattr(type(value), "model_fields") else {}
+        for key, default in [(f"{name}.{k}", getattr(value, k)) for k in inner] or [(name, value)]:
+            assert f"  {key}={default if default != '' else chr(39) * 2}" in shown, key
+    assert max(len(line) for line in settings_help(CONFIGS[kind])) < 200
+
+
+def test_every_stage_has_a_command_and_words() -> None:
+    text = parser().format_help()
+    for kind in (*CONFIGS, "run", "chat", "config"):
+        assert re.search(rf"\n    {kind}\s+[a-zA-Z]", text)
+
+
+def test_config_show_resolves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("training: {batch_size: 7, learning_rate: 1e-3}\n")
+    assert main(["config", "show", "sft", "training.batch_size=9", "--config", str(path), "seed=3"]) == 0
+    shown = capsys.readouterr().out
+    config = load(SFTConfig, path, ["training.batch_size=9", "seed=3"])
+    assert yaml.safe_load(shown) == config.model_dump(mode="json")
+    path.write_text(shown)
+    assert load(SFTConfig, path) == config
+
+
+# ------------------------------------------------------------------ mistakes
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sft", "nonsense"], "override 'nonsense': write it as key=value"),
+        (["sft", "model.base_model=stf"], "model.base_model: 'stf' does not exist; did you mean 'sft'?"),
+        (["sft", "model.base_model=./x/y"], "model.base_model: './x/y' does not exist"),
+        (["dpo", "data.train=x.jsonl"], "data.train: 'x.jsonl' does not exist"),
+        (["compare", "prompts=x.jsonl"], "prompts: 'x.jsonl' does not exist"),
+        (["demo", "base_rows=1", "out=file/x"], "file/x/demo: cannot be made (Not a directory)"),
+        (["demo", "base_rows=1", "out=x", "logs=file/x"], "file/x/demo: cannot be made (Not a directory)"),
+        (["chat", "nowhere"], "nowhere: no such model"),
+        (["chat", "."], ".: no language model here"),
+        (["chat", "file"], "file: no language model here"),
+        (["chat", "stage"], "stage: no language model here"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_a_mistake_is_one_sentence_and_exit_2(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing is made before it is told: no base is trained for a file that does not exist."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage" / "ppo_final.pt").write_text("heads")
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"accord: {message}")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_debug_shows_the_traceback() -> None:
+    from accord.config import UserError
+
+    with pytest.raises(UserError, match="did you mean"):
+        main(["sft", "sede=1", "--debug"])
+
+
+def test_ctrl_c_outside_a_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("accord.pipeline.orchestrator.run_pipeline", stopped)
+    assert main(["run", "x.yaml"]) == 130
+    assert capsys.readouterr().err == "accord: stopped; the last saved state is kept.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "mend"), [(["run", "x.yaml"], "Run the same command again"), (["demo"], "Add --resume to go on")]
+)
+def test_a_stopped_stage_says_how_to_go_on(
+    words: list[str], mend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from accord.run import Interrupted
+
+    def stopped(*args: Any) -> None:
+        raise Interrupted("x: stopped at step 3 of 9; the state is saved.")
+
+    monkeypatch.setattr("accord.pipeline.orchestrator.run_pipeline", stopped)
+    monkeypatch.setattr("accord.pipeline.standalone.run_alone", stopped)
+    assert main(words) == 130
+    said = capsys.readouterr().err
+    assert said.startswith(f"accord: x: stopped at step 3 of 9; the state is saved. {mend}")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_stage_ends_with_what_to_run_next(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got: list[Any] = []
+    monkeypatch.setattr("accord.pipeline.standalone.run_alone", lambda *given: got.append(given))
+    assert main([kind, "seed=3", "name=mine", "--resume"]) == 0
+    assert got == [(kind, CONFIGS[kind](seed=3, name="mine"), True)]
+    shown = capsys.readouterr().out
+    assert shown.startswith("next: accord ")
+    for command in shown.removeprefix("next: ").strip().split(", or "):
+        if " with " not in command:  # a sentence
+            parse(command.split()[1:])
+
+
+# ------------------------------------------------------------------ chat
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage's folder with a Transformer of a few thousand weights in it."""
+    from accord.data.tokenizer import small_tokenizer
+    from accord.models.open import small_backbone
+
+    folder = tmp_path_factory.mktemp("stage") / "model"
+    tokenizer = small_tokenizer()
+    torch.manual_seed(0)
+    backbone = small_backbone("transformer", 32, 1, tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id)
+    backbone.save(str(folder))
+    tokenizer.save(folder)
+    return folder.parent
+
+
+class Events(io.StringIO):
+    """A screen that remembers in which order things happened."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self.events = events
+
+    def write(self, text: str) -> int:
+        self.events.append(text)
+        return super().write(text)
+
+
+def talk(
+    monkeypatch: pytest.MonkeyPatch, lines: str, *words: str
+) -> tuple[int, list[str], list[tuple[int, ...]], list[list[int]]]:
+    """The exit code, what happened in its order, the prompts that the model was given, and its replies."""
+    import accord.chat
+    from accord.rollout import generate
+
+    events: list[str] = []
+    prompts: list[tuple[int, ...]] = []
+    replies: list[list[int]] = []
+
+    def watched(backbone: Any, prompt: Sequence[int], *rest: Any) -> Iterator[int]:
+        prompts.append(tuple(prompt))
+        replies.append([])
+        for token in generate.stream(backbone, prompt, *rest):
+            events.append("<token>")
+            replies[-1].append(token)
+            yield token
+
+    monkeypatch.setattr(accord.chat, "stream", watched)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    monkeypatch.setattr(sys, "stdout", Events(events))
+    code = main(["chat", *words])
+    return code, events, prompts, replies
+
+
+def test_a_talk_streams_remembers_and_ends_with_its_input(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accord.data.chat import prompt_ids
+    from accord.data.tokenizer import Tokenizer
+
+    code, events, prompts, replies = talk(
+        monkeypatch, "hello there\nand the moon?\n", str(model), "--max-new-tokens", "12", "--system", "be kind"
+    )
+    assert code == 0
+    assert len(prompts) == 2
+    assert sum(map(len, replies)) > 4
+    # every token is on the screen before the next one is drawn
+    assert ("<token>", "<token>") not in zip(events, events[1:], strict=False)
+    tokenizer = Tokenizer.open(str(model / "model"))
+    first, second = (tokenizer.decode(reply) for reply in replies)
+    shown = "".join(e for e in events if e != "<token>")
+    assert f"{first}\n" in shown
+    assert f"{second}\n" in shown
+    messages = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "hello there"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "and the moon?"},
+    ]
+    assert prompts[0] == tuple(prompt_ids(tokenizer, messages[:2]))  # type: ignore[arg-type]
+    assert prompts[1] == tuple(prompt_ids(tokenizer, messages))  # type: ignore[arg-type]
+
+
+def test_a_talk_ends_at_an_empty_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, prompts, _ = talk(monkeypatch, "hi\n\nnever said\n", str(model), "--max-new-tokens", "2")
+    assert (code, len(prompts)) == (0, 1)
+
+
+def test_a_talk_repeats_with_its_seed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [
+        talk(monkeypatch, "hi\n", str(model / "model"), "--max-new-tokens", "20", "--temperature", t, "--seed", seed)[3]
+        for t, seed in (("1", "0"), ("1", "0"), ("1", "1"), ("0", "0"), ("0", "1"))
+    ]
+    assert said[0] == said[1] != said[2]
+    assert said[3] == said[4] != said[0]

@@ -1,0 +1,348 @@
+"""Configs: what is read, and that every mistake names file, line and key."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accord.config import Section, UserError, digest, known_keys, load, parse_override, put, read_yaml, to_yaml
+from accord.settings import CONFIGS, BaseConfig, CompareConfig, PPOConfig, RewardConfig, SFTConfig
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def made(text: str) -> Path:
+        path = tmp_path / "c.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return made
+
+
+def refusal(cls: Any, path: Path | None, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(cls, path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(str(path))
+
+
+# ------------------------------------------------------------------ what is read
+def test_a_file_is_read_over_the_defaults(write: Write) -> None:
+    config = load(SFTConfig, write("# mine\nseed: 3\ntraining:\n  learning_rate: 1e-4\n  batch_size: 8\n"))
+    assert (config.seed, config.training.batch_size) == (3, 8)
+    assert config.training.learning_rate == 1e-4  # a text to YAML 1.1, and a number all the same
+    assert isinstance(config.training.learning_rate, float)
+    assert config.training.num_epochs == 1
+    assert config.model == SFTConfig().model
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# nothing but words\n", "{}\n", "---\n"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_an_empty_file_holds_the_defaults(write: Write, kind: str, text: str) -> None:
+    assert load(CONFIGS[kind], write(text)) == load(CONFIGS[kind], None) == CONFIGS[kind]()
+
+
+def test_a_section_given_in_part_keeps_the_defaults_of_its_stage(write: Write) -> None:
+    """Were the class's own defaults to stand there instead, naming Adam's epsilon would change the learning rate, and
+    naming a length the model."""
+    for kind, cls in CONFIGS.items():
+        training = getattr(cls(), "training", None)
+        if training is not None:
+            got = load(cls, write("training: { adam_eps: 1.0e-7 }\n"))
+            assert got == cls(training=training.model_copy(update={"adam_eps": 1e-7})), kind  # type: ignore[call-arg]
+    assert load(BaseConfig, None, ["training.num_epochs=2"]).training.learning_rate == 3e-3
+    for kind in ("dpo", "pairs"):
+        got = load(CONFIGS[kind], None, ["model.max_length=99"])
+        assert got.model.base_model == "sft"  # type: ignore[attr-defined]
+        assert got.model.max_length == 99  # type: ignore[attr-defined]
+
+
+def test_sections_within_sections_keep_theirs() -> None:
+    class Inner(Section):
+        x: int = 0
+        y: int = 0
+
+    class Middle(Section):
+        inner: Inner = Inner(x=1)
+        z: int = 0
+
+    class Outer(Section):
+        middle: Middle = Middle(inner=Inner(x=2, y=3), z=4)
+
+    got = load(Outer, None, ["middle.inner.y=9"])
+    assert got == Outer(middle=Middle(inner=Inner(x=2, y=9), z=4))
+    assert load(Middle, None, ["inner.y=9"]).inner == Inner(x=1, y=9)
+
+
+def test_overrides_beat_the_file_and_later_ones_the_earlier(write: Write) -> None:
+    path = write("training: { batch_size: 8, learning_rate: 0.5 }\n")
+    config = load(SFTConfig, path, ["training.batch_size=2", "seed=1", "training.batch_size=16"])
+    assert (config.training.batch_size, config.training.learning_rate, config.seed) == (16, 0.5, 1)
+    assert load(SFTConfig, None, ["training.learning_rate=3e-5"]).training.learning_rate == 3e-5
+    assert load(PPOConfig, None, ["reward.missing_eos_penalty=null"]).reward.missing_eos_penalty is None
+    assert load(CompareConfig, None, ["models={sft: a, mine: b}"]).models == {"sft": "a", "mine": "b"}
+    assert load(SFTConfig, None, ["model.base_model=a=b"]).model.base_model == "a=b"
+
+
+@given(st.floats(0, 1e300))
+def test_any_number_comes_through_an_override(x: float) -> None:
+    assert load(SFTConfig, None, [f"training.learning_rate={x!r}"]).training.learning_rate == x
+
+
+CHANGED = {
+    "demo": ["base_rows=7"],
+    "pretrained": ["source=my/folder"],
+    "base": ["model.base_model=transformer", "training.warmup_steps=0"],
+    "sft": ["training.learning_rate=3e-5", "data.train=ä b.jsonl"],
+    "pairs": ["temperatures=[0.7, 1.3]", "noise=0"],
+    "reward": ["model.kind=language", "training.head_learning_rate=1e-3"],
+    "ppo": ["reward.terms=[{source: a}, {source: 'm:f', weight: -2}]", "kl.placement=loss", "kl.estimator=k2"],
+    "dpo": ["training.label_smoothing=0.1", "name='yes'"],
+    "compare": ["models={sft: 'on', dpo: '1e3'}", "redraw=false"],
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_what_is_shown_loads_as_the_same_config(write: Write, kind: str) -> None:
+    for overrides in ([], CHANGED[kind]):
+        config = load(CONFIGS[kind], None, overrides)
+        assert load(CONFIGS[kind], write(to_yaml(config))) == config
+    assert config != CONFIGS[kind]()
+
+
+def test_a_config_does_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        SFTConfig().seed = 3  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen"):
+        SFTConfig().training.learning_rate = 3.0  # type: ignore[misc]
+
+
+# ------------------------------------------------------------------ mistakes
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "seed: 1\ntraining:\n  num_epochs: 1\n  lerning_rate: 1\n",
+            " line 4: unknown key 'training.lerning_rate'; did you mean 'training.learning_rate'?",
+        ),
+        ("trainin:\n  seed: 1\n", " line 1: unknown key 'trainin'; did you mean 'training'?"),
+        ("seed: 1\nlearning_rate: 1\n", " line 2: unknown key 'learning_rate'; did you mean 'training.learning_rate'?"),
+        ("training:\n  d_model: 1\n", " line 2: unknown key 'training.d_model'; did you mean 'model.d_model'?"),
+        ("data: {limits: 3}\n", " line 1: unknown key 'data.limits'; did you mean 'data.limit'?"),
+        ("data: {zzz: 3}\n", " line 1: unknown key 'data.zzz'; known keys here: data.train, data.limit."),
+        (
+            "training:\n  learning_rate: fast\n",
+            " line 2: training.learning_rate: expected a valid number, unable to parse string as a number, found 'fast'.",
+        ),
+        ("training:\n  batch_size: 0\n", " line 2: training.batch_size: expected greater than or equal to 1, found 0."),
+        ("training:\n  batch_size: 1.5\n", None),
+        ("seed: [1]\n", " line 1: seed: expected a valid integer, found [1]."),
+        ("precision: half\n", " line 1: precision: expected 'float32' or 'bfloat16', found 'half'."),
+        ("training:\n", " line 1: training: expected 'key: value' lines below it, found nothing."),
+        ("seed: 1\nmodel: mamba\n", " line 2: model: expected 'key: value' lines below it, found 'mamba'."),
+        (
+            "training:\n  batch_size: 4\n  num_epochs: 1\n  batch_size: 5\n",
+            " line 4: the key 'training.batch_size' stands twice (first on line 2); remove one.",
+        ),
+        ("seed: 1\nseed: 1\n", " line 2: the key 'seed' stands twice (first on line 1); remove one."),
+        ("- seed\n", ": expected 'key: value' lines at the top level, found list."),
+        ("training\n", ": expected 'key: value' lines at the top level, found str."),
+    ],
+)
+def test_a_mistake_in_a_file_names_line_and_key(write: Write, text: str, message: str | None) -> None:
+    said = refusal(SFTConfig, write(text))
+    assert re.match(r" line \d+: |: ", said)
+    if message is not None:
+        assert said == message
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("seed: 1\ntraining:\n  a: [1\n", 4), ("a: 1\n b: 2\n", 2), ("a:\n\tb: 1\n", 2), ("a: 1\n---\nb: 2\n", 2)],
+)
+def test_bad_yaml_names_its_line(write: Write, text: str, line: int) -> None:
+    assert refusal(SFTConfig, write(text)).startswith(f" line {line}: not valid YAML: ")
+
+
+def test_all_mistakes_are_told_at_once(write: Write) -> None:
+    path = write("seed: x\ntraining:\n  batch: 3\n  num_epochs: 0\n")
+    with pytest.raises(UserError) as caught:
+        load(SFTConfig, path)
+    assert sorted(x.split(":")[0] for x in str(caught.value).splitlines()) == [f"{path} line {n}" for n in (1, 3, 4)]
+
+
+def test_a_missing_file_suggests_its_neighbour(write: Write, tmp_path: Path) -> None:
+    write("")
+    assert refusal(SFTConfig, tmp_path / "c.yml") == ": no such config file; did you mean 'c.yaml'?"
+    assert refusal(SFTConfig, tmp_path / "else" / "x.yaml") == ": no such config file."
+    assert refusal(SFTConfig, tmp_path).startswith(": cannot be read as text")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    assert refusal(SFTConfig, tmp_path / "bytes.yaml").startswith(": ")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rat=1", "unknown key 'training.learning_rat'; did you mean 'training.learning_rate'?"),
+        ("learning_rate=1", "unknown key 'learning_rate'; did you mean 'training.learning_rate'?"),
+        ("training.batch_size=many", "training.batch_size: expected a valid integer, unable to parse string"),
+        ("training.batch_size=", "training.batch_size: expected a valid integer, found None."),
+        ("training=3", "training: expected 'key: value' lines below it, found 3."),
+        ("training.batch_size.x=3", "training.batch_size: expected a valid integer, found {'x': 3}."),
+        ("seed", "write it as key=value, e.g. training.learning_rate=3e-5."),
+        ("=3", "write it as key=value"),
+        ("seed=[1", "the value is not valid YAML"),
+    ],
+)
+def test_a_mistake_in_an_override_names_it(override: str, message: str) -> None:
+    assert refusal(SFTConfig, None, override).startswith(f"override {override!r}: {message}")
+
+
+def test_an_override_cannot_stand_under_a_value(write: Write) -> None:
+    said = refusal(SFTConfig, write("training:\n  batch_size: 4\n"), "training.batch_size.x=3")
+    assert said == (
+        "override 'training.batch_size.x=3': 'training.batch_size.x' cannot be set: 'training.batch_size' is 4, a value"
+        " and no section."
+    )
+
+
+def test_mistakes_inside_lists_name_the_item(write: Write) -> None:
+    text = "reward:\n  terms:\n    - source: a\n    - source: b\n      wieght: 2\n"
+    said = refusal(PPOConfig, write(text))
+    assert said == " line 5: unknown key 'reward.terms.1.wieght'; did you mean 'reward.terms.1.weight'?"
+    said = refusal(PPOConfig, write("reward:\n  terms:\n    - weight: 2\n"))
+    assert said == " line 2: the key 'reward.terms.0.source' is needed and absent."
+
+
+@pytest.mark.parametrize(
+    ("cls", "override", "words"),
+    [
+        (PPOConfig, "kl.estimator=k3", "kl.placement=reward takes estimator k1"),
+        (CompareConfig, "models={dpo: dpo}", "name one of them 'sft'"),
+        (CompareConfig, "models={sft: a, ppo.v2: b}", "the label 'ppo.v2' cannot be a key of results.json"),
+        (CompareConfig, "models={sft: a, reward: b}", "the label 'reward' cannot be a key of results.json"),
+    ],
+)
+def test_settings_that_do_not_fit_one_another(cls: Any, override: str, words: str) -> None:
+    said = refusal(cls, None, override)
+    assert said.startswith(f"override {override!r}: ")
+    assert words in said
+
+
+# ------------------------------------------------------------------ pieces
+def test_lines_of_every_key(write: Write) -> None:
+    values, lines = read_yaml(write("a: 1\nb:\n  c: {d: 2}\n\n  e:\n    - f: 3\n"))
+    assert values == {"a": 1, "b": {"c": {"d": 2}, "e": [{"f": 3}]}}
+    assert lines == {"a": 1, "b": 2, "b.c": 3, "b.c.d": 3, "b.e": 5, "b.e.0.f": 6}
+
+
+def test_overrides_are_read_as_yaml() -> None:
+    assert parse_override("a.b=1.5") == ("a.b", 1.5)
+    assert parse_override("a= [1, x]") == ("a", [1, "x"])
+    assert parse_override("a=true") == ("a", True)
+    assert parse_override("a=b=c") == ("a", "b=c")
+    assert parse_override("--a.b=1") == ("a.b", 1)
+
+
+def test_put_leaves_the_values_it_was_given_alone() -> None:
+    inner = {"b": 1}
+    values: dict[str, Any] = {"a": inner, "n": None}
+    put(values, "a.c", 2, "here")
+    put(values, "x.y.z", 3, "here")
+    put(values, "n.m", 4, "here")
+    assert values == {"a": {"b": 1, "c": 2}, "x": {"y": {"z": 3}}, "n": {"m": 4}}
+    assert inner == {"b": 1}
+    with pytest.raises(UserError, match=r"^here: 'a.b.c' cannot be set: 'a.b' is 1"):
+        put(values, "a.b.c", 1, "here")
+
+
+def test_known_keys() -> None:
+    keys = set(known_keys(PPOConfig))
+    assert {"seed", "training", "training.clip_range", "kl.beta", "reward.terms", "reward.terms.*.weight"} <= keys
+    assert "training.beta" not in keys
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_schema_is_json_schema_with_descriptions(kind: str) -> None:
+    """Every reference resolves, unknown keys are refused, defaults are those of the class, words stand in it."""
+    cls = CONFIGS[kind]
+    schema = json.loads(json.dumps(cls.model_json_schema()))
+    types = {"string", "integer", "number", "boolean", "array", "object", "null"}
+    described = 0
+
+    def walk(node: dict[str, Any]) -> None:
+        nonlocal described
+        assert not set(node.get("type", "object").split()) - types
+        if "$ref" in node:
+            assert node["$ref"].removeprefix("#/$defs/") in schema["$defs"]
+        if "properties" in node:
+            assert node["additionalProperties"] is False
+        described += "description" in node
+        children = [*node.get("properties", {}).values(), *node.get("anyOf", ()), *node.get("allOf", ())]
+        children += [node[k] for k in ("items",) if k in node]
+        children += [node["additionalProperties"]] if isinstance(node.get("additionalProperties"), dict) else []
+        for child in children:
+            walk(child)
+
+    for node in [schema, *schema.get("$defs", {}).values()]:
+        walk(node)
+    assert schema["properties"]["seed"] == {
+        "default": 0,
+        "description": "Decides everything random.",
+        "title": "Seed",
+        "type": "integer",
+    }
+    assert set(schema["properties"]) == set(cls.model_fields)
+    assert schema["description"] == cls.__doc__
+    assert described > 9
+
+
+# ------------------------------------------------------------------ fingerprints
+RUNTIME = ["name=x", "out=x", "logs=x", "device=cpu", "log_every=3", "save_every=3", "threads=2"]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_what_does_not_change_results_is_not_in_the_fingerprint(kind: str) -> None:
+    assert load(CONFIGS[kind], None, RUNTIME).fingerprint() == CONFIGS[kind]().fingerprint()
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_what_changes_results_is_in_the_fingerprint(kind: str) -> None:
+    prints = [
+        load(CONFIGS[kind], None, [o]).fingerprint() for o in (*CHANGED[kind][:1], "seed=1", "precision=bfloat16")
+    ]
+    assert len({CONFIGS[kind]().fingerprint(), *prints}) == 4
+
+
+def test_nested_settings_are_in_the_fingerprint() -> None:
+    changes = ["head_learning_rate=0.5", "learning_rate=0.5", "schedule=cosine", "micro_batch_size=2", "adam_eps=0.5"]
+    prints = [load(RewardConfig, None, [f"training.{c}"]).fingerprint() for c in changes]
+    assert len({RewardConfig().fingerprint(), *prints}) == 1 + len(changes)
+
+
+def test_digest() -> None:
+    """Hand-computed: blake2b with eight bytes over the compact JSON with sorted keys."""
+    import hashlib
+
+    assert (
+        digest({"b": [1, None], "a": "ü"})
+        == hashlib.blake2b(b'{"a":"\\u00fc","b":[1,null]}', digest_size=8).hexdigest()
+    )
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 2, "b": 1})
+
+
+def test_yaml_that_is_shown_is_plain() -> None:
+    shown = to_yaml(PPOConfig())
+    assert yaml.safe_load(shown) == PPOConfig().model_dump(mode="json")
+    assert list(yaml.safe_load(shown)) == list(PPOConfig.model_fields)  # in the order of the settings

@@ -1,0 +1,171 @@
+"""DPO: the four log-probs, the first step, the reference, and what is reported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from accord.config import UserError
+from accord.data.packing import pack_preferences
+from accord.data.preferences import PreferencePair, load_preferences
+from accord.data.tokenizer import Tokenizer
+from accord.models.backbone import Backbone
+from accord.training import dpo
+from accord.training.checkpoint import read_pt
+from accord.types import Packed
+
+# two pairs share a prompt, one of them a reply as well; another prompt begins as theirs does
+PAIRS = [
+    PreferencePair((5, 6, 7, 8, 9, 10, 11, 12, 13), (20, 21, 1), (22, 1)),
+    PreferencePair((5, 6, 7, 8, 9, 10, 11, 12, 13), (22, 1), (23, 24, 25, 26, 1)),
+    PreferencePair((5, 6, 7, 8, 9, 10, 11, 12, 14), (20, 1), (21, 1)),
+    PreferencePair((30, 31), (32,), (33, 34)),
+]
+
+
+def naive(backbone: Backbone, prompt: tuple[int, ...], reply: tuple[int, ...]) -> float:
+    """Log p of the reply, its end included, the prompt's own left out (trap 49); a loop over one text."""
+    logits = backbone.logits(backbone.hidden(Packed.of([[*prompt, *reply]]))).detach().log_softmax(-1)
+    return sum(float(logits[len(prompt) + t - 1, token]) for t, token in enumerate(reply))
+
+
+@pytest.mark.parametrize("family", ["mamba", "transformer"])
+def test_logprobs_are_those_of_separate_rows(make_tiny: Callable[..., Backbone], family: str) -> None:
+    """Trap 51: chosen and rejected are named, and share no context but the prompt."""
+    backbone = make_tiny(family)
+    expected = torch.tensor([[naive(backbone, p.prompt, r) for r in (p.chosen, p.rejected)] for p in PAIRS])
+    both = dpo.pair_logprobs(backbone, pack_preferences(PAIRS, range(4)))
+    torch.testing.assert_close(torch.stack(both, 1).detach(), expected, rtol=0, atol=2e-5)
+    for size in (1, 2, 3):
+        found = dpo.reference_logprobs(backbone, PAIRS, torch.device("cpu"), "float32", size)
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+        assert not found.requires_grad
+
+
+def test_the_first_loss_is_ln_2_and_the_margin_0(make_tiny: Callable[..., Backbone]) -> None:
+    backbone = make_tiny("mamba")
+    reference = dpo.reference_logprobs(backbone, PAIRS, torch.device("cpu"), "float32", 2)
+    for smoothing in (0.0, 0.2):
+        output = dpo.objective(backbone, pack_preferences(PAIRS, range(4)), reference, 0.5, smoothing)
+        assert output.loss.value() == pytest.approx(math.log(2), abs=1e-5)
+        assert output.metrics["margin"].value() == pytest.approx(0, abs=1e-5)
+
+
+def test_rows_find_their_own_reference(make_tiny: Callable[..., Backbone]) -> None:
+    """A batch is rows of the data set in any order; with foreign rows' references the margin would not be 0."""
+    backbone = make_tiny("mamba")
+    reference = dpo.reference_logprobs(backbone, PAIRS, torch.device("cpu"), "float32", 2)
+    for rows in ([3, 0], [2], [1, 3, 2]):
+        batch = pack_preferences([PAIRS[r] for r in rows], rows)
+        assert dpo.objective(backbone, batch, reference, 0.5, 0.0).loss.value() == pytest.approx(math.log(2), abs=1e-5)
+    wrong = pack_preferences([PAIRS[0], PAIRS[1]], [1, 0])
+    assert dpo.objective(backbone, wrong, reference, 0.5, 0.0).loss.value() > 0.8
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
+def test_the_loss_by_hand(make_tiny: Callable[..., Backbone], smoothing: float) -> None:
+    policy, ref = make_tiny("mamba", 1), make_tiny("mamba", 2)
+    reference = dpo.reference_logprobs(ref, PAIRS, torch.device("cpu"), "float32", 4)
+    output = dpo.objective(policy, pack_preferences(PAIRS, range(4)), reference, 0.7, smoothing)
+    losses, chosen, rejected = [], [], []
+    for pair in PAIRS:
+        chosen.append(naive(policy, pair.prompt, pair.chosen))
+        rejected.append(naive(policy, pair.prompt, pair.rejected))
+        z = chosen[-1] - naive(ref, pair.prompt, pair.chosen)
+        z = 0.7 * (z - (rejected[-1] - naive(ref, pair.prompt, pair.rejected)))
+        losses.append((1 - smoothing) * math.log1p(math.exp(-z)) + smoothing * math.log1p(math.exp(z)))
+    assert output.loss.value() == pytest.approx(sum(losses) / 4, abs=1e-5)
+    # trap 52: apart, for the margin may rise while both fall
+    assert output.metrics["chosen_logprob"].value() == pytest.approx(sum(chosen) / 4, abs=1e-4)
+    assert output.metrics["rejected_logprob"].value() == pytest.approx(sum(rejected) / 4, abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------- the stage
+def values(world: Any, **training: Any) -> dict[str, Any]:
+    given = {"batch_size": 4, "num_epochs": 2, "learning_rate": 0.01, **training}
+    data = {"train": world.preferences, "heldout_fraction": 0.0}
+    return {"model": {"base_model": world.mamba, "max_length": 96}, "data": data, "training": given}
+
+
+def test_the_stage_starts_at_ln_2_and_prefers_the_chosen_at_the_end(stage: Any, world: Any, lines: Any) -> None:
+    done = stage("dpo", values(world, num_epochs=4)).done["metrics"]
+    rows = lines("dpo")
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert rows[0]["margin"] == pytest.approx(0, abs=1e-5)
+    assert rows[0]["chosen_logprob"] != rows[0]["rejected_logprob"]
+    assert done["loss"] < 0.6
+    assert done["accuracy"] == 1.0
+    assert done["margin"] == pytest.approx(done["chosen_reward"] - done["rejected_reward"], abs=1e-5)
+
+
+def test_the_reference_is_the_start_and_is_made_once(
+    stage: Any,
+    world: Any,
+    tokenizer: Tokenizer,
+    make_tiny: Callable[..., Backbone],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Traps 33 and 54: a resumed run must not take the trained policy for its reference."""
+    made: list[int] = []
+    original = dpo.reference_logprobs
+
+    def counted(backbone: Backbone, pairs: list[PreferencePair], *rest: Any) -> Tensor:
+        made.append(len(pairs))
+        return original(backbone, pairs, *rest)
+
+    monkeypatch.setattr(dpo, "reference_logprobs", counted)
+    stop = {"at": 3}
+    step = dpo.Updater.step
+
+    def stopped(self: Any, *arguments: Any) -> dict[str, float]:
+        if self.steps + 1 == stop["at"]:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(dpo.Updater, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        stage("dpo", values(world), save_every=1)
+    stop["at"] = 0
+    stage("dpo", values(world), resume=True)
+    assert made == [8]
+    kept = read_pt(tmp_path / "out" / "dpo" / "reference.pt")["logprobs"]
+    pairs = load_preferences(world.preferences, tokenizer, 72, 96).pairs
+    expected = original(make_tiny("mamba"), pairs, torch.device("cpu"), "float32", 4)
+    torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
+    stage("dpo", values(world, beta=0.3))  # another start: a reference of its own, though the file is there
+    assert made == [8, 8]
+
+
+def test_held_out_pairs_are_measured_and_not_learned(stage: Any, world: Any, lines: Any) -> None:
+    given = values(world)
+    given["data"]["heldout_fraction"] = 0.4
+    done = stage("dpo", given).done["metrics"]
+    assert 0 <= done["heldout_accuracy"] <= 1
+    assert lines("dpo")[-1]["heldout_accuracy"] == done["heldout_accuracy"]
+    given["data"] = {"train": world.preferences, "heldout": world.preferences}
+    assert stage("dpo", given, "other").done["metrics"]["heldout_accuracy"] == 1.0  # what it has learned
+
+
+def test_nothing_left_to_train_on_is_said(stage: Any, world: Any) -> None:
+    given = values(world)
+    given["data"]["heldout_fraction"] = 1.0
+    with pytest.raises(UserError, match=r"heldout_fraction"):
+        stage("dpo", given)
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_micro_batches_of_pairs_change_nothing(
+    stage: Any, world: Any, tmp_path: Path, weights_of: Callable[[Path], dict[str, Tensor]], micro: int
+) -> None:
+    for name, size in (("whole", 0), ("cut", micro)):
+        stage("dpo", values(world, batch_size=8, micro_batch_size=size, adam_eps=1e-3), name)
+    whole, cut = (weights_of(tmp_path / "out" / n / "dpo_final.pt") for n in ("whole", "cut"))
+    for name, value in whole.items():
+        torch.testing.assert_close(cut[name], value, rtol=0, atol=2e-6)

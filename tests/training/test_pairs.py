@@ -1,0 +1,132 @@
+"""Pairs: who meets whom, the annotator's noise, and the files that come out."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accord.config import UserError
+from accord.models.open import module, open_backbone
+from accord.training.pairs import pair_up, prefer
+
+
+@pytest.mark.parametrize("noise", [0.4, 2.0])
+def test_the_annotator_is_bradley_terry(noise: float) -> None:
+    rng = random.Random(0)
+    for gap in (0.0, 0.3, 1.0, -1.0):
+        share = sum(prefer(5.0 + gap, 5.0, noise, rng) for _ in range(20_000)) / 20_000
+        expected = 1 / (1 + math.exp(-gap / noise))
+        assert share == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 20_000))
+
+
+def test_without_noise_the_better_always_wins_and_far_gaps_do_not_overflow() -> None:
+    rng = random.Random(0)
+    assert prefer(1.0, 0.999, 0.0, rng)
+    assert not prefer(0.999, 1.0, 0.0, rng)
+    assert prefer(1e9, 0.0, 1e-3, rng)
+    assert not prefer(0.0, 1e9, 1e-3, rng)
+
+
+def made(texts: list[str], scores: list[float], pairs: int = 2, gap: float = 0.0) -> list[tuple[str, str]]:
+    return pair_up(texts, scores, pairs, gap, 0.0, random.Random(0))
+
+
+def test_the_best_meets_the_worst() -> None:
+    texts, scores = ["a", "b", "c", "d", "e"], [3.0, 1.0, 5.0, 2.0, 4.0]
+    assert made(texts, scores) == [("c", "b"), ("e", "d")]
+    assert made(texts, scores, pairs=1) == [("c", "b")]
+    assert made(texts, scores, pairs=9) == [("c", "b"), ("e", "d")]  # nobody meets twice
+    assert made(texts, scores, gap=2.5) == [("c", "b")]
+    assert made(["a", "a"], [2.0, 1.0]) == []  # the same text
+    assert made(["a", "b"], [1.0, 1.0]) == []  # nothing to tell apart
+    assert made(["a"], [1.0]) == []
+    assert made([], []) == []
+
+
+def test_noise_turns_some_pairs_around() -> None:
+    rng = random.Random(0)
+    outcomes = {tuple(pair_up(["a", "b"], [1.0, 0.5], 1, 0.0, 1.0, rng)) for _ in range(50)}
+    assert outcomes == {(("a", "b"),), (("b", "a"),)}
+
+
+# ------------------------------------------------------------------------------------- the stage
+def rows(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def talker(world: Any, tokenizer: Any, tmp_path: Path) -> str:
+    """A model whose replies end: its end token is likelier than any letter."""
+    import torch
+
+    backbone = open_backbone(world.mamba)
+    folder = tmp_path / "talker"
+    folder.mkdir()
+    with torch.no_grad():
+        for name, p in module(backbone).named_parameters():
+            if name == "embeddings.weight":
+                p.mul_(2)
+                p[tokenizer.eos_id] = p[5:31].mean(0) * 8  # near to all letters
+    backbone.save(str(folder))
+    tokenizer.save(folder)
+    return str(folder)
+
+
+def values(world: Any, model: str, rewards: str, **changes: Any) -> dict[str, Any]:
+    given = {"prompts": world.prompts, "annotator": f"{rewards}:brevity", "noise": 0.0, "replies": 6}
+    more = {"max_new_tokens": 24, "batch_size": 3, "heldout_fraction": 0.4, "pairs": 3}
+    return {"model": {"base_model": model, "max_length": 96}, **given, **more, **changes}
+
+
+def test_the_files_hold_what_the_annotator_prefers(
+    stage: Any, world: Any, talker: str, rewards: str, tmp_path: Path
+) -> None:
+    outcome = stage("pairs", values(world, talker, rewards))
+    train = rows(tmp_path / "out" / "pairs" / "preferences.jsonl")
+    heldout = rows(tmp_path / "out" / "pairs" / "heldout_preferences.jsonl")
+    assert all(len(r["chosen"]) < len(r["rejected"]) for r in [*train, *heldout])
+    assert not {r["prompt"] for r in train} & {r["prompt"] for r in heldout}
+    asked = {row["prompt"] for row in rows(Path(world.prompts))}
+    assert {r["prompt"] for r in [*train, *heldout]} <= asked
+    metrics = outcome.done["metrics"]
+    assert metrics["preferences"] == len(train)
+    assert metrics["heldout_preferences"] == len(heldout)
+    again = stage("pairs", values(world, talker, rewards, batch_size=3), "again")
+    assert rows(tmp_path / "out" / "again" / "preferences.jsonl") == train
+    assert again.done["metrics"] == metrics
+    assert all("<eos>" not in r["chosen"] + r["rejected"] for r in train)
+
+
+def test_an_instruction_is_followed_but_not_written(
+    stage: Any, world: Any, talker: str, rewards: str, tmp_path: Path
+) -> None:
+    stage("pairs", values(world, talker, rewards, instruction="be brief"))
+    found = rows(tmp_path / "out" / "pairs" / "preferences.jsonl")
+    assert found
+    assert not any("be brief" in r["prompt"] for r in found)
+
+
+def test_demonstrations_are_the_replies_that_ended(
+    stage: Any, world: Any, talker: str, rewards: str, tmp_path: Path
+) -> None:
+    outcome = stage("pairs", values(world, talker, rewards, keep="demonstrations", limit=3))
+    found = rows(tmp_path / "out" / "pairs" / "sft.jsonl")
+    assert len({(r["prompt"], r["completion"]) for r in found}) == len(found) > 0
+    assert all(r["completion"].strip() for r in found)
+    assert len({r["prompt"] for r in found}) <= 3
+    assert outcome.done["metrics"]["sft"] == len(found)
+
+
+def test_nothing_to_compare_is_said(stage: Any, world: Any, talker: str, rewards: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no rows came out for preferences\.jsonl"):
+        stage("pairs", values(world, talker, rewards, min_gap=1e6))
+    assert not (tmp_path / "out" / "pairs" / "done.json").exists()
+    with pytest.raises(UserError, match="the score of reply 0 is nan"):
+        stage("pairs", values(world, talker, rewards, annotator=f"{rewards}:nan"))
+    with pytest.raises(UserError, match="annotator: 'nowhere:f' cannot be imported"):
+        stage("pairs", values(world, talker, rewards, annotator="nowhere:f"))
