@@ -2,6 +2,8 @@
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTHON ?= python3
+# The CPU build has no CUDA packages; where there is none (macOS), the plain one is taken in the next step.
+CPU_TORCH := torch==2.13.0+cpu
 
 .PHONY: setup test slow lint type format smollm2 readme hooks clean
 
@@ -10,6 +12,8 @@ setup: .venv/.made
 .venv/.made: pyproject.toml constraints.txt
 	@test -x $(PY) || { echo "making .venv"; $(PYTHON) -m venv .venv; }
 	@echo "installing accord and what it needs (a few minutes the first time)"
+	@$(PY) -c 'import torch' 2>/dev/null || $(PIP) '$(CPU_TORCH)' 2>/dev/null \
+	  || $(PIP) --extra-index-url https://download.pytorch.org/whl/cpu '$(CPU_TORCH)' 2>/dev/null || true
 	@$(PIP) -e '.[dev]'
 	@touch $@
 

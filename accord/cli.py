@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"accord: {stopped} {again[0].upper()}{again[1:]}.", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print("accord: stopped; the last saved state is kept.", file=sys.stderr)
+        print("accord: stopped at once; what was saved before is kept.", file=sys.stderr)
         return 130
 
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -218,3 +221,17 @@ def known_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def to_yaml(config: Section) -> str:
     """The resolved config as YAML, every default written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_function(name: str, key: str) -> Callable[..., Any]:
+    """``module:function`` as an object; modules in the working directory are found.  Raises UserError with the key."""
+    module, colon, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function) if colon else None
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{key}: {name!r} cannot be imported ({error}).") from None
+    if not callable(found):
+        raise UserError(f"{key}: {name!r} is not module:function.")
+    return found  # type: ignore[no-any-return]

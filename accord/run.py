@@ -70,6 +70,7 @@ class Run:
         self.started = time.monotonic()
         self.stop = StopSignal()
         self.key = ""
+        self.resumable = True
         self.parents: dict[str, str] = {}
         directory.mkdir(parents=True, exist_ok=True)
         logs.mkdir(parents=True, exist_ok=True)
@@ -171,7 +172,8 @@ class Run:
     def check_stop(self) -> None:
         """Raises Interrupted if the user asked to stop; called after the state is saved."""
         if self.stop.raised:
-            raise Interrupted(f"{self.name}: stopped at step {self.step} of {self.total_steps}; the state is saved.")
+            kept = "the state is saved." if self.resumable else "this stage keeps no state and will begin anew."
+            raise Interrupted(f"{self.name}: stopped at step {self.step} of {self.total_steps}; {kept}")
 
     # ---------------------------------------------------------------- begin and end
     def __enter__(self) -> Run:

@@ -60,7 +60,7 @@ class Optimiser(Section):
     adam_beta2: Share = 0.999
     """Decay of the second moment."""
     adam_eps: Rate = 1e-8
-    """PPO's default is 1e-5 (trap 42 of the field: it tames the first updates)."""
+    """PPO's default is 1e-5, which tames the first updates."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this global norm."""
 
@@ -158,7 +158,9 @@ class PairsConfig(Stage):
     replies: Positive = 4
     """Replies sampled for each prompt."""
     pairs: Positive = 2
-    """Pairs made of each prompt's replies: best against worst, second best against second worst, …"""
+    """Pairs made of each prompt's replies, no reply in two of them."""
+    matching: Literal["random", "extremes"] = "random"
+    """random: who meets whom is drawn; extremes: best against worst, second best against second worst, …"""
     min_gap: Rate = 0.0
     """Pairs closer than this in score are left out."""
     temperatures: tuple[float, ...] = (1.0,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import subprocess
@@ -295,7 +296,7 @@ def test_a_talk_streams_remembers_and_ends_with_its_input(model: Path, monkeypat
     assert len(prompts) == 2
     assert sum(map(len, replies)) > 4
     # every token is on the screen before the next one is drawn
-    assert ("<token>", "<token>") not in zip(events, events[1:], strict=False)
+    assert ("<token>", "<token>") not in itertools.pairwise(events)
     tokenizer = Tokenizer.open(str(model / "model"))
     first, second = (tokenizer.decode(reply) for reply in replies)
     shown = "".join(e for e in events if e != "<token>")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from accord.config import load_function
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.packing import pack_continuations
 from accord.data.prompts import PromptData, load_prompts, plain_text
@@ -33,7 +34,7 @@ from accord.models.reward import RewardModel
 from accord.registry.manifest import versions
 from accord.rollout.collect import pack_texts, spread
 from accord.rollout.generate import Decoding, generate
-from accord.rollout.score import TextReward, call_function, load_function
+from accord.rollout.score import TextReward, call_function
 from accord.run import Run, console
 from accord.settings import CompareConfig
 from accord.types import Generation
@@ -184,6 +185,7 @@ def compare(config: CompareConfig, run: Run) -> dict[str, float]:
     opened = {name: _open(folder, device) for name, folder in others.items()}
     answers: dict[str, Answers] = {}
     again = {"sft again": config.models["sft"]} if config.redraw else {}
+    run.resumable = False
     run.begin(len(config.models) + len(again))
     for name, folder in {**config.models, **again}.items():
         model = opened["reference"] if folder == config.reference else _open(folder, device)

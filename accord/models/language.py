@@ -28,7 +28,7 @@ class Scores:
 
 
 class ValueHead(nn.Module):
-    """A linear value, zero at the start, so that a random head cannot wreck the first advantages (trap 41)."""
+    """A linear value, zero at the start, so that a random head cannot wreck the first advantages."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class LanguageActorCritic(nn.Module):
             if reward_model is None:
                 raise ValueError("critic='reward' needs a reward model")
             self.critic_backbone = copy.deepcopy(reward_model.backbone)
-            self.value_head = copy.deepcopy(reward_model.head)
+            self.value_head = centred_head(reward_model)
         if self.critic_backbone is not None:
             module(self.critic_backbone).requires_grad_(True)
 
@@ -96,6 +96,16 @@ class LanguageActorCritic(nn.Module):
         """(N,) values of a separate critic, in one pass over whole replies."""
         trunk = self.policy if self.critic_backbone is None else self.critic_backbone
         return self.values(trunk.hidden(packed)[packed.previous[chosen]])
+
+
+def centred_head(reward_model: RewardModel) -> nn.Module:
+    """A copy of the reward head that gives centred scores: mean and deviation go into its last linear layer."""
+    head = copy.deepcopy(reward_model.head)
+    last = [m for m in head.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.div_(reward_model.deviation)
+        last.bias.sub_(reward_model.mean).div_(reward_model.deviation)
+    return head
 
 
 def reply_logprobs(backbone: Backbone, packed: Packed, chosen: Tensor, temperature: float = 1.0) -> Tensor:

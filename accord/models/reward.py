@@ -61,7 +61,7 @@ class RewardModel(nn.Module):
     """Scores of replies: backbone → pooled features → head, less the stored mean, over the stored deviation.
 
     ``pooling`` is the hidden state at the reply's last token, or the mean over the reply's tokens.  ``mean`` and
-    ``deviation`` are measured after training on reference replies (trap 14), so that the scores PPO sees are centred.
+    ``deviation`` are measured after training on reference replies, so that the scores PPO sees are centred.
     """
 
     mean: Tensor

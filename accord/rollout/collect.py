@@ -117,6 +117,7 @@ def to_ppo_batch(
         "score_std": float(rollout.scores.std(correction=0)),
         "kl": float(kl.mean()),
         "length": float(generation.lengths.float().mean()),
+        "replies": float(len(generation.prompts)),
         "eos_rate": float(generation.ended.float().mean()),
         "explained_variance": float(variance),
         **{f"term/{name}": float(values.mean()) for name, values in rollout.terms.items()},

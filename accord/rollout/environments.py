@@ -40,10 +40,9 @@ class TokenEnvironment:
         score: Callable[[int, list[int], bool], float],
         eos_id: int,
         max_new_tokens: int,
-        temperature: float = 1.0,
     ) -> None:
         self.backbone, self.prompts, self.score = backbone, prompts, score
-        self.eos_id, self.max_new_tokens, self.temperature = eos_id, max_new_tokens, temperature
+        self.eos_id, self.max_new_tokens = eos_id, max_new_tokens
         self.prompt = 0
         self.tokens: list[int] = []
         self._hidden: Tensor
@@ -61,7 +60,7 @@ class TokenEnvironment:
 
     @torch.no_grad()
     def step(self, action: int) -> Step:
-        logprobs = (self.backbone.logits(self._hidden)[0].float() / self.temperature).log_softmax(-1)
+        logprobs = self.backbone.logits(self._hidden)[0].float().log_softmax(-1)
         info = {"ref_logprob": float(logprobs[action])}
         self.tokens.append(int(action))
         ended = int(action) == self.eos_id

@@ -63,7 +63,7 @@ def generate(
 
     A prompt is read once for all its samples.  ``value`` maps hidden states (B, D) to values (B,) of the state in
     which a token is chosen; without it the values are zeros.  EOS is an action with a log-prob; after it the mask is
-    false (trap 23).
+    false.
     """
     device = next(module(backbone).parameters()).device
     rows, steps = len(prompts) * samples, decoding.max_new_tokens

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from accord.config import UserError
+from accord.config import UserError, load_function
 from accord.data.chat import reply_ids
 from accord.data.packing import pack_continuations
 from accord.data.tokenizer import Tokenizer
@@ -34,18 +33,6 @@ class Reward(Protocol):
     """Scores of replies, (B,) float32 each: the terms by name; their weighted sum is the reward."""
 
     def __call__(self, replies: Replies) -> dict[str, Tensor]: ...
-
-
-def load_function(name: str, key: str) -> TextReward:
-    """``module:function`` as an object.  Raises UserError naming the config key."""
-    module_name, colon, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), function) if colon else None
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{key}: {name!r} cannot be imported ({error}).") from None
-    if not callable(found):
-        raise UserError(f"{key}: {name!r} is not module:function.")
-    return found  # type: ignore[no-any-return]
 
 
 def call_function(function: TextReward, name: str, prompts: list[str], texts: list[str]) -> Tensor:

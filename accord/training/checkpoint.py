@@ -16,7 +16,6 @@ import torch
 
 from accord.config import UserError
 
-
 _DAMAGE = (
     OSError,
     RuntimeError,

@@ -16,6 +16,7 @@ from accord.models.open import module
 from accord.run import Run
 from accord.settings import Optimiser
 from accord.training.checkpoint import Checkpoint, Resumable
+from accord.training.latest import Latest
 from accord.training.loop import fit
 from accord.training.updater import Updater
 from accord.types import LossOutput, Packed
@@ -52,10 +53,10 @@ def train_texts(
     device = next(module(backbone).parameters()).device
     batches = Batches([len(e.tokens) for e in examples], settings.batch_size, run.seed, settings.num_epochs)
     updater = Updater([(module(backbone).parameters(), settings.learning_rate)], settings, len(batches), precision)
-    parts: dict[str, Resumable] = {"model": module(backbone), "updater": updater, "data": batches}
+    last = Latest()
+    parts: dict[str, Resumable] = {"model": module(backbone), "updater": updater, "data": batches, "metrics": last}
     checkpoint = Checkpoint(run.directory / "state.pt", run.key, parts)
     run.begin(len(batches), checkpoint.restore() if run.resume else 0)
-    last: dict[str, float] = {}
     steps_per_epoch = len(batches) // settings.num_epochs
 
     def packed(rows: Sequence[int]) -> list[Packed]:

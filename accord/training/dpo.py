@@ -2,7 +2,7 @@
 
 Numbered details:
 1. loss −log σ(β·[(log π_c − log π_ref,c) − (log π_r − log π_ref,r)]), a sum over the count of pairs;
-2. log-probs are masked sums over the reply's tokens, its EOS included; the prompt is in none of the four (trap 49);
+2. log-probs are masked sums over the reply's tokens, its EOS included; the prompt is in none of the four;
 3. the reference is the model that training starts from; its log-probs are computed once and kept on disk;
 4. so the loss of the first step is ln 2;
 5. a pair's prompt is encoded once; chosen and rejected are its two continuations;
@@ -32,6 +32,7 @@ from accord.training.artifact import leave_model, open_model, open_tokenizer
 from accord.training.checkpoint import Checkpoint, Resumable, read_pt, write_pt
 from accord.training.cross_entropy import micro_batches
 from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
+from accord.training.latest import Latest
 from accord.training.loop import fit
 from accord.training.updater import Updater
 from accord.types import LossOutput, PreferenceBatch
@@ -84,7 +85,9 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
         train_pairs, held = split_by_prompt(pairs, config.data.heldout_fraction, run.seed)
         pairs, heldout = list(train_pairs), list(held)
     if not pairs:
-        raise UserError("data.heldout_fraction holds every prompt out, so no pair is left to train on; make it smaller.")
+        raise UserError(
+            "data.heldout_fraction holds every prompt out, so no pair is left to train on; make it smaller."
+        )
     lengths = [len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs]
     tokens = sum(lengths) * options.batch_size // len(pairs)
     run.plan(
@@ -107,7 +110,8 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     reference = reference.to(device)
     batches = Batches(lengths, options.batch_size, run.seed, options.num_epochs)
     updater = Updater([(module(backbone).parameters(), options.learning_rate)], options, len(batches), config.precision)
-    parts: dict[str, Resumable] = {"model": module(backbone), "updater": updater, "data": batches}
+    last = Latest()
+    parts: dict[str, Resumable] = {"model": module(backbone), "updater": updater, "data": batches, "metrics": last}
     checkpoint = Checkpoint(run.directory / "state.pt", run.key, parts)
     run.begin(len(batches), checkpoint.restore() if run.resume else 0)
 
@@ -115,7 +119,6 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
         cut = micro_batches(rows, options.micro_batch_size)
         return [pack_preferences([pairs[r] for r in some], some).to(device) for some in cut]
 
-    last: dict[str, float] = {}
     fit(
         run,
         updater,
@@ -127,9 +130,9 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     if heldout:
         now = reference_logprobs(backbone, heldout, device, config.precision, options.batch_size)
         ratios = now - reference[len(pairs) :].cpu()
-        last["heldout_accuracy"] = float((ratios[:, 0] > ratios[:, 1]).float().mean())
+        last["heldout_accuracy"] = float((0.5 * (ratios[:, 0] - ratios[:, 1]).sign() + 0.5).mean())
         run.record({"heldout_accuracy": last["heldout_accuracy"]})
-    if last.get("chosen_reward", 0.0) < 0.0:
+    if last.get("chosen_reward", 0.0) < 0.0 and last.get("rejected_reward", 0.0) < 0.0:
         run.say(
             "note: chosen and rejected log-probs both fell; only their margin is trained. That is usual for DPO; a"
             " smaller learning rate or a larger training.beta holds them closer to the reference."

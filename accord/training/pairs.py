@@ -1,8 +1,8 @@
 """Pairs: replies sampled from a model, preferred by an annotator.  What reward models and DPO are trained on.
 
 The annotator is a function of texts that trainers never see; its choice between two replies is Bradley-Terry:
-P(a over b) = σ((score_a − score_b) / noise).  Of a prompt's replies the best meets the worst, the second best the
-second worst, and so on: pairs far apart carry more, and the noise still flips some.
+P(a over b) = σ((score_a − score_b) / noise).  Which replies meet is drawn by chance: where the best always meets the
+worst, good never meets better, and a reward model may order those two the wrong way round (docs/notebook.md).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import math
 import random
 from collections.abc import Sequence
 
-from accord.config import UserError
+from accord.config import UserError, load_function
 from accord.data.prompts import load_prompts
 from accord.data.records import write_jsonl
 from accord.device import autocast, resolve_device
 from accord.models.open import frozen, module
 from accord.rollout.generate import Decoding, generate
-from accord.rollout.score import TextReward, call_function, load_function
+from accord.rollout.score import TextReward, call_function
 from accord.run import Run
 from accord.settings import PairsConfig
 from accord.training.artifact import open_model, open_tokenizer
@@ -33,18 +33,20 @@ def prefer(a: float, b: float, noise: float, rng: random.Random) -> bool:
 
 
 def pair_up(
-    texts: Sequence[str], scores: Sequence[float], pairs: int, min_gap: float, noise: float, rng: random.Random
+    texts: Sequence[str], scores: Sequence[float], config: PairsConfig, rng: random.Random
 ) -> list[tuple[str, str]]:
-    """(chosen, rejected) from one prompt's replies; equal texts and gaps under ``min_gap`` (or none) are left out."""
-    order = sorted(range(len(texts)), key=lambda i: -scores[i])
+    """(chosen, rejected) from one prompt's replies; equal texts, equal scores and gaps under ``min_gap`` are left out."""
+    order = rng.sample(range(len(texts)), len(texts))
+    if config.matching == "extremes":
+        order.sort(key=lambda i: -scores[i])
     made = []
-    for k in range(min(pairs, len(order) // 2)):
-        high, low = order[k], order[-1 - k]
-        gap = scores[high] - scores[low]
-        if gap <= 0 or gap < min_gap or texts[high] == texts[low]:
+    for k in range(min(config.pairs, len(order) // 2)):
+        a, b = order[k], order[-1 - k]
+        gap = abs(scores[a] - scores[b])
+        if gap == 0 or gap < config.min_gap or texts[a] == texts[b]:
             continue
-        won = prefer(scores[high], scores[low], noise, rng)
-        made.append((texts[high], texts[low]) if won else (texts[low], texts[high]))
+        won = prefer(scores[a], scores[b], config.noise, rng)
+        made.append((texts[a], texts[b]) if won else (texts[b], texts[a]))
     return made
 
 
@@ -75,6 +77,7 @@ def train(config: PairsConfig, run: Run) -> dict[str, float]:
     groups = [range(i, min(i + config.batch_size, len(asked))) for i in range(0, len(asked), config.batch_size)]
     replies: list[list[str]] = [[] for _ in asked]
     dropped = 0
+    run.resumable = False
     run.begin(len(groups) * config.replies)
     for r, temperature in enumerate(temperatures):
         decoding = Decoding(config.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, temperature)
@@ -127,7 +130,7 @@ def _preferences(
         mine = scores[place : place + len(some)]
         place += len(some)
         held = run.derive(f"held out {prompt}") % 10**6 < config.heldout_fraction * 10**6
-        made = pair_up(some, mine, config.pairs, config.min_gap, config.noise, rng)
+        made = pair_up(some, mine, config, rng)
         rows = [{"prompt": prompt, "chosen": c, "rejected": r} for c, r in made]
         files["heldout_preferences.jsonl" if held else "preferences.jsonl"] += rows
     return files

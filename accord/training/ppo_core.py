@@ -71,23 +71,24 @@ def objective(score: Score, settings: PPOOptimiser, kl: KL, beta: float, policy_
 
 
 class Progress:
-    """Where PPO stands: the iteration, the rollout being consumed, the minibatch in it, the KL coefficient."""
+    """Where PPO stands: the iteration, the rollout being consumed and its numbers, the minibatch in it, the KL
+    coefficient."""
 
     def __init__(self, kl: FixedKL | AdaptiveKL) -> None:
         self.iteration = 0
         self.position = 0
         self.batch: PPOBatch | None = None
         self.kl = kl
-        self.measured_kl = 0.0
+        self.numbers: dict[str, float] = {}
         self.stopped = False
 
-    def begin_rollout(self, batch: PPOBatch, measured_kl: float) -> None:
-        self.batch, self.measured_kl = batch, measured_kl
+    def begin_rollout(self, batch: PPOBatch, numbers: Mapping[str, float]) -> None:
+        self.batch, self.numbers = batch, dict(numbers)
         self.position, self.stopped = 0, False
 
-    def finish_rollout(self, episodes: int) -> None:
-        """On to the next iteration, with the coefficient that the measured KL asks for."""
-        self.kl = self.kl.update(self.measured_kl, episodes)
+    def finish_rollout(self) -> None:
+        """On to the next iteration, with the coefficient that the measured KL of its replies asks for."""
+        self.kl = self.kl.update(self.numbers["kl"], int(self.numbers["replies"]))
         self.iteration += 1
         self.batch = None
 
@@ -97,14 +98,14 @@ class Progress:
             "position": self.position,
             "stopped": self.stopped,
             "kl": self.kl.state(),
-            "measured_kl": self.measured_kl,
+            "numbers": self.numbers,
             "batch": {} if self.batch is None else _batch_state(self.batch),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.iteration, self.position = int(state["iteration"]), int(state["position"])
         self.stopped = bool(state["stopped"])
-        self.kl, self.measured_kl = type(self.kl)(**state["kl"]), float(state["measured_kl"])
+        self.kl, self.numbers = type(self.kl)(**state["kl"]), dict(state["numbers"])
         self.batch = _batch_of(state["batch"]) if state["batch"] else None
 
     def minibatches(self, run: Run, epochs: int, size: int, micro: int) -> Iterator[list[PPOBatch]]:
@@ -170,7 +171,6 @@ def train_policy(
     device = updater.device
     if progress.batch is not None:
         progress.batch = progress.batch.to(device)
-    last: dict[str, float] = {}
 
     def after_step(metrics: dict[str, float]) -> None:
         if settings.schedule == "kl_adaptive" and settings.target_kl:
@@ -180,9 +180,9 @@ def train_policy(
 
     while progress.iteration < iterations:
         if progress.batch is None:
-            batch, last = source.collect(progress.iteration, progress.kl.beta)
-            progress.begin_rollout(batch.to(device), last.get("kl", 0.0))
-            run.record({**last, "beta": progress.kl.beta}, prefix="rollout/")
+            batch, numbers = source.collect(progress.iteration, progress.kl.beta)
+            progress.begin_rollout(batch.to(device), numbers)
+            run.record({**numbers, "beta": progress.kl.beta}, prefix="rollout/")
         weight = 0.0 if progress.iteration < settings.value_warmup else 1.0
         fit(
             run,
@@ -192,5 +192,5 @@ def train_policy(
             save=lambda: checkpoint.save(run.step),
             after_step=after_step,
         )
-        progress.finish_rollout(rows_per_rollout)
-    return last
+        progress.finish_rollout()
+    return progress.numbers

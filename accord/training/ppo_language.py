@@ -13,7 +13,7 @@ from accord.device import autocast, resolve_device
 from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic
 from accord.models.open import frozen, module
-from accord.models.reward import RewardModel
+from accord.models.reward import RewardModel, is_reward_model
 from accord.rollout.collect import collect, pack_texts, spread, to_ppo_batch
 from accord.rollout.generate import Decoding
 from accord.rollout.score import Reward, WeightedReward, open_reward
@@ -113,6 +113,21 @@ def open_rewards(settings: RewardSettings, tokenizer: Tokenizer, device: torch.d
     return WeightedReward(tuple(terms))
 
 
+def critic_start(config: PPOConfig, tokenizer: Tokenizer) -> RewardModel | None:
+    """The reward model that ``critic=reward`` starts from.  Raises UserError where there is none, or where it reads
+    other tokens than the policy."""
+    if config.model.critic != "reward":
+        return None
+    source = config.reward.source
+    if config.reward.terms or not is_reward_model(source):
+        raise UserError(
+            "model.critic=reward starts from the reward model; set reward.source to one, without reward.terms."
+        )
+    if Tokenizer.open(source).digest() != tokenizer.digest():
+        raise UserError(f"model.critic=reward: {source} has another tokenizer than the policy; use critic=separate.")
+    return RewardModel.open(source)
+
+
 def train(config: PPOConfig, run: Run) -> dict[str, float]:
     """Trains policy and critic, leaves the policy behind; returns the last rollout's numbers."""
     device, training = resolve_device(config.device), config.training
@@ -121,12 +136,16 @@ def train(config: PPOConfig, run: Run) -> dict[str, float]:
             f"training.replies ({training.replies}) must be a multiple of training.samples_per_prompt"
             f" ({training.samples_per_prompt})."
         )
+    if training.value_warmup and config.model.critic == "shared":
+        raise UserError(
+            "training.value_warmup needs a critic that does not move the policy's trunk:"
+            " model.critic=shared_detached, separate or reward."
+        )
     tokenizer = open_tokenizer(config.model.base_model)
     backbone = open_model(config.model.base_model, device)
     reference = frozen(open_model(config.reference or config.model.base_model, device))
     reward = open_rewards(config.reward, tokenizer, device)
-    reward_model = RewardModel.open(config.reward.source) if config.model.critic == "reward" else None
-    policy = LanguageActorCritic(backbone, config.model.critic, reward_model).to(device)
+    policy = LanguageActorCritic(backbone, config.model.critic, critic_start(config, tokenizer)).to(device)
     prompts = load_prompts(config.prompts, tokenizer, max(1, config.model.max_length - config.sampling.max_new_tokens))
     describe(run, config, policy, reference, prompts)
     per_rollout = -(-training.replies // training.batch_size)

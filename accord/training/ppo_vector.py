@@ -38,8 +38,8 @@ class VectorSource:
     @torch.no_grad()
     def collect(self, iteration: int, beta: float) -> tuple[PPOBatch, dict[str, float]]:
         self.buffer.reset()
-        generator = self.run.generator("actions", iteration)
         device = next(self.model.parameters()).device
+        generator = self.run.generator("actions", iteration, device=str(device))
         before, kl = len(self.finished), 0.0
         for _ in range(self.config.training.n_steps):
             observations = self.vectors.observe()
@@ -81,6 +81,7 @@ class VectorSource:
             "episode_return": sum(recent) / max(len(recent), 1),
             "episodes": float(len(self.finished)),
             "kl": kl / max(len(returns), 1),
+            "replies": float(len(returns)),
             "explained_variance": explained_variance(rows.values, rows.returns),
         }
         return batch, metrics
@@ -118,9 +119,7 @@ def heads_environments(config: PPOConfig, run: Run) -> tuple[list[Environment], 
         return max(-shaping.clip, min(shaping.clip, value)) if shaping.clip else value
 
     environments: list[Environment] = [
-        TokenEnvironment(
-            backbone, prompts.prompts, score, tokenizer.eos_id, sampling.max_new_tokens, sampling.temperature
-        )
+        TokenEnvironment(backbone, prompts.prompts, score, tokenizer.eos_id, sampling.max_new_tokens)
         for _ in range(config.training.n_envs)
     ]
     return environments, backbone.width, backbone.vocab_size
@@ -129,7 +128,11 @@ def heads_environments(config: PPOConfig, run: Run) -> tuple[list[Environment], 
 def train(config: PPOConfig, run: Run) -> dict[str, float]:
     """Trains ``ActorCritic`` and leaves ``ppo_final.pt`` behind; returns the last rollout's numbers."""
     device, training = resolve_device(config.device), config.training
+    if config.kl.placement == "loss":
+        raise UserError("kl.placement=loss is for model.policy=language; here the KL stands in the reward.")
     if config.model.policy == "heads":
+        if config.reward.whiten:
+            raise UserError("reward.whiten is for model.policy=language; leave it out for heads.")
         environments, obs_dim, action_dim = heads_environments(config, run)
     else:
         made = [gymnasium_environment(config.environment) for _ in range(training.n_envs)]

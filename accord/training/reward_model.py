@@ -124,7 +124,9 @@ def read_pairs(
         return pairs, list(other.pairs), data.report.describe()
     train_pairs, heldout = split_by_prompt(pairs, config.data.heldout_fraction, seed)
     if not train_pairs:
-        raise UserError("data.heldout_fraction holds every prompt out, so no pair is left to train on; make it smaller.")
+        raise UserError(
+            "data.heldout_fraction holds every prompt out, so no pair is left to train on; make it smaller."
+        )
     return list(train_pairs), list(heldout), data.report.describe()
 
 

@@ -38,7 +38,7 @@ class Updater:
     """Owns the optimiser, the schedule and gradient clipping.
 
     A batch is a sequence of micro-batches; their losses are sums, and the gradient is divided once by the total
-    count, so that the number of micro-batches changes nothing (trap 43).
+    count, so that the number of micro-batches changes nothing.
     """
 
     def __init__(

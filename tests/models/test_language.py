@@ -24,7 +24,9 @@ def tiny(family: str = "mamba", seed: int = 0) -> Backbone:
 
 def reward_model(family: str = "mamba") -> RewardModel:
     torch.manual_seed(9)
-    return RewardModel(tiny(family, seed=4), ScalarHead(32), "last")
+    model = RewardModel(tiny(family, seed=4), ScalarHead(32), "last")
+    model.normalise(torch.tensor([5.0, 5.5]))
+    return model
 
 
 def touched(model: torch.nn.Module) -> set[str]:
@@ -125,21 +127,23 @@ def test_a_separate_critic_is_a_copy_that_goes_its_own_way() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_critic_from_the_reward_model_starts_as_its_head(family: str) -> None:
+def test_a_critic_from_the_reward_model_starts_at_its_centred_scores(family: str) -> None:
+    """Those that PPO sees; values of the raw head would be far away from the returns."""
     model = reward_model(family)
     policy = LanguageActorCritic(tiny(family), "reward", model)
     last = torch.tensor([int(PACKED.last[s]) for s in (1, 2, 4)])
     after = PACKED.previous[CHOSEN]  # values stand at the token before the chosen one
     values = policy.score(PACKED, CHOSEN, 1.0).values
-    expected = model.head(model.backbone.hidden(PACKED)[after])
-    torch.testing.assert_close(values, expected, rtol=0, atol=1e-6)
+    expected = (model.head(model.backbone.hidden(PACKED)[after]) - 5.25) / 0.25
+    torch.testing.assert_close(values, expected, rtol=0, atol=2e-5)
     assert values.std() > 0
-    scores = model.raw(PACKED, torch.tensor([1, 2, 4]))
-    torch.testing.assert_close(policy.values(policy.critic_backbone.hidden(PACKED)[last]), scores)  # type: ignore[union-attr]
+    scores = model(PACKED, torch.tensor([1, 2, 4]))
+    ends = policy.values(policy.critic_backbone.hidden(PACKED)[last])  # type: ignore[union-attr]
+    torch.testing.assert_close(ends, scores, rtol=0, atol=2e-5)
     with torch.no_grad():
         for p in policy.critic_parameters():
             p.add_(1.0)
-    torch.testing.assert_close(model.raw(PACKED, torch.tensor([1, 2, 4])), scores)  # the reward did not move
+    torch.testing.assert_close(model(PACKED, torch.tensor([1, 2, 4])), scores)  # the reward did not move
 
 
 def test_a_critic_from_a_reward_model_of_another_width_keeps_its_own_trunk() -> None:

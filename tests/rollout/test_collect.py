@@ -97,9 +97,7 @@ def test_the_reward_sees_the_prompt_that_each_reply_answers() -> None:
 
     decoding = Decoding(5, END, TOKENIZER.pad_id)
     generator = torch.Generator().manual_seed(0)
-    rollout, _ = collect(
-        policy_of("shared"), tiny(0), spy, TOKENIZER, PROMPTS, TEXTS, decoding, generator, 2, 4, False
-    )
+    rollout, _ = collect(policy_of("shared"), tiny(0), spy, TOKENIZER, PROMPTS, TEXTS, decoding, generator, 2, 4, False)
     (replies,) = seen
     assert list(replies.prompts) == [t for t in TEXTS for _ in range(2)]
     assert tuple(replies.prompt_tokens) == rollout.generation.prompts

@@ -28,12 +28,12 @@ def scored() -> list[tuple[int, list[int], bool]]:
     return []
 
 
-def environment(scored: list[tuple[int, list[int], bool]], temperature: float = 0.5) -> TokenEnvironment:
+def environment(scored: list[tuple[int, list[int], bool]]) -> TokenEnvironment:
     def score(prompt: int, tokens: list[int], ended: bool) -> float:
         scored.append((prompt, list(tokens), ended))
         return 2.5
 
-    return TokenEnvironment(tiny(), PROMPTS, score, EOS, 4, temperature)
+    return TokenEnvironment(tiny(), PROMPTS, score, EOS, 4)
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def test_a_reply_is_an_episode(actions: list[int], scored: list[tuple[int, list[
     observation, _ = env.reset(seed=11)
     prompt = list(PROMPTS[env.prompt])
     hidden = features(prompt + actions)
-    logprobs = (tiny().logits(hidden) / 0.5).log_softmax(-1).detach()
+    logprobs = tiny().logits(hidden).log_softmax(-1).detach()
     np.testing.assert_allclose(observation, hidden[len(prompt) - 1], atol=1e-5)
     for t, action in enumerate(actions):
         observation, reward, terminated, truncated, info = env.step(action)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models
 from torch import Tensor
 
-from accord.config import UserError
+from accord.config import UserError, load_function
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.tokenizer import SMALL_ALPHABET, SMALL_SPECIALS, SMALL_TEMPLATE, Tokenizer, small_tokenizer
 from accord.models.open import small_backbone
@@ -24,7 +24,6 @@ from accord.rollout.score import (
     Reward,
     WeightedReward,
     call_function,
-    load_function,
     open_reward,
     total,
 )

@@ -23,7 +23,7 @@ from accord.pipeline.stage import Outcome, run_stage
 from accord.run import Run
 from accord.settings import CONFIGS
 
-REWARDS = '''
+REWARDS = """
 def share_of_a(prompts, replies):
     return [reply.count("a") / max(len(reply), 1) for reply in replies]
 
@@ -32,7 +32,7 @@ def brevity(prompts, replies):
 
 def nan(prompts, replies):
     return [float("nan")] * len(replies)
-'''
+"""
 
 ROWS = [
     ("what is red?", "fire is.", "no."),

@@ -83,7 +83,7 @@ def taken(progress: Progress, run: Run, n: int | None = None, micro: int = 0) ->
 
 def test_every_row_comes_once_an_epoch_in_a_new_order(new_run: NewRun) -> None:
     run, progress = new_run(), Progress(FixedKL(0.1))
-    progress.begin_rollout(text_batch(), 0.0)
+    progress.begin_rollout(text_batch(), {})
     batches = taken(progress, run)
     assert [len(b) for b in batches] == [2, 2, 1] * 3
     epochs = [sum(batches[i : i + 3], []) for i in (0, 3, 6)]
@@ -91,7 +91,7 @@ def test_every_row_comes_once_an_epoch_in_a_new_order(new_run: NewRun) -> None:
     assert epochs[0] != epochs[1]
     progress.finish_rollout(5)
     assert progress.batch is None
-    progress.begin_rollout(text_batch(), 0.0)
+    progress.begin_rollout(text_batch(), {})
     assert taken(progress, run) != batches  # another iteration
 
 
@@ -99,7 +99,7 @@ def test_micro_batches_are_the_same_rows(new_run: NewRun) -> None:
     found = []
     for micro in (0, 1):
         progress = Progress(FixedKL(0.1))
-        progress.begin_rollout(text_batch(), 0.0)
+        progress.begin_rollout(text_batch(), {})
         parts = list(progress.minibatches(new_run(str(micro)), 1, 3, micro))
         assert [[len(p) for p in m] for m in parts] == ([[3], [2]] if micro == 0 else [[1, 1, 1], [1, 1]])
         found.append([[p for part in m for p in part.inputs.prompts] for m in parts])  # type: ignore[union-attr]
@@ -113,7 +113,7 @@ def test_a_state_in_the_middle_gives_the_rest(new_run: NewRun, kl: FixedKL | Ada
     batch = text_batch()
     if kind == "vector":
         batch = PPOBatch(VectorActions(torch.randn(5, 4), torch.arange(5)), *(getattr(batch, n) for n in _NAMES))
-    progress.begin_rollout(batch, 9.0)
+    progress.begin_rollout(batch, {"kl": 9.0})
 
     def rows(p: Progress, n: int) -> list[Tensor]:
         parts = p.minibatches(run, 3, 2, 0)
@@ -141,14 +141,14 @@ _NAMES = ("mask", "logprobs", "values", "advantages", "returns")
 
 def test_a_stopped_rollout_gives_nothing_more_even_after_a_resume(new_run: NewRun) -> None:
     run, progress = new_run(), Progress(FixedKL(0.1))
-    progress.begin_rollout(text_batch(), 0.0)
+    progress.begin_rollout(text_batch(), {})
     assert len(taken(progress, run, 2)) == 2
     progress.stopped = True
     resumed = Progress(FixedKL(0.1))
     resumed.load_state_dict(progress.state_dict())
     assert taken(progress, run) == taken(resumed, run) == []
     resumed.finish_rollout(5)
-    resumed.begin_rollout(text_batch(), 0.0)
+    resumed.begin_rollout(text_batch(), {})
     assert len(taken(resumed, run)) == 9
 
 
@@ -215,9 +215,7 @@ def test_another_reference_is_measured_from_the_start(stage: Any, world: Any, re
 
 
 @pytest.mark.parametrize("source", ["model", "terms"])
-def test_rewards_of_models_and_of_several_terms(
-    stage: Any, world: Any, rewards: str, lines: Any, source: str
-) -> None:
+def test_rewards_of_models_and_of_several_terms(stage: Any, world: Any, rewards: str, lines: Any, source: str) -> None:
     reward: dict[str, Any] = {"source": world.reward}
     if source == "terms":
         terms = [(world.reward, 0.5), (f"{rewards}:brevity", 0.1), (world.reward, 2.0)]
@@ -296,6 +294,8 @@ def test_the_rate_follows_the_kl(stage: Any, world: Any, rewards: str, lines: An
 
 
 def test_a_warm_up_moves_the_critic_alone(stage: Any, world: Any, rewards: str, tmp_path: Path, lines: Any) -> None:
+    with pytest.raises(UserError, match="value_warmup needs a critic that does not move"):
+        stage("ppo", language(world, rewards, training={"value_warmup": 1}))
     for name, warmup in (("warm", 2), ("half", 1)):
         training = {"value_warmup": warmup, "iterations": 2}
         stage("ppo", language(world, rewards, model={"critic": "separate"}, training=training), name)
@@ -309,9 +309,7 @@ def test_a_warm_up_moves_the_critic_alone(stage: Any, world: Any, rewards: str, 
 
 
 @pytest.mark.parametrize("critic", ["shared_detached", "separate", "reward"])
-def test_the_critic_does_not_move_the_policy(
-    stage: Any, world: Any, rewards: str, tmp_path: Path, critic: str
-) -> None:
+def test_the_critic_does_not_move_the_policy(stage: Any, world: Any, rewards: str, tmp_path: Path, critic: str) -> None:
     """With advantages of zero weight in the loss nothing but the value loss is left: whitened zeros stay zeros."""
     training = {"vf_coef": 1.0, "num_epochs": 2, "iterations": 1, "max_grad_norm": 1e9}
     reward = {"source": world.reward, "scale": 0.0}
@@ -339,8 +337,11 @@ def test_prompts_come_once_before_any_comes_again(world: Any, rewards: str, new_
 def test_mistakes_in_a_language_config_are_named(stage: Any, world: Any, rewards: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"training\.replies \(8\) must be a multiple"):
         stage("ppo", language(world, rewards, training={"samples_per_prompt": 3}))
-    with pytest.raises(UserError, match=r"critic"):
+    with pytest.raises(UserError, match=r"critic=reward starts from the reward model"):
         stage("ppo", language(world, rewards, model={"critic": "reward"}))  # the reward is a function
+    terms = {"terms": [{"source": world.reward}]}
+    with pytest.raises(UserError, match=r"critic=reward starts from the reward model"):
+        stage("ppo", language(world, rewards, model={"critic": "reward"}, reward=terms))
     with pytest.raises(UserError, match="the score of reply 0 is nan"):
         stage("ppo", language(world, rewards, reward={"source": f"{rewards}:nan"}))
 
@@ -399,7 +400,7 @@ def test_a_run_on_vectors_starts_at_ratio_one(
     assert outcome.done["metrics"]["episodes"] > 0
     if policy == "heads":
         first = rollouts(lines("ppo"))[0]
-        assert first["rollout/kl"] > 0  # an all but uniform policy against a language model
+        assert abs(first["rollout/kl"]) > 1e-3  # an all but uniform policy against a language model
         assert first["rollout/episodes"] >= 6  # 32 steps of episodes of at most 5
 
 
@@ -415,9 +416,7 @@ def test_heads_refuse_a_kl_in_the_loss(stage: Any, world: Any, rewards: str) -> 
         stage("ppo", heads(world, rewards, kl={"placement": "loss", "estimator": "k2"}))
 
 
-def test_the_coefficient_of_heads_counts_replies_not_steps(
-    stage: Any, world: Any, rewards: str, lines: Any
-) -> None:
+def test_the_coefficient_of_heads_counts_replies_not_steps(stage: Any, world: Any, rewards: str, lines: Any) -> None:
     """Trap 31: the horizon is in replies, and a rollout of heads has fewer of them than steps."""
     kl = {"beta": 0.1, "target": 0.01, "horizon": 100}
     stage("ppo", heads(world, rewards, kl=kl, training={"total_timesteps": 96}))

@@ -1,0 +1,173 @@
+"""Names in configs become paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accord.config import UserError, load
+from accord.pipeline.references import FIELDS, is_function, references, require, resolve
+from accord.settings import CONFIGS, Stage
+
+
+def config(kind: str, *overrides: str) -> Stage:
+    return load(CONFIGS[kind], None, overrides)
+
+
+def named(kind: str, *overrides: str) -> dict[str, str]:
+    return {reference.key: value for reference, value in references(kind, config(kind, *overrides))}
+
+
+def stages(*names: str) -> Callable[[str], Path | None]:
+    return {name: Path("out") / name for name in names}.get
+
+
+def value_of(made: Stage, key: str) -> Any:
+    values: Any = made.model_dump()
+    for part in key.split("."):
+        values = values[int(part)] if part.isdigit() else values[part]
+    return values
+
+
+# ------------------------------------------------------------------ what names something
+def test_every_kind_has_its_fields() -> None:
+    assert FIELDS.keys() == CONFIGS.keys()
+    for kind, fields in FIELDS.items():
+        for reference in fields:
+            value_of(CONFIGS[kind](), reference.key)  # the key exists
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "expected"),
+    [
+        ("demo", [], {}),
+        ("base", [], {"data.train": "demo"}),
+        ("sft", [], {"model.base_model": "mamba", "data.train": "demo"}),
+        ("reward", [], {"model.base_model": "sft", "data.train": "demo"}),
+        ("dpo", ["data.heldout=h"], {"model.base_model": "sft", "data.train": "demo", "data.heldout": "h"}),
+        ("ppo", [], {"model.base_model": "sft", "reward.source": "reward", "prompts": "demo"}),
+        ("ppo", ["model.policy=vector", "environment=CartPole-v1"], {}),
+        (
+            "ppo",
+            ["reward.terms=[{source: a}, {source: 'm:f'}]", "reference=base"],
+            {
+                "model.base_model": "sft",
+                "reference": "base",
+                "prompts": "demo",
+                "reward.terms.0.source": "a",
+                "reward.terms.1.source": "m:f",
+            },
+        ),
+        ("compare", ["models={sft: sft}"], {"reference": "sft", "prompts": "demo", "models.sft": "sft"}),
+        (
+            "compare",
+            ["models={sft: a, ppo: b}", "reward_model=r", "base=base"],
+            {
+                "reference": "sft",
+                "base": "base",
+                "reward_model": "r",
+                "pairs": "pairs",
+                "prompts": "demo",
+                "models.sft": "a",
+                "models.ppo": "b",
+            },
+        ),
+    ],
+)
+def test_what_a_config_names(kind: str, overrides: list[str], expected: dict[str, str]) -> None:
+    assert named(kind, *overrides) == expected
+
+
+def test_functions() -> None:
+    assert is_function("accord.data.demo:gold_scores")
+    assert not is_function("sft")
+    assert not is_function("C:/models/sft")
+    assert not is_function("./a:b/c")
+
+
+# ------------------------------------------------------------------ resolving
+def test_stages_become_the_files_that_a_field_wants() -> None:
+    made = resolve("dpo", config("dpo", "data.train=pairs", "data.heldout=pairs"), stages("sft", "pairs"))
+    assert value_of(made, "model.base_model") == "out/sft/model"
+    assert value_of(made, "data.train") == "out/pairs/preferences.jsonl"
+    assert value_of(made, "data.heldout") == "out/pairs/heldout_preferences.jsonl"
+    made = resolve("sft", config("sft", "model.base_model=base"), stages("base", "demo"))
+    assert value_of(made, "data.train") == "out/demo/sft.jsonl"
+    made = resolve(
+        "ppo", config("ppo", "reward.terms=[{source: reward, weight: 2}, {source: 'm:f'}]"), stages("reward")
+    )
+    assert value_of(made, "reward.terms.0") == {"source": "out/reward/model", "weight": 2.0}
+    assert value_of(made, "reward.terms.1.source") == "m:f"
+    made = resolve("compare", config("compare", "models={sft: sft, ppo: ppo_lm}"), stages("sft", "ppo_lm", "demo"))
+    assert value_of(made, "models") == {"sft": "out/sft/model", "ppo": "out/ppo_lm/model"}
+    assert value_of(made, "prompts") == "out/demo/heldout_prompts.jsonl"
+
+
+def test_resolving_changes_nothing_else_and_not_the_config_itself() -> None:
+    before = config("ppo", "training.gamma=0.5", "seed=3", "reward.terms=[{source: reward}]")
+    copy = before.model_copy(deep=True)
+    after = resolve("ppo", before, stages("sft", "reward", "demo"))
+    assert before == copy
+    assert type(after) is type(before)
+    assert (value_of(after, "training.gamma"), after.seed) == (0.5, 3)
+
+
+def test_folders_files_and_names_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "stage" / "model").mkdir(parents=True)
+    (tmp_path / "stage" / "model" / "config.json").write_text("{}")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    given = [f"model.base_model={tmp_path}/stage", f"data.train={tmp_path}/stage"]
+    made = resolve("sft", config("sft", *given), stages())
+    assert value_of(made, "model.base_model") == f"{tmp_path}/stage/model"
+    assert value_of(made, "data.train") == f"{tmp_path}/stage/sft.jsonl"
+    for model in (f"{tmp_path}/hf", "org/name", "x.gguf", "mamba"):
+        assert (
+            value_of(resolve("sft", config("sft", f"model.base_model={model}"), stages()), "model.base_model") == model
+        )
+    made = resolve("sft", config("sft", "data.train=rows.jsonl"), stages())
+    assert value_of(made, "data.train") == "rows.jsonl"
+
+
+# ------------------------------------------------------------------ what does not exist
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.base_model=bas", "model.base_model: 'bas' does not exist; did you mean 'base'?"),
+        (
+            "model.base_model=zzz",
+            "model.base_model: 'zzz' does not exist; name a stage (demo, base), a folder or a file.",
+        ),
+        ("model.base_model=/no/such", "model.base_model: '/no/such' does not exist"),
+        ("data.train=no/such.jsonl", "data.train: 'no/such.jsonl' does not exist"),
+        (
+            "model.base_model=mamba",
+            "model.base_model: 'mamba' does not exist; put a stage of kind 'base' before this one",
+        ),
+    ],
+)
+def test_names_that_are_nothing(override: str, message: str) -> None:
+    given = config("sft", "model.base_model=base", override)
+    with pytest.raises(UserError) as caught:
+        require(given, "sft", ["demo", "base"], made=["demo", "base"], where="p.yaml: ")
+    assert str(caught.value).startswith(f"p.yaml: {message}")
+
+
+def test_names_that_are_something(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("")
+    for override in ("model.base_model=org/name", f"data.train={tmp_path}/rows.jsonl", "seed=1"):
+        require(config("sft", "model.base_model=base", override), "sft", ["demo"], made=["demo", "base"])
+    require(config("ppo", "reward.source=m:f"), "ppo", [], made=["sft", "demo"])
+
+
+def test_a_stage_without_the_file_that_is_wanted(tmp_path: Path) -> None:
+    """The small world has no held-out pairs: said by the file's name, when the stage is resolved."""
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "preferences.jsonl").write_text("")
+    given = config("dpo", "model.base_model=org/name", "data.heldout=demo")
+    made = resolve("dpo", given, {"demo": tmp_path / "demo"}.get)
+    with pytest.raises(UserError, match=r"data.heldout: '.*/demo/heldout_preferences.jsonl' does not exist"):
+        require(made, "dpo", ["demo"])

@@ -1,0 +1,305 @@
+"""One stage: its key, when it is done, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from accord.config import UserError, load
+from accord.pipeline import stage as stages
+from accord.pipeline.stage import STAGES, parents, read_done, run_stage, stage_key
+from accord.run import Interrupted, Run
+from accord.settings import CONFIGS, SFTConfig, Stage
+
+Train = Callable[[Any, Run], dict[str, float]]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "base"
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    return path
+
+
+@pytest.fixture
+def make(tmp_path: Path, rows: Path, model: Path) -> Callable[..., SFTConfig]:
+    """A resolved config, as the pipeline hands it over."""
+
+    def made(*overrides: str) -> SFTConfig:
+        given = [f"out={tmp_path}/out", f"logs={tmp_path}/logs", f"data.train={rows}", f"model.base_model={model}"]
+        return load(SFTConfig, None, [*given, *overrides])
+
+    return made
+
+
+@pytest.fixture
+def trains(monkeypatch: pytest.MonkeyPatch) -> Callable[[Train], None]:
+    """Puts a function in the place of SFT's training."""
+
+    def put(train: Train) -> None:
+        module = ModuleType("stage_of_the_tests")
+        module.train = train  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "stage_of_the_tests", module)
+        monkeypatch.setitem(STAGES, "sft", ("stage_of_the_tests", "train", 1))
+
+    return put
+
+
+def key(config: Stage) -> str:
+    return stage_key("sft", config, parents("sft", config))
+
+
+# ------------------------------------------------------------------ keys
+@pytest.mark.parametrize(
+    "override", ["out=x", "logs=x", "device=cpu", "log_every=1", "save_every=1", "threads=1", "name=x"]
+)
+def test_what_does_not_change_results_does_not_change_the_key(make: Callable[..., SFTConfig], override: str) -> None:
+    assert key(make(override)) == key(make())
+
+
+def test_what_changes_results_changes_the_key(make: Callable[..., SFTConfig]) -> None:
+    overrides = ["training.learning_rate=0.5", "seed=1", "data.limit=3", "model.max_length=99", "precision=bfloat16"]
+    keys = [key(make(o)) for o in overrides]
+    assert len({key(make()), *keys}) == 1 + len(overrides)
+
+
+def test_inputs_count_by_content_and_not_by_name_or_time(
+    make: Callable[..., SFTConfig], rows: Path, model: Path, tmp_path: Path
+) -> None:
+    before = key(make())
+    os.utime(rows, (1, 1))
+    os.utime(model / "config.json", (1, 1))
+    assert key(make()) == before
+    shutil.copy(rows, tmp_path / "copy.jsonl")
+    shutil.copytree(model, tmp_path / "moved")
+    assert key(make(f"data.train={tmp_path}/copy.jsonl", f"model.base_model={tmp_path}/moved")) == before
+    rows.write_text('{"prompt": "a", "completion": "c"}\n')
+    changed = key(make())
+    assert changed != before
+    (model / "config.json").write_text("{ }")
+    assert key(make()) not in (before, changed)
+
+
+def test_the_same_bytes_in_another_role_are_another_key(tmp_path: Path) -> None:
+    """Train and held-out rows exchanged: the same two digests, and another stage."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(name)
+    keys = set()
+    for train, heldout in (("a", "b"), ("b", "a")):
+        overrides = [f"data.train={tmp_path}/{train}.jsonl", f"data.heldout={tmp_path}/{heldout}.jsonl"]
+        config = load(CONFIGS["dpo"], None, ["model.base_model=m:f", *overrides])
+        keys.add(stage_key("dpo", config, parents("dpo", config)))
+    assert len(keys) == 2
+
+
+def test_kind_and_version_are_in_the_key(make: Callable[..., SFTConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    before, config = key(make()), make()
+    assert stage_key("base", config, parents("sft", config)) != before
+    monkeypatch.setitem(STAGES, "sft", ("accord.training.sft", "train", STAGES["sft"][2] + 1))
+    assert key(make()) != before
+
+
+def test_functions_and_ids_count_by_name(make: Callable[..., SFTConfig]) -> None:
+    config = load(CONFIGS["ppo"], None, ["reward.source=m:f", "model.base_model=org/name", "prompts=m:f"])
+    assert parents("ppo", config) == {"reward.source": "m:f", "model.base_model": "org/name", "prompts": "m:f"}
+
+
+def test_every_stage_is_there() -> None:
+    import importlib
+
+    assert STAGES.keys() == CONFIGS.keys()
+    for module, function, version in STAGES.values():
+        assert callable(getattr(importlib.import_module(module), function))
+        assert version >= 1
+
+
+# ------------------------------------------------------------------ running
+def test_a_stage_leaves_its_record(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+    def train(config: SFTConfig, run: Run) -> dict[str, float]:
+        assert run.key == key(config)
+        assert run.parents == parents("sft", config)
+        assert not run.resume
+        (run.directory / "state.pt").write_text("")
+        return {"loss": 0.5}
+
+    trains(train)
+    config = make("seed=3")
+    outcome = run_stage("sft", config, resume=False, reuse=False)
+    directory = Path(config.out) / "sft"
+    done = json.loads((directory / "done.json").read_text())
+    assert outcome.done == done == read_done(directory)
+    assert (outcome.name, outcome.skipped) == ("sft", False)
+    assert done["kind"] == "sft"
+    assert done["key"] == key(config)
+    assert done["inputs"].keys() == {"model.base_model", "data.train"}
+    assert done["metrics"] == {"loss": 0.5}
+    assert done["seconds"] >= 0
+    assert 30 < done["peak_rss_mb"] < 50_000
+    assert load(SFTConfig, directory / "config.yaml") == config
+    assert sorted(p.name for p in directory.iterdir()) == ["config.yaml", "done.json"]  # no state: nothing to resume
+    assert (Path(config.logs) / "sft" / "sft.log").exists()
+
+
+def test_names_and_folders(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+    trains(lambda config, run: {})
+    config = make("name=other")
+    assert run_stage("sft", config, resume=False, reuse=False).name == "other"
+    assert (Path(config.out) / "other" / "done.json").exists()
+    assert (Path(config.logs) / "other" / "other.log").exists()
+
+
+def test_what_is_done_is_reused_or_not(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+    runs: list[int] = []
+    trains(lambda config, run: {"n": float(len(runs)), "_": float(runs.append(1) is None)})
+    first = run_stage("sft", make(), resume=True, reuse=True)
+    again = run_stage("sft", make("log_every=1"), resume=True, reuse=True)
+    assert (first.skipped, again.skipped) == (False, True)
+    assert again.done == first.done
+    assert run_stage("sft", make(), resume=True, reuse=False).skipped  # --resume of what is done does not redo it
+    assert len(runs) == 1
+    assert not run_stage("sft", make(), resume=False, reuse=False).skipped  # asked for anew
+    assert not run_stage("sft", make("seed=1"), resume=True, reuse=True).skipped
+    assert not run_stage("sft", make(), resume=True, reuse=True).skipped  # seed 1 took its place
+    assert len(runs) == 4
+
+
+def test_a_record_that_is_not_whole_counts_as_not_done(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
+) -> None:
+    trains(lambda config, run: {})
+    config = make()
+    run_stage("sft", config, resume=True, reuse=True)
+    (Path(config.out) / "sft" / "done.json").write_text('{"key": "')
+    assert not run_stage("sft", config, resume=True, reuse=True).skipped
+
+
+class Interruptible:
+    """Counts to three, is stopped after its second step, and goes on where it was."""
+
+    def __init__(self) -> None:
+        self.began: list[tuple[int, bool]] = []
+        self.stops = True
+
+    def __call__(self, config: SFTConfig, run: Run) -> dict[str, float]:
+        state = run.directory / "state.pt"
+        step = int(state.read_text()) if run.resume and state.exists() else 0
+        self.began.append((step, run.resume))
+        run.begin(3, step)
+        while run.step < 3:
+            run.tick({"loss": 0.0})
+            state.write_text(str(run.step))
+            if self.stops and run.step == 2:
+                signal.raise_signal(signal.SIGINT)
+            run.check_stop()
+        return {}
+
+
+def test_a_stopped_stage_goes_on(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+    train = Interruptible()
+    trains(train)
+    with pytest.raises(Interrupted, match="sft: stopped at step 2 of 3"):
+        run_stage("sft", make(), resume=False, reuse=False)
+    assert read_done(Path(make().out) / "sft") == {}
+    train.stops = False
+    assert not run_stage("sft", make("log_every=1"), resume=True, reuse=True).skipped
+    assert train.began == [(0, False), (2, True)]
+
+
+def test_without_resume_it_starts_anew(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+    train = Interruptible()
+    trains(train)
+    with pytest.raises(Interrupted):
+        run_stage("sft", make(), resume=False, reuse=False)
+    train.stops = False
+    run_stage("sft", make(), resume=False, reuse=False)
+    assert train.began == [(0, False), (0, False)]
+
+
+def test_resuming_with_other_settings_is_refused(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
+) -> None:
+    train = Interruptible()
+    trains(train)
+    with pytest.raises(Interrupted):
+        run_stage("sft", make(), resume=False, reuse=False)
+    train.stops = False
+    with pytest.raises(UserError, match="made with other settings or inputs; leave --resume out to start anew"):
+        run_stage("sft", make("training.learning_rate=0.5"), resume=True, reuse=False)
+    assert train.began == [(0, False)]
+    run_stage("sft", make(), resume=True, reuse=False)  # and the state is still good for its own settings
+    assert train.began == [(0, False), (2, True)]
+
+
+def test_a_pipeline_with_other_settings_starts_anew(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
+) -> None:
+    train = Interruptible()
+    trains(train)
+    with pytest.raises(Interrupted):
+        run_stage("sft", make(), resume=True, reuse=True)
+    train.stops = False
+    run_stage("sft", make("training.learning_rate=0.5"), resume=True, reuse=True)
+    assert train.began == [(0, False), (0, False)]
+
+
+def test_redoing_forgets_the_old_record_first(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+    """Were it kept, a redo that fails would leave old record and new files side by side."""
+    trains(lambda config, run: {})
+    run_stage("sft", make(), resume=True, reuse=True)
+
+    def fails(config: SFTConfig, run: Run) -> dict[str, float]:
+        raise UserError("loss: not finite")
+
+    trains(fails)
+    with pytest.raises(UserError, match="not finite"):
+        run_stage("sft", make("seed=1"), resume=True, reuse=True)
+    assert read_done(Path(make().out) / "sft") == {}
+
+
+def test_a_stop_that_comes_too_late_is_not_forgotten(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
+) -> None:
+    """Ctrl-C while a stage writes its last file: the stage is done, and the next one does not begin."""
+
+    def train(config: SFTConfig, run: Run) -> dict[str, float]:
+        signal.raise_signal(signal.SIGINT)
+        return {"loss": 1.0}
+
+    trains(train)
+    with pytest.raises(Interrupted, match="it is done"):
+        run_stage("sft", make(), resume=True, reuse=True)
+    assert run_stage("sft", make(), resume=True, reuse=True).skipped
+
+
+def test_folders_that_cannot_be_made(make: Callable[..., SFTConfig], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for setting in ("out", "logs"):
+        with pytest.raises(UserError, match=r"file/x/sft: cannot be made \(Not a directory\); choose another"):
+            run_stage("sft", make(f"{setting}={tmp_path}/file/x"), resume=False, reuse=False)
+
+
+def test_threads_are_set(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(stages, "_set_threads", asked.append)
+    trains(lambda config, run: {})
+    run_stage("sft", make("threads=3"), resume=False, reuse=False)
+    assert asked == [3]
