@@ -195,7 +195,7 @@ def test_ctrl_c_outside_a_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
     monkeypatch.setattr("accord.pipeline.orchestrator.run_pipeline", stopped)
     assert main(["run", "x.yaml"]) == 130
-    assert capsys.readouterr().err == "accord: stopped; the last saved state is kept.\n"
+    assert capsys.readouterr().err == "accord: stopped at once; what was saved before is kept.\n"
 
 
 @pytest.mark.parametrize(

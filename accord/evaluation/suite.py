@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from accord.config import load_function
+from accord.config import UserError, load_function
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.packing import pack_continuations
 from accord.data.prompts import PromptData, load_prompts, plain_text
@@ -113,10 +113,12 @@ def measure(
 
 
 def figures(ours: Answers, sft: Answers, seed: int) -> dict[str, Any]:
-    """The numbers of one model, against the SFT model's own replies."""
+    """The numbers of one model, against the SFT model's own replies; None where one is undefined."""
     mean, low, high = bootstrap_ci(ours.gold, seed)
     rate, rate_low, rate_high = win_rate(ours.gold, sft.gold, seed)
     gain, gain_low, gain_high = paired_difference(ours.gold, sft.gold, seed)
+    varied = len({sum(row) / len(row) for row in sft.gold}) > 1  # else there is no deviation to measure in
+    worded = any(len(text.split()) > 1 for text in ours.texts)  # a collapsed model may write nothing
     result: dict[str, Any] = {
         "gold_mean": mean,
         "gold_ci95": [low, high],
@@ -127,8 +129,8 @@ def figures(ours: Answers, sft: Answers, seed: int) -> dict[str, Any]:
         "win_rate_ci95": [rate_low, rate_high],
         "gain_vs_sft": gain,
         "gain_ci95": [gain_low, gain_high],
-        "gain_in_sft_sd": effect_in_sd(ours.gold, sft.gold),
-        "distinct_2": distinct_n(ours.texts, 2),
+        "gain_in_sft_sd": effect_in_sd(ours.gold, sft.gold) if varied else None,
+        "distinct_2": distinct_n(ours.texts, 2) if worded else None,
     }
     if ours.base_nll:
         result["base_nll"] = sum(ours.base_nll) / len(ours.base_nll)
@@ -167,11 +169,16 @@ def reward_figures(folder: str, pairs_file: str, room: int, gold: TextReward, go
 
 
 def compare(config: CompareConfig, run: Run) -> dict[str, float]:
-    """Writes ``results.json``, ``results.md`` and prints table and samples; returns the models' gold means."""
+    """Writes ``results.json``, ``results.md`` and prints table and samples; returns the models' gold means.
+
+    Raises UserError where there is one prompt only.
+    """
     device = resolve_device(config.device)
     gold = load_function(config.gold, "gold")
     tokenizer = Tokenizer.open(config.models["sft"])
     data = load_prompts(config.prompts, tokenizer, 1024, limit=config.limit)
+    if len(data) < 2:
+        raise UserError(f"{config.prompts}: intervals over prompts need at least 2 of them, found {len(data)}.")
     decoding = Decoding(config.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, config.temperature)
     run.plan(
         {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from accord.pipeline.references import SMALL, references, require, resolve
-from accord.pipeline.stage import Outcome, folder, read_done, run_stage
+from accord.pipeline.stage import DONE, Outcome, folder, read_done, run_stage
 from accord.run import console
 from accord.settings import CONFIGS, BaseConfig, Stage, TextModel
 
@@ -20,26 +21,36 @@ def run_alone(kind: str, config: Stage, resume: bool) -> Outcome:
 
 
 def prepare(kind: str, config: Stage) -> Stage:
-    """The config with every name resolved; stages it names that are not done are run with their default settings."""
-    require(config, kind, CONFIGS, made=[*CONFIGS, *SMALL])
+    """The config with every name resolved; stages it names that are not done are run with their default settings.
+
+    A name is a kind of stage, or the name of a stage that is done in ``out``.
+    """
+    done = {path.parent.name: path.parent for path in Path(config.out).glob(f"*/{DONE}")}
+    require(config, kind, [*CONFIGS, *done], made=[*CONFIGS, *done, *SMALL])
     folders: dict[str, Path] = {}
     for reference, value in references(kind, config):
         if value in SMALL and reference.sort == "model":
             folders[value] = _small_base(value, config)
         elif value in CONFIGS and not Path(value).exists():
             folders[value] = _default(value, config, reference.key)
+        elif value in done and not Path(value).exists():
+            folders[value] = done[value]
     resolved = resolve(kind, config, folders.get)
     require(resolved, kind, CONFIGS)
     return resolved
 
 
 def _default(name: str, config: Stage, key: str) -> Path:
-    wanted = CONFIGS[name](seed=config.seed, out=config.out, logs=config.logs, device=config.device)
+    wanted = CONFIGS[name](**_shared(config))
     directory = folder(wanted, name)
     if not read_done(directory):
         console.print(f"{key} names {name!r}, which is not in {config.out} yet: making it first", markup=False)
         run_stage(name, prepare(name, wanted), resume=True, reuse=True)
     return directory
+
+
+def _shared(config: Stage) -> dict[str, Any]:
+    return {key: getattr(config, key) for key in ("seed", "out", "logs", "device", "threads")}
 
 
 def _small_base(family: str, config: Stage) -> Path:
@@ -51,10 +62,7 @@ def _small_base(family: str, config: Stage) -> Path:
     name = "base" if not read_done(usual) else f"base_{family}_{model.d_model}x{model.n_layers}"
     wanted = BaseConfig.model_validate(
         {
-            "seed": config.seed,
-            "out": config.out,
-            "logs": config.logs,
-            "device": config.device,
+            **_shared(config),
             "name": name,
             "model": {"base_model": family, "d_model": model.d_model, "n_layers": model.n_layers},
         }

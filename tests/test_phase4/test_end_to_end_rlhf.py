@@ -13,9 +13,9 @@ from accord.cli import main
 from src.rl.policy import ActorCritic
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SFT_EXTRA: list[str] = []
-REWARD_EXTRA: list[str] = []
-PPO_EXTRA: list[str] = []
+SFT_EXTRA = ["model.n_layers=1"]  # and the base that is made for it, or it would train the usual one, for a minute
+REWARD_EXTRA = ["data.limit=40"]
+PPO_EXTRA = ["training.total_timesteps=96"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,12 @@ def run(root: Path, stage: str, config: str, extra: list[str]) -> Ran:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("rlhf")
+    """A folder with a small world and a base of one layer, where ``base_model: mamba`` finds it."""
+    root = tmp_path_factory.mktemp("rlhf")
+    where = [f"out={root / 'checkpoints' / 'rlhf'}", f"logs={root / 'logs' / 'rlhf'}"]
+    assert main(["demo", *where, "base_rows=200", "sft_rows=80", "preference_rows=60"]) == 0
+    assert main(["base", *where, "model.n_layers=1", "data.limit=64"]) == 0
+    return root
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,9 @@ def test_the_objective_by_hand(placement: str, weight: float) -> None:
 
 
 # ------------------------------------------------------------------------------------- progress
+NUMBERS = {"kl": 0.0, "replies": 5.0}
+
+
 def taken(progress: Progress, run: Run, n: int | None = None, micro: int = 0) -> list[list[tuple[int, ...]]]:
     """The prompts in each minibatch; at most n minibatches."""
     found = []
@@ -83,15 +86,15 @@ def taken(progress: Progress, run: Run, n: int | None = None, micro: int = 0) ->
 
 def test_every_row_comes_once_an_epoch_in_a_new_order(new_run: NewRun) -> None:
     run, progress = new_run(), Progress(FixedKL(0.1))
-    progress.begin_rollout(text_batch(), {})
+    progress.begin_rollout(text_batch(), NUMBERS)
     batches = taken(progress, run)
     assert [len(b) for b in batches] == [2, 2, 1] * 3
-    epochs = [sum(batches[i : i + 3], []) for i in (0, 3, 6)]
+    epochs = [[row for batch in batches[i : i + 3] for row in batch] for i in (0, 3, 6)]
     assert all(sorted(e) == [(i, i + 1) for i in range(5)] for e in epochs)
     assert epochs[0] != epochs[1]
-    progress.finish_rollout(5)
+    progress.finish_rollout()
     assert progress.batch is None
-    progress.begin_rollout(text_batch(), {})
+    progress.begin_rollout(text_batch(), NUMBERS)
     assert taken(progress, run) != batches  # another iteration
 
 
@@ -99,7 +102,7 @@ def test_micro_batches_are_the_same_rows(new_run: NewRun) -> None:
     found = []
     for micro in (0, 1):
         progress = Progress(FixedKL(0.1))
-        progress.begin_rollout(text_batch(), {})
+        progress.begin_rollout(text_batch(), NUMBERS)
         parts = list(progress.minibatches(new_run(str(micro)), 1, 3, micro))
         assert [[len(p) for p in m] for m in parts] == ([[3], [2]] if micro == 0 else [[1, 1, 1], [1, 1]])
         found.append([[p for part in m for p in part.inputs.prompts] for m in parts])  # type: ignore[union-attr]
@@ -113,7 +116,7 @@ def test_a_state_in_the_middle_gives_the_rest(new_run: NewRun, kl: FixedKL | Ada
     batch = text_batch()
     if kind == "vector":
         batch = PPOBatch(VectorActions(torch.randn(5, 4), torch.arange(5)), *(getattr(batch, n) for n in _NAMES))
-    progress.begin_rollout(batch, {"kl": 9.0})
+    progress.begin_rollout(batch, {"kl": 9.0, "replies": 10.0})
 
     def rows(p: Progress, n: int) -> list[Tensor]:
         parts = p.minibatches(run, 3, 2, 0)
@@ -130,8 +133,8 @@ def test_a_state_in_the_middle_gives_the_rest(new_run: NewRun, kl: FixedKL | Ada
     assert resumed.batch is not None
     for name in _NAMES:
         assert torch.equal(getattr(resumed.batch, name), getattr(batch, name))
-    resumed.finish_rollout(10)
-    progress.finish_rollout(10)
+    resumed.finish_rollout()
+    progress.finish_rollout()
     assert resumed.kl == progress.kl
     assert (resumed.kl.beta > kl.beta) is isinstance(kl, AdaptiveKL)  # trap 32: the KL measured before the stop counts
 
@@ -141,14 +144,14 @@ _NAMES = ("mask", "logprobs", "values", "advantages", "returns")
 
 def test_a_stopped_rollout_gives_nothing_more_even_after_a_resume(new_run: NewRun) -> None:
     run, progress = new_run(), Progress(FixedKL(0.1))
-    progress.begin_rollout(text_batch(), {})
+    progress.begin_rollout(text_batch(), NUMBERS)
     assert len(taken(progress, run, 2)) == 2
     progress.stopped = True
     resumed = Progress(FixedKL(0.1))
     resumed.load_state_dict(progress.state_dict())
     assert taken(progress, run) == taken(resumed, run) == []
-    resumed.finish_rollout(5)
-    resumed.begin_rollout(text_batch(), {})
+    resumed.finish_rollout()
+    resumed.begin_rollout(text_batch(), NUMBERS)
     assert len(taken(resumed, run)) == 9
 
 
@@ -207,6 +210,14 @@ def test_each_rollout_starts_at_ratio_one(stage: Any, world: Any, rewards: str, 
     assert [r["ratio"] for r in rows if (r["step"] - 1) % 4 == 0] == pytest.approx([1.0] * 3, abs=1e-5)
     assert max(abs(r["ratio"] - 1) for r in rows) > 1e-4
     assert abs(rollouts(lines("ppo"))[-1]["rollout/kl"]) > 1e-3  # and the policy has moved away
+
+
+def test_each_rollout_has_chance_of_its_own(stage: Any, world: Any, rewards: str, lines: Any) -> None:
+    """The same weights and prompts all along: only the draws are left to differ."""
+    training = {"iterations": 4, "learning_rate": 0.0, "replies": 16}  # all eight prompts in every rollout
+    stage("ppo", language(world, rewards, reward={"source": f"{rewards}:brevity"}, training=training))
+    rows = rollouts(lines("ppo"))
+    assert len({(r["rollout/score"], r["rollout/score_std"]) for r in rows}) > 2
 
 
 def test_another_reference_is_measured_from_the_start(stage: Any, world: Any, rewards: str, lines: Any) -> None:
