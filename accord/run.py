@@ -120,7 +120,7 @@ class Run:
         A rollout's line at step s comes after the state saved at s, so it will be written again.
         """
         self.total_steps, self.step = total_steps, step
-        rows = [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
+        rows = _whole_rows(self._metrics)
         before = [
             r for r in rows if r["step"] < step or (r["step"] == step and not any(k.startswith("rollout/") for k in r))
         ]
@@ -195,6 +195,17 @@ class Run:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
+
+
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last one that a kill cut short is dropped."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
 
 
 def peak_rss_mb() -> float:

@@ -159,8 +159,9 @@ class PairsConfig(Stage):
     """Replies sampled for each prompt."""
     pairs: Positive = 2
     """Pairs made of each prompt's replies, no reply in two of them."""
-    matching: Literal["random", "extremes"] = "random"
-    """random: who meets whom is drawn; extremes: best against worst, second best against second worst, …"""
+    matching: Literal["random", "extremes", "all"] = "random"
+    """random: who meets whom is drawn; extremes: best against worst, second best against second worst, …;
+    all: everyone meets everyone, and pairs does not count (train with training.group_by_prompt=true)."""
     min_gap: Rate = 0.0
     """Pairs closer than this in score are left out."""
     temperatures: tuple[float, ...] = (1.0,)
@@ -202,6 +203,8 @@ class RewardOptimiser(Optimiser):
 
     head_learning_rate: Rate = 0.0
     """For the scalar head; 0: the same as the rest."""
+    group_by_prompt: bool = False
+    """All pairs of a prompt go into one step, so that each reply is read once; batch_size then counts prompts."""
 
 
 class RewardConfig(Stage):
@@ -219,6 +222,8 @@ class DPOOptimiser(Optimiser):
     """Strength of the tie to the reference."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of labels taken to be flipped (conservative DPO)."""
+    group_by_prompt: bool = False
+    """All pairs of a prompt go into one step, so that each reply is read once; batch_size then counts prompts."""
 
 
 class DPOConfig(Stage):
@@ -353,6 +358,14 @@ class Sampling(Section):
 
 class PPOConfig(Stage):
     """PPO on heads over a frozen model, on a whole language model, or on a Gymnasium task."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> PPOConfig:
+        if self.training.schedule == "kl_adaptive" and not self.training.target_kl:
+            raise ValueError("training.schedule=kl_adaptive needs training.target_kl, the KL to steer to")
+        if self.model.policy == "vector" and not self.environment:
+            raise ValueError("model.policy=vector needs environment, a Gymnasium id such as CartPole-v1")
+        return self
 
     model: Policy = Policy()
     training: PPOOptimiser = PPOOptimiser()

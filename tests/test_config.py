@@ -139,6 +139,8 @@ def test_a_config_does_not_change() -> None:
         ("trainin:\n  seed: 1\n", " line 1: unknown key 'trainin'; did you mean 'training'?"),
         ("seed: 1\nlearning_rate: 1\n", " line 2: unknown key 'learning_rate'; did you mean 'training.learning_rate'?"),
         ("training:\n  d_model: 1\n", " line 2: unknown key 'training.d_model'; did you mean 'model.d_model'?"),
+        # 'model' is near by, and model.base_model is the very name
+        ("base_model: x\n", " line 1: unknown key 'base_model'; did you mean 'model.base_model'?"),
         ("data: {limits: 3}\n", " line 1: unknown key 'data.limits'; did you mean 'data.limit'?"),
         ("data: {zzz: 3}\n", " line 1: unknown key 'data.zzz'; known keys here: data.train, data.limit."),
         (

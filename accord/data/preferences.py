@@ -130,3 +130,22 @@ def split_by_prompt(
     sides = [is_heldout(pair.prompt, heldout_fraction, seed) for pair in pairs]
     train = [pair for pair, held in zip(pairs, sides, strict=True) if not held]
     return train, [pair for pair, held in zip(pairs, sides, strict=True) if held]
+
+
+def units(pairs: Sequence[PreferencePair], by_prompt: bool) -> list[list[int]]:
+    """What a batch is counted in: single pairs, or all pairs of a prompt (whose replies are then read once).
+
+    Rows of each unit, units in the order of their first row.
+    """
+    if not by_prompt:
+        return [[row] for row in range(len(pairs))]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, pair in enumerate(pairs):
+        groups.setdefault(tuple(pair.prompt), []).append(row)
+    return list(groups.values())
+
+
+def unit_length(pairs: Sequence[PreferencePair], rows: Sequence[int]) -> int:
+    """Tokens of a unit, its prompt and each of its replies once."""
+    replies = {reply for row in rows for reply in (pairs[row].chosen, pairs[row].rejected)}
+    return len(pairs[rows[0]].prompt) + sum(map(len, replies))

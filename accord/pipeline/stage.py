@@ -14,7 +14,7 @@ from accord.config import UserError, digest, to_yaml
 from accord.pipeline.references import is_function, references
 from accord.registry.manifest import content_digest, write_json
 from accord.run import Interrupted, Run, peak_rss_mb
-from accord.settings import Stage
+from accord.settings import PretrainedConfig, Stage
 
 DONE = "done.json"
 
@@ -55,6 +55,8 @@ def parents(kind: str, config: Stage) -> dict[str, str]:
     for reference, value in references(kind, config):
         exists = not is_function(value) and Path(value).exists()
         found[reference.key] = content_digest(Path(value)) if exists else value
+    if isinstance(config, PretrainedConfig) and Path(config.source).exists():
+        found["source"] = content_digest(Path(config.source))
     return found
 
 
@@ -93,7 +95,7 @@ def run_stage(kind: str, config: Stage, *, resume: bool, reuse: bool) -> Outcome
     done = read_done(directory)
     if (reuse or resume) and done.get("key") == key:
         return Outcome(directory.name, True, done)
-    if config.threads or kind not in ("demo",):
+    if config.threads:
         _set_threads(config.threads)
     begun = directory / "begun.json"
     same = begun.exists() and json.loads(begun.read_text(encoding="utf-8")).get("key") == key
@@ -102,6 +104,9 @@ def run_stage(kind: str, config: Stage, *, resume: bool, reuse: bool) -> Outcome
             f"{directory}: the state here was made with other settings or inputs; leave --resume out to start anew."
         )
     (directory / DONE).unlink(missing_ok=True)
+    for leftover in directory.glob(".*.tmp"):  # what a kill in the middle of a write left behind
+        if leftover.is_file():
+            leftover.unlink()
     if not (resume and same):
         (directory / "state.pt").unlink(missing_ok=True)
         write_json(begun, {"key": key})
@@ -122,9 +127,9 @@ def run_stage(kind: str, config: Stage, *, resume: bool, reuse: bool) -> Outcome
             "peak_rss_mb": round(_peak(), 1),
             "metrics": dict(metrics),
         }
+        write_json(directory / DONE, record)
         (directory / "state.pt").unlink(missing_ok=True)
         begun.unlink(missing_ok=True)
-        write_json(directory / DONE, record)
         if run.stop.raised:  # too late for this stage, and not to be forgotten before the next one
             raise Interrupted(f"{name}: stopped at its end; it is done.")
     return Outcome(directory.name, False, record)
@@ -141,8 +146,7 @@ def _made(directory: Path) -> Path:
 def _set_threads(threads: int) -> None:
     import torch
 
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
 
 
 def _reset_peak() -> None:

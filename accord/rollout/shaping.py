@@ -31,5 +31,5 @@ def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: 
 
 
 def whiten_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
-    """(B, T) divided by their deviation over valid tokens, mean kept: a shift would change signs at EOS."""
+    """(B, T) divided by their deviation over valid tokens, not shifted: a shift would change signs at EOS."""
     return torch.where(mask, rewards * torch.rsqrt(masked_var(rewards, mask) + 1e-8), 0.0)

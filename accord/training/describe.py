@@ -9,8 +9,8 @@ from torch import nn
 from accord.settings import Optimiser
 
 
-def steps_in_words(rows: int, settings: Optimiser) -> str:
-    """How rows become optimiser steps.
+def steps_in_words(rows: int, settings: Optimiser, unit: str = "rows") -> str:
+    """How rows (or prompts) become optimiser steps.
 
     >>> steps_in_words(100, Optimiser(batch_size=32, micro_batch_size=8, num_epochs=2))
     '100 rows / 32 a step = 4 steps an epoch x 2 epochs = 8 steps; each step in 4 passes of up to 8 rows'
@@ -19,9 +19,9 @@ def steps_in_words(rows: int, settings: Optimiser) -> str:
     steps = -(-rows // settings.batch_size)
     micro = settings.micro_batch_size or settings.batch_size
     passes = -(-size // micro)
-    how = "one pass a step" if passes == 1 else f"each step in {passes} passes of up to {micro} rows"
+    how = "one pass a step" if passes == 1 else f"each step in {passes} passes of up to {micro} {unit}"
     return (
-        f"{rows} rows / {settings.batch_size} a step = {steps} steps an epoch x {settings.num_epochs} epochs"
+        f"{rows} {unit} / {settings.batch_size} a step = {steps} steps an epoch x {settings.num_epochs} epochs"
         f" = {steps * settings.num_epochs} steps; {how}"
     )
 

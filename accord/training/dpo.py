@@ -19,7 +19,7 @@ from torch import Tensor
 from accord.config import UserError
 from accord.data.cursor import Batches
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PreferencePair, load_preferences, split_by_prompt
+from accord.data.preferences import PreferencePair, load_preferences, split_by_prompt, unit_length, units
 from accord.device import autocast, resolve_device
 from accord.functional.logprobs import sequence_sums
 from accord.functional.losses import dpo_loss
@@ -88,15 +88,16 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
         raise UserError(
             "data.heldout_fraction holds every prompt out, so no pair is left to train on; make it smaller."
         )
-    lengths = [len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs]
-    tokens = sum(lengths) * options.batch_size // len(pairs)
+    grouped = units(pairs, options.group_by_prompt)
+    lengths = [unit_length(pairs, rows) for rows in grouped]
+    tokens = sum(lengths) * options.batch_size // len(grouped)
     run.plan(
         {
             "model": model_in_words(module(backbone), config.model.base_model),
             "data": f"{config.data.train}: {data.report.describe()}",
             "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
             "reference": "the same model; its log-probs are computed once and kept",
-            "steps": steps_in_words(len(pairs), options),
+            "steps": steps_in_words(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
             "memory": memory_in_words([module(backbone)], [], tokens, backbone.width, depth(module(backbone))),
         }
     )
@@ -115,9 +116,9 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     checkpoint = Checkpoint(run.directory / "state.pt", run.key, parts)
     run.begin(len(batches), checkpoint.restore() if run.resume else 0)
 
-    def packed(rows: Sequence[int]) -> list[PreferenceBatch]:
-        cut = micro_batches(rows, options.micro_batch_size)
-        return [pack_preferences([pairs[r] for r in some], some).to(device) for some in cut]
+    def packed(chosen: Sequence[int]) -> list[PreferenceBatch]:
+        cut = ([r for u in some for r in grouped[u]] for some in micro_batches(chosen, options.micro_batch_size))
+        return [pack_preferences([pairs[r] for r in rows], rows).to(device) for rows in cut]
 
     fit(
         run,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from itertools import combinations
 
 from accord.config import UserError, load_function
 from accord.data.prompts import load_prompts
@@ -39,9 +40,11 @@ def pair_up(
     order = rng.sample(range(len(texts)), len(texts))
     if config.matching == "extremes":
         order.sort(key=lambda i: -scores[i])
+    meetings = [(order[k], order[-1 - k]) for k in range(min(config.pairs, len(order) // 2))]
+    if config.matching == "all":
+        meetings = list(combinations(order, 2))
     made = []
-    for k in range(min(config.pairs, len(order) // 2)):
-        a, b = order[k], order[-1 - k]
+    for a, b in meetings:
         gap = abs(scores[a] - scores[b])
         if gap == 0 or gap < config.min_gap or texts[a] == texts[b]:
             continue

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from accord.config import UserError
 from accord.data.cursor import Batches
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PreferencePair, load_preferences, split_by_prompt
+from accord.data.preferences import PreferencePair, load_preferences, split_by_prompt, unit_length, units
 from accord.data.tokenizer import Tokenizer
 from accord.device import autocast, resolve_device
 from accord.functional.losses import bradley_terry_loss, mse_loss
@@ -83,16 +83,17 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     kind = settings.objective
     if kind == "auto":
         kind = "mse" if settings.kind == "features" else "bradley_terry"
-    lengths = [len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs]
+    grouped = units(pairs, options.group_by_prompt)
+    lengths = [unit_length(pairs, rows) for rows in grouped]
     run.plan(
         {
             "model": model_in_words(model, f"{settings.base_model}, {settings.kind}, {settings.pooling} pooling"),
             "data": report,
             "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
             "loss": kind,
-            "steps": steps_in_words(len(pairs), options),
+            "steps": steps_in_words(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
             "memory": memory_in_words(
-                [model], [], sum(lengths) * options.batch_size // len(pairs), backbone.width, depth(model)
+                [model], [], sum(lengths) * options.batch_size // len(grouped), backbone.width, depth(model)
             ),
         }
     )
@@ -105,9 +106,9 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     checkpoint = Checkpoint(run.directory / "state.pt", run.key, {"model": model, "updater": updater, "data": batches})
     run.begin(len(batches), checkpoint.restore() if run.resume else 0)
 
-    def packed(rows: Sequence[int]) -> list[PreferenceBatch]:
-        cut = micro_batches(rows, options.micro_batch_size)
-        return [pack_preferences([pairs[r] for r in some], some).to(device) for some in cut]
+    def packed(chosen: Sequence[int]) -> list[PreferenceBatch]:
+        cut = ([r for u in some for r in grouped[u]] for some in micro_batches(chosen, options.micro_batch_size))
+        return [pack_preferences([pairs[r] for r in rows], rows).to(device) for rows in cut]
 
     fit(run, updater, map(packed, batches), lambda b: objective(model, b, kind), lambda: checkpoint.save(run.step))
     return finish(run, model, tokenizer, pairs, heldout, device, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import pytest
 
 from accord.cli import main, parse
 from accord.config import UserError, known_keys, load
+from accord.evaluation.suite import reward_figures
 from accord.pipeline.orchestrator import plan
 from accord.settings import CONFIGS
 
@@ -141,6 +143,8 @@ def test_headings_that_a_page_links_to_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
 def test_settings_that_a_page_names_exist(page: Path) -> None:
     known = {key for cls in CONFIGS.values() for key in known_keys(cls)}
+    figures = inspect.getsource(reward_figures)  # reward.gold_agreement and its like are keys of results.json
+    known |= {f"reward.{key}" for key in re.findall(r'"(\w+)":', figures)}
     text = page.read_text(encoding="utf-8")
     for key in re.findall(r"`((?:training|model|data|kl|reward|sampling)\.(?!safetensors)[a-z_.]+)(?:=[^`]*)?`", text):
         assert key in known, f"{page.name} names the setting {key}"

@@ -423,3 +423,12 @@ def test_a_plan_puts_file_settings_inputs_and_overrides_together(tmp_path: Path)
     assert (base["seed"], base["threads"], base["logs"], base["name"]) == (9, 1, "l", "base")
     assert [p.config.seed for p in planned[2:]] == [4] * 7
     assert planned[6].kind == planned[7].kind == "ppo"
+
+
+def test_a_stages_own_seed_beats_the_pipelines(tmp_path: Path) -> None:
+    path = write_pipeline(tmp_path, "seed: 5\nthreads: 2\nstages: { demo: {}, base: { config: base.yaml } }\n")
+    (tmp_path / "base.yaml").write_text("seed: 3\nthreads: 1\nout: elsewhere\nname: other\n")
+    _, planned = plan(path)
+    base = planned[1].config
+    assert (planned[0].config.seed, base.seed, base.threads) == (5, 3, 1)
+    assert (base.out, base.name) == ("checkpoints/rlhf", "base")  # a stage's folder is the pipeline's to choose

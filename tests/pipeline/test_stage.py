@@ -254,9 +254,12 @@ def test_a_pipeline_with_other_settings_starts_anew(
     trains(train)
     with pytest.raises(Interrupted):
         run_stage("sft", make(), resume=True, reuse=True)
-    train.stops = False
-    run_stage("sft", make("training.learning_rate=0.5"), resume=True, reuse=True)
+    with pytest.raises(Interrupted):
+        run_stage("sft", make("training.learning_rate=0.5"), resume=True, reuse=True)
     assert train.began == [(0, False), (0, False)]
+    train.stops = False
+    run_stage("sft", make("training.learning_rate=0.5"), resume=True, reuse=True)  # and these go on, in their turn
+    assert train.began[2:] == [(2, True)]
 
 
 def test_redoing_forgets_the_old_record_first(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:

@@ -52,6 +52,14 @@ def test_one_byte_or_one_name_changes_the_digest_and_a_touch_does_not(tmp_path: 
     assert len(set(digests.values())) == 5
 
 
+def test_manifests_within_do_not_count(tmp_path: Path) -> None:
+    """A stage's folder around a published model: when and by whom it was made is no content."""
+    publish(tmp_path / "stage" / "model", fill, {"name": "a"})
+    before = content_digest(tmp_path / "stage")
+    publish(tmp_path / "stage" / "model", fill, {"name": "b"})
+    assert content_digest(tmp_path / "stage") == before
+
+
 def test_bytes_do_not_slide_from_one_file_to_the_next(tmp_path: Path) -> None:
     for name, contents in (("a", ("xy", "z")), ("b", ("x", "yz"))):
         (tmp_path / name).mkdir()

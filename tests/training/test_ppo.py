@@ -278,7 +278,7 @@ def test_the_kl_in_the_loss_leaves_the_rewards_alone(stage: Any, world: Any, rew
 
 
 def test_a_large_kl_ends_the_updates_of_a_rollout(stage: Any, world: Any, rewards: str, lines: Any) -> None:
-    training = {"target_kl": 1e-4, "learning_rate": 0.05, "num_epochs": 4, "iterations": 3}
+    training = {"target_kl": 2e-3, "learning_rate": 0.01, "num_epochs": 4, "iterations": 3}
     stage("ppo", language(world, rewards, training=training))
     rows = lines("ppo")
     starts = [r["step"] for r in rollouts(rows)]
@@ -287,7 +287,7 @@ def test_a_large_kl_ends_the_updates_of_a_rollout(stage: Any, world: Any, reward
     assert len(taken_steps) < 3 * 4 * 2
     for begin, end in zip(starts, [*starts[1:], taken_steps[-1]["step"]], strict=True):
         mine = [r for r in taken_steps if begin < r["step"] <= end]
-        over = [r["approx_kl"] > 1.5e-4 for r in mine]
+        over = [r["approx_kl"] > 3e-3 for r in mine]
         assert not any(over[:-1])
         assert over[-1] or len(mine) == 8
 

@@ -162,7 +162,7 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(
     last = max(int(row["step"]) for row in whole.metrics)
     assert last >= 5
     for k, (how, step) in enumerate(
-        [("stop", 1), ("kill", 3), ("stop", last // 2), ("kill", last // 2 + 1), ("kill", last), ("stop", last)]
+        [("stop", 1), ("kill", 3), ("kill", last // 2 + 1), ("kill", last), ("stop", last)]
     ):
         with monkeypatch.context() as patch:
             interrupted(patch, step, how)
