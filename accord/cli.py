@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -51,18 +52,20 @@ def settings_help(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
             default = field.get_default(call_default_factory=True)
             yield from settings_help_of(inner, default, f"{prefix}{name}.")
         else:
-            yield _line(f"{prefix}{name}", field.get_default(call_default_factory=True), field.description)
+            yield from _lines(f"{prefix}{name}", field.get_default(call_default_factory=True), field.description)
 
 
 def settings_help_of(cls: type[BaseModel], default: Any, prefix: str) -> Iterator[str]:
     """The same for a section, with the defaults that this stage gives it."""
     for name, field in cls.model_fields.items():
-        yield _line(f"{prefix}{name}", getattr(default, name), field.description)
+        yield from _lines(f"{prefix}{name}", getattr(default, name), field.description)
 
 
-def _line(key: str, default: Any, description: str | None) -> str:
+def _lines(key: str, default: Any, description: str | None) -> list[str]:
+    """Key and default, the meaning beside them, wrapped."""
     shown = "''" if default == "" else str(default)
-    return f"  {key + '=' + shown:<44} {' '.join((description or '').split())}".rstrip()
+    head = f"  {key + '=' + shown:<44} "
+    return textwrap.wrap(description or "", 120, initial_indent=head, subsequent_indent=" " * 47) or [head.rstrip()]
 
 
 def parser() -> argparse.ArgumentParser:
