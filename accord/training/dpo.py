@@ -16,10 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from accord.config import UserError
 from accord.data.cursor import Batches
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PreferencePair, load_preferences, split_by_prompt, unit_length, units
+from accord.data.preferences import PreferencePair, unit_length, units
 from accord.device import autocast, resolve_device
 from accord.functional.logprobs import sequence_sums
 from accord.functional.losses import dpo_loss
@@ -34,6 +33,7 @@ from accord.training.cross_entropy import micro_batches
 from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
 from accord.training.latest import Latest
 from accord.training.loop import fit
+from accord.training.pair_data import read_pairs
 from accord.training.updater import Updater
 from accord.types import LossOutput, PreferenceBatch
 
@@ -75,26 +75,14 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     options = config.training
     tokenizer = open_tokenizer(config.model.base_model)
     backbone = open_model(config.model.base_model, device)
-    data = load_preferences(config.data.train, tokenizer, config.model.prompt_room, config.model.max_length)
-    pairs, heldout = list(data.pairs)[: config.data.limit or None], []
-    if config.data.heldout:
-        heldout = list(
-            load_preferences(config.data.heldout, tokenizer, config.model.prompt_room, config.model.max_length).pairs
-        )
-    elif config.data.heldout_fraction > 0:
-        train_pairs, held = split_by_prompt(pairs, config.data.heldout_fraction, run.seed)
-        pairs, heldout = list(train_pairs), list(held)
-    if not pairs:
-        raise UserError(
-            "data.heldout_fraction holds every prompt out, so no pair is left to train on; make it smaller."
-        )
+    pairs, heldout, report = read_pairs(config.data, config.model, tokenizer, run.seed)
     grouped = units(pairs, options.group_by_prompt)
     lengths = [unit_length(pairs, rows) for rows in grouped]
     tokens = sum(lengths) * options.batch_size // len(grouped)
     run.plan(
         {
             "model": model_in_words(module(backbone), config.model.base_model),
-            "data": f"{config.data.train}: {data.report.describe()}",
+            "data": f"{config.data.train}: {report}",
             "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
             "reference": "the same model; its log-probs are computed once and kept",
             "steps": steps_in_words(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from accord.config import UserError
 from accord.data.cursor import Batches
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PreferencePair, load_preferences, split_by_prompt, unit_length, units
+from accord.data.preferences import PreferencePair, unit_length, units
 from accord.data.tokenizer import Tokenizer
 from accord.device import autocast, resolve_device
 from accord.functional.losses import bradley_terry_loss, mse_loss
@@ -33,6 +33,7 @@ from accord.training.checkpoint import Checkpoint
 from accord.training.cross_entropy import micro_batches
 from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
 from accord.training.loop import fit
+from accord.training.pair_data import read_pairs
 from accord.training.updater import Updater
 from accord.types import LossOutput, PreferenceBatch
 
@@ -79,7 +80,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
             )
         head = RewardMLP(settings.input_dim, settings.hidden_dim, settings.num_layers)
     model = RewardModel(backbone, head, settings.pooling).to(device)  # type: ignore[arg-type]
-    pairs, heldout, report = read_pairs(config, tokenizer, run.seed)
+    pairs, heldout, report = read_pairs(config.data, config.model, tokenizer, run.seed)
     kind = settings.objective
     if kind == "auto":
         kind = "mse" if settings.kind == "features" else "bradley_terry"
@@ -112,23 +113,6 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
 
     fit(run, updater, map(packed, batches), lambda b: objective(model, b, kind), lambda: checkpoint.save(run.step))
     return finish(run, model, tokenizer, pairs, heldout, device, config)
-
-
-def read_pairs(
-    config: RewardConfig, tokenizer: Tokenizer, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair], str]:
-    """Training pairs, held-out pairs, and the report in words."""
-    data = load_preferences(config.data.train, tokenizer, config.model.prompt_room, config.model.max_length)
-    pairs = list(data.pairs)[: config.data.limit or None]
-    if config.data.heldout:
-        other = load_preferences(config.data.heldout, tokenizer, config.model.prompt_room, config.model.max_length)
-        return pairs, list(other.pairs), data.report.describe()
-    train_pairs, heldout = split_by_prompt(pairs, config.data.heldout_fraction, seed)
-    if not train_pairs:
-        raise UserError(
-            "data.heldout_fraction holds every prompt out, so no pair is left to train on; make it smaller."
-        )
-    return list(train_pairs), list(heldout), data.report.describe()
 
 
 def finish(
