@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from accord.config import UserError, load, to_yaml
-from accord.settings import CONFIGS, Stage
+from accord.settings import CONFIGS, PPOConfig, Stage
 
 OVERVIEW = """\
 accord runs reinforcement learning from human feedback: base -> SFT -> reward model -> PPO and DPO -> comparison.
@@ -123,17 +123,20 @@ def run_one(options: argparse.Namespace) -> int:
 
 def next_step(kind: str, config: Stage) -> str:
     """What to run next."""
+    folder = f"{config.out}/{config.name or kind}"
     after = {
         "demo": "accord base",
-        "pretrained": f"accord chat {config.out}/{config.name or kind}",
+        "pretrained": f"accord chat {folder}",
         "base": "accord sft --config configs/rlhf_sft.yaml",
         "sft": "accord reward --config configs/reward_model.yaml, or accord dpo --config configs/dpo_train.yaml",
-        "pairs": "accord reward data.train=" + f"{config.out}/{config.name or kind}",
+        "pairs": f"accord reward data.train={folder}",
         "reward": "accord ppo --config configs/ppo_train.yaml",
-        "ppo": "accord compare",
-        "dpo": f"accord chat {config.out}/{config.name or kind}",
+        "ppo": f"accord chat {folder}",
+        "dpo": f"accord chat {folder}",
         "compare": "accord chat with the model you like best",
     }
+    if isinstance(config, PPOConfig) and config.model.policy != "language":
+        return f"next: look at the curves in {config.logs}/{config.name or kind} (tensorboard, or metrics.jsonl)"
     return f"next: {after[kind]}"
 
 
