@@ -225,6 +225,9 @@ def test_a_stage_ends_with_what_to_run_next(
     assert main([kind, "seed=3", "name=mine", "--resume"]) == 0
     assert got == [(kind, CONFIGS[kind](seed=3, name="mine"), True)]
     shown = capsys.readouterr().out
+    if kind == "ppo":  # the heads of the default cannot chat
+        assert shown == "next: look at the curves in logs/rlhf/mine (tensorboard, or metrics.jsonl)\n"
+        return
     assert shown.startswith("next: accord ")
     for command in shown.removeprefix("next: ").strip().split(", or "):
         if " with " not in command:  # a sentence
