@@ -100,16 +100,25 @@ def is_function(value: str) -> bool:
 
 
 def require(config: Stage, kind: str, known: Collection[str], made: Collection[str] = (), where: str = "") -> None:
-    """Raises UserError for a name that is not in ``made`` and no path that exists, with the nearest of ``known``."""
+    """Raises UserError for a name that is not in ``made`` and no path that exists, with the nearest of ``known``.
+
+    An empty file is refused here too, before anything that takes time is made for it.
+    """
     paths = [value for _, value in references(kind, resolve(kind, config, lambda name: None))]
     for (reference, name), value in zip(references(kind, config), paths, strict=True):
         if name in made:
             continue
+        if reference.sort not in ("model", "reward") and Path(value).is_file() and Path(value).stat().st_size == 0:
+            raise UserError(f"{where}{reference.key}: {value} is empty; give a file with at least one row.")
         looks_like_path = reference.sort not in ("model", "reward") or "/" not in value or value.startswith((".", "/"))
         if is_function(value) or Path(value).exists() or not looks_like_path:
             continue
         near = difflib.get_close_matches(value, [*known, *SMALL], 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"name a stage ({', '.join(known)}), a folder or a file."
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"name a stage ({', '.join(dict.fromkeys(known))}), a folder or a file."
+        )
         if value in SMALL:
             hint = "put a stage of kind 'base' before this one and name that."
         raise UserError(f"{where}{reference.key}: {value!r} does not exist; {hint}")

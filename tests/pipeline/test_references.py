@@ -10,7 +10,7 @@ import pytest
 
 from accord.config import UserError, load
 from accord.pipeline.references import FIELDS, is_function, references, require, resolve
-from accord.settings import CONFIGS, Stage
+from accord.settings import CONFIGS, SFTConfig, Stage
 
 
 def config(kind: str, *overrides: str) -> Stage:
@@ -157,7 +157,7 @@ def test_names_that_are_nothing(override: str, message: str) -> None:
 
 
 def test_names_that_are_something(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text("")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
     for override in ("model.base_model=org/name", f"data.train={tmp_path}/rows.jsonl", "seed=1"):
         require(config("sft", "model.base_model=base", override), "sft", ["demo"], made=["demo", "base"])
     require(config("ppo", "reward.source=m:f"), "ppo", [], made=["sft", "demo"])
@@ -166,8 +166,21 @@ def test_names_that_are_something(tmp_path: Path) -> None:
 def test_a_stage_without_the_file_that_is_wanted(tmp_path: Path) -> None:
     """The small world has no held-out pairs: said by the file's name, when the stage is resolved."""
     (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "preferences.jsonl").write_text("")
+    (tmp_path / "demo" / "preferences.jsonl").write_text("{}\n")
     given = config("dpo", "model.base_model=org/name", "data.heldout=demo")
     made = resolve("dpo", given, {"demo": tmp_path / "demo"}.get)
     with pytest.raises(UserError, match=r"data.heldout: '.*/demo/heldout_preferences.jsonl' does not exist"):
         require(made, "dpo", ["demo"])
+
+
+def test_an_empty_file_is_refused_before_anything_is_made_for_it(tmp_path: Path) -> None:
+    empty = tmp_path / "rows.jsonl"
+    empty.touch()
+    config = SFTConfig.model_validate({"data": {"train": str(empty)}})
+    with pytest.raises(UserError, match=r"data\.train: .*rows\.jsonl is empty"):
+        require(config, "sft", ["demo", "demo"], made=["mamba"])
+    empty.write_text("{}\n")
+    require(config, "sft", ["demo"], made=["mamba"])
+    config = SFTConfig.model_validate({"data": {"train": str(tmp_path / "zzz")}})
+    with pytest.raises(UserError, match=r"name a stage \(demo\), a folder"):
+        require(config, "sft", ["demo", "demo"], made=["mamba"])
