@@ -196,6 +196,9 @@ class RewardModelSettings(TextModel):
     """features: linear layers of the MLP."""
     pooling: Literal["last", "mean"] = "mean"
     """Where the head reads: the last token of the reply, or the mean over the reply."""
+    layers: Annotated[int, Field(ge=0)] = 0
+    """language: train and keep only the first layers of the base model; 0: all.  The middle of a pretrained model often
+    tells more about a text than its end, and costs less."""
 
 
 class RewardOptimiser(Optimiser):
@@ -203,6 +206,9 @@ class RewardOptimiser(Optimiser):
 
     head_learning_rate: Rate = 0.0
     """For the scalar head; 0: the same as the rest."""
+    probe_decay: Rate = 0.0
+    """Above 0: the scalar head is first fitted to the untouched model's features, under this much decay of its weights.
+    Then the whole model is trained from there.  Helps where pairs are few."""
     group_by_prompt: bool = False
     """All pairs of a prompt go into one step, so that each reply is read once; batch_size then counts prompts."""
 

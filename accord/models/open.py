@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -73,3 +74,21 @@ def frozen(backbone: Backbone) -> Backbone:
     """The same object with gradients off."""
     module(backbone).requires_grad_(False)
     return backbone
+
+
+def keep_layers(backbone: Backbone, layers: int) -> None:
+    """Drops all but the first ``layers`` layers; the final norm stays behind the last one kept.  0 keeps all.
+
+    Raises UserError where the model has fewer, or is of a family opened through transformers.
+    """
+    from accord.models.mamba import Mamba
+    from accord.models.transformer import Transformer
+
+    if layers == 0:
+        return
+    if not isinstance(backbone, (Mamba, Transformer)):
+        raise UserError("model.layers: only models of the Llama and Mamba families can lose layers; leave it out.")
+    if layers > backbone.config.n_layers:
+        raise UserError(f"model.layers is {layers}, but the model has {backbone.config.n_layers}; make it smaller.")
+    backbone.layers = backbone.layers[:layers]
+    backbone.config = replace(backbone.config, n_layers=layers)

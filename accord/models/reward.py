@@ -43,18 +43,32 @@ class ScalarHead(nn.Module):
     """A linear score of normalised features, initialised N(0, 1/√(d+1)) with zero bias (Stiennon et al. 2020).
 
     The layer norm (no weights) gives the head features of unit scale whatever the backbone's; without it the head's
-    learning rate would have to be found anew for every model.
+    learning rate would have to be found anew for every model.  ``measure`` then centres and scales each feature by
+    itself: in a large pretrained model a few of them, the same in every text, are a hundred times the others, and
+    would drown what tells texts apart.
     """
+
+    centre: Tensor
+    spread: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, 1)
         nn.init.normal_(self.linear.weight, std=(width + 1) ** -0.5)
         nn.init.zeros_(self.linear.bias)
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
+
+    @torch.no_grad()
+    def measure(self, features: Tensor) -> None:
+        """Stores centre and spread of each of the features (N, D) of N texts, N ≥ 2, before training."""
+        features = F.layer_norm(features.float(), features.shape[-1:])
+        self.centre.copy_(features.mean(0))
+        self.spread.copy_(features.std(0).clamp(min=1e-6))
 
     def forward(self, features: Tensor) -> Tensor:
         features = F.layer_norm(features.float(), features.shape[-1:])
-        return self.linear(features).squeeze(-1)  # type: ignore[no-any-return]
+        return self.linear((features - self.centre) / self.spread).squeeze(-1)  # type: ignore[no-any-return]
 
 
 class RewardModel(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -76,18 +77,21 @@ def train(config: PairsConfig, run: Run) -> dict[str, float]:
             "keeps": f"up to {config.pairs} pairs a prompt" if config.keep == "pairs" else "replies that ended",
         }
     )
-    temperatures = [config.temperatures[r % len(config.temperatures)] for r in range(config.replies)]
-    groups = [range(i, min(i + config.batch_size, len(asked))) for i in range(0, len(asked), config.batch_size)]
+    drawn = Counter(config.temperatures[r % len(config.temperatures)] for r in range(config.replies))
+    size = max(1, config.batch_size // max(drawn.values()))  # prompts
+    groups = [range(i, min(i + size, len(asked))) for i in range(0, len(asked), size)]
     replies: list[list[str]] = [[] for _ in asked]
     dropped = 0
     run.resumable = False
-    run.begin(len(groups) * config.replies)
-    for r, temperature in enumerate(temperatures):
+    run.begin(len(groups) * len(drawn))
+    for r, (temperature, samples) in enumerate(drawn.items()):
         decoding = Decoding(config.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, temperature)
         for g, rows in enumerate(groups):
+            generator = run.generator("replies", r, g)
             with autocast(device, config.precision):
-                generation, _ = generate(backbone, [asked[i] for i in rows], decoding, run.generator("replies", r, g))
-            for i, tokens, ended in zip(rows, generation.replies(), generation.ended.tolist(), strict=True):
+                generation, _ = generate(backbone, [asked[i] for i in rows], decoding, generator, samples)
+            owners = [i for i in rows for _ in range(samples)]
+            for i, tokens, ended in zip(owners, generation.replies(), generation.ended.tolist(), strict=True):
                 text = tokenizer.decode(tokens).strip()
                 if ended and text:
                     replies[i].append(text)

@@ -2,7 +2,8 @@
 
 Numbered details:
 1. loss −log σ(r_chosen − r_rejected − margin), a sum over the count of pairs;
-2. a scalar head, N(0, 1/√(d+1)), on layer-normalised features pooled over the reply (mean, or its last token);
+2. a scalar head, N(0, 1/√(d+1)), on features pooled over the reply (mean, or its last token), layer-normalised, then
+   each feature centred and scaled by its statistics over training replies before the first step;
 3. one epoch by default: a second one overfits;
 4. held-out accuracy by prompt: no prompt stands on both sides;
 5. mean and deviation of the scores are measured *after* training on the training replies and stored with the model.
@@ -24,7 +25,7 @@ from accord.data.preferences import PreferencePair, unit_length, units
 from accord.data.tokenizer import Tokenizer
 from accord.device import autocast, resolve_device
 from accord.functional.losses import bradley_terry_loss, mse_loss
-from accord.models.open import module
+from accord.models.open import keep_layers, module
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.run import Run
 from accord.settings import RewardConfig
@@ -36,6 +37,9 @@ from accord.training.loop import fit
 from accord.training.pair_data import read_pairs
 from accord.training.updater import Updater
 from accord.types import LossOutput, PreferenceBatch
+
+MEASURED = 256
+"""Pairs whose replies give the head its features' centre and spread."""
 
 
 def objective(model: RewardModel, batch: PreferenceBatch, kind: str) -> LossOutput:
@@ -50,18 +54,53 @@ def objective(model: RewardModel, batch: PreferenceBatch, kind: str) -> LossOutp
 
 
 @torch.no_grad()
-def score_pairs(
+def reply_features(
     model: RewardModel, pairs: Sequence[PreferencePair], device: torch.device, precision: str, size: int = 32
-) -> tuple[Tensor, Tensor]:
-    """Raw scores of chosen and rejected replies, (n,) each, on the CPU."""
+) -> Tensor:
+    """Pooled features of the chosen replies of n pairs, then of the rejected ones: (2n, D)."""
     chosen, rejected = [], []
     for rows in torch.split(torch.arange(len(pairs)), size):
         batch = pack_preferences([pairs[int(r)] for r in rows], rows.tolist()).to(device)
         with autocast(device, precision):
-            scores = model.raw(batch.packed, torch.cat([batch.chosen, batch.rejected])).float().cpu()
-        chosen.append(scores[: len(rows)])
-        rejected.append(scores[len(rows) :])
-    return torch.cat(chosen), torch.cat(rejected)
+            features = model.features(batch.packed, torch.cat([batch.chosen, batch.rejected]))
+        chosen.append(features[: len(rows)])
+        rejected.append(features[len(rows) :])
+    return torch.cat([*chosen, *rejected])
+
+
+@torch.no_grad()
+def score_pairs(
+    model: RewardModel, pairs: Sequence[PreferencePair], device: torch.device, precision: str, size: int = 32
+) -> tuple[Tensor, Tensor]:
+    """Raw scores of chosen and rejected replies, (n,) each, on the CPU."""
+    features = reply_features(model, pairs, device, precision, size)
+    chosen, rejected = model.head(features).float().cpu().chunk(2)
+    return chosen, rejected
+
+
+def fit_head(head: ScalarHead, features: Tensor, margins: Tensor, decay: float) -> float:
+    """Fits the head alone to features (2n, D) of n chosen, then n rejected replies; returns the share ordered right.
+
+    Minimises the mean Bradley-Terry loss plus decay · |w|², which is convex, by L-BFGS from w = 0.  Linear probing
+    before fine-tuning (Kumar et al. 2022, arXiv 2202.10054): from a random head the first steps would bend good
+    features towards noise.
+    """
+    nn.init.zeros_(head.linear.weight)
+    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        chosen, rejected = head(features).chunk(2)
+        loss = bradley_terry_loss(chosen, rejected, margins).loss
+        mean = loss.total / loss.count + decay * head.linear.weight.square().sum()
+        mean.backward()  # type: ignore[no-untyped-call]
+        return float(mean.detach())
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimiser.zero_grad()
+    with torch.no_grad():
+        chosen, rejected = head(features).chunk(2)
+    return float((chosen > rejected).float().mean())
 
 
 def train(config: RewardConfig, run: Run) -> dict[str, float]:
@@ -71,8 +110,11 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     tokenizer = open_tokenizer(settings.base_model)
     torch.manual_seed(run.derive("head"))
     backbone = open_model(settings.base_model, device)
+    keep_layers(backbone, settings.layers)
     head: nn.Module = ScalarHead(backbone.width)
     if settings.kind == "features":
+        if settings.layers or options.probe_decay:
+            raise UserError("model.layers and training.probe_decay are for model.kind=language; leave them out.")
         module(backbone).requires_grad_(False)
         if settings.input_dim != backbone.width:
             raise UserError(
@@ -105,7 +147,16 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     ]
     updater = Updater(groups, options, len(batches), config.precision)
     checkpoint = Checkpoint(run.directory / "state.pt", run.key, {"model": model, "updater": updater, "data": batches})
-    run.begin(len(batches), checkpoint.restore() if run.resume else 0)
+    start = checkpoint.restore() if run.resume else 0
+    if start == 0 and isinstance(model.head, ScalarHead):
+        seen = pairs if options.probe_decay else pairs[:MEASURED]
+        features = reply_features(model, seen, device, config.precision)
+        model.head.measure(features)
+        if options.probe_decay:
+            margins = torch.tensor([pair.margin for pair in seen], device=device)
+            accuracy = fit_head(model.head, features, margins, options.probe_decay)
+            run.say(f"head fitted to the untouched model's features: it orders {accuracy:.0%} of the training pairs")
+    run.begin(len(batches), start)
 
     def packed(chosen: Sequence[int]) -> list[PreferenceBatch]:
         cut = ([r for u in some for r in grouped[u]] for some in micro_batches(chosen, options.micro_batch_size))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from accord.config import UserError
-from accord.models.open import module, small_backbone
+from accord.models.open import keep_layers, module, open_backbone, small_backbone
 from accord.models.reward import HEAD_CONFIG, HEAD_FILE, RewardMLP, RewardModel, ScalarHead, is_reward_model
 from accord.types import Packed
 
@@ -55,6 +55,49 @@ def test_the_scalar_head_starts_small() -> None:
     assert (ScalarHead(63).linear.bias == 0).all()
     scores = torch.cat([ScalarHead(63)(1000 * torch.randn(1, 63) + 5) for _ in range(400)])
     assert float(scores.detach().std()) == pytest.approx(1.0, rel=0.15)  # whatever the features' scale
+
+
+def test_a_measured_head_sees_every_feature_at_one_scale() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(500, 63)
+    features[:, 5] += 400.0  # the same in every text, and a hundred times the others
+    head = ScalarHead(63)
+    drowned = head(features)
+    head.measure(features)
+    scores = head(features)
+    assert float(drowned.detach().std()) < 0.2
+    assert float(scores.detach().std()) == pytest.approx(1.0, rel=0.25)
+    assert abs(float(scores.detach().mean())) < 1e-2
+    normalised = torch.nn.functional.layer_norm(features, (63,))
+    expected = (normalised - normalised.mean(0)) / normalised.std(0) @ head.linear.weight[0]
+    torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_feature_that_never_varies_gives_no_nan() -> None:
+    head = ScalarHead(8)
+    head.measure(torch.ones(4, 8))
+    assert head(torch.randn(3, 8)).isfinite().all()
+
+
+# ------------------------------------------------------------------------------------- fewer layers
+@pytest.mark.parametrize("family", ["mamba", "transformer"])
+def test_the_first_layers_only(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole, cut = (small_backbone(family, 32, 3, 20, 1, 0) for _ in range(2))
+    module(cut).load_state_dict(module(whole).state_dict())
+    keep_layers(cut, 2)
+    for name, weight in module(whole).named_parameters():
+        if name.startswith("layers.2") and name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight")):
+            torch.nn.init.zeros_(weight)  # the third layer then writes nothing
+    torch.testing.assert_close(cut.hidden(PACKED), whole.hidden(PACKED), rtol=1e-5, atol=1e-6)
+    cut.save(str(tmp_path))
+    again = open_backbone(tmp_path)
+    torch.testing.assert_close(again.hidden(PACKED), cut.hidden(PACKED))
+    assert not any("layers.2" in name for name in module(again).state_dict())
+    keep_layers(whole, 0)
+    assert any("layers.2" in name for name in module(whole).state_dict())
+    with pytest.raises(UserError, match=r"model\.layers is 3, but the model has 2"):
+        keep_layers(cut, 3)
 
 
 # ------------------------------------------------------------------------------------- pooling

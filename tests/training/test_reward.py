@@ -18,7 +18,7 @@ from accord.data.tokenizer import Tokenizer
 from accord.models.backbone import Backbone
 from accord.models.open import module, open_backbone
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
-from accord.training.reward_model import objective, score_pairs
+from accord.training.reward_model import fit_head, objective, score_pairs
 
 PAIRS = [
     PreferencePair((5, 6, 7), (20, 21, 1), (22, 1), 0.5),
@@ -62,6 +62,30 @@ def test_scores_do_not_depend_on_the_batch(make_tiny: Callable[..., Backbone]) -
     turned = score_pairs(model, PAIRS[::-1], CPU, "float32", 2)
     for a, b in zip(whole, turned, strict=True):
         torch.testing.assert_close(a, b.flip(0), rtol=0, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------- the probe
+def test_the_probe_finds_the_minimum_of_its_loss() -> None:
+    """The gradient of mean Bradley-Terry loss + decay · |w|², written out, is zero at the weights found."""
+    torch.manual_seed(0)
+    head, decay, n = ScalarHead(6), 0.05, 80
+    features, margins = torch.randn(2 * n, 6), torch.rand(n)
+    features[:n, 2] += 3.0  # what tells the chosen from the rejected
+    head.measure(features)
+    accuracy = fit_head(head, features, margins, decay)
+    seen = (torch.nn.functional.layer_norm(features, (6,)) - head.centre) / head.spread
+    gaps = (seen[:n] - seen[n:]).double()
+    w = head.linear.weight.detach()[0].double()
+    gradient = -((1 - torch.sigmoid(gaps @ w - margins)) / n) @ gaps + 2 * decay * w
+    assert float(gradient.abs().max()) < 1e-4
+    assert accuracy == pytest.approx(float((gaps @ w > 0).double().mean()))
+    assert accuracy > 0.7
+    assert int(w.abs().argmax()) == 2
+    weaker = ScalarHead(6)
+    weaker.measure(features)
+    fit_head(weaker, features, margins, 10 * decay)
+    assert float(weaker.linear.weight.detach().norm()) < 0.5 * float(w.norm())
+    assert all(p.grad is None for p in head.parameters())
 
 
 # ------------------------------------------------------------------------------------- the stage
@@ -145,3 +169,22 @@ def test_micro_batches_of_pairs_change_nothing(
     whole, cut = (weights_of(tmp_path / "out" / n / "reward_model_final.pt") for n in ("whole", "cut"))
     for name, value in whole.items():
         torch.testing.assert_close(cut[name], value, rtol=1e-5, atol=2e-6)
+
+
+def test_a_probe_and_fewer_layers_reach_the_artifact(stage: Any, world: Any, tmp_path: Path) -> None:
+    """With learning rates of zero, what is left behind is the probe on the base's first layer."""
+    still = {"num_epochs": 1, "learning_rate": 0.0, "probe_decay": 0.001, "model": {"layers": 1}}
+    metrics = stage("reward", values(world, "language", **still)).done["metrics"]
+    model = RewardModel.open(tmp_path / "out" / "reward" / "model")
+    base, mine = module(open_backbone(world.mamba)).state_dict(), module(model.backbone).state_dict()
+    assert {name for name in base if not name.startswith("layers.1")} == set(mine)
+    assert all(torch.equal(base[name], value) for name, value in mine.items())
+    assert metrics["train_accuracy"] >= 0.9
+    assert isinstance(model.head, ScalarHead)
+    assert not torch.equal(model.head.spread, torch.ones(32))
+
+
+@pytest.mark.parametrize("change", [{"probe_decay": 0.1}, {"model": {"layers": 1}}])
+def test_what_only_a_language_model_can_do_is_refused(stage: Any, world: Any, change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"are for model\.kind=language"):
+        stage("reward", values(world, "features", **change))
