@@ -1,11 +1,11 @@
-# Everything runs in .venv, made on first use.  make setup | test | slow | lint | type | smollm2 | readme | clean
+# Everything runs in .venv, made on first use.  make setup | test | slow | mutants | lint | type | smollm2 | readme | clean
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTHON ?= python3
 # The CPU build has no CUDA packages; where there is none (macOS), the plain one is taken in the next step.
 CPU_TORCH := torch==2.13.0+cpu
 
-.PHONY: setup test slow lint type format smollm2 readme hooks clean
+.PHONY: setup test slow mutants lint type format smollm2 readme hooks clean
 
 setup: .venv/.made
 
@@ -15,13 +15,17 @@ setup: .venv/.made
 	@$(PY) -c 'import torch' 2>/dev/null || $(PIP) '$(CPU_TORCH)' 2>/dev/null \
 	  || $(PIP) --extra-index-url https://download.pytorch.org/whl/cpu '$(CPU_TORCH)' 2>/dev/null || true
 	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[oracle]' 2>/dev/null || echo "no oracles here: the tests that compare with other libraries are skipped"
 	@touch $@
 
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -q
+	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -q
 
 slow: setup
 	$(PY) -m pytest -m slow -v
+
+mutants: setup
+	$(PY) tests/mutants/run.py $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .

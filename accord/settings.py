@@ -252,6 +252,8 @@ class Policy(TextModel):
     """heads: its vocabulary."""
     hidden_dim: Positive = 64
     """heads, vector: width of the actor's and the critic's hidden layers."""
+    log_std: float = 0.0
+    """vector, continuous actions: logarithm of the deviation that the policy starts with."""
     critic: Literal["shared", "shared_detached", "separate", "reward"] = "shared"
     """language: a value head on the policy's trunk (detached: its gradient stops at the head), on a model of its own,
     or on a copy of the reward model."""
@@ -283,6 +285,8 @@ class PPOOptimiser(Optimiser):
     """language: replies to the same prompt within a rollout."""
     clip_range: Annotated[float, Field(gt=0)] = 0.2
     """The ratio counts only within [1 - this, 1 + this]."""
+    clip_schedule: Literal["constant", "linear"] = "constant"
+    """linear: clip_range falls to zero over the rollouts."""
     clip_range_vf: Annotated[float, Field(ge=0)] = 0.2
     """Value clipping around the old values; 0: none."""
     gamma: Share = 0.99
@@ -362,6 +366,32 @@ class Sampling(Section):
     """The budget of a reply."""
 
 
+class Normalisation(Section):
+    """vector: running scales, part of the saved state, unchanged in evaluation."""
+
+    observations: bool = False
+    """To mean 0 and deviation 1."""
+    rewards: bool = False
+    """Divided by the deviation of their discounted sum (training.gamma), for learning only."""
+    clip: Annotated[float, Field(gt=0)] = 10.0
+    """Both are cut to [-clip, clip]."""
+
+
+class Evaluation(Section):
+    """vector: whole episodes by the likeliest action, with seeds of their own; learning does not feel them."""
+
+    episodes: Annotated[int, Field(ge=0)] = 20
+    """At the end, and each time that every asks for; 0: none."""
+    every: Annotated[int, Field(ge=0)] = 0
+    """Environment steps between evaluations during training; 0: only at the end."""
+    max_steps: Positive = 10000
+    """A longer episode counts as it stands then."""
+    curve: bool = True
+    """Draw curve.png: returns over environment steps."""
+    video: bool = False
+    """Write episode.gif: the first evaluation episode."""
+
+
 class PPOConfig(Stage):
     """PPO on heads over a frozen model, on a whole language model, or on a Gymnasium task."""
 
@@ -370,7 +400,7 @@ class PPOConfig(Stage):
         if self.training.schedule == "kl_adaptive" and not self.training.target_kl:
             raise ValueError("training.schedule=kl_adaptive needs training.target_kl, the KL to steer to")
         if self.model.policy == "vector" and not self.environment:
-            raise ValueError("model.policy=vector needs environment, a Gymnasium id such as CartPole-v1")
+            raise ValueError("model.policy=vector needs environment, a Gymnasium id such as CartPole-v1, or module:Class")
         return self
 
     model: Policy = Policy()
@@ -383,7 +413,9 @@ class PPOConfig(Stage):
     reference: str = ""
     """language: the reference model; empty: the model that training starts from."""
     environment: str = ""
-    """vector: a Gymnasium id, e.g. CartPole-v1."""
+    """vector: a Gymnasium id, e.g. CartPole-v1, or a class of your own, module:Class."""
+    normalize: Normalisation = Normalisation()
+    evaluation: Evaluation = Evaluation()
 
 
 class CompareConfig(Stage):

@@ -9,6 +9,7 @@ with replacement.  Intervals are percentile intervals (Efron 1979).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence, Sized
 from typing import NamedTuple, TypeAlias
 
@@ -207,6 +208,20 @@ def length_matched_accuracy(
     if not alike.any():
         return MatchedAccuracy(None, 0)
     return MatchedAccuracy(float((np.sign(chosen - rejected)[alike].mean() + 1) / 2), int(alike.sum()))
+
+
+# ----------------------------------------------------------------- best of n
+def best_of_n_kl(n: int) -> float:
+    """log n - (n - 1)/n: the KL from the policy, in nats, of the best of ``n`` of its replies (Stiennon et al. 2020).
+
+    Exact where no two replies score alike and each is rare; an upper bound otherwise (Beirami et al. 2024).
+
+    >>> round(best_of_n_kl(4), 4)
+    0.6363
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, found {n}")
+    return math.log(n) - (n - 1) / n
 
 
 # ----------------------------------------------------------------- the texts

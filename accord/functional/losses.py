@@ -138,9 +138,10 @@ def ppo_value_loss(
     loss = (values - returns).square()
     bites = torch.zeros_like(mask)
     if clip_range_value is not None:
-        near = old_values + (values - old_values).clamp(-clip_range_value, clip_range_value)
+        moved = values - old_values
+        near = old_values + moved.clamp(-clip_range_value, clip_range_value)
         clipped = (near - returns).square()
-        bites = clipped > loss
+        bites = (clipped > loss) & (moved.abs() > clip_range_value)  # inside, rounding alone tells them apart
         loss = torch.maximum(loss, clipped)
     metrics = {"value_clip_fraction": mean_over(bites, mask), "value": mean_over(values.detach(), mask)}
     return LossOutput(mean_over(loss / 2, mask), metrics)

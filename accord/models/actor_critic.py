@@ -1,16 +1,20 @@
 """Policy and value heads over a vector, whatever made it: an environment's observation or a language model's state.
 
+``ActorCritic`` acts by numbers, ``GaussianActorCritic`` by vectors of reals.
+
 Two tanh layers a trunk; orthogonal weights of gain sqrt 2 in the trunk, 0.01 for the policy's last layer (so that the
-first policy is all but uniform) and 1 for the value's; zero biases.  "The 37 Implementation Details of PPO", 2 and 9.
+first policy is all but uniform) and 1 for the value's; zero biases.  "The 37 Implementation Details of PPO", 2 and 13.
 """
 
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Generator, Tensor, nn
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
@@ -141,3 +145,59 @@ class ActorCritic(nn.Module):
             return cast(Tensor, self.critic(obs))
         _check_observations(obs, self.obs_dim)
         return cast(Tensor, self.critic(self.policy.trunk(obs))).squeeze(-1)
+
+
+class GaussianActorCritic(nn.Module):
+    """``ActorCritic`` for actions that are vectors of reals: independent normal components around the network's output.
+
+    The deviations are parameters of their own, the same in every state ("The 37 Implementation Details of PPO",
+    continuous actions 1-3).  Actions are as drawn: whoever acts clips them to the task's bounds, and log-probabilities
+    are of what was drawn, not of what was clipped.
+    """
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int = 64, log_std: float = 0.0) -> None:
+        super().__init__()
+        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.policy = PolicyNetwork(obs_dim, action_dim, hidden_dim)
+        self.critic = ValueNetwork(obs_dim, hidden_dim)
+        self.log_std = nn.Parameter(torch.full((action_dim,), log_std))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """(means (…, action_dim), values (…,))."""
+        return self.policy(obs), self.critic(obs)
+
+    def _log_probs(self, means: Tensor, actions: Tensor) -> Tensor:
+        scaled = (actions - means) * torch.exp(-self.log_std)
+        return -(scaled.square() / 2 + self.log_std + _HALF_LOG_TWO_PI).sum(-1)
+
+    def get_action_and_value(
+        self, obs: Tensor, deterministic: bool = False, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(action (…, action_dim), log_prob (…,), value (…,)) for observations (…, obs_dim).
+
+        Deterministic: the mean.  ``generator`` must live on the observations' device.
+        """
+        means, values = self(obs)
+        actions = means
+        if not deterministic:
+            noise = torch.randn(means.shape, generator=generator, device=means.device)
+            actions = (means + noise * self.log_std.exp()).detach()
+        return actions, self._log_probs(means, actions), values
+
+    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(log_probs, values, entropy), (…,) each, of ``actions`` (…, action_dim) taken at ``obs`` (…, obs_dim).
+
+        Raises ValueError for a wrong shape, naming what was expected and what was found.
+        """
+        means, values = self(obs)
+        if actions.shape != means.shape:
+            raise ValueError(f"actions: shape {tuple(actions.shape)}, expected {tuple(means.shape)}")
+        entropy = (self.log_std + 0.5 + _HALF_LOG_TWO_PI).sum()
+        return self._log_probs(means, actions), values, entropy.expand(values.shape)
+
+    def value(self, obs: Tensor) -> Tensor:
+        """(…,) the values alone."""
+        return cast(Tensor, self.critic(obs))
+
+
+AnyActorCritic: TypeAlias = "ActorCritic | GaussianActorCritic"

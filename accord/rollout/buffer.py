@@ -18,6 +18,8 @@ _GIVEN = ("observations", "actions", "rewards", "values", "log_probs", "dones", 
 
 
 def _array(x: Array, dtype: torch.dtype) -> np.ndarray:
+    if isinstance(x, np.ndarray):
+        return x
     return x.detach().to("cpu", dtype).numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
@@ -26,7 +28,7 @@ class RolloutBatch:
     """``B`` steps, in whatever order they were asked for."""
 
     observations: Tensor  # (B, *obs_shape) float32
-    actions: Tensor  # (B,) int64
+    actions: Tensor  # (B,) int64, or (B, action_dim) float32 for continuous ones
     rewards: Tensor  # (B,) float32
     values: Tensor  # (B,) float32, at sampling time
     log_probs: Tensor  # (B,) float32, under the sampling policy
@@ -60,7 +62,9 @@ class RolloutBuffer:
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         device: torch.device | str = "cpu",
+        continuous: int = 0,
     ) -> None:
+        """``continuous``: the length of an action where it is a vector of real numbers; 0: actions are integers."""
         for name, size in (("n_steps", n_steps), ("n_envs", n_envs)):
             if size < 1:
                 raise ValueError(f"{name}: {size}, expected 1 or more")
@@ -69,7 +73,7 @@ class RolloutBuffer:
         self.obs_shape = (obs_dim,) if isinstance(obs_dim, int) else tuple(obs_dim)
         steps = (n_steps, n_envs)
         self.observations = torch.zeros(*steps, *self.obs_shape)
-        self.actions = torch.zeros(steps, dtype=torch.int64)
+        self.actions = torch.zeros(*steps, continuous) if continuous else torch.zeros(steps, dtype=torch.int64)
         self.rewards = torch.zeros(steps)
         self.values = torch.zeros(steps)
         self.log_probs = torch.zeros(steps)

@@ -1,4 +1,4 @@
-"""Environments with Gymnasium's calls: replies of a frozen language model token by token, and any Gymnasium id."""
+"""Replies of a frozen language model token by token, as environments with Gymnasium's calls (its tasks: ``gym``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accord.config import UserError
 from accord.models.backbone import Backbone, Cache
 from accord.models.open import module
 from accord.types import Packed
@@ -69,27 +68,6 @@ class TokenEnvironment:
             return observation, self.score(self.prompt, self.tokens, ended), True, False, info
         self._hidden = self.backbone.step(torch.tensor([action], device=self._hidden.device), self._cache)
         return self._hidden[0].float().cpu().numpy(), 0.0, False, False, info
-
-
-def gymnasium_environment(name: str) -> tuple[Environment, int, int]:
-    """A Gymnasium environment with vectors to see and a few actions to take: itself, obs_dim, action_dim.
-
-    Raises UserError where Gymnasium is absent, the id unknown, or the spaces of another kind.
-    """
-    try:
-        import gymnasium
-    except ImportError:
-        raise UserError("policy=vector needs Gymnasium: pip install 'accord[gym]'.") from None
-    try:
-        environment: Any = gymnasium.make(name)
-    except gymnasium.error.Error as error:
-        raise UserError(f"environment: {name!r} cannot be made ({error}).") from None
-    observations, actions = environment.observation_space, environment.action_space
-    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
-        raise UserError(f"environment: {name!r} shows {observations}, needed is a vector (a Box of one dimension).")
-    if not isinstance(actions, gymnasium.spaces.Discrete):
-        raise UserError(f"environment: {name!r} takes {actions}, needed is a Discrete space.")
-    return environment, int(observations.shape[0]), int(actions.n)
 
 
 class Vectors:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from accord.run import Run
-from accord.training.updater import Objective, Updater
+from accord.types import LossOutput
 
 B = TypeVar("B")
 
 
+class Steps(Protocol):
+    """What makes an optimiser step of a batch and an objective: an ``Updater``, or the quick one of plain PPO."""
+
+    def step(self, batch: Sequence[Any], objective: Any) -> dict[str, float]: ...
+
+
 def fit(
     run: Run,
-    updater: Updater,
+    updater: Steps,
     batches: Iterable[Sequence[B]],
-    objective: Objective[B],
+    objective: Callable[[B], LossOutput],
     save: Callable[[], None],
     after_step: Callable[[dict[str, float]], None] | None = None,
 ) -> None:

@@ -1,7 +1,7 @@
 """PPO: Schulman et al. 2017 (arXiv 1707.06347), with the details of Ziegler et al. 2019 and Huang et al. 2022, 2024.
 
-Three policies, one core (``ppo_core``): heads on a frozen language model and Gymnasium tasks (``ppo_vector``), and a
-whole language model (``ppo_language``).  Numbered details:
+Three policies, one core (``ppo_core``): Gymnasium tasks (``ppo_vector``), heads on a frozen language model
+(``ppo_heads``), and a whole language model (``ppo_language``).  Numbered details:
  1. the sampling temperature divides the logits in old and new log-probs alike; no top-k, no top-p;
  2. log-probs and values are kept from the sampling pass, so the first minibatch's ratio is 1; in bfloat16, where
     sampler and trainer differ, the log-probs are taken anew and the mismatch is logged;
@@ -20,11 +20,13 @@ from __future__ import annotations
 
 from accord.run import Run
 from accord.settings import PPOConfig
-from accord.training import ppo_language, ppo_vector
+from accord.training import ppo_heads, ppo_language, ppo_vector
 
 
 def train(config: PPOConfig, run: Run) -> dict[str, float]:
     """Trains the policy that ``model.policy`` names; returns the last rollout's numbers."""
     if config.model.policy == "language":
         return ppo_language.train(config, run)
+    if config.model.policy == "heads":
+        return ppo_heads.train(config, run)
     return ppo_vector.train(config, run)

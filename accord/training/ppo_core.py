@@ -14,8 +14,7 @@ from accord.functional.losses import combine, entropy_bonus, kl_penalty_loss, pp
 from accord.run import Run
 from accord.settings import KL, PPOOptimiser
 from accord.training.checkpoint import Checkpoint, Resumable
-from accord.training.loop import fit
-from accord.training.updater import Objective, Updater
+from accord.training.loop import Steps, fit
 from accord.types import LossOutput, PPOBatch, TextActions, VectorActions
 
 
@@ -29,6 +28,14 @@ class ActionScores:
 
 
 Score = Callable[[Any], ActionScores]
+
+
+class PolicyUpdater(Steps, Resumable, Protocol):
+    """``Updater``, or the quick one of small networks."""
+
+    device: torch.device
+
+    def adapt_to_kl(self, approx_kl: float, target: float) -> None: ...
 
 
 class Source(Protocol):
@@ -46,28 +53,32 @@ def controller(settings: KL) -> FixedKL | AdaptiveKL:
     return AdaptiveKL(settings.beta, settings.target, settings.horizon) if settings.target else FixedKL(settings.beta)
 
 
-def objective(score: Score, settings: PPOOptimiser, kl: KL, beta: float, policy_weight: float) -> Objective[PPOBatch]:
+@dataclass(frozen=True, slots=True)
+class PPOObjective:
     """Policy loss + vf_coef · value loss − ent_coef · entropy (+ beta · KL estimate), over the valid actions."""
 
-    def loss(batch: PPOBatch) -> LossOutput:
-        new = score(batch.inputs)
-        clip_value = settings.clip_range_vf or None
-        terms = [
-            (
-                policy_weight,
-                ppo_policy_loss(new.logprobs, batch.logprobs, batch.advantages, batch.mask, settings.clip_range),
-            ),
-            (settings.vf_coef, ppo_value_loss(new.values, batch.values, batch.returns, batch.mask, clip_value)),
-            (policy_weight * settings.ent_coef, entropy_bonus(new.entropy, batch.mask)),
-        ]
-        if kl.placement == "loss" and isinstance(batch.inputs, TextActions):
-            penalty = kl_penalty_loss(new.logprobs, batch.inputs.ref_logprobs, batch.mask, kl.estimator)
-            terms.append((policy_weight * beta, penalty))
-        output = combine(*terms)
-        named = {"policy_loss": terms[0][1].loss, "value_loss": terms[1][1].loss}
-        return LossOutput(output.loss, {**{k: v.detach() for k, v in named.items()}, **output.metrics})
+    score: Score
+    settings: PPOOptimiser
+    kl: KL
+    beta: float
+    policy_weight: float  # of all terms but the value's; 0 while only the critic learns
 
-    return loss
+    def __call__(self, batch: PPOBatch) -> LossOutput:
+        new, settings, weight = self.score(batch.inputs), self.settings, self.policy_weight
+        clip_value = settings.clip_range_vf or None
+        policy = ppo_policy_loss(new.logprobs, batch.logprobs, batch.advantages, batch.mask, settings.clip_range)
+        value = ppo_value_loss(new.values, batch.values, batch.returns, batch.mask, clip_value)
+        terms = [
+            (weight, policy),
+            (settings.vf_coef, value),
+            (weight * settings.ent_coef, entropy_bonus(new.entropy, batch.mask)),
+        ]
+        if self.kl.placement == "loss" and isinstance(batch.inputs, TextActions):
+            penalty = kl_penalty_loss(new.logprobs, batch.inputs.ref_logprobs, batch.mask, self.kl.estimator)
+            terms.append((weight * self.beta, penalty))
+        output = combine(*terms)
+        named = {"policy_loss": policy.loss.detach(), "value_loss": value.loss.detach()}
+        return LossOutput(output.loss, {**named, **output.metrics})
 
 
 class Progress:
@@ -118,10 +129,13 @@ class Progress:
         for index in range(self.position, epochs * -(-rows // size)):
             if self.stopped:
                 return
+            self.position = index + 1
+            if size >= rows and not micro:  # one batch of all: any order gives the same sums
+                yield [self.batch]
+                continue
             epoch, place = divmod(index, -(-rows // size))
             order = torch.randperm(rows, generator=run.generator("minibatches", self.iteration, epoch))
             chosen = order[place * size : (place + 1) * size]
-            self.position = index + 1
             yield [self.batch[part.to(self.batch.mask.device)] for part in torch.split(chosen, micro or size)]
 
 
@@ -154,7 +168,7 @@ def _batch_of(state: Mapping[str, Any]) -> PPOBatch:
 def train_policy(
     run: Run,
     model: nn.Module,
-    updater: Updater,
+    updater: PolicyUpdater,
     source: Source,
     score: Score,
     settings: PPOOptimiser,
@@ -184,11 +198,12 @@ def train_policy(
             progress.begin_rollout(batch.to(device), numbers)
             run.record({**numbers, "beta": progress.kl.beta}, prefix="rollout/")
         weight = 0.0 if progress.iteration < settings.value_warmup else 1.0
+        clip = settings.clip_range * (1.0 - progress.iteration / iterations * (settings.clip_schedule == "linear"))
         fit(
             run,
             updater,
             progress.minibatches(run, settings.num_epochs, settings.batch_size, settings.micro_batch_size),
-            objective(score, settings, kl, progress.kl.beta, weight),
+            PPOObjective(score, settings.model_copy(update={"clip_range": clip}), kl, progress.kl.beta, weight),
             save=lambda: checkpoint.save(run.step),
             after_step=after_step,
         )

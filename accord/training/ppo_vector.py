@@ -1,168 +1,248 @@
-"""PPO on vectors: ActorCritic on Gymnasium's observations, or on a frozen language model's features (heads)."""
+"""PPO on vectors: what a step of experience is to the core, and the policy that acts in Gymnasium's tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from accord.config import UserError
-from accord.data.prompts import load_prompts
 from accord.device import resolve_device
-from accord.models.actor_critic import ActorCritic
-from accord.models.open import frozen
+from accord.functional.advantages import explained_variance, normalize_advantages
+from accord.models.actor_critic import ActorCritic, AnyActorCritic, GaussianActorCritic
+from accord.models.hand_gradient import HandGradient
 from accord.rollout.buffer import RolloutBuffer
-from accord.rollout.environments import Environment, TokenEnvironment, Vectors, gymnasium_environment
-from accord.rollout.score import Replies, total
+from accord.rollout.gym import GymVectors, Spaces, open_vectors
+from accord.rollout.normalise import Normaliser
 from accord.run import Run
-from accord.settings import PPOConfig
-from accord.training.artifact import leave_pt, open_model, open_tokenizer
+from accord.settings import PPOConfig, PPOOptimiser
+from accord.training.artifact import leave_pt
 from accord.training.describe import model_in_words
-from accord.training.ppo_core import ActionScores, train_policy
-from accord.training.ppo_language import open_rewards
+from accord.training.hand_updater import HandUpdater, hand_for
+from accord.training.ppo_core import ActionScores, PolicyUpdater, Source, train_policy
+from accord.training.ppo_evaluation import evaluate, leave_curve, leave_video
 from accord.training.updater import Updater
 from accord.types import PPOBatch, VectorActions
 
+Drawn: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray]"
+"""Actions, their log-probabilities (n,) and the values (n,) of what was seen."""
+
+
+def step_rows(buffer: RolloutBuffer, normalize: bool, valid: Tensor | None = None) -> tuple[PPOBatch, float]:
+    """A full buffer as rows of one action each, and the explained variance of its values.
+
+    ``valid`` (n_steps · n_envs,) bool, in the order of time, environments side by side: the steps that were taken.
+    """
+    rows = next(iter(buffer.get()))
+    kept = torch.ones(len(rows), dtype=torch.bool) if valid is None else valid
+    advantages = normalize_advantages(rows.advantages, kept) if normalize else rows.advantages
+    column = (x[:, None] for x in (rows.log_probs, rows.values, advantages, rows.returns))
+    batch = PPOBatch(VectorActions(rows.observations, rows.actions), kept[:, None], *column)
+    return batch, explained_variance(rows.values, rows.returns, kept)
+
 
 class VectorSource:
-    """``n_steps`` of ``n_envs`` environments at a time; each step is a row of one action."""
+    """``n_steps`` of ``n_envs`` environments at a time, all stepped in one call."""
 
-    def __init__(self, config: PPOConfig, run: Run, model: ActorCritic, vectors: Vectors, obs_dim: int) -> None:
-        self.config, self.run, self.model, self.vectors = config, run, model, vectors
-        training = config.training
-        self.buffer = RolloutBuffer(training.n_steps, obs_dim, training.n_envs, training.gamma, training.gae_lambda)
-        self.running = [0.0] * training.n_envs
-        self.finished: list[float] = []
+    def __init__(
+        self, config: PPOConfig, run: Run, model: AnyActorCritic, vectors: GymVectors, normaliser: Normaliser
+    ) -> None:
+        self.hand = quick_path(model, config.training)
+        self.config, self.run, self.model, self.vectors, self.normaliser = config, run, model, vectors, normaliser
+        training, spaces = config.training, vectors.spaces
+        width = spaces.action_dim if spaces.continuous else 0
+        self.device = next(model.parameters()).device
+        self.buffer = RolloutBuffer(
+            training.n_steps, spaces.obs_dim, training.n_envs, training.gamma, training.gae_lambda, continuous=width
+        )
+        self.running = np.zeros(training.n_envs)
+        self.recent: deque[float] = deque(maxlen=100)
+        self.episodes = 0
+        self.observations = normaliser.observations(vectors.observations)
 
     @torch.no_grad()
     def collect(self, iteration: int, beta: float) -> tuple[PPOBatch, dict[str, float]]:
+        """One rollout.  Rows whose action was not taken (an autoreset's) are masked; ``beta`` is for language."""
+        training = self.config.training
+        steps = training.n_steps * training.n_envs
+        self._evaluate_between(iteration * steps, steps)
         self.buffer.reset()
-        device = next(self.model.parameters()).device
-        generator = self.run.generator("actions", iteration, device=str(device))
-        before, kl = len(self.finished), 0.0
-        for _ in range(self.config.training.n_steps):
-            observations = self.vectors.observe()
-            actions, log_probs, values = (
-                x.cpu() for x in self.model.get_action_and_value(observations.to(device), generator=generator)
-            )
-            steps = self.vectors.step(actions)
-            rewards, bootstrap, done = torch.zeros(len(steps)), torch.zeros(len(steps)), torch.zeros(len(steps))
-            for i, (final, reward, terminated, truncated, info) in enumerate(steps):
-                self.running[i] += reward
-                rewards[i] = reward
-                if "ref_logprob" in info:
-                    gap = float(log_probs[i]) - info["ref_logprob"]
-                    rewards[i] -= beta * gap
-                    kl += gap
-                if truncated and not terminated:
-                    last = torch.as_tensor(final, dtype=torch.float32, device=device)[None]
-                    bootstrap[i] = self.model.value(last).cpu().squeeze()
-                if terminated or truncated:
-                    done[i] = 1.0
-                    self.finished.append(self.running[i])
-                    self.running[i] = 0.0
-            self.buffer.add(observations, actions, rewards, values, log_probs, done.bool(), bootstrap)
-        self.buffer.compute(self.model.value(self.vectors.observe().to(device)).cpu())
-        return self._batch(self.finished[before:], kl)
+        act = self._drawing(iteration)
+        valid = np.ones((training.n_steps, training.n_envs), dtype=bool)
+        returns: list[float] = []
+        for t in range(training.n_steps):
+            seen = self.observations
+            actions, log_probs, values = act(t, seen)
+            stepped = self.vectors.step(actions)
+            valid[t], ended = stepped.valid, stepped.terminated | stepped.truncated
+            rewards = self.normaliser.rewards(stepped.rewards, ended, stepped.valid)
+            bootstrap = np.zeros(training.n_envs)
+            cut = stepped.truncated & ~stepped.terminated
+            if cut.any():  # the limit of time is no part of the task: it goes on in the value function
+                bootstrap[cut] = self._values(self.normaliser.observations(stepped.final[cut], learn=False))
+            self.buffer.add(seen, actions, rewards, values, log_probs, ended | ~stepped.valid, bootstrap)
+            self.running += stepped.rewards * stepped.valid
+            if ended.any():
+                returns += self.running[ended].tolist()
+                self.running[ended] = 0.0
+            self.observations = self.normaliser.observations(self.vectors.observations, ~self.vectors.waiting)
+        self.buffer.compute(self._values(self.observations))
+        return self._batch(returns, torch.from_numpy(valid.reshape(-1)), (iteration + 1) * steps)
 
-    def _batch(self, returns: list[float], kl: float) -> tuple[PPOBatch, dict[str, float]]:
-        from accord.functional.advantages import explained_variance, normalize_advantages
+    def _drawing(self, iteration: int) -> Callable[[int, np.ndarray], Drawn]:
+        """What acts at step t of a rollout."""
+        training = self.config.training
+        generator = self.run.generator("actions", iteration, device=str(self.device))
+        if hand := self.hand:
+            chances = hand.chances((training.n_steps, training.n_envs), generator)
+            return lambda t, seen: hand.act(seen, chances[t])
 
-        rows = next(iter(self.buffer.get()))
-        advantages = rows.advantages
-        if self.config.training.normalize_advantages:
-            advantages = normalize_advantages(advantages)
-        column = (x[:, None] for x in (rows.log_probs, rows.values, advantages, rows.returns))
-        mask = torch.ones(len(rows), 1, dtype=torch.bool)
-        batch = PPOBatch(VectorActions(rows.observations, rows.actions), mask, *column)
-        recent = returns or self.finished[-20:]
-        metrics = {
-            "episode_return": sum(recent) / max(len(recent), 1),
-            "episodes": float(len(self.finished)),
-            "kl": kl / max(len(returns), 1),
+        def act(t: int, seen: np.ndarray) -> Drawn:
+            given = torch.from_numpy(seen).to(self.device)
+            action, log_prob, value = self.model.get_action_and_value(given, generator=generator)
+            return action.cpu().numpy(), log_prob.cpu().numpy(), value.cpu().numpy()
+
+        return act
+
+    def _values(self, observations: np.ndarray) -> np.ndarray:
+        if self.hand:
+            return self.hand.values(observations)
+        values: np.ndarray = self.model.value(torch.from_numpy(observations).to(self.device)).cpu().numpy()
+        return values
+
+    def _batch(self, returns: list[float], valid: Tensor, timesteps: int) -> tuple[PPOBatch, dict[str, float]]:
+        batch, explained = step_rows(self.buffer, self.config.training.normalize_advantages, valid)
+        self.recent.extend(returns)
+        self.episodes += len(returns)
+        some = returns or list(self.recent)[-20:]
+        return batch, {
+            "episode_return": sum(some) / max(len(some), 1),
+            "episode_return_100": sum(self.recent) / max(len(self.recent), 1),
+            "episodes": float(self.episodes),
+            "timesteps": float(timesteps),
+            "kl": 0.0,
             "replies": float(len(returns)),
-            "explained_variance": explained_variance(rows.values, rows.returns),
+            "explained_variance": explained,
         }
-        return batch, metrics
+
+    def _evaluate_between(self, taken: int, steps: int) -> None:
+        every = self.config.evaluation.every
+        if every and taken and taken // every > (taken - steps) // every:
+            numbers = evaluate(self.config, self.run, self.model, self.normaliser)
+            self.run.record({"timesteps": float(taken), **numbers}, prefix="rollout/")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"vectors": self.vectors.state_dict(), "running": list(self.running), "finished": list(self.finished)}
+        return {
+            "vectors": self.vectors.state_dict(),
+            "normaliser": self.normaliser.state_dict(),
+            "running": torch.tensor(self.running),
+            "recent": list(self.recent),
+            "episodes": self.episodes,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.vectors.load_state_dict(state["vectors"])
-        self.running, self.finished = list(state["running"]), list(state["finished"])
+        self.normaliser.load_state_dict(state["normaliser"])
+        self.observations = self.normaliser.observations(self.vectors.observations, learn=False)
+        self.running, self.episodes = state["running"].numpy().copy(), int(state["episodes"])
+        self.recent = deque(state["recent"], maxlen=100)
 
 
-def heads_environments(config: PPOConfig, run: Run) -> tuple[list[Environment], int, int]:
-    """The frozen language model as environments, with obs_dim and action_dim.  Raises UserError where sizes differ."""
-    device = resolve_device(config.device)
-    tokenizer = open_tokenizer(config.model.base_model)
-    backbone = frozen(open_model(config.model.base_model, device))
-    for key, expected, found in (
-        ("obs_dim", config.model.obs_dim, backbone.width),
-        ("action_dim", config.model.action_dim, backbone.vocab_size),
-    ):
-        if expected != found:
-            raise UserError(
-                f"model.{key} is {expected}, but {config.model.base_model} has {found}; set model.{key}={found}."
-            )
-    reward = open_rewards(config.reward, tokenizer, device)
-    sampling, shaping = config.sampling, config.reward
-    prompts = load_prompts(config.prompts, tokenizer, max(1, config.model.max_length - sampling.max_new_tokens))
-
-    def score(prompt: int, tokens: list[int], ended: bool) -> float:
-        if not ended and shaping.missing_eos_penalty is not None:
-            return shaping.missing_eos_penalty
-        replies = Replies([prompts.texts[prompt]], [tokenizer.decode(tokens)], [prompts.prompts[prompt]], [tokens])
-        value = float(total(reward(replies))) * shaping.scale
-        return max(-shaping.clip, min(shaping.clip, value)) if shaping.clip else value
-
-    environments: list[Environment] = [
-        TokenEnvironment(backbone, prompts.prompts, score, tokenizer.eos_id, sampling.max_new_tokens)
-        for _ in range(config.training.n_envs)
-    ]
-    return environments, backbone.width, backbone.vocab_size
+def policy_for(spaces: Spaces, config: PPOConfig) -> AnyActorCritic:
+    """A new policy and critic for a task's spaces."""
+    if spaces.continuous:
+        return GaussianActorCritic(spaces.obs_dim, spaces.action_dim, config.model.hidden_dim, config.model.log_std)
+    return ActorCritic(spaces.obs_dim, spaces.action_dim, config.model.hidden_dim)
 
 
-def train(config: PPOConfig, run: Run) -> dict[str, float]:
-    """Trains ``ActorCritic`` and leaves ``ppo_final.pt`` behind; returns the last rollout's numbers."""
-    device, training = resolve_device(config.device), config.training
+def counts(training: PPOOptimiser) -> tuple[int, int, int]:
+    """Steps of a rollout, rollouts, and minibatches of an epoch."""
+    steps = training.n_steps * training.n_envs
+    return steps, -(-training.total_timesteps // steps), -(-steps // training.batch_size)
+
+
+def quick_path(model: AnyActorCritic, training: PPOOptimiser) -> HandGradient | None:
+    """The model's networks by hand, where they can be had; from then on the two share their memory."""
+    _, iterations, minibatches = counts(training)
+    return hand_for(model, training, iterations * training.num_epochs * minibatches)
+
+
+class StepSource(Source, Protocol):
+    """A source of single steps, and its policy's quick path."""
+
+    hand: HandGradient | None
+
+
+def train_on_steps(
+    config: PPOConfig,
+    run: Run,
+    model: AnyActorCritic,
+    source: StepSource,
+    words: Mapping[str, str],
+) -> dict[str, float]:
+    """The rollouts that ``total_timesteps`` asks for, each learnt from; returns the last one's numbers."""
+    training = config.training
     if config.kl.placement == "loss":
         raise UserError("kl.placement=loss is for model.policy=language; here the KL stands in the reward.")
-    if config.model.policy == "heads":
-        if config.reward.whiten:
-            raise UserError("reward.whiten is for model.policy=language; leave it out for heads.")
-        environments, obs_dim, action_dim = heads_environments(config, run)
-    else:
-        made = [gymnasium_environment(config.environment) for _ in range(training.n_envs)]
-        environments, obs_dim, action_dim = [m[0] for m in made], made[0][1], made[0][2]
-    torch.manual_seed(run.derive("init"))
-    model = ActorCritic(obs_dim, action_dim, config.model.hidden_dim).to(device)
-    seed_of: Callable[[int, int], int] = lambda i, episode: run.derive("environment", i, episode)  # noqa: E731
-    source = VectorSource(config, run, model, Vectors(environments, seed_of), obs_dim)
-    steps = training.n_steps * training.n_envs
-    iterations = -(-training.total_timesteps // steps)
-    minibatches = -(-steps // training.batch_size)
+    steps, iterations, minibatches = counts(training)
     run.plan(
         {
-            "policy": model_in_words(model, "ActorCritic"),
-            "acts in": config.environment or f"replies token by token, on the features of {config.model.base_model}",
+            "policy": model_in_words(model, type(model).__name__),
+            **words,
             "rollout": f"{training.n_envs} environments x {training.n_steps} steps = {steps} steps",
             "steps": f"{iterations} rollouts (at least {training.total_timesteps} environment steps) x"
             f" {training.num_epochs} epochs x {minibatches} minibatches of {training.batch_size}",
         }
     )
-    updater = Updater(
-        [(model.parameters(), training.learning_rate)], training, iterations * training.num_epochs * minibatches
+    total = iterations * training.num_epochs * minibatches
+    updater: PolicyUpdater = (
+        HandUpdater(source.hand, training, total)
+        if source.hand
+        else Updater([(model.parameters(), training.learning_rate)], training, total)
     )
 
     def score(inputs: VectorActions) -> ActionScores:
         log_probs, values, entropy = model.evaluate(inputs.observations, inputs.actions)
         return ActionScores(log_probs[:, None], entropy[:, None], values[:, None])
 
-    last = train_policy(run, model, updater, source, score, training, config.kl, iterations, steps)
-    sizes = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": config.model.hidden_dim}
-    leave_pt(run, "ppo_final.pt", model, {**sizes, "metrics": last})
-    run.say(f"wrote {run.directory / 'ppo_final.pt'} (load_state_dict of ActorCritic({obs_dim}, {action_dim}))")
+    return train_policy(run, model, updater, source, score, training, config.kl, iterations, steps)
+
+
+def train(config: PPOConfig, run: Run) -> dict[str, float]:
+    """Trains a policy on a Gymnasium task; leaves ``ppo_final.pt``, the curve and, where asked, a video behind."""
+    training, normalize = config.training, config.normalize
+    vectors = open_vectors(config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e))
+    spaces = vectors.spaces
+    torch.manual_seed(run.derive("init"))
+    model = policy_for(spaces, config).to(resolve_device(config.device))
+    normaliser = Normaliser(
+        spaces.obs_dim, training.n_envs, training.gamma, normalize.observations, normalize.rewards, normalize.clip
+    )
+    source = VectorSource(config, run, model, vectors, normaliser)
+    scaled = " and ".join(name for name in ("observations", "rewards") if getattr(normalize, name))
+    kind = f"vectors of {spaces.action_dim} reals" if spaces.continuous else f"{spaces.action_dim} actions"
+    words = {
+        "acts in": f"{config.environment}: sees {spaces.obs_dim} numbers, {kind}",
+        "normalised": scaled or "nothing",
+    }
+    last = train_on_steps(config, run, model, source, words)
+    vectors.close()
+    if config.evaluation.episodes:
+        numbers = evaluate(config, run, model, normaliser)
+        run.record({"timesteps": last["timesteps"], **numbers}, prefix="rollout/")
+        run.say(
+            f"evaluation: return {numbers['eval_return']:.1f} ± {numbers['eval_return_std']:.1f} over"
+            f" {config.evaluation.episodes} episodes (from {numbers['eval_return_min']:.1f})"
+        )
+        last = {**last, **numbers}
+    sizes = {"obs_dim": spaces.obs_dim, "action_dim": spaces.action_dim, "hidden_dim": config.model.hidden_dim}
+    more = {"environment": config.environment, "continuous": spaces.continuous, "normaliser": normaliser.state_dict()}
+    leave_pt(run, "ppo_final.pt", model, {**sizes, **more, "metrics": last})
+    run.say(f"wrote {run.directory / 'ppo_final.pt'} (load_state_dict of {type(model).__name__})")
+    leave_curve(config, run)
+    leave_video(config, run, model, normaliser)
     return last

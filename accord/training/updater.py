@@ -34,6 +34,21 @@ def schedule_factor(kind: str, step: int, total_steps: int, warmup_steps: int) -
     return 1.0
 
 
+def adapted(factor: float, approx_kl: float, target: float) -> float:
+    """The KL-adaptive rate of rl_games: a factor 1.5 down above twice the target, up below half of it."""
+    if approx_kl > 2.0 * target:
+        return max(factor / 1.5, 1e-2)
+    return min(factor * 1.5, 1e1) if approx_kl < 0.5 * target else factor
+
+
+def not_finite(step: int, loss: float, norm: float) -> UserError:
+    """What is raised in place of a step on numbers that are not finite."""
+    return UserError(
+        f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}: not finite; the weights were not touched."
+        " Lower the learning rate, or use precision=float32."
+    )
+
+
 class Updater:
     """Owns the optimiser, the schedule and gradient clipping.
 
@@ -84,10 +99,7 @@ class Updater:
                 metrics[key] = metrics[key] + mean if key in metrics else mean
         norm = self._scale_and_clip(metrics["loss"].count)
         if not (math.isfinite(norm) and math.isfinite(metrics["loss"].value())):
-            raise UserError(
-                f"step {self.steps + 1}: loss {metrics['loss'].value():.4g}, gradient norm {norm:.4g}: not finite; the"
-                " weights were not touched. Lower the learning rate, or use precision=float32."
-            )
+            raise not_finite(self.steps + 1, metrics["loss"].value(), norm)
         self.optimizer.step()
         self.steps += 1
         return {**_numbers(metrics), "grad_norm": norm, "learning_rate": self.rates[0] * factor}
@@ -101,11 +113,7 @@ class Updater:
         return norm
 
     def adapt_to_kl(self, approx_kl: float, target: float) -> None:
-        """The KL-adaptive rate of rl_games: a factor 1.5 down above twice the target, up below half of it."""
-        if approx_kl > 2.0 * target:
-            self.adaptive = max(self.adaptive / 1.5, 1e-2)
-        elif approx_kl < 0.5 * target:
-            self.adaptive = min(self.adaptive * 1.5, 1e1)
+        self.adaptive = adapted(self.adaptive, approx_kl, target)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "adaptive": self.adaptive}

@@ -100,6 +100,42 @@ def test_lambda_1_gamma_1_is_the_return_less_the_value() -> None:
     torch.testing.assert_close(advantages, to_go - values, rtol=1e-12, atol=1e-12)
 
 
+def following(values: Tensor, dones: Tensor, bootstrap: Tensor, last: float) -> list[float]:
+    """The value behind each step."""
+    after = [*values[1:].tolist(), last]
+    return [float(b) if d else v for v, d, b in zip(after, dones, bootstrap, strict=True)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10_000), gamma=st.floats(0, 1), p_done=st.floats(0, 1))
+def test_lambda_0_and_1_across_ends_and_cuts(seed: int, gamma: float, p_done: float) -> None:
+    """At 0 the TD error; at 1 the discounted rewards to the episode's end, and the value there where it was cut."""
+    rewards, values, dones, bootstrap = experience(seed, 17, p_done=p_done)
+    ahead = following(values, dones, bootstrap, 0.3)
+    errors, _ = compute_gae(rewards, values, dones, 0.3, gamma, 0.0, bootstrap)
+    _, returns = compute_gae(rewards, values, dones, 0.3, gamma, 1.0, bootstrap)
+    for t in range(17):
+        assert float(errors[t]) == pytest.approx(float(rewards[t]) + gamma * ahead[t] - float(values[t]), abs=1e-12)
+        end = next((k for k in range(t, 17) if dones[k]), 16)
+        to_go = sum(gamma ** (k - t) * float(rewards[k]) for k in range(t, end + 1))
+        assert float(returns[t]) == pytest.approx(to_go + gamma ** (end - t + 1) * ahead[end], rel=1e-9, abs=1e-10)
+
+
+def test_it_is_the_weighted_mean_of_the_n_step_advantages() -> None:
+    """How Schulman et al. come to it: weights (1 - lambda) lambda^(n - 1), what is left on the longest there is."""
+    rewards, values, dones, bootstrap = experience(8, 15, p_done=0.15)
+    ahead = following(values, dones, bootstrap, 0.3)
+    advantages, _ = compute_gae(rewards, values, dones, 0.3, 0.9, 0.8, bootstrap)
+    for t in range(15):
+        end = next((k for k in range(t, 15) if dones[k]), 14)
+        n_step = [
+            sum(0.9**k * float(rewards[t + k]) for k in range(n)) + 0.9**n * ahead[t + n - 1] - float(values[t])
+            for n in range(1, end - t + 2)
+        ]
+        weights = [0.2 * 0.8**n for n in range(len(n_step) - 1)] + [0.8 ** (len(n_step) - 1)]
+        assert float(advantages[t]) == pytest.approx(np.dot(weights, n_step), rel=1e-9, abs=1e-10)
+
+
 def test_truncation_is_not_termination() -> None:
     rewards, values, dones = torch.ones(2), torch.zeros(2), torch.tensor([True, True])
     ended, _ = compute_gae(rewards, values, dones, 9.0, 0.5, 1.0)

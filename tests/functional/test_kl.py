@@ -111,8 +111,21 @@ def test_adaptive_coefficient_hand_numbers() -> None:
     assert controller.update(0.0, 512).beta == pytest.approx(0.98976, rel=1e-9)
     assert controller.update(6.0, 512).beta == 1
     assert controller.update(6.6, 100).beta == pytest.approx(1.001, rel=1e-9)  # error 0.1, not clipped
+    assert controller.update(5.4, 100).beta == pytest.approx(0.999, rel=1e-9)  # error -0.1
+    assert controller.update(-3.0, 512).beta == pytest.approx(0.98976, rel=1e-9)  # an estimate may be below zero
     assert AdaptiveKL(0.15, 6.0, 10_000).update(12.0, 512).beta == pytest.approx(0.151536, rel=1e-9)
     assert controller.beta == 1
+
+
+def test_adaptive_coefficient_over_three_batches() -> None:
+    """Each starts from the last: up by 0.2 * 500 / 1000, up by 0.1 * 500 / 1000, down by 0.2 * 1000 / 1000."""
+    controller = AdaptiveKL(beta=2.0, target=10.0, horizon=1000)
+    seen = []
+    for kl, replies in ((30.0, 500), (11.0, 500), (1.0, 1000)):
+        controller = controller.update(kl, replies)
+        seen.append(controller.beta)
+    assert seen == pytest.approx([2.2, 2.31, 1.848], rel=1e-9)
+    assert AdaptiveKL(0.0, 6.0, 10_000).update(60.0, 512).beta == 0
 
 
 def test_coefficients_survive_a_checkpoint() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from accord.functional.logprobs import token_logprobs
 from accord.functional.losses import (
     bradley_terry_loss,
     combine,
@@ -182,6 +183,11 @@ def test_dpo_recovers_the_tabular_optimum() -> None:
         (0.5, -2.0, 1.6, 0.0, 1.0),  # bad and already less likely: clipped at 0.8
         (1.0, 2.0, -2.0, -2.0, 0.0),
         (1.1, -1.0, 1.1, 1.1, 0.0),
+        (1.1, 2.0, -2.2, -2.2, 0.0),  # within the clip, whichever way
+        (0.9, 2.0, -1.8, -1.8, 0.0),
+        (0.9, -2.0, 1.8, 1.8, 0.0),
+        (1.5, 0.0, 0.0, 0.0, 0.0),  # nothing to gain or lose
+        (0.5, 0.0, 0.0, 0.0, 0.0),
     ],
 )
 def test_ratio_clip_hand_table(ratio: float, advantage: float, loss: float, slope: float, clipped: float) -> None:
@@ -221,6 +227,14 @@ def test_approx_kl_is_that_of_the_sampling_policy() -> None:
         (0.5, 1.0, -1.0, 0.2, 1.62, 0.0, 1.0),
         (1.5, 1.0, -1.0, 0.2, 3.125, 2.5, 0.0),
         (1.1, 1.0, 3.0, 0.2, 1.805, -1.9, 0.0),  # within the clip
+        (1.1, 1.0, -1.0, 0.2, 2.205, 2.1, 0.0),
+        (1.1, 1.0, 0.9, 0.2, 0.02, 0.2, 0.0),
+        (0.9, 1.0, 3.0, 0.2, 2.205, -2.1, 0.0),
+        (1.5, 1.0, 1.1, 0.2, 0.08, 0.4, 0.0),  # past a target that lies within the clip: the way back is open
+        (0.5, 1.0, 0.9, 0.2, 0.08, -0.4, 0.0),
+        (1.5, 1.0, 1.3, 0.2, 0.02, 0.2, 0.0),  # past the clip and past the target, which lies nearer to the clip
+        (1.5, 1.0, 1.4, 0.2, 0.02, 0.0, 1.0),  # and nearer to the value: the clip is the worse of the two
+        (0.5, 1.0, 0.6, 0.2, 0.02, 0.0, 1.0),
         (1.5, 1.0, 3.0, None, 1.125, -1.5, 0.0),
     ],
 )
@@ -247,6 +261,16 @@ def test_entropy_and_kl_terms() -> None:
     assert metrics(kl_penalty_loss(new, ref, mask)) == {"reference_kl": 0.0}
     with pytest.raises(ValueError, match="k1"):
         kl_penalty_loss(new, ref, mask, "k1")
+
+
+def test_the_uniform_policy_has_the_greatest_bonus_log_v() -> None:
+    logits = torch.zeros(3, 7, dtype=torch.float64, requires_grad=True)
+    _, entropy = token_logprobs(lambda h: logits, torch.zeros(3, 1), torch.tensor([0, 3, 6]))
+    out = entropy_bonus(entropy, everywhere(entropy))
+    assert out.loss.value() == pytest.approx(-math.log(7), rel=1e-12)
+    assert metrics(out)["entropy"] == pytest.approx(math.log(7), rel=1e-12)
+    (grad,) = torch.autograd.grad(out.loss.total, logits)
+    torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-15)
 
 
 def test_combine_weighs_losses_and_joins_metrics() -> None:

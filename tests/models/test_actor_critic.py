@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from accord.models.actor_critic import ActorCritic, PolicyNetwork, ValueNetwork
+from accord.models.actor_critic import ActorCritic, GaussianActorCritic, PolicyNetwork, ValueNetwork
 
 
 def model(shared: bool = False, action_dim: int = 5) -> ActorCritic:
@@ -123,3 +123,62 @@ def test_specified_defaults() -> None:
     assert PolicyNetwork(10, 3)(torch.zeros(2, 10)).shape == (2, 3)
     assert ValueNetwork(10)(torch.zeros(2, 10)).shape == (2,)
     assert PolicyNetwork(10, 3).head.in_features == ValueNetwork(10).head.in_features == 64
+
+
+# ------------------------------------------------------------------------------------- real-valued actions
+def gaussian(log_std: float = -0.4) -> GaussianActorCritic:
+    torch.manual_seed(0)
+    net = GaussianActorCritic(obs_dim=8, action_dim=3, hidden_dim=16, log_std=log_std)
+    with torch.no_grad():
+        net.policy.head.weight.mul_(200)
+        net.log_std += torch.tensor([0.0, 0.3, -0.5])
+    return net
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 4)])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_gaussian_acting_and_evaluating_agree_with_torch(shape: tuple[int, ...], deterministic: bool) -> None:
+    net, obs = gaussian(), torch.randn(*shape, 8)
+    action, log_prob, value = net.get_action_and_value(obs, deterministic)
+    assert action.shape == (*shape, 3)
+    assert not action.requires_grad or deterministic
+    log_probs, values, entropy = net.evaluate(obs, action)
+    assert log_prob.shape == value.shape == entropy.shape == shape
+    assert torch.equal(log_prob, log_probs)
+    assert torch.equal(value, values)
+    assert torch.equal(value, net.value(obs))
+    oracle = torch.distributions.Normal(net.policy(obs), net.log_std.exp().expand(*shape, 3))
+    torch.testing.assert_close(log_probs, oracle.log_prob(action).sum(-1))
+    torch.testing.assert_close(entropy, oracle.entropy().sum(-1))
+    if deterministic:
+        assert torch.equal(action, net.policy(obs))
+
+
+def test_gaussian_draws_follow_the_policy() -> None:
+    net, obs = gaussian(), torch.randn(1, 8)
+    drawn, _, _ = net.get_action_and_value(obs.expand(20_000, 8), generator=torch.Generator().manual_seed(1))
+    std = net.log_std.exp().detach()
+    assert ((drawn.mean(0) - net.policy(obs)[0]).abs() < 4 * std / 20_000**0.5).all()
+    torch.testing.assert_close(drawn.std(0), std, rtol=0.03, atol=0)
+    again = net.get_action_and_value(obs.expand(20_000, 8), generator=torch.Generator().manual_seed(1))[0]
+    assert torch.equal(drawn, again)
+
+
+def test_gaussian_gradients_reach_mean_and_deviation() -> None:
+    """d log p / d log_std = ((a - mean) / std)^2 - 1, and the entropy's is 1 for each component."""
+    net, obs = gaussian(), torch.randn(1, 8)
+    action = torch.tensor([[0.3, -2.0, 1.0]])
+    log_probs, _, entropy = net.evaluate(obs, action)
+    (found,) = torch.autograd.grad(log_probs.sum(), net.log_std, retain_graph=True)
+    scaled = (action - net.policy(obs)) * (-net.log_std).exp()
+    torch.testing.assert_close(found, (scaled.square() - 1)[0].detach())
+    (found,) = torch.autograd.grad(entropy.sum(), net.log_std)
+    assert found.tolist() == [1.0] * 3
+
+
+def test_gaussian_starts_near_zero_and_names_wrong_shapes() -> None:
+    net = GaussianActorCritic(8, 3)
+    assert net.policy(torch.randn(50, 8)).abs().max() < 0.1
+    assert net.log_std.tolist() == [0.0] * 3
+    with pytest.raises(ValueError, match=r"actions: shape \(4,\), expected \(4, 3\)"):
+        net.evaluate(torch.zeros(4, 8), torch.zeros(4))

@@ -1,4 +1,4 @@
-"""Environments: replies token by token, Gymnasium tasks, and several side by side that can be had again."""
+"""Environments: replies token by token, and several side by side that can be had again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from accord.config import UserError
 from accord.models.backbone import Backbone
 from accord.models.open import small_backbone
-from accord.rollout.environments import Step, TokenEnvironment, Vectors, gymnasium_environment
+from accord.rollout.environments import Step, TokenEnvironment, Vectors
+from accord.rollout.gym import make_environment
 from accord.types import Packed
 
 PROMPTS = [(5, 6, 7), (8,), (9, 10)]
@@ -76,27 +76,6 @@ def test_the_seed_decides_the_prompt_and_reset_forgets(scored: list[tuple[int, l
     assert set(drawn) == {0, 1, 2}
 
 
-# ------------------------------------------------------------------------------------- gymnasium
-def test_a_gymnasium_task_with_its_sizes() -> None:
-    made, obs_dim, action_dim = gymnasium_environment("CartPole-v1")
-    assert (obs_dim, action_dim) == (4, 2)
-    assert made.reset(seed=0)[0].shape == (4,)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("NoSuchTask-v1", "environment: 'NoSuchTask-v1' cannot be made"),
-        ("FrozenLake-v1", "needed is a vector"),
-        ("Pendulum-v1", "needed is a Discrete space"),
-        ("", "cannot be made"),
-    ],
-)
-def test_tasks_of_another_kind_are_refused(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        gymnasium_environment(name)
-
-
 # ------------------------------------------------------------------------------------- side by side
 class Counter:
     """Shows (episode's seed, steps); ends at 3 steps, is cut at 2 where the action was 9."""
@@ -136,7 +115,7 @@ def test_each_is_reset_where_it_ends_and_shows_its_final_observation() -> None:
 
 
 def cartpoles(n: int = 2) -> Vectors:
-    return Vectors([gymnasium_environment("CartPole-v1")[0] for _ in range(n)], lambda i, episode: 7 * i + episode)
+    return Vectors([make_environment("CartPole-v1") for _ in range(n)], lambda i, episode: 7 * i + episode)
 
 
 @pytest.mark.parametrize("before", [0, 1, 40, 73])

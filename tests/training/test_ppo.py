@@ -20,8 +20,8 @@ from accord.models.reward import RewardMLP, RewardModel
 from accord.rollout.environments import Step, Vectors
 from accord.run import Run
 from accord.settings import KL, PPOConfig, PPOOptimiser
-from accord.training.ppo_core import ActionScores, Progress, controller, objective
-from accord.training.ppo_vector import VectorSource
+from accord.training.ppo_core import ActionScores, PPOObjective, Progress, controller
+from accord.training.ppo_heads import HeadsSource
 from accord.types import PPOBatch, TextActions, VectorActions
 
 NewRun = Callable[..., Run]
@@ -46,7 +46,7 @@ def test_the_objective_by_hand(placement: str, weight: float) -> None:
         x[~batch.mask] = math.nan  # whatever stands behind the end reaches nothing
     settings = PPOOptimiser(clip_range=0.3, clip_range_vf=0.25, vf_coef=0.4, ent_coef=0.02)
     kl = KL(placement=placement, estimator="k1" if placement == "reward" else "k2")  # type: ignore[arg-type]
-    output = objective(lambda inputs: ActionScores(*new), settings, kl, 0.6, weight)(batch)
+    output = PPOObjective(lambda inputs: ActionScores(*new), settings, kl, 0.6, weight)(batch)
     total, count = 0.0, 0
     for b in range(5):
         for t in range(3):
@@ -389,7 +389,8 @@ def heads(world: Any, rewards: str, **changes: Any) -> dict[str, Any]:
 
 def cartpole(**training: Any) -> dict[str, Any]:
     given = {"total_timesteps": 128, "n_steps": 32, "n_envs": 2, "batch_size": 16, "num_epochs": 2, **training}
-    return {"model": {"policy": "vector", "hidden_dim": 16}, "environment": "CartPole-v1", "training": given}
+    return {"model": {"policy": "vector", "hidden_dim": 16}, "environment": "CartPole-v1", "training": given,
+            "evaluation": {"episodes": 2, "curve": False}}  # fmt: skip
 
 
 @pytest.mark.parametrize("policy", ["heads", "vector"])
@@ -464,7 +465,7 @@ def test_what_is_cut_is_bootstrapped_and_what_ends_is_not(new_run: NewRun) -> No
     config = build(PPOConfig, cartpole(n_steps=8, n_envs=1, normalize_advantages=False), {}, "the test")
     torch.manual_seed(0)
     model = ActorCritic(2, 2, 8)
-    source = VectorSource(config, new_run(), model, Vectors([Scripted()], lambda i, e: 0), 2)
+    source = HeadsSource(config, new_run(), model, Vectors([Scripted()], lambda i, e: 0), 2)
     batch, metrics = source.collect(0, beta=0.1)
     seen = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
     after: dict[int, tuple[int, int] | None] = {0: (0, 1), 1: (0, 2), 2: None, 3: (1, 1), 4: (1, 2), 5: (2, 1)}
@@ -496,7 +497,7 @@ def test_the_actions_of_an_iteration_are_those_of_its_number(new_run: NewRun) ->
     model = ActorCritic(2, 2, 8)
     found = []
     for iteration in (0, 0, 1):
-        source = VectorSource(config, new_run(), model, Vectors([Scripted()], lambda i, e: 0), 2)
+        source = HeadsSource(config, new_run(), model, Vectors([Scripted()], lambda i, e: 0), 2)
         inputs = source.collect(iteration, 0.0)[0].inputs
         assert isinstance(inputs, VectorActions)
         found.append(inputs.actions.tolist())

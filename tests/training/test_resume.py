@@ -108,6 +108,25 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
                 "model": {"policy": "vector", "hidden_dim": 16},
                 "environment": "CartPole-v1",
                 "training": {**steps, "total_timesteps": 128, "learning_rate": 0.01},
+                "evaluation": {"episodes": 2, "every": 32, "curve": False},
+            },
+        ),
+        "ppo vector, continuous and normalised": (
+            "ppo",
+            {
+                "model": {"policy": "vector", "hidden_dim": 16},
+                "environment": "Pendulum-v1",
+                "normalize": {"observations": True, "rewards": True},
+                "training": {
+                    **steps,
+                    "n_steps": 120,
+                    "batch_size": 120,
+                    "total_timesteps": 720,
+                    "schedule": "linear",
+                    "clip_schedule": "linear",
+                    "learning_rate": 0.01,
+                },
+                "evaluation": {"episodes": 2, "every": 240, "max_steps": 20, "curve": False},
             },
         ),
     }
@@ -122,7 +141,8 @@ class Ends:
 
     def __init__(self, tmp_path: Path, kind: str, name: str) -> None:
         out = tmp_path / "out" / name
-        self.weights = torch.load(out / FINAL.get(kind, f"{kind}_final.pt"), weights_only=True)["model_state_dict"]
+        final = torch.load(out / FINAL.get(kind, f"{kind}_final.pt"), weights_only=True)
+        self.weights, self.normaliser = final["model_state_dict"], str(final.get("normaliser"))
         lines = (tmp_path / "logs" / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         self.metrics = [json.loads(line) for line in lines]
         self.done = json.loads((out / "done.json").read_text(encoding="utf-8"))["metrics"]
@@ -132,6 +152,7 @@ class Ends:
         assert self.weights.keys() == other.weights.keys()
         for name, value in self.weights.items():
             assert torch.equal(value, other.weights[name]), name
+        assert self.normaliser == other.normaliser
         assert self.metrics == other.metrics  # no step twice, none missing, the same numbers
         assert self.done == other.done
         assert self.left == other.left
@@ -174,7 +195,7 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(
         Ends(tmp_path, kind, f"cut{k}").assert_equal(whole)
 
 
-@pytest.mark.parametrize("name", ["sft", "ppo language", "ppo vector"])
+@pytest.mark.parametrize("name", ["sft", "ppo language", "ppo vector", "ppo vector, continuous and normalised"])
 def test_a_run_may_be_stopped_at_every_step(
     stage: Any, world: Any, rewards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
