@@ -400,7 +400,9 @@ class PPOConfig(Stage):
         if self.training.schedule == "kl_adaptive" and not self.training.target_kl:
             raise ValueError("training.schedule=kl_adaptive needs training.target_kl, the KL to steer to")
         if self.model.policy == "vector" and not self.environment:
-            raise ValueError("model.policy=vector needs environment, a Gymnasium id such as CartPole-v1, or module:Class")
+            raise ValueError(
+                "model.policy=vector needs environment, a Gymnasium id such as CartPole-v1, or module:Class"
+            )
         return self
 
     model: Policy = Policy()

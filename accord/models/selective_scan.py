@@ -219,7 +219,7 @@ def selective_scan(
     Half precision is computed in float32.  Says once, as a warning, when a CPU has to do without numba.
     """
     kind = x.dtype
-    if kind in (torch.float16, torch.bfloat16):
+    if any(v.dtype in (torch.float16, torch.bfloat16) for v in (x, dt, A, B, C, D)):  # under autocast they mix
         x, dt, A, B, C, D = (v.float() for v in (x, dt, A, B, C, D))
     if not runs_compiled(x):
         y, finals = parallel_scan(x, dt, A, B, C, D, offsets, parents)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from accord.data.packing import pack_continuations
+from accord.data.records import Prompt
 from accord.data.tokenizer import Tokenizer
 from accord.functional.advantages import explained_variance, token_gae
 from accord.functional.masked import whiten
@@ -39,7 +40,7 @@ def collect(
     reward: Reward,
     tokenizer: Tokenizer,
     prompts: Sequence[tuple[int, ...]],
-    texts: Sequence[str],
+    sources: Sequence[Prompt],
     decoding: Decoding,
     generator: torch.Generator,
     samples: int,
@@ -75,10 +76,11 @@ def collect(
     replies = generation.replies()
     terms = reward(
         Replies(
-            [texts[b // samples] for b in range(len(replies))],
+            [sources[b // samples] for b in range(len(replies))],
             [tokenizer.decode(r) for r in replies],
             generation.prompts,
             replies,
+            generation.ended.tolist(),
         )
     )
     terms = {name: scores.to(mask.device) for name, scores in terms.items()}

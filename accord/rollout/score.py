@@ -12,6 +12,8 @@ from torch import Tensor
 from accord.config import UserError, load_function
 from accord.data.chat import reply_ids
 from accord.data.packing import pack_continuations
+from accord.data.prompts import plain_text
+from accord.data.records import Prompt
 from accord.data.tokenizer import Tokenizer
 from accord.models.open import module
 from accord.models.reward import RewardModel
@@ -23,10 +25,11 @@ TextReward = Callable[[list[str], list[str]], Sequence[float]]
 class Replies:
     """``B`` replies, as text and as the policy's tokens (a final EOS included where the reply ended)."""
 
-    prompts: Sequence[str]
+    prompts: Sequence[Prompt]  # as they stood in the file: text or messages
     texts: Sequence[str]
     prompt_tokens: Sequence[Sequence[int]]
     tokens: Sequence[Sequence[int]]
+    ended: Sequence[bool] = ()  # whether the policy ended it; empty: all are
 
 
 class Reward(Protocol):
@@ -54,7 +57,11 @@ class FunctionReward:
     function: TextReward
 
     def __call__(self, replies: Replies) -> dict[str, Tensor]:
-        return {self.name: call_function(self.function, self.name, list(replies.prompts), list(replies.texts))}
+        return {
+            self.name: call_function(
+                self.function, self.name, [plain_text(p) for p in replies.prompts], list(replies.texts)
+            )
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,11 @@ class ModelReward:
         from accord.data.chat import prompt_ids
 
         prompts: list[Sequence[int]] = [prompt_ids(self.tokenizer, replies.prompts[r]) for r in rows]
-        tokens: list[Sequence[int]] = [reply_ids(self.tokenizer, replies.prompts[r], replies.texts[r]) for r in rows]
+        tokens: list[Sequence[int]] = []
+        for r in rows:
+            reply = reply_ids(self.tokenizer, replies.prompts[r], replies.texts[r])
+            cut = bool(replies.ended) and not replies.ended[r] and len(reply) > 1
+            tokens.append(reply[:-1] if cut else reply)  # a reply that was cut has no end for its reader either
         return prompts, tokens
 
 

@@ -101,7 +101,9 @@ def heads_environments(config: PPOConfig) -> tuple[list[Environment], int, int]:
     def score(prompt: int, tokens: list[int], ended: bool) -> float:
         if not ended and shaping.missing_eos_penalty is not None:
             return shaping.missing_eos_penalty
-        replies = Replies([prompts.texts[prompt]], [tokenizer.decode(tokens)], [prompts.prompts[prompt]], [tokens])
+        replies = Replies(
+            [prompts.sources[prompt]], [tokenizer.decode(tokens)], [prompts.prompts[prompt]], [tokens], [ended]
+        )
         value = float(total(reward(replies))) * shaping.scale
         return max(-shaping.clip, min(shaping.clip, value)) if shaping.clip else value
 

@@ -68,7 +68,7 @@ class LanguageSource:
                 self.reward,
                 self.tokenizer,
                 [self.prompts.prompts[r] for r in rows],
-                [self.prompts.texts[r] for r in rows],
+                [self.prompts.sources[r] for r in rows],
                 self.decoding,
                 self.run.generator("sampling", iteration),
                 training.samples_per_prompt,

@@ -56,6 +56,30 @@ def reversed_tokenizer() -> Tokenizer:
 
 
 # ------------------------------------------------------------------------------------- functions
+def test_another_tokenizer_reads_the_turns_and_no_end_that_was_not_written() -> None:
+    """Trap 10: a conversation crosses as a conversation, and a reply that was cut stays without an end."""
+    policy, other = small_tokenizer(), reversed_tokenizer()
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yo"},
+        {"role": "user", "content": "so?"},
+    ]
+    prompts = [turns, "tell me", turns]
+    own = [prompt_ids(policy, p) for p in prompts]
+    said = ["fine", "a tale", "fine"]
+    tokens = [reply_ids(policy, p, t) for p, t in zip(prompts, said, strict=True)]
+    tokens[2] = tokens[2][:-1]
+    reward = ModelReward("model", tiny_reward(), other, same_tokens=False)
+    read, replied = reward._tokens(Replies(prompts, said, own, tokens, [True, True, False]), range(3))
+    assert [other.decode(r).replace(" ", "") for r in read] == [policy.decode(r).replace(" ", "") for r in own]
+    assert [other.decode(r).replace(" ", "") for r in replied] == [t.replace(" ", "") for t in said]
+    assert [r[-1] == other.eos_id for r in replied] == [True, True, False]
+    seen: list[list[str]] = []
+    function = FunctionReward("f", lambda asked, texts: seen.append(asked) or [0.0] * len(texts))  # type: ignore[func-returns-value]
+    function(Replies(prompts, said, own, tokens))
+    assert seen == [["user: hi\nassistant: yo\nuser: so?", "tell me", "user: hi\nassistant: yo\nuser: so?"]]
+
+
 def test_a_function_sees_texts_and_gives_numbers() -> None:
     reward = FunctionReward("length", lambda prompts, texts: [len(t) + 100 * len(p) for p, t in zip(prompts, texts)])  # noqa: B905
     scores = reward(replies_of(small_tokenizer(), [0, 3]))
