@@ -24,9 +24,9 @@ STAGES: dict[str, tuple[str, str, int]] = {
     "pretrained": ("accord.training.pretrained", "train", 1),
     "base": ("accord.training.base", "train", 1),
     "sft": ("accord.training.sft", "train", 1),
-    "pairs": ("accord.training.pairs", "train", 1),
-    "reward": ("accord.training.reward_model", "train", 1),
-    "ppo": ("accord.training.ppo", "train", 1),
+    "pairs": ("accord.training.pairs", "train", 2),
+    "reward": ("accord.training.reward_model", "train", 2),
+    "ppo": ("accord.training.ppo", "train", 2),
     "dpo": ("accord.training.dpo", "train", 1),
     "compare": ("accord.evaluation.suite", "compare", 1),
 }
