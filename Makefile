@@ -1,11 +1,11 @@
-# Everything runs in .venv, made on first use.  make setup | test | slow | mutants | lint | type | smollm2 | readme | clean
+# Everything runs in .venv, made on first use.  make setup | test | slow | mutants | bench | lint | type | smollm2 | readme | clean
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTHON ?= python3
 # The CPU build has no CUDA packages; where there is none (macOS), the plain one is taken in the next step.
 CPU_TORCH := torch==2.13.0+cpu
 
-.PHONY: setup test slow mutants lint type format smollm2 readme hooks clean
+.PHONY: setup test slow mutants bench lint type format smollm2 readme hooks clean
 
 setup: .venv/.made
 
@@ -26,6 +26,9 @@ slow: setup
 
 mutants: setup
 	$(PY) tests/mutants/run.py $(ARGS)
+
+bench: setup
+	$(PY) benchmarks/run.py $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
