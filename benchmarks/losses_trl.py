@@ -210,7 +210,7 @@ def _ours(kind: str, model: Any, folder: str) -> tuple[Callable[[Rows], Any], Ca
 
     def loss(batch: Any) -> Any:
         with torch.no_grad():  # in every step, as TRL does without precomputing
-            known = dpo.pair_logprobs(reference, batch)
+            known = torch.stack(dpo.pair_logprobs(reference, batch), 1)
         return dpo.objective(model, batch, known, 0.1, 0.0)
 
     return pairs, loss, list(model.parameters())

@@ -1,19 +1,50 @@
 """Puts a comparison's table or samples between two markers of a Markdown file, so that no figure is written by hand.
 
 python docs/fill.py checkpoints/rlhf/compare/results.md README.md results
+python docs/fill.py runs/smollm2/results.json docs/rlhf_pipeline.md fluency
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 PARTS = {"results": 0, "samples": 1}
 
 
+def fluency(source: str) -> str:
+    """A table of gain and fluency from a results.json, and a line on the reward model and the time."""
+    results = json.loads(Path(source).read_text(encoding="utf-8"))
+    lines = [
+        "| model | gain in gold over SFT | in SFT's deviations | KL, nats | NLL under the base, a token | distinct-2 | ends |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in ("sft", "ppo", "dpo"):
+        r = results[name]
+        low, high = r["gain_ci95"]
+        gain = "-" if name == "sft" else f"{r['gain_vs_sft']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        own = "-" if name == "sft" else f"{r['gain_in_sft_sd']:.2f}"
+        lines.append(
+            f"| {name} | {gain} | {own} | {r['kl_mean']:.2f} | {r['base_nll']:.2f} | {r['distinct_2']:.2f} |"
+            f" {r['eos_rate']:.0%} |"
+        )
+    reward, stages = results["reward"], results["stages"].values()
+    lines += [
+        "",
+        f"{results['prompts']} held-out prompts, {results['replies_per_prompt']} replies each, seed {results['seed']}. The reward model"
+        f" orders {reward['heldout_accuracy']:.0%} of {reward['n_heldout']} held-out pairs as gold does. All stages took"
+        f" {sum(s['seconds'] for s in stages) / 60:.0f} minutes and at most {max(s['peak_rss_mb'] for s in stages) / 1000:.1f} GB.",
+    ]
+    return "\n".join(lines)
+
+
 def fill(source: str, target: str, part: str) -> None:
-    """``part`` is "results" (the table) or "samples".  Raises SystemExit where a marker is missing."""
-    content = Path(source).read_text(encoding="utf-8").split("\n\n")[PARTS[part]].strip()
+    """``part`` is "results" (the table), "samples" or "fluency".  Raises SystemExit where a marker is missing."""
+    if part == "fluency":
+        content = fluency(source)
+    else:
+        content = Path(source).read_text(encoding="utf-8").split("\n\n")[PARTS[part]].strip()
     begin, end = f"<!-- {part}:begin -->", f"<!-- {part}:end -->"
     text = Path(target).read_text(encoding="utf-8")
     if begin not in text or end not in text:
