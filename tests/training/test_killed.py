@@ -157,7 +157,7 @@ def serve() -> None:
 def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """Every trainer, its kind and the smallest config in which each part of its state matters."""
     schedule = {"schedule": "cosine", "warmup_steps": 2, "learning_rate": 0.01, "weight_decay": 0.01}
-    supervised = {"batch_size": 4, "micro_batch_size": 2, "num_epochs": 2, **schedule}
+    supervised = {"batch_size": 3, "micro_batch_size": 2, "num_epochs": 2, **schedule}
     model = {"base_model": world.mamba, "max_length": 64}
     pairs = {"train": world.preferences, "heldout_fraction": 0.2}
     paired = {**supervised, "batch_size": 2}
@@ -291,6 +291,7 @@ class Runs:
         for path in sorted(self.out(expected).glob("model/*.safetensors")):
             assert (self.out(name) / "model" / path.name).read_bytes() == path.read_bytes(), path.name
         assert set(trees[0]) == set(trees[1]), set(trees[0]) ^ set(trees[1])
+        assert not self.leftovers(name)
         lines = [(self.logs(n) / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for n in names]
         assert lines[0] == lines[1]
         ends = [json.loads((self.out(n) / "done.json").read_text(encoding="utf-8")) for n in names]
