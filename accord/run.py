@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import resource
 import signal
 import sys
@@ -124,7 +125,9 @@ class Run:
         before = [
             r for r in rows if r["step"] < step or (r["step"] == step and not any(k.startswith("rollout/") for k in r))
         ]
-        self._metrics.write_text("".join(json.dumps(row) + "\n" for row in before))
+        aside = self._metrics.with_name(".metrics.jsonl.tmp")  # a kill here must not cost the lines
+        aside.write_text("".join(json.dumps(row) + "\n" for row in before))
+        os.replace(aside, self._metrics)
         if console.is_terminal:
             columns = ("[bold]{task.description}", "{task.fields[note]}")
             self._progress = Progress(

@@ -124,8 +124,14 @@ def run_trl(kind: str, folder: str) -> dict[str, Any]:
         learning_rate=RATE, lr_scheduler_type="constant", max_grad_norm=1.0, weight_decay=0.0, report_to="none",
         disable_tqdm=True, save_strategy="no", logging_steps=1, **({"beta": 0.1} if kind == "dpo" else {}),
     )  # fmt: skip
+    reference = {"ref_model": weights(folder)} if kind == "dpo" else {}
     made = trainer(
-        model=model, args=arguments, train_dataset=_texts(kind), processing_class=_tokenizer(), callbacks=[Watch()]
+        model=model,
+        args=arguments,
+        train_dataset=_texts(kind),
+        processing_class=_tokenizer(),
+        callbacks=[Watch()],
+        **reference,
     )
     made.train()
     return clock.result()

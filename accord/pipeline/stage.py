@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ def run_stage(kind: str, config: Stage, *, resume: bool, reuse: bool) -> Outcome
     key = stage_key(kind, config, inputs)
     done = read_done(directory)
     if (reuse or resume) and done.get("key") == key:
+        _tidy(directory, finished=True)
         return Outcome(directory.name, True, done)
     if config.threads:
         _set_threads(config.threads)
@@ -104,9 +106,7 @@ def run_stage(kind: str, config: Stage, *, resume: bool, reuse: bool) -> Outcome
             f"{directory}: the state here was made with other settings or inputs; leave --resume out to start anew."
         )
     (directory / DONE).unlink(missing_ok=True)
-    for leftover in directory.glob(".*.tmp"):  # what a kill in the middle of a write left behind
-        if leftover.is_file():
-            leftover.unlink()
+    _tidy(directory, finished=False)
     if not (resume and same):
         (directory / "state.pt").unlink(missing_ok=True)
         write_json(begun, {"key": key})
@@ -128,11 +128,22 @@ def run_stage(kind: str, config: Stage, *, resume: bool, reuse: bool) -> Outcome
             "metrics": dict(metrics),
         }
         write_json(directory / DONE, record)
-        (directory / "state.pt").unlink(missing_ok=True)
-        begun.unlink(missing_ok=True)
+        _tidy(directory, finished=True)
         if run.stop.raised:  # too late for this stage, and not to be forgotten before the next one
             raise Interrupted(f"{name}: stopped at its end; it is done.")
     return Outcome(directory.name, False, record)
+
+
+def _tidy(directory: Path, finished: bool) -> None:
+    """Takes away what a kill in the middle of a write left behind and, once finished, what was kept to go on from."""
+    for leftover in [*directory.glob(".*.tmp"), *directory.glob(".*.old")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    if finished:
+        for name in ("state.pt", "begun.json"):
+            (directory / name).unlink(missing_ok=True)
 
 
 def _made(directory: Path) -> Path:

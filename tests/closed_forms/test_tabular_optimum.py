@@ -187,7 +187,7 @@ def ppo(
     config = build(PPOConfig, values, {}, "the test")
     training = config.training
     policy = LanguageActorCritic(copy_of(world), "separate")
-    prompts = PromptData(PROMPTS, ("x", "y"), (), None)  # type: ignore[arg-type]
+    prompts = PromptData(PROMPTS, ("x", "y"), ("x", "y"), None)  # type: ignore[arg-type]
     source = LanguageSource(config, run, policy, world.reference, Lookup(scores), Symbols(), prompts)  # type: ignore[arg-type]
     groups = [(policy.policy_parameters(), 0.1), (policy.critic_parameters(), 0.1)]
     updater = Updater(groups, training, iterations * training.num_epochs)
