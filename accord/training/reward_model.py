@@ -2,8 +2,8 @@
 
 Numbered details:
 1. loss −log σ(r_chosen − r_rejected − margin), a sum over the count of pairs;
-2. a scalar head, N(0, 1/√(d+1)), on layer-normalised features pooled over the reply (mean, or its last token); with
-   ``probe_decay`` each feature is centred and scaled, and the head fitted, before the first step;
+2. a scalar head, N(0, 1/√(d+1)), on features pooled over the reply (mean, or its last token), layer-normalised, then
+   each feature centred and scaled by its statistics over training replies before the first step;
 3. one epoch by default: a second one overfits;
 4. held-out accuracy by prompt: no prompt stands on both sides;
 5. mean and deviation of the scores are measured *after* training on the training replies and stored with the model.
@@ -37,6 +37,9 @@ from accord.training.loop import fit
 from accord.training.pair_data import read_pairs
 from accord.training.updater import Updater
 from accord.types import LossOutput, PreferenceBatch
+
+MEASURED = 256
+"""Pairs whose replies give the head its features' centre and spread."""
 
 
 def objective(model: RewardModel, batch: PreferenceBatch, kind: str) -> LossOutput:
@@ -145,12 +148,14 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     updater = Updater(groups, options, len(batches), config.precision)
     checkpoint = Checkpoint(run.directory / "state.pt", run.key, {"model": model, "updater": updater, "data": batches})
     start = checkpoint.restore() if run.resume else 0
-    if start == 0 and options.probe_decay and isinstance(model.head, ScalarHead):
-        features = reply_features(model, pairs, device, config.precision)
+    if start == 0 and isinstance(model.head, ScalarHead):
+        seen = pairs if options.probe_decay else pairs[:MEASURED]
+        features = reply_features(model, seen, device, config.precision)
         model.head.measure(features)
-        margins = torch.tensor([pair.margin for pair in pairs], device=device)
-        accuracy = fit_head(model.head, features, margins, options.probe_decay)
-        run.say(f"head fitted to the untouched model's features: it orders {accuracy:.0%} of the training pairs")
+        if options.probe_decay:
+            margins = torch.tensor([pair.margin for pair in seen], device=device)
+            accuracy = fit_head(model.head, features, margins, options.probe_decay)
+            run.say(f"head fitted to the untouched model's features: it orders {accuracy:.0%} of the training pairs")
     run.begin(len(batches), start)
 
     def packed(chosen: Sequence[int]) -> list[PreferenceBatch]:
