@@ -118,13 +118,12 @@ class Run:
     def begin(self, total_steps: int, step: int = 0) -> None:
         """Starts counting at ``step`` of ``total_steps``; metrics of what will be done again are dropped.
 
-        A rollout's line at step s comes after the state saved at s, so it will be written again.
+        Of step s, the state's own, only the optimiser's line stays: what else is told there (a rollout, the closing
+        figures) comes after the state is saved, so it will be told again.
         """
         self.total_steps, self.step = total_steps, step
         rows = _whole_rows(self._metrics)
-        before = [
-            r for r in rows if r["step"] < step or (r["step"] == step and not any(k.startswith("rollout/") for k in r))
-        ]
+        before = [r for r in rows if r["step"] < step or (r["step"] == step and "learning_rate" in r)]
         aside = self._metrics.with_name(".metrics.jsonl.tmp")  # a kill here must not cost the lines
         aside.write_text("".join(json.dumps(row) + "\n" for row in before))
         os.replace(aside, self._metrics)

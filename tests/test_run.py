@@ -86,7 +86,7 @@ def test_going_on_drops_what_will_be_done_again(tmp_path: Path) -> None:
         for step in range(6):
             if step % 2 == 0:
                 first.record({"kl": step / 2}, "rollout/")
-            first.tick({"loss": float(step)})
+            first.tick({"loss": float(step), "learning_rate": 0.1})
         first.say("before")
     with make(tmp_path, log_every=1, resume=True) as second:
         second.begin(8, step=4)
@@ -94,13 +94,13 @@ def test_going_on_drops_what_will_be_done_again(tmp_path: Path) -> None:
         for step in range(4, 8):
             if step % 2 == 0:
                 second.record({"kl": step / 2}, "rollout/")
-            second.tick({"loss": float(step)})
+            second.tick({"loss": float(step), "learning_rate": 0.1})
     with make(tmp_path / "whole", log_every=1) as whole:
         whole.begin(8)
         for step in range(8):
             if step % 2 == 0:
                 whole.record({"kl": step / 2}, "rollout/")
-            whole.tick({"loss": float(step)})
+            whole.tick({"loss": float(step), "learning_rate": 0.1})
     assert rows(second) == rows(whole)
     assert "before" in (second.logs / "sft.log").read_text()
 

@@ -436,8 +436,8 @@ def faults_of(runs: Runs, instants: Mapping[str, Mapping[str, Any]]) -> list[str
 @pytest.mark.parametrize(
     ("name", "place"),
     [
-        ("sft", "state.pt"),
         ("ppo, vector", "state.pt"),
+        pytest.param("sft", "state.pt", marks=pytest.mark.slow),
         pytest.param("sft", "done.json", marks=pytest.mark.slow),  # there the artifact lies already and is put anew
     ],
 )
@@ -449,6 +449,16 @@ def test_a_kill_between_the_last_step_and_the_end_leaves_nothing_behind(
     rest = at_its_end(runs, place)
     faults = faults_of(runs, {f"{n}, before {change}": {"change": n} for n, change in enumerate(rest.changes)})
     assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_follows_the_last_step_is_done_twice_and_told_once(
+    ask: Any, world: Any, rewards: str, tmp_path: Path, name: str
+) -> None:
+    """Killed when all is written but the word that it is done."""
+    runs = Runs(ask, tmp_path, cases(world, rewards)[name])
+    assert not at_its_end(runs, "done.json").killed
+    runs.assert_same_end("rest")
 
 
 def test_a_kill_in_the_middle_of_any_write_after_a_resume_loses_nothing(
