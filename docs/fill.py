@@ -32,19 +32,21 @@ def fluency(source: str) -> str:
     reward, stages = results["reward"], results["stages"].values()
     lines += [
         "",
-        f"{results['prompts']} held-out prompts, {results['replies_per_prompt']} replies each, seed {results['seed']}. The reward model"
-        f" orders {reward['heldout_accuracy']:.0%} of {reward['n_heldout']} held-out pairs as gold does. All stages took"
-        f" {sum(s['seconds'] for s in stages) / 60:.0f} minutes and at most {max(s['peak_rss_mb'] for s in stages) / 1000:.1f} GB.",
+        f"{results['prompts']} held-out prompts, {results['replies_per_prompt']} replies each, seed {results['seed']}."
+        f" The reward model orders {reward['heldout_accuracy']:.0%} of {reward['n_heldout']} held-out pairs as gold does."
+        f" All stages took {sum(s['seconds'] for s in stages) / 60:.0f} minutes and at most"
+        f" {max(s['peak_rss_mb'] for s in stages) / 1000:.1f} GB.",
     ]
     return "\n".join(lines)
 
 
+def _part(source: str, part: str) -> str:
+    return Path(source).read_text(encoding="utf-8").split("\n\n")[PARTS[part]].strip()
+
+
 def fill(source: str, target: str, part: str) -> None:
     """``part`` is "results" (the table), "samples" or "fluency".  Raises SystemExit where a marker is missing."""
-    if part == "fluency":
-        content = fluency(source)
-    else:
-        content = Path(source).read_text(encoding="utf-8").split("\n\n")[PARTS[part]].strip()
+    content = fluency(source) if part == "fluency" else _part(source, part)
     begin, end = f"<!-- {part}:begin -->", f"<!-- {part}:end -->"
     text = Path(target).read_text(encoding="utf-8")
     if begin not in text or end not in text:
