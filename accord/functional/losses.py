@@ -39,6 +39,12 @@ def sft_loss(logprobs: Tensor) -> LossOutput:
     return LossOutput(loss, {"nll": loss.detach()})
 
 
+def nll_loss(total: Tensor, count: int) -> LossOutput:
+    """``sft_loss`` where the sum of -log p over ``count`` labels is known already."""
+    loss = Mean(total, torch.tensor(count, device=total.device))
+    return LossOutput(loss, {"nll": loss.detach()})
+
+
 def mse_loss(pred: Tensor, target: Tensor) -> LossOutput:
     """Squared error, per element."""
     same_shape(target, pred=pred)

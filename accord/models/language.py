@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from accord.functional.logprobs import token_logprobs
+from accord.functional.vocabulary_head import label_logprobs
 from accord.models.backbone import Backbone
+from accord.models.chosen import head_weight, hidden_at
 from accord.models.open import module
 from accord.models.reward import RewardModel
 from accord.types import Packed
 
 Critic = Literal["shared", "shared_detached", "separate", "reward"]
+KEPT_LOGITS = 2**25
+"""Up to so many (128 MB in float32) are kept for the backward pass; more are made anew, a chunk at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.linear(hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
+        return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)  # type: ignore[no-any-return]
 
 
 class LanguageActorCritic(nn.Module):
@@ -79,12 +83,14 @@ class LanguageActorCritic(nn.Module):
 
     def score(self, packed: Packed, chosen: Tensor, temperature: float) -> Scores:
         """Log-probs, entropies and values of the tokens at ``chosen``, (N,) indices into the packed row."""
-        hidden = self.policy.hidden(packed)
         before = packed.previous[chosen]
-        state = hidden[before]
-        logprobs, entropy = token_logprobs(self.policy.logits, state, packed.tokens[chosen], temperature)
+        state = hidden_at(self.policy, packed, before)
+        targets, size = packed.tokens[chosen], self.policy.vocab_size
+        logprobs, entropy = token_logprobs(
+            self.policy.logits, state, targets, temperature, KEPT_LOGITS, vocab_size=size
+        )
         if self.critic_backbone is not None:
-            state = self.critic_backbone.hidden(packed)[before]
+            state = hidden_at(self.critic_backbone, packed, before)
         return Scores(logprobs, entropy, self.values(state))
 
     def values(self, state: Tensor) -> Tensor:
@@ -95,7 +101,7 @@ class LanguageActorCritic(nn.Module):
     def critic_values(self, packed: Packed, chosen: Tensor) -> Tensor:
         """(N,) values of a separate critic, in one pass over whole replies."""
         trunk = self.policy if self.critic_backbone is None else self.critic_backbone
-        return self.values(trunk.hidden(packed)[packed.previous[chosen]])
+        return self.values(hidden_at(trunk, packed, packed.previous[chosen]))
 
 
 def centred_head(reward_model: RewardModel) -> nn.Module:
@@ -109,6 +115,12 @@ def centred_head(reward_model: RewardModel) -> nn.Module:
 
 
 def reply_logprobs(backbone: Backbone, packed: Packed, chosen: Tensor, temperature: float = 1.0) -> Tensor:
-    """(N,) log-probs of the tokens at ``chosen``: what a reference or an evaluation needs."""
-    hidden = backbone.hidden(packed)[packed.previous[chosen]]
-    return token_logprobs(backbone.logits, hidden, packed.tokens[chosen], temperature)[0]
+    """(N,) log-probs of the tokens at ``chosen``: what a reference or an evaluation needs.
+
+    Raises ValueError for a temperature that is not positive.
+    """
+    hidden, targets = hidden_at(backbone, packed, packed.previous[chosen]), packed.tokens[chosen]
+    weight = head_weight(backbone)
+    if weight is None or temperature != 1:
+        return token_logprobs(backbone.logits, hidden, targets, temperature)[0]
+    return label_logprobs(hidden, weight, targets)  # makes no entropies

@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accord.config import UserError
+from accord.models import transformer_training
+from accord.models.decoding import Decoder, by_length, lay_out, runs_compiled
 from accord.models.folders import read_json, read_weights, write_json, write_weights
 from accord.models.transformer_config import TransformerConfig, one_or_many
 from accord.types import Packed
@@ -131,12 +133,14 @@ class KeyValueCache:
     used: int  # columns filled so far, of C
     keys: list[Tensor] = field(default_factory=list)  # per layer (B, G, C, K), already rotated
     values: list[Tensor] = field(default_factory=list)  # per layer (B, G, C, K)
+    compiled: bool | None = None  # whether steps run in compiled kernels, in their layout; the first step decides
+    decoder: Decoder | None = None
 
     def select(self, rows: Tensor) -> KeyValueCache:
         """See ``Cache.select``.  Copies the columns in use."""
         keys = [_select(x, rows, self.used) for x in self.keys]
         values = [_select(x, rows, self.used) for x in self.values]
-        return KeyValueCache(self.positions[rows], self.lengths[rows], self.used, keys, values)
+        return KeyValueCache(self.positions[rows], self.lengths[rows], self.used, keys, values, self.compiled)
 
 
 def _select(x: Tensor, rows: Tensor, used: int) -> Tensor:
@@ -168,6 +172,23 @@ class Transformer(nn.Module):
 
     def hidden(self, packed: Packed) -> Tensor:
         """(L, D); see ``Backbone.hidden``."""
+        return self.hidden_at(packed)
+
+    def hidden_at(self, packed: Packed, at: Tensor | None = None) -> Tensor:
+        """``hidden(packed)[at]`` for (N,) indices: the last layer is computed no further than they need."""
+        if transformer_training.suits(self):
+            return transformer_training.hidden(self, packed, rotation(self.config, packed.positions), at)
+        states = self.hidden_plain(packed)
+        return states if at is None else states[at]
+
+    def head_weight(self) -> Tensor | None:
+        """(V, D) where ``logits`` is a product with this matrix alone; None where the head is wrapped."""
+        if self.config.tied:
+            return self.embed_tokens.weight
+        return self.lm_head.weight if type(self.lm_head) is nn.Linear else None
+
+    def hidden_plain(self, packed: Packed) -> Tensor:
+        """``hidden`` by autograd alone: on every device, and what the pass for CPUs is tested against."""
         rows, columns = packed.texts.shape
         places = _places(packed)
         window = self._window(columns, packed.texts.device)
@@ -193,6 +214,7 @@ class Transformer(nn.Module):
         order = torch.arange(columns, device=packed.texts.device)
         positions = torch.where(packed.texts >= 0, order, -1)
         cache = KeyValueCache(F.pad(positions, (0, capacity), value=-1), packed.offsets.diff(), columns)
+        groups = by_length(cache.lengths)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (_to_rows(x, places, rows) for x in (q, k, v))
@@ -200,6 +222,12 @@ class Transformer(nn.Module):
                 room = x.new_empty(*x.shape[:2], columns + capacity, x.shape[3])
                 room[:, :, :columns] = x
                 kept.append(room)
+            if len(groups) > 1 and (mask := self._mask(layer, window)) is None:
+                out = q.new_empty(rows, columns, q.shape[1] * q.shape[3])
+                for some, size in groups:
+                    near_q, near_k, near_v = (x[some, :, :size] for x in (q, k, v))
+                    out[some, :size] = _causal(near_q, near_k, near_v, mask).view(len(some), size, -1)
+                return out.flatten(0, 1).index_select(0, packed.slots)
             return _causal(q, k, v, self._mask(layer, window)).index_select(0, packed.slots)
 
         x = self._layers(packed.tokens, packed.positions, attend)
@@ -213,6 +241,23 @@ class Transformer(nn.Module):
             raise ValueError(f"the cache is full: it was made for {cache.positions.shape[1]} columns")
         positions = cache.lengths
         cache.positions[:, column] = positions
+        if cache.compiled is None:
+            cache.compiled = runs_compiled(self, len(tokens), cache.positions.shape[1] - column)
+            if cache.compiled:
+                lay_out(cache)
+        if cache.compiled:
+            if cache.decoder is None:
+                places = torch.arange(cache.positions.shape[1])
+                cache.decoder = Decoder(self, cache, torch.view_as_real(rotation(self.config, places)).flatten(1))
+            hidden = cache.decoder.step(tokens, positions)
+        else:
+            hidden = self._step(tokens, positions, cache)
+        cache.lengths, cache.used = cache.lengths + 1, end
+        return hidden
+
+    def _step(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
+        """(B, D): a step in torch's operations, on any device and in any precision."""
+        column, end = cache.used, cache.used + 1
         held = cache.positions[:, None, None, :end]
         seen = held >= 0
         near = seen
@@ -228,9 +273,7 @@ class Transformer(nn.Module):
             mask = near if layer >= self.config.first_window_layer else seen
             return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).flatten(1)
 
-        x = self._layers(tokens, positions, attend)
-        cache.lengths, cache.used = cache.lengths + 1, end
-        return cast(Tensor, self.norm(x))
+        return cast(Tensor, self.norm(self._layers(tokens, positions, attend)))
 
     def _layers(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         x = self.embed_tokens(tokens)

@@ -10,8 +10,10 @@ from accord.data.cursor import Batches
 from accord.data.packing import pack_supervised
 from accord.data.supervised import SupervisedExample
 from accord.functional.logprobs import token_logprobs
-from accord.functional.losses import sft_loss
+from accord.functional.losses import nll_loss, sft_loss
+from accord.functional.vocabulary_head import label_nll
 from accord.models.backbone import Backbone
+from accord.models.chosen import head_weight, hidden_at
 from accord.models.open import module
 from accord.run import Run
 from accord.settings import Optimiser
@@ -30,8 +32,11 @@ def labels(packed: Packed) -> torch.Tensor:
 def cross_entropy(backbone: Backbone, packed: Packed) -> LossOutput:
     """−Σ log p(label) over the count of labels."""
     chosen = labels(packed)
-    hidden = backbone.hidden(packed)[packed.previous[chosen]]
-    return sft_loss(token_logprobs(backbone.logits, hidden, packed.tokens[chosen])[0])
+    hidden, targets = hidden_at(backbone, packed, packed.previous[chosen]), packed.tokens[chosen]
+    weight = head_weight(backbone)
+    if weight is None:
+        return sft_loss(token_logprobs(backbone.logits, hidden, targets)[0])
+    return nll_loss(label_nll(hidden, weight, targets), len(targets))
 
 
 def micro_batches(rows: Sequence[int], micro_batch_size: int) -> Iterator[list[int]]:

@@ -40,10 +40,10 @@ from accord.types import LossOutput, PreferenceBatch
 
 def pair_logprobs(backbone: Backbone, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
     """Log-probs of the chosen and of the rejected replies, (B,) each."""
+    packed = batch.packed
     segments = torch.cat([batch.chosen, batch.rejected])
-    index, owner = batch.packed.span(segments)
-    sums = sequence_sums(reply_logprobs(backbone, batch.packed, index), owner, len(segments))
-    chosen, rejected = sums.chunk(2)
+    index, owner = packed.span(segments)
+    chosen, rejected = sequence_sums(reply_logprobs(backbone, packed, index), owner, len(segments)).chunk(2)
     return chosen, rejected
 
 

@@ -25,6 +25,7 @@ from accord.data.preferences import PreferencePair, unit_length, units
 from accord.data.tokenizer import Tokenizer
 from accord.device import autocast, resolve_device
 from accord.functional.losses import bradley_terry_loss, mse_loss
+from accord.models.chosen import hidden_at
 from accord.models.open import keep_layers, module
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.run import Run
@@ -45,7 +46,11 @@ MEASURED = 256
 def objective(model: RewardModel, batch: PreferenceBatch, kind: str) -> LossOutput:
     """The loss of one micro-batch of pairs."""
     both = torch.cat([batch.chosen, batch.rejected])
-    chosen, rejected = model.raw(batch.packed, both).chunk(2)
+    if model.pooling == "last":
+        scores = model.head(hidden_at(model.backbone, batch.packed, batch.packed.last[both]))
+    else:
+        scores = model.raw(batch.packed, both)
+    chosen, rejected = scores.chunk(2)
     if kind == "bradley_terry":
         return bradley_terry_loss(chosen, rejected, batch.margins)
     target = torch.cat([torch.ones_like(chosen), -torch.ones_like(rejected)])

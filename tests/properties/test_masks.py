@@ -24,6 +24,7 @@ from accord.functional.advantages import (
 from accord.functional.losses import entropy_bonus, kl_penalty_loss, ppo_policy_loss, ppo_value_loss
 from accord.functional.masked import centred, keep, masked_mean, masked_var, mean_over, whiten
 from accord.models.backbone import Backbone
+from accord.models.chosen import head_weight, hidden_at
 from accord.models.open import module
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.settings import KL, PPOOptimiser
@@ -205,7 +206,8 @@ class Poisoned:
         self.backbone, self.reads, self.filler = backbone, reads, filler
         self.width, self.logits = backbone.width, backbone.logits
 
-    def hidden(self, packed: Packed) -> Tensor:
+    def allowed(self, packed: Packed) -> Tensor:
+        """(L,) bool."""
         allowed = []
         for at in range(len(packed)):
             text, t = [], at
@@ -213,7 +215,16 @@ class Poisoned:
                 text.append(int(packed.tokens[t]))
                 t = int(packed.previous[t])
             allowed.append(tuple(text[::-1]) in self.reads)
-        return torch.where(torch.tensor(allowed)[:, None], self.backbone.hidden(packed), self.filler)
+        return torch.tensor(allowed)
+
+    def hidden(self, packed: Packed) -> Tensor:
+        return torch.where(self.allowed(packed)[:, None], self.backbone.hidden(packed), self.filler)
+
+    def hidden_at(self, packed: Packed, at: Tensor) -> Tensor:
+        return torch.where(self.allowed(packed)[at, None], hidden_at(self.backbone, packed, at), self.filler)
+
+    def head_weight(self) -> Tensor | None:
+        return head_weight(self.backbone)
 
 
 words = st.lists(st.integers(2, 23), min_size=1, max_size=5).map(tuple)

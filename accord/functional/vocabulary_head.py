@@ -1,0 +1,152 @@
+"""Log-probabilities of labels from hidden states and a plain vocabulary matrix, with one buffer of logits.
+
+``logprobs.token_logprobs`` takes any head and gives entropies too; this is the lean case of SFT and DPO.  Cut
+cross-entropy by rows: Wijmans et al. 2024 (arXiv 2411.09009) keep no logits either, in a GPU's tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from accord.functional.masked import wide
+
+CHUNK_ELEMENTS = 2**22
+"""Logits made at once: 16 MB, which a processor's last cache holds.  Rows of a wider vocabulary are taken one by one."""
+KEPT_ELEMENTS = 2**24
+"""Up to so many logits ``label_logprobs`` keeps its probabilities for the backward pass; more are made anew."""
+
+
+def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
+    step = min(rows, max(64, CHUNK_ELEMENTS // vocab_size))  # products of fewer rows than 64 waste the processor
+    for start in range(0, rows, max(1, step)):
+        yield slice(start, min(start + step, rows))
+
+
+def _dtype(hidden: Tensor) -> torch.dtype:
+    """What products are made in: the autocast type where autocast is on."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _probabilities_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, V) softmax, in place of the logits (a copy where they are half), and (n,) log p(target) in float32."""
+    chosen = wide(logits.gather(-1, targets[:, None]).squeeze(-1))
+    logits = wide(logits)
+    top = logits.amax(-1, keepdim=True)
+    weights = logits.sub_(top).exp_()
+    total = weights.sum(-1, keepdim=True)
+    return weights.div_(total), chosen - (top + total.log()).squeeze(-1)
+
+
+class _SumOfNLL(torch.autograd.Function):
+    """-Σ log p(target).  The gradient is made in the forward pass: its weight, 1 a label, is known before."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        total = torch.zeros((), dtype=wide(hidden[:0]).dtype, device=hidden.device)
+        narrow, cast = hidden.to(dtype), weight.to(dtype)
+        of_hidden, of_weight = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(narrow) if of_hidden else None
+        weight_grad = torch.zeros_like(weight, memory_format=torch.contiguous_format) if of_weight else None
+        for rows in _chunks(len(hidden), len(weight)):
+            grad, chosen = _probabilities_(narrow[rows] @ cast.t(), targets[rows])
+            total -= chosen.sum()
+            if hidden_grad is None and weight_grad is None:
+                continue
+            grad.scatter_add_(-1, targets[rows, None], grad.new_full((len(grad), 1), -1.0))
+            _add_gradients(grad.to(dtype), narrow[rows], cast, hidden_grad, weight_grad, rows)
+        ctx.save_for_backward(*(x for x in (hidden_grad, weight_grad) if x is not None))
+        ctx.given, ctx.dtype = (of_hidden, of_weight), hidden.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        made = list(ctx.saved_tensors)
+        unit = float(grad) == 1.0  # what ``loss.backward()`` gives: no pass over the matrix then
+        of_hidden, of_weight = (made.pop(0) if given else None for given in ctx.given)
+        if of_hidden is not None:
+            of_hidden = of_hidden.to(ctx.dtype) if unit else of_hidden.to(ctx.dtype) * grad
+        if of_weight is not None and not unit:
+            of_weight = of_weight * grad
+        return of_hidden, of_weight, None, None
+
+
+class _Chosen(torch.autograd.Function):
+    """(N,) log p(target); the softmax is kept where it is small, and made anew in the backward pass where it is not."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        narrow, cast = hidden.to(dtype), weight.to(dtype)
+        small = len(hidden) * len(weight) <= KEPT_ELEMENTS and any(ctx.needs_input_grad)
+        logprobs, kept = [], []
+        for rows in _chunks(len(hidden), len(weight)):
+            made, chosen = _probabilities_(narrow[rows] @ cast.t(), targets[rows])
+            logprobs.append(chosen)
+            if small:
+                kept.append(made)
+        ctx.save_for_backward(hidden, weight, targets, *kept)
+        ctx.product = dtype
+        return torch.cat(logprobs) if logprobs else wide(hidden.new_zeros(0))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden, weight, targets, *kept = ctx.saved_tensors
+        narrow, cast = hidden.to(ctx.product), weight.to(ctx.product)
+        of_hidden, of_weight = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(narrow) if of_hidden else None
+        weight_grad = torch.zeros_like(weight, memory_format=torch.contiguous_format) if of_weight else None
+        for number, rows in enumerate(_chunks(len(hidden), len(weight))):
+            grad = upstream[rows, None]
+            made = kept[number] if kept else _probabilities_(narrow[rows] @ cast.t(), targets[rows])[0]
+            slope = made * -grad if kept else made.mul_(-grad)  # what was saved stays whole
+            slope.scatter_add_(-1, targets[rows, None], grad.to(slope.dtype))
+            _add_gradients(slope.to(ctx.product), narrow[rows], cast, hidden_grad, weight_grad, rows)
+        return None if hidden_grad is None else hidden_grad.to(hidden.dtype), weight_grad, None, None
+
+
+def _add_gradients(
+    slope: Tensor, hidden: Tensor, weight: Tensor, hidden_grad: Tensor | None, weight_grad: Tensor | None, rows: slice
+) -> None:
+    """From the gradient of some rows' logits to that of their hidden states and of the matrix, in place."""
+    if hidden_grad is not None:
+        torch.mm(slope, weight, out=hidden_grad[rows])
+    if weight_grad is None:
+        return
+    if weight_grad.dtype == slope.dtype:
+        weight_grad.addmm_(slope.t(), hidden)
+    else:
+        weight_grad.add_(slope.t() @ hidden)
+
+
+def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+    if hidden.dim() != 2 or targets.shape != hidden.shape[:1] or weight.shape[1:] != hidden.shape[1:]:
+        shapes = f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets {tuple(targets.shape)}"
+        raise ValueError(f"{shapes}: expected (N, D), (V, D) and (N,)")
+
+
+def label_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """() -Σ log p(targets) under softmax(hidden · weightᵀ), in float32: hidden (N, D), weight (V, D), targets (N,) int64.
+
+    Three matrix products and one buffer of at most ``CHUNK_ELEMENTS`` logits (64 rows at least), whatever N and V.
+    Raises ValueError for shapes that do not fit.
+    """
+    _check(hidden, weight, targets)
+    total: Tensor = _SumOfNLL.apply(hidden, weight, targets, _dtype(hidden))  # type: ignore[no-untyped-call]
+    return total
+
+
+def label_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """(N,) log p(targets) under softmax(hidden · weightᵀ), in float32; shapes and errors as in ``label_nll``.
+
+    Keeps at most ``KEPT_ELEMENTS`` probabilities for the backward pass; a longer row pays a fourth matrix product.
+    """
+    _check(hidden, weight, targets)
+    chosen: Tensor = _Chosen.apply(hidden, weight, targets, _dtype(hidden))  # type: ignore[no-untyped-call]
+    return chosen

@@ -1,0 +1,274 @@
+"""The Llama family's pass over packed texts for training on a CPU: what is cheap to make again is not kept.
+
+Of each layer the backward pass keeps its input, rotated q, k and v, the attention's output, and gate and up; it makes
+normed inputs, padded rows and SwiGLU products anew.  That is a third of what autograd keeps, and less traffic.
+Attention takes texts of like lengths together, so that its square does not run over padding.
+
+``Transformer.hidden_plain`` gives the same numbers by autograd alone, and is what the tests compare with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from accord.types import Packed
+
+if TYPE_CHECKING:
+    from accord.models.transformer import MLP, Attention, Layer, RMSNorm, Transformer
+
+ALIKE = 0.85
+"""A text joins those of a longer one where it is at least this share of its length."""
+Row = tuple[int, int, int]  # where its rows begin in the padded order, number of texts, columns
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which packed token stands where in the padded rows of ``M`` places, texts of like lengths beside each other."""
+
+    groups: tuple[Row, ...]
+    places: Tensor  # (M,) int64, the token each place reads; a pad reads its own text's first
+    slots: Tensor  # (L,) int64, the place where a token stands first
+    again: Tensor  # (N,) int64, further places of tokens that texts share
+    shared: Tensor  # (N,) int64, the tokens that stand there
+
+
+def layout(packed: Packed) -> Layout:
+    """Places for every text of a packed row."""
+    lengths = (packed.texts >= 0).sum(1)
+    order = torch.argsort(lengths, descending=True, stable=True)
+    sizes = lengths[order].tolist()
+    groups: list[Row] = []
+    places, held = [], []
+    start = first = 0
+    while first < len(sizes):
+        columns = sizes[first]
+        last = first
+        while last < len(sizes) and sizes[last] >= ALIKE * columns:
+            last += 1
+        texts = packed.texts[order[first:last], :columns]
+        places.append(torch.where(texts >= 0, texts, texts[:, :1]).reshape(-1))
+        held.append((texts >= 0).reshape(-1))
+        groups.append((start, last - first, columns))
+        start += (last - first) * columns
+        first = last
+    place, real = torch.cat(places), torch.cat(held).nonzero().squeeze(-1)
+    tokens = place[real]
+    slots = torch.full_like(packed.slots, start).scatter_reduce_(0, tokens, real, "amin")
+    more = slots[tokens] != real
+    return Layout(tuple(groups), place, slots, real[more], tokens[more])
+
+
+# ------------------------------------------------------------------ pieces with a backward pass of their own
+class _NormLinear(torch.autograd.Function):
+    """``linear(x / rms(x) * scale)``; keeps x and one number a row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
+    ) -> Tensor:
+        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps)
+        inverse = rms.rsqrt_()
+        ctx.save_for_backward(x, inverse, scale, weight)
+        ctx.product = dtype
+        normed = (x * inverse).mul_(scale).to(dtype)
+        return F.linear(normed, weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, inverse, scale, weight = ctx.saved_tensors
+        of_x, of_scale, of_weight, of_bias = ctx.needs_input_grad[:4]
+        unit = x * inverse
+        scratch = unit * scale
+        weight_grad = (upstream.t() @ scratch.to(ctx.product)).to(weight.dtype) if of_weight else None
+        bias_grad = upstream.sum(0).to(weight.dtype) if of_bias else None
+        if not (of_x or of_scale):
+            return None, None, weight_grad, bias_grad, None, None
+        grad = (upstream @ weight.to(ctx.product)).to(x.dtype)
+        torch.mul(grad, unit, out=scratch)
+        scale_grad = scratch.sum(0) if of_scale else None
+        along = (scratch @ scale).div_(x.shape[-1])
+        grad = grad.mul_(scale).addcmul_(unit, along[:, None], value=-1.0).mul_(inverse)
+        return grad, scale_grad, weight_grad, bias_grad, None, None
+
+
+class _SwiGLULinear(torch.autograd.Function):
+    """``linear(silu(gate) * up)`` of gate and up side by side; keeps them alone."""
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(both, weight)
+        ctx.product = dtype
+        gate, up = both.chunk(2, -1)
+        return F.linear(F.silu(gate).mul_(up).to(dtype), weight.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        both, weight = ctx.saved_tensors
+        gate, up = both.chunk(2, -1)
+        active = F.silu(gate)
+        weight_grad = None
+        if ctx.needs_input_grad[1]:
+            weight_grad = (upstream.t() @ (active * up).to(ctx.product)).to(weight.dtype)
+        if not ctx.needs_input_grad[0]:
+            return None, weight_grad, None
+        product = (upstream @ weight.to(ctx.product)).to(both.dtype)
+        grad = torch.empty_like(both)
+        gate_grad, up_grad = grad.chunk(2, -1)
+        torch.mul(product, active, out=up_grad)
+        torch.ops.aten.silu_backward.grad_input(product.mul_(up), gate, grad_input=gate_grad)
+        return grad, weight_grad, None
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What attention needs to know besides its numbers."""
+
+    heads: int
+    kv_heads: int
+    window: int | None  # of a sliding window, in tokens
+    turn: Tensor  # (L, 1, K/2) complex, the rotation of each token
+    layout: Layout
+
+    def mask(self, columns: int, like: Tensor) -> Tensor | None:
+        """(T, T) for a sliding window that bites: 0 where a row sees, -inf elsewhere.  None: causal."""
+        if self.window is None or columns <= self.window:
+            return None
+        seen = torch.ones(columns, columns, dtype=torch.bool, device=like.device).tril_().triu_(1 - self.window)
+        return like.new_full((columns, columns), -torch.inf).masked_fill_(seen, 0.0)
+
+
+class _Attend(torch.autograd.Function):
+    """(L, H*K) attention of packed q, k and v (L, H+2G, K) before rotation; keeps them rotated, not padded."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, heads: Heads) -> Tensor:
+        where, both = heads.layout, heads.heads + heads.kv_heads
+        rotated = torch.empty_like(qkv)
+        _turn(qkv[:, :both], heads.turn, rotated[:, :both])
+        rotated[:, both:] = qkv[:, both:]
+        rows = rotated.index_select(0, where.places)
+        outputs, sums = [], []
+        for group in where.groups:
+            q, k, v = _split(rows, group, heads)
+            mask = heads.mask(group[2], q)
+            output, logsumexp = _flash(q, k, v, 0.0, mask is None, attn_mask=mask)
+            outputs.append(output.transpose(1, 2).reshape(group[1] * group[2], -1))
+            sums.append(logsumexp)
+        output = torch.cat(outputs).index_select(0, where.slots)
+        ctx.save_for_backward(rotated, output, *sums)
+        ctx.heads = heads
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        rotated, output, *sums = ctx.saved_tensors
+        heads: Heads = ctx.heads
+        where, both = heads.layout, heads.heads + heads.kv_heads
+        rows = rotated.index_select(0, where.places)
+        outputs = output.index_select(0, where.places)
+        padded = torch.zeros_like(outputs).index_copy_(0, where.slots, upstream)
+        grads = torch.empty_like(rows)
+        for group, logsumexp in zip(where.groups, sums, strict=True):
+            q, k, v = _split(rows, group, heads)
+            start, count, columns = group
+            some = slice(start, start + count * columns)
+            out, up = (x[some].view(count, columns, heads.heads, -1).transpose(1, 2) for x in (outputs, padded))
+            mask = heads.mask(columns, q)
+            found = _flash_backward(up, q, k, v, out, logsumexp, 0.0, mask is None, attn_mask=mask)
+            for target, grad in zip(_split(grads, group, heads), found, strict=True):
+                target.copy_(grad)
+        grad = grads.index_select(0, where.slots)
+        if len(where.again):  # keys and values that several texts read; queries have no gradient there
+            grad.index_add_(0, where.shared, grads.index_select(0, where.again))
+        _turn(grad[:, :both], heads.turn.conj(), grad[:, :both])
+        return grad, None
+
+
+def _turn(x: Tensor, turn: Tensor, out: Tensor) -> None:
+    """Turns the adjacent pairs of x (L, H, K) into ``out``, which may be x."""
+    if x.dtype is torch.float32:
+        pairs, target = (torch.view_as_complex(y.view(*y.shape[:-1], -1, 2)) for y in (x, out))
+        torch.mul(pairs, turn, out=target)
+        return
+    wide = x if x.dtype is torch.float64 else x.float()
+    out.copy_(torch.view_as_real(torch.view_as_complex(wide.reshape(*x.shape[:-1], -1, 2)) * turn).flatten(-2))
+
+
+def _split(rows: Tensor, group: Row, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+    """q (R, H, T, K), k and v (R, G, T, K): views of one group's rows."""
+    start, count, columns = group
+    some = rows[start : start + count * columns].view(count, columns, *rows.shape[1:]).transpose(1, 2)
+    q, k, v = some.split_with_sizes([heads.heads, heads.kv_heads, heads.kv_heads], 1)
+    return q, k, v
+
+
+# ------------------------------------------------------------------ the pass
+def suits(model: Transformer) -> bool:
+    """Whether this pass computes the model: on a CPU, weights in float32 or float64, no layer wrapped or hooked."""
+    weight = model.embed_tokens.weight
+    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+
+
+def _plain(linear: nn.Module) -> bool:
+    """A wrapped layer (an adapter, a hook) must be called, not read."""
+    return type(linear) is nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def _norm_linear(norm: RMSNorm, linear: nn.Linear, x: Tensor) -> Tensor:
+    if not _plain(linear):
+        return cast(Tensor, linear(norm(x)))
+    found = _NormLinear.apply(x, norm.weight, linear.weight, linear.bias, norm.eps, _dtype(x))  # type: ignore[no-untyped-call]
+    return cast(Tensor, found)
+
+
+def _mlp(mlp: MLP, norm: RMSNorm, x: Tensor) -> Tensor:
+    both = _norm_linear(norm, mlp.gate_up_proj, x)
+    if not _plain(mlp.down_proj):
+        gate, up = both.chunk(2, -1)
+        return cast(Tensor, mlp.down_proj(F.silu(gate) * up))
+    return cast(Tensor, _SwiGLULinear.apply(both, mlp.down_proj.weight, _dtype(both)))  # type: ignore[no-untyped-call]
+
+
+def _attention(attention: Attention, norm: RMSNorm, x: Tensor, heads: Heads) -> Tensor:
+    """(L, H*K), before the output projection."""
+    qkv = _norm_linear(norm, attention.qkv_proj, x).view(len(x), -1, attention.head_dim)
+    if attention.qk_norm:
+        q, k, v = qkv.split_with_sizes([heads.heads, heads.kv_heads, heads.kv_heads], 1)
+        qkv = torch.cat([attention.q_norm(q), attention.k_norm(k), v], 1)
+    return cast(Tensor, _Attend.apply(qkv, heads))  # type: ignore[no-untyped-call]
+
+
+def hidden(model: Transformer, packed: Packed, turn: Tensor, at: Tensor | None = None) -> Tensor:
+    """(L, D) hidden states after the final norm; with ``at`` (N,) indices into L, those (N, D) alone.
+
+    ``turn`` is ``rotation`` at the positions.  What follows the last layer's attention is computed at the named tokens.
+    """
+    config, where = model.config, layout(packed)
+    x: Tensor = model.embed_tokens(packed.tokens)
+    last = len(model.layers) - 1
+    for number, module in enumerate(model.layers):
+        layer = cast("Layer", module)
+        window = config.sliding_window if number >= config.first_window_layer else None
+        heads = Heads(config.n_heads, config.n_kv_heads, window, turn, where)
+        seen = _attention(layer.self_attn, layer.input_layernorm, x, heads)
+        if number == last and at is not None:
+            seen, x = seen.index_select(0, at), x.index_select(0, at)
+        x = x + layer.self_attn.o_proj(seen)
+        x = x + _mlp(layer.mlp, layer.post_attention_layernorm, x)
+    return cast(Tensor, model.norm(x))

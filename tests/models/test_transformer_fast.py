@@ -1,0 +1,217 @@
+"""The pass for training on CPUs against autograd alone: the same loss and gradients, less memory, nothing leaks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from accord.data.packing import pack_preferences
+from accord.data.preferences import PreferencePair
+from accord.functional.logprobs import token_logprobs
+from accord.functional.vocabulary_head import label_logprobs, label_nll
+from accord.models import transformer_training
+from accord.models.reward import RewardModel, ScalarHead
+from accord.models.transformer import Transformer, TransformerConfig
+from accord.training import dpo, reward_model
+from accord.training.cross_entropy import cross_entropy, labels
+from accord.types import Packed
+
+SHAPES = {
+    "llama": {},
+    "grouped": {"n_kv_heads": 2},
+    "qwen2": {"n_kv_heads": 1, "qkv_bias": True},
+    "qwen3": {"n_kv_heads": 2, "qk_norm": True, "tied": False},
+    "window": {"sliding_window": 6, "first_window_layer": 1},
+}
+
+
+def model_of(shape: str = "grouped", dtype: torch.dtype = torch.float32) -> Transformer:
+    torch.manual_seed(1)
+    options = {"n_kv_heads": 4, "family": "llama", "tied": True, **SHAPES[shape]}
+    config = TransformerConfig(97, 32, 2, 4, options.pop("n_kv_heads"), 8, 48, **options)
+    model = Transformer(config).to(dtype)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, dtype=dtype) * 0.3
+            weight.copy_(1 + noise if "norm" in name else noise)
+    return model
+
+
+def packed() -> Packed:
+    """Texts of 1 to 40 tokens: alone, two and three replies behind one prompt, and a prompt behind a prompt."""
+    chance = torch.Generator().manual_seed(2)
+    lengths, parents = [9, 4, 31, 1, 40, 7, 12, 3, 5, 2], [-1, 0, 0, -1, -1, -1, 5, 6, 6, 5]
+    segments = [torch.randint(3, 97, (n,), generator=chance).tolist() for n in lengths]
+    replies = [[number in (1, 2, 4, 7, 8, 9)] * n for number, n in enumerate(lengths)]
+    return Packed.of(segments, parents, replies)
+
+
+def plain_nll(model: Transformer, rows: Packed) -> torch.Tensor:
+    at = labels(rows)
+    states = model.hidden_plain(rows)[rows.previous[at]]
+    return -token_logprobs(model.logits, states, rows.tokens[at])[0].sum()
+
+
+def gradients(loss: torch.Tensor, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    names, weights = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, weights, allow_unused=True)
+    return {n: torch.zeros(()) if g is None else g for n, g in zip(names, found, strict=True)}
+
+
+def close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float) -> None:
+    for name, grad in wanted.items():
+        assert (found[name] - grad).norm() <= tolerance * grad.norm().clamp(min=1e-12), name
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
+def test_loss_and_gradients_are_those_of_the_plain_pass(shape: str, dtype: torch.dtype, tolerance: float) -> None:
+    model, rows = model_of(shape, dtype), packed()
+    wanted, found = plain_nll(model, rows), cross_entropy(model, rows).loss.total
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0.0)
+    close(gradients(found, model), gradients(wanted, model), tolerance)
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+@torch.no_grad()
+def test_chosen_tokens_have_the_hidden_states_of_all(shape: str) -> None:
+    model, rows = model_of(shape), packed()
+    wanted, at = model.hidden_plain(rows), torch.tensor([3, 0, 60, 3])
+    torch.testing.assert_close(model.hidden(rows), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.hidden_at(rows, at), wanted[at], rtol=1e-4, atol=1e-5)
+
+
+def test_dpo_and_reward_gradients_with_shared_prompts() -> None:
+    model = model_of(dtype=torch.float64)
+    prompts = [tuple(range(5, 20)), tuple(range(5, 18))]
+    pairs = [PreferencePair(prompts[i % 2], (i + 30, 40, 1), (*range(50 + i, 70), 1)) for i in range(4)]
+    batch, known = pack_preferences(pairs, range(4)), torch.linspace(-3, 3, 8).view(4, 2)
+    reward = RewardModel(model, ScalarHead(32).double(), "last")
+
+    def both() -> list[tuple[torch.Tensor, torch.nn.Module]]:
+        return [
+            (dpo.objective(model, batch, known, 0.1, 0.0).loss.total, model),
+            (reward_model.objective(reward, batch, "bradley_terry").loss.total, reward),
+        ]
+
+    fast = [(loss, gradients(loss, whole)) for loss, whole in both()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer_training, "suits", lambda _: False)
+        patch.setattr(Transformer, "head_weight", lambda _: None)
+        slow = [(loss, gradients(loss, whole)) for loss, whole in both()]
+    for (loss, grads), (wanted, known_grads) in zip(fast, slow, strict=True):
+        torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0.0)
+        close(grads, known_grads, 1e-5)
+
+
+def test_layout_holds_each_text_whole_and_each_token_once() -> None:
+    rows = packed()
+    found = transformer_training.layout(rows)
+    texts = []
+    for start, count, columns in found.groups:
+        texts += found.places[start : start + count * columns].view(count, columns).tolist()
+    for text in rows.texts.tolist():
+        tokens = [t for t in text if t >= 0]
+        assert sum(row[: len(tokens)] == tokens and set(row[len(tokens) :]) <= {tokens[0]} for row in texts) == 1
+    assert found.places[found.slots].tolist() == list(range(len(rows)))
+    assert found.places[found.again].tolist() == found.shared.tolist()
+    assert len(found.again) + len(rows) == int((rows.texts >= 0).sum())
+    assert len(found.places) < 0.6 * rows.texts.numel()  # the longest text does not pad the shortest
+
+
+def test_frozen_weights_get_no_gradient_and_the_rest_do() -> None:
+    model, rows = model_of(), packed()
+    wanted = gradients(plain_nll(model, rows), model)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("layers.1" in name)
+    cross_entropy(model, rows).loss.total.backward()
+    for name, weight in model.named_parameters():
+        assert (weight.grad is None) == ("layers.1" not in name)
+        if weight.grad is not None:
+            torch.testing.assert_close(weight.grad, wanted[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_wrapped_layer_is_called() -> None:
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model, rows = model_of(), packed()
+    model.layers[0].mlp.down_proj.__class__ = Doubled
+    model.layers[1].self_attn.qkv_proj.__class__ = Doubled
+    torch.testing.assert_close(model.hidden(rows), model.hidden_plain(rows), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_what_is_not_a_number_in_one_text_stays_there() -> None:
+    model, rows = model_of(), Packed.of([[60] * 9, [5, 6, 7, 8, 9, 10, 11, 12]])
+    wanted = model.hidden(rows)
+    model.embed_tokens.weight[60] = torch.nan
+    found = model.hidden(rows)
+    assert found[:9].isnan().all()
+    torch.testing.assert_close(found[9:], wanted[9:])
+
+
+def test_autocast_stays_near_float32() -> None:
+    model, rows = model_of(), packed()
+    wanted = gradients(plain_nll(model, rows), model)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = cross_entropy(model, rows).loss.total
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = plain_nll(model, rows)
+    fast, slow = gradients(loss, model), gradients(plain, model)
+    for name, grad in wanted.items():
+        assert (fast[name] - grad).norm() <= 1.5 * (slow[name] - grad).norm() + 0.02 * grad.norm(), name
+
+
+@pytest.mark.parametrize("chunk", [97, 97 * 70, 2**22])
+@pytest.mark.parametrize("kept", [0, 2**24])
+def test_head_whatever_its_chunks(chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accord.functional import vocabulary_head
+
+    monkeypatch.setattr(vocabulary_head, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(vocabulary_head, "KEPT_ELEMENTS", kept)
+    torch.manual_seed(0)
+    hidden = torch.randn(200, 12, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(97, 12, dtype=torch.float64, requires_grad=True)
+    targets, factors = torch.randint(0, 97, (200,)), torch.randn(200, dtype=torch.float64)
+    logp = torch.log_softmax(hidden @ weight.t(), -1).gather(-1, targets[:, None]).squeeze(-1)
+    torch.testing.assert_close(label_logprobs(hidden, weight, targets), logp)
+    for found, wanted in (
+        (3 * label_nll(hidden, weight, targets), -3 * logp.sum()),
+        (label_nll(hidden, weight, targets), -logp.sum()),
+        (label_logprobs(hidden, weight, targets) @ factors, logp @ factors),
+    ):
+        torch.testing.assert_close(found, wanted)
+        pairs = (torch.autograd.grad(x, (hidden, weight), retain_graph=True) for x in (found, wanted))
+        for a, b in zip(*pairs, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_head_refuses_shapes_that_do_not_fit_and_takes_none() -> None:
+    with pytest.raises(ValueError, match="expected \\(N, D\\), \\(V, D\\) and \\(N,\\)"):
+        label_nll(torch.zeros(3, 4), torch.zeros(9, 5), torch.zeros(3, dtype=torch.int64))
+    none = torch.zeros(0, dtype=torch.int64)
+    assert float(label_nll(torch.zeros(0, 4), torch.zeros(9, 4), none)) == 0.0
+    assert label_logprobs(torch.zeros(0, 4), torch.zeros(9, 4), none).shape == (0,)
+
+
+def peak(loss: object) -> int:
+    """The largest sum of tensors alive during a forward and backward pass."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        loss().backward()  # type: ignore[operator]
+    alive = largest = 0
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        largest = max(largest, alive)
+    return largest
+
+
+def test_far_less_is_kept_than_by_the_plain_pass() -> None:
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(97, 64, 12, 4, 2, 16, 176, tied=True))
+    rows = Packed.of([list(range(3, 90))] * 4)
+    plain, fast = (peak(lambda form=form: form(rows).sum()) for form in (model.hidden_plain, model.hidden))
+    assert fast < 0.6 * plain
