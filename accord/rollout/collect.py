@@ -46,15 +46,18 @@ def collect(
     samples: int,
     chunk: int,
     recompute: bool,
+    sampler: Backbone | None = None,
 ) -> tuple[Rollout, dict[str, float]]:
     """Replies by the policy to each prompt, scored by reference, critic and reward.
 
     Log-probs and values are kept from the sampling pass.  ``recompute`` takes the log-probs anew from the trainer's
     pass (where precision makes the two differ: bfloat16) and reports the mismatch.  ``chunk`` replies go through the
-    reference at a time.
+    reference at a time.  ``sampler`` writes in the policy's place, a copy with other weights: log-probs and values are
+    then the policy's.
     """
-    value = policy.values if policy.values_come_with_sampling else None
-    generation, values = generate(policy.policy, prompts, decoding, generator, samples, value)
+    recompute = recompute or sampler is not None
+    value = policy.values if policy.values_come_with_sampling and sampler is None else None
+    generation, values = generate(sampler or policy.policy, prompts, decoding, generator, samples, value)
     metrics: dict[str, float] = {}
     ref_flat, value_flat, new_flat = [], [], []
     for rows in torch.split(torch.arange(len(generation.prompts)), chunk):

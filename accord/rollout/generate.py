@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from accord.models.backbone import Backbone
 from accord.models.open import module
 from accord.types import Generation, Packed
+
+WORTH = 2**22  # logits of a whole job from which the compiled draw pays for loading the compiler
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,9 @@ class Decoding:
     pad_id: int
     temperature: float = 1.0
     top_p: float = 1.0
+
+
+Draw = Callable[[Tensor, Decoding, torch.Generator], tuple[Tensor, Tensor]]
 
 
 def draw(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -41,6 +47,27 @@ def draw(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> tupl
     tokens = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True).squeeze(-1)
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def draw_compiled(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``draw`` on a CPU without top-p, in two passes over each row; a token differs only where rounding moves a bound."""
+    from accord.models import decode_numba as kernels
+
+    rows = len(logits)
+    greedy = decoding.temperature == 0
+    uniform = torch.zeros(rows) if greedy else torch.rand(rows, 1, generator=generator).squeeze(-1)
+    tokens, logprobs = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+    arrays = (logits.detach().float().contiguous().numpy(), uniform.numpy())
+    settings = (1.0 if greedy else 1.0 / decoding.temperature, greedy)
+    results = (tokens.numpy(), logprobs.numpy())
+    kernels.share(kernels.sample, *arrays, *settings, *results, count=rows, work=logits.numel())
+    return tokens, logprobs
+
+
+def _draw_of(decoding: Decoding, device: torch.device, logits: int) -> Draw:
+    """How a job that will see so many logits draws: a matter of the job alone, so that a resumed run draws the same."""
+    compiled = device.type == "cpu" and decoding.top_p >= 1.0 and logits >= WORTH and find_spec("numba") is not None
+    return draw_compiled if compiled else draw
 
 
 def _keep_nucleus(logprobs: Tensor, top_p: float) -> Tensor:
@@ -76,8 +103,9 @@ def generate(
     if samples > 1:
         hidden, cache = hidden[live // samples], cache.select(live // samples)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
+    pick = _draw_of(decoding, device, rows * steps * backbone.vocab_size)
     for t in range(steps):
-        tokens, chosen_logprobs = draw(backbone.logits(hidden), decoding, generator)
+        tokens, chosen_logprobs = pick(backbone.logits(hidden), decoding, generator)
         open_rows = live[~finished]
         keep = ~finished
         responses[open_rows, t] = tokens[keep]
@@ -105,8 +133,9 @@ def stream(backbone: Backbone, prompt: Sequence[int], decoding: Decoding, genera
     """The tokens of one reply as they are written, without the final EOS."""
     device = next(module(backbone).parameters()).device
     hidden, cache = backbone.prefill(Packed.of([prompt]).to(device), decoding.max_new_tokens)
+    pick = _draw_of(decoding, device, decoding.max_new_tokens * backbone.vocab_size)
     for _ in range(decoding.max_new_tokens):
-        tokens, _ = draw(backbone.logits(hidden), decoding, generator)
+        tokens, _ = pick(backbone.logits(hidden), decoding, generator)
         if int(tokens) == decoding.eos_id:
             return
         yield int(tokens)

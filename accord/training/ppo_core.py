@@ -68,10 +68,11 @@ class PPOObjective:
         clip_value = settings.clip_range_vf or None
         policy = ppo_policy_loss(new.logprobs, batch.logprobs, batch.advantages, batch.mask, settings.clip_range)
         value = ppo_value_loss(new.values, batch.values, batch.returns, batch.mask, clip_value)
+        entropy = new.entropy if settings.ent_coef else new.entropy.detach()  # no pass over the logits for nothing
         terms = [
             (weight, policy),
             (settings.vf_coef, value),
-            (weight * settings.ent_coef, entropy_bonus(new.entropy, batch.mask)),
+            (weight * settings.ent_coef, entropy_bonus(entropy, batch.mask)),
         ]
         if self.kl.placement == "loss" and isinstance(batch.inputs, TextActions):
             penalty = kl_penalty_loss(new.logprobs, batch.inputs.ref_logprobs, batch.mask, self.kl.estimator)

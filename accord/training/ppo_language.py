@@ -13,6 +13,7 @@ from accord.device import autocast, resolve_device
 from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic
 from accord.models.open import frozen, module
+from accord.models.quantize import for_sampling
 from accord.models.reward import RewardModel, is_reward_model
 from accord.rollout.collect import collect, pack_texts, spread, to_ppo_batch
 from accord.rollout.generate import Decoding
@@ -59,7 +60,7 @@ class LanguageSource:
 
     def collect(self, iteration: int, beta: float) -> tuple[PPOBatch, dict[str, float]]:
         config, training, shaping = self.config, self.config.training, self.config.reward
-        rows = self.rows(iteration)
+        rows, weights = self.rows(iteration), config.sampling.weights
         device = next(self.policy.parameters()).device
         with autocast(device, config.precision):
             rollout, metrics = collect(
@@ -74,6 +75,7 @@ class LanguageSource:
                 training.samples_per_prompt,
                 training.micro_batch_size or training.batch_size,
                 recompute=config.precision != "float32",
+                sampler=None if weights == "float32" else for_sampling(self.policy.policy, weights),
             )
         batch, numbers = to_ppo_batch(
             rollout,

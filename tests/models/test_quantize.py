@@ -1,0 +1,121 @@
+"""Sampling copies: what rounding may do to the numbers, and what the copy shares with the policy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from accord.config import UserError
+from accord.models import quantize
+from accord.models.open import small_backbone
+from accord.models.quantize import ENGINES, Bfloat16Linear, Int8Linear, for_sampling, hadamard
+from accord.models.transformer import Transformer
+from accord.models.transformer_config import TransformerConfig
+from accord.rollout.collect import pack_texts
+from accord.rollout.generate import Decoding, generate
+from accord.types import Packed
+
+x86 = pytest.mark.skipif(
+    not set(ENGINES) & set(torch.backends.quantized.supported_engines), reason="torch has no int8 products here"
+)
+PROMPTS = [(1, 2, 3), (4,), (5, 6, 7, 8, 9), (3, 1)]
+
+
+def model(**kind: object) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(TransformerConfig(97, 64, 2, 4, 2, 32, 96, **kind)).eval()  # type: ignore[arg-type]
+
+
+@x86
+def test_int8_products_are_the_integers_worked_out_by_hand() -> None:
+    for_sampling(model(), "int8")  # chooses the engine
+    torch.manual_seed(1)
+    weight, bias = torch.randn(24, 64), torch.randn(24)
+    x = torch.randn(5, 64) * torch.tensor([1e-3, 1.0, 50.0, 0.0, 3.0])[:, None]
+    found = Int8Linear(weight, bias)(x)
+    turn = hadamard(64)
+    torch.testing.assert_close(turn @ turn.T, torch.eye(64))
+    turned, seen = weight @ turn, x @ turn
+    levels = 127 if torch.cpu._is_vnni_supported() else 63
+    scales = turned.abs().amax(1) / levels
+    rounded = (turned / scales[:, None]).round() * scales[:, None]
+    sizes = seen.abs().amax(1)
+    # eight bits over the range of each token's numbers: an input is off by one of 255 steps of twice its size at most
+    bound = rounded.abs().sum(1) * sizes[:, None] * 2 / 255 + 1e-6
+    assert ((found - bias - seen @ rounded.T).abs() <= bound).all()
+    exact = (x @ weight.T)[[0, 1, 2, 4]]
+    error = (found - bias)[[0, 1, 2, 4]] - exact
+    assert (error.norm(dim=1) / exact.norm(dim=1)).max() < 0.02
+    torch.testing.assert_close(found[3], bias)
+
+
+@x86
+def test_a_large_token_leaves_the_others_alone() -> None:
+    for_sampling(model(), "int8")
+    torch.manual_seed(1)
+    linear, x = Int8Linear(torch.randn(24, 64), None), torch.randn(4, 64)
+    beside = torch.cat([x, 1000 * torch.randn(1, 64)])
+    error = (linear(beside)[:4] - linear(x)).norm() / linear(x).norm()
+    assert error < 0.03
+
+
+@x86
+def test_a_large_channel_does_not_take_all_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for_sampling(model(), "int8")
+    torch.manual_seed(1)
+    weight, x = torch.randn(24, 64), torch.randn(8, 64)
+    x[:, 5] = 20.0
+    with_turn = Int8Linear(weight, None)(x) - x @ weight.T
+    monkeypatch.setattr(quantize, "hadamard", torch.eye)
+    without = Int8Linear(weight, None)(x) - x @ weight.T
+    assert with_turn.norm() < 0.95 * without.norm()
+
+
+def test_bfloat16_products_are_those_of_rounded_weights() -> None:
+    weight, bias, x = torch.randn(24, 64), torch.randn(24), torch.randn(5, 64)
+    found = Bfloat16Linear(weight, bias)(x)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, x @ weight.bfloat16().float().T + bias, rtol=0.02, atol=0.1)
+
+
+@pytest.mark.parametrize("weights", [pytest.param("int8", marks=x86), "bfloat16"])
+@pytest.mark.parametrize(
+    "kind", [{}, {"family": "qwen2", "qkv_bias": True, "tied": False}, {"family": "qwen3", "qk_norm": True}]
+)
+def test_a_copy_writes_nearly_what_the_policy_would(weights: str, kind: dict[str, object]) -> None:
+    policy = model(**kind)
+    copy = for_sampling(policy, weights)  # type: ignore[arg-type]
+    generation, _ = generate(copy, PROMPTS, Decoding(12, 1, 0), torch.Generator().manual_seed(0), samples=2)
+    packed, chosen = pack_texts(generation.prompts, generation.responses, generation.mask)
+    with torch.no_grad():
+        before = packed.previous[chosen]
+        exact = policy.logits(policy.hidden(packed)[before]).log_softmax(-1)
+        own = copy.logits(copy.hidden(packed)[before]).log_softmax(-1)
+    picked = packed.tokens[chosen][:, None]
+    mismatch = (generation.logprobs[generation.mask] - exact.gather(1, picked).squeeze(1)).abs()
+    assert 0 < mismatch.max() < 0.05
+    tolerance = 1e-2 if weights == "int8" else 1e-3  # an input may round to the next integer
+    torch.testing.assert_close(
+        generation.logprobs[generation.mask], own.gather(1, picked).squeeze(1), rtol=0, atol=tolerance
+    )
+
+
+def test_a_copy_holds_what_the_policy_was() -> None:
+    policy = model()
+    copy = for_sampling(policy, "bfloat16")
+    assert not [p for n, p in copy.named_parameters() if "proj" in n]
+    packed = Packed.of(PROMPTS)
+    before = copy.hidden(packed)
+    assert not before.requires_grad
+    with torch.no_grad():
+        for layer in policy.layers:
+            layer.mlp.down_proj.weight.zero_()
+    assert torch.equal(copy.hidden(packed), before)
+    assert not torch.allclose(for_sampling(policy, "bfloat16").hidden(packed), before)
+    assert isinstance(policy.layers[0].mlp.down_proj, nn.Linear)
+
+
+def test_other_families_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"sampling[.]weights=int8 needs a model of the Llama family"):
+        for_sampling(small_backbone("mamba", 32, 1, 50, 1, 0), "int8")
