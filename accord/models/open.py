@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 
 from accord.config import UserError
+from accord.digests import verify
 
 if TYPE_CHECKING:
     from accord.models.backbone import Backbone
@@ -20,7 +21,7 @@ LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 def open_backbone(path: str | Path) -> Backbone:
     """The model in a folder (ours or Hugging Face's) or in a .gguf file, in float32, without dropout.
 
-    Raises UserError where nothing can be opened.
+    Raises UserError where nothing can be opened, or where a folder of ours holds other bytes than its manifest says.
     """
     source = Path(path)
     if source.suffix == ".gguf":
@@ -28,6 +29,7 @@ def open_backbone(path: str | Path) -> Backbone:
 
         return open_gguf(source)
     family = model_type(source)
+    verify(source)
     if family == "mamba":
         from accord.models.mamba import Mamba
 

@@ -3,8 +3,9 @@
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t        y_t = C_t . h_t + D x_t
 
 over segments that start at zero or where another segment ended: one prompt, read once, under several replies.  The same
-function three times: ``reference_scan`` is the definition, ``parallel_scan`` is plain torch for any device and dtype,
-``CompiledScan`` is for float32 on a CPU.  ``selective_scan`` takes the best one there is.
+function four times: ``reference_scan`` is the definition, ``parallel_scan`` is plain torch for any device and dtype,
+``CompiledScan`` is for float32 on a CPU, ``scan_triton.TritonScan`` on CUDA.  ``selective_scan`` takes the best one
+there is.
 
 ``E`` is the number of channels (d_inner), ``N`` the size of a channel's state.  Every scan takes
 
@@ -151,6 +152,11 @@ def runs_compiled(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype is torch.float32 and x.shape[-1] % 16 == 0 and _numba_found()
 
 
+@cache
+def _triton_found() -> bool:
+    return find_spec("triton") is not None
+
+
 def flat(tensor: Tensor) -> Any:
     """The numbers of a contiguous tensor in one row, as the kernels take them."""
     return tensor.detach().view(-1).numpy()
@@ -211,6 +217,10 @@ class CompiledScan(torch.autograd.Function):
         return gx, gdt, ga.t(), gB, gC, gd, None, None
 
 
+def _wants_gradient(inputs: list[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(v.requires_grad for v in inputs)
+
+
 def selective_scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, offsets: Tensor, parents: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -221,11 +231,17 @@ def selective_scan(
     kind = x.dtype
     if any(v.dtype in (torch.float16, torch.bfloat16) for v in (x, dt, A, B, C, D)):  # under autocast they mix
         x, dt, A, B, C, D = (v.float() for v in (x, dt, A, B, C, D))
+    if x.device.type == "cuda" and x.dtype is torch.float32 and _triton_found():
+        from accord.models.scan_triton import TritonScan
+
+        inputs = [v.contiguous() for v in (x, dt, A, B, C, D)]
+        y, finals = TritonScan.apply(*inputs, offsets, parents, _wants_gradient(inputs))  # type: ignore[no-untyped-call]
+        return y.to(kind), finals
     if not runs_compiled(x):
         y, finals = parallel_scan(x, dt, A, B, C, D, offsets, parents)
         return y.to(kind), finals
     inputs = [v.contiguous() for v in (x, dt, A, B, C, D)]
-    if torch.is_grad_enabled() and any(v.requires_grad for v in inputs):
+    if _wants_gradient(inputs):
         y, finals = CompiledScan.apply(*inputs, offsets, parents)  # type: ignore[no-untyped-call]
     else:
         x, dt, A, B, C, D = inputs

@@ -96,6 +96,18 @@ class RolloutBuffer:
     def full(self) -> bool:
         return self._length == self.n_steps
 
+    def begin(self) -> dict[str, np.ndarray]:
+        """Forgets every step; returns the memory of what ``add`` takes, by the tensor's name, to be written row by row.
+
+        For loops in which a call of ``add`` is dear; ``end`` follows when all ``n_steps`` rows are written.
+        """
+        self.reset()
+        return self._written
+
+    def end(self) -> None:
+        """All rows are written, the oldest first."""
+        self._next, self._length, self._computed = 0, self.n_steps, False
+
     def add(
         self,
         obs: Array,

@@ -141,6 +141,7 @@ def open_vectors(name: str, n: int, seed_of: SeedOf) -> GymVectors:
 class EpisodeVectors:
     """``SyncVectorEnv`` without its autoreset: where an episode ends, the next begins within the step, from its seed.
 
+    A step goes to each environment directly: ``SyncVectorEnv.step`` would take several times as long as a quick task.
     The state is the number of each one's episode and its actions since; loading acts them again.
     """
 
@@ -161,12 +162,14 @@ class EpisodeVectors:
 
     def step(self, actions: np.ndarray) -> Stepped:
         """Acts in each; ``observations`` are the next episode's first ones where one has ended."""
-        acted = self.spaces.acted(actions)
-        seen, rewards, terminated, truncated, _ = self.vector.step(acted)
-        final = np.array(seen, dtype=np.float32)
+        acted, n = self.spaces.acted(actions), len(self.episodes)
+        final, rewards = np.empty((n, self.spaces.obs_dim), dtype=np.float32), np.empty(n)
+        terminated, truncated = np.empty(n, dtype=bool), np.empty(n, dtype=bool)
+        for i, environment in enumerate(self.vector.envs):
+            final[i], rewards[i], terminated[i], truncated[i], _ = environment.step(acted[i])
         self.actions.append(acted)
         self.observations, ended = final, terminated | truncated
-        if ended.any():
+        if np.count_nonzero(ended):
             self.episodes += ended
             self.starts[ended] = len(self.actions)
             self.observations = np.where(ended[:, None], self._reset(ended), final)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from accord.training.ppo_core import ActionScores, PolicyUpdater, Source, train_
 from accord.training.ppo_evaluation import evaluate, leave_curve, leave_video
 from accord.training.updater import Updater
 from accord.types import PPOBatch, VectorActions
-
-Drawn: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray]"
-"""Actions, their log-probabilities (n,) and the values (n,) of what was seen."""
 
 
 def step_rows(buffer: RolloutBuffer, normalize: bool, valid: Tensor | None = None) -> tuple[PPOBatch, float]:
@@ -66,45 +63,55 @@ class VectorSource:
 
     @torch.no_grad()
     def collect(self, iteration: int, beta: float) -> tuple[PPOBatch, dict[str, float]]:
-        """One rollout.  Rows whose action was not taken (an autoreset's) are masked; ``beta`` is for language."""
+        """One rollout.  Rows whose action was not taken (an autoreset's) are masked; ``beta`` is for language.
+
+        The loop makes as few calls as it can: on small tasks they are what a step costs.
+        """
         training = self.config.training
         steps = training.n_steps * training.n_envs
         self._evaluate_between(iteration * steps, steps)
-        self.buffer.reset()
-        act = self._drawing(iteration)
+        rows, act = self.buffer.begin(), self._drawing(iteration)
+        rows["bootstraps"][:] = 0.0
         valid = np.ones((training.n_steps, training.n_envs), dtype=bool)
         returns: list[float] = []
         for t in range(training.n_steps):
-            seen = self.observations
-            actions, log_probs, values = act(t, seen)
+            seen = rows["observations"][t] = self.observations
+            rows["actions"][t] = actions = act(t, seen)
             stepped = self.vectors.step(actions)
             valid[t], ended = stepped.valid, stepped.terminated | stepped.truncated
-            rewards = self.normaliser.rewards(stepped.rewards, ended, stepped.valid)
-            bootstrap = np.zeros(training.n_envs)
-            cut = stepped.truncated & ~stepped.terminated
-            if cut.any():  # the limit of time is no part of the task: it goes on in the value function
-                bootstrap[cut] = self._values(self.normaliser.observations(stepped.final[cut], learn=False))
-            self.buffer.add(seen, actions, rewards, values, log_probs, ended | ~stepped.valid, bootstrap)
+            rows["rewards"][t] = self.normaliser.rewards(stepped.rewards, ended, stepped.valid)
+            rows["dones"][t] = ended | ~stepped.valid
             self.running += stepped.rewards * stepped.valid
-            if ended.any():
+            if np.count_nonzero(ended):
+                cut = stepped.truncated & ~stepped.terminated
+                if np.count_nonzero(cut):  # the limit of time is no part of the task: it goes on in the value function
+                    final = self.normaliser.observations(stepped.final[cut], learn=False)
+                    rows["bootstraps"][t, cut] = self._values(final)
                 returns += self.running[ended].tolist()
                 self.running[ended] = 0.0
             self.observations = self.normaliser.observations(self.vectors.observations, ~self.vectors.waiting)
+        if hand := self.hand:
+            flat = (rows[name].reshape(steps, *rows[name].shape[2:]) for name in ("observations", "actions"))
+            for name, found in zip(("log_probs", "values"), hand.assess(*flat), strict=True):
+                rows[name][:] = found.reshape(training.n_steps, training.n_envs)
+        self.buffer.end()
         self.buffer.compute(self._values(self.observations))
         return self._batch(returns, torch.from_numpy(valid.reshape(-1)), (iteration + 1) * steps)
 
-    def _drawing(self, iteration: int) -> Callable[[int, np.ndarray], Drawn]:
-        """What acts at step t of a rollout."""
+    def _drawing(self, iteration: int) -> Callable[[int, np.ndarray], np.ndarray]:
+        """What acts at step t of a rollout.  The quick path leaves log-probabilities and values to the rollout's end."""
         training = self.config.training
         generator = self.run.generator("actions", iteration, device=str(self.device))
         if hand := self.hand:
             chances = hand.chances((training.n_steps, training.n_envs), generator)
-            return lambda t, seen: hand.act(seen, chances[t])
+            return lambda t, seen: hand.draw(seen, chances[t])
 
-        def act(t: int, seen: np.ndarray) -> Drawn:
+        def act(t: int, seen: np.ndarray) -> np.ndarray:
             given = torch.from_numpy(seen).to(self.device)
             action, log_prob, value = self.model.get_action_and_value(given, generator=generator)
-            return action.cpu().numpy(), log_prob.cpu().numpy(), value.cpu().numpy()
+            self.buffer.log_probs[t], self.buffer.values[t] = log_prob.cpu(), value.cpu()
+            chosen: np.ndarray = action.cpu().numpy()
+            return chosen
 
         return act
 

@@ -113,10 +113,9 @@ def test_what_it_draws_is_the_policy_s(kind: str) -> None:
     model = model_of(kind)
     hand = HandGradient(model)
     observations = torch.randn(3, 5, generator=torch.Generator().manual_seed(3)).repeat(4000, 1)
-    actions, logprobs, values = (
-        torch.from_numpy(x)
-        for x in hand.act(observations.numpy(), hand.chances((12000,), torch.Generator().manual_seed(5)))
-    )
+    drawn = hand.draw(observations.numpy(), hand.chances((12000,), torch.Generator().manual_seed(5)))
+    actions = torch.from_numpy(drawn)
+    logprobs, values = (torch.from_numpy(x) for x in hand.assess(observations.numpy(), drawn))
     with torch.no_grad():
         expected, expected_values, _ = model.evaluate(observations, actions)
         output, _ = model(observations)
