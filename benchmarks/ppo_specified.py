@@ -1,0 +1,163 @@
+"""The specified tiny PPO (configs/ppo_train.yaml: 500 steps, rollouts of 32, 128 numbers seen, 50 actions, width 64)
+beside stable-baselines3, on the same random environment with the same settings, turn about.
+
+    python benchmarks/ppo_specified.py            five rounds, a minute
+    python benchmarks/ppo_specified.py --quick    three rounds
+
+Each run is a process of its own with one thread: environment, networks and trainer are built, 16 rollouts of 32 steps
+are played and learnt from in 4 epochs of one minibatch of 32, and the weights are written to a file.  CPU seconds are
+the process's own; imports and the reading of our settings are left out, and neither side logs.  Both sides must end
+with as many environment steps, optimiser steps and parameters.  Needs the extras gym and oracle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMESTEPS, N_STEPS, SEEN, ACTIONS, WIDTH, EPOCHS, BATCH = 500, 32, 128, 50, 64, 4, 32
+AT_LEAST, AIM = 12.0, 20.0
+
+
+class RandomEnvironment(gymnasium.Env[Any, Any]):
+    """Shows normal numbers and rewards by chance; an episode has 20 steps.  It costs next to nothing."""
+
+    taken = 0
+
+    def __init__(self) -> None:
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (SEEN,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(ACTIONS)
+        self.at = 0
+
+    def _see(self) -> np.ndarray:
+        return self.np_random.standard_normal(SEEN, dtype=np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.at = 0
+        return self._see(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.at += 1
+        RandomEnvironment.taken += 1
+        return self._see(), float(self.np_random.standard_normal()), self.at == 20, False, {}
+
+
+def run_sb3(folder: str) -> dict[str, Any]:
+    import torch
+    import torch._dynamo  # else the first optimiser would import it, within the measured time
+    from stable_baselines3 import PPO
+
+    torch.set_num_threads(1)
+    began = time.process_time()
+    model = PPO(
+        "MlpPolicy", RandomEnvironment(), n_steps=N_STEPS, batch_size=BATCH, n_epochs=EPOCHS, gamma=0.99, gae_lambda=0.95,
+        clip_range=0.2, clip_range_vf=0.2, policy_kwargs={"net_arch": [WIDTH, WIDTH]}, seed=0, device="cpu",
+    )  # fmt: skip
+    model.learn(TIMESTEPS)
+    torch.save(model.policy.state_dict(), f"{folder}/policy.pt")
+    seconds = time.process_time() - began
+    updates = model.policy.optimizer.state[next(model.policy.parameters())]["step"]
+    count = sum(p.numel() for p in model.policy.parameters())
+    return {"cpu": seconds, "steps": RandomEnvironment.taken, "updates": int(updates), "parameters": count}
+
+
+def run_accord(folder: str) -> dict[str, Any]:
+    import torch
+    import torch._dynamo
+
+    from accord.config import load
+    from accord.rollout.gym import open_vectors
+    from accord.rollout.normalise import Normaliser
+    from accord.run import Run
+    from accord.settings import PPOConfig
+    from accord.training import hand_updater
+    from accord.training.ppo_vector import VectorSource, policy_for, train_on_steps
+
+    class Silent(Run):
+        """Writes nothing while it runs, as stable-baselines3 does where no log is asked for."""
+
+        def say(self, text: str) -> None:
+            pass
+
+        def record(self, metrics: Any, prefix: str = "") -> None:
+            pass
+
+    torch.set_num_threads(1)
+    sys.modules.setdefault("ppo_specified", sys.modules[__name__])
+    updates = []
+    step = hand_updater.HandUpdater.step
+    hand_updater.HandUpdater.step = lambda *given: (updates.append(1), step(*given))[1]  # type: ignore[method-assign]
+    changes = ["model.policy=vector", "environment=ppo_specified:RandomEnvironment"]
+    changes += [f"training.num_epochs={EPOCHS}", f"training.batch_size={BATCH}"]
+    config = load(PPOConfig, ROOT / "configs" / "ppo_train.yaml", changes)
+    training = config.training
+    found = (config.model.obs_dim, config.model.action_dim, config.model.hidden_dim, training.n_steps)
+    assert found == (SEEN, ACTIONS, WIDTH, N_STEPS), "configs/ppo_train.yaml is not what the peer is given"
+    began = time.process_time()
+    with Silent("ppo", Path(folder) / "ppo", Path(folder) / "logs", config.seed, 10**9, 10**9) as run:
+        vectors = open_vectors(config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e))
+        model = policy_for(vectors.spaces, config)
+        normaliser = Normaliser(SEEN, training.n_envs, training.gamma, False, False)
+        train_on_steps(config, run, model, VectorSource(config, run, model, vectors, normaliser), {})
+        torch.save(model.state_dict(), f"{folder}/policy.pt")
+    seconds = time.process_time() - began
+    count = sum(p.numel() for p in model.parameters())
+    return {"cpu": seconds, "steps": RandomEnvironment.taken, "updates": len(updates), "parameters": count}
+
+
+def one(who: str) -> dict[str, Any]:
+    """A run in a process of its own."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    command = [sys.executable, __file__, "--one", who]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads}, check=False)
+    if done.returncode:
+        raise SystemExit(f"{who}: {done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each side")
+    parser.add_argument("--quick", action="store_true", help="three rounds")
+    parser.add_argument("--one", choices=["accord", "sb3"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps((run_accord if options.one == "accord" else run_sb3)(folder)))
+        return 0
+    runs = [(one("accord"), one("sb3")) for _ in range(3 if options.quick else options.rounds)]
+    ratios = [theirs["cpu"] / ours["cpu"] for ours, theirs in runs]
+    ratio = statistics.median(ratios)
+    middle = {name: statistics.median(run[i]["cpu"] for run in runs) for i, name in enumerate(("accord", "sb3"))}
+    work = ("steps", "updates", "parameters")
+    same = all(ours[key] == theirs[key] for ours, theirs in runs for key in work)
+    line = {
+        "row": "ppo_specified", "ratio": ratio, "low": min(ratios), "high": max(ratios), "at_least": AT_LEAST,
+        "aim": AIM, "met": ratio >= AT_LEAST and same, "cpu_s": middle, "same_work": same,
+        **{key: runs[0][0][key] for key in work},
+    }  # fmt: skip
+    print(
+        f"{'ppo_specified':14} {ratio:5.1f} x ({min(ratios):.1f} to {max(ratios):.1f}; at least {AT_LEAST:g}, aim {AIM:g})"
+        f"  CPU s {middle['accord']:.3f} / {middle['sb3']:.3f}  same work: {same}"
+    )
+    print(json.dumps(line))
+    print(f"{int(bool(line['met']))} of 1 rows met")
+    return 0 if line["met"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

