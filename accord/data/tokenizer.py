@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.config import UserError
+from accord.digests import TOKENIZER_FILES, verify
 
 if TYPE_CHECKING:
     import tokenizers
@@ -61,11 +62,12 @@ class Tokenizer:
     def open(cls, directory: str | Path) -> Tokenizer:
         """Opens a Hugging Face folder; without ``tokenizer.json``, through transformers.
 
-        Raises UserError where the folder holds no tokenizer.
+        Raises UserError where the folder holds no tokenizer, or another than its manifest says.
         """
         folder = Path(directory)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; expected one with tokenizer.json")
+        verify(folder, TOKENIZER_FILES)
         if not (folder / "tokenizer.json").is_file():
             return cls._through_transformers(folder)
         import tokenizers

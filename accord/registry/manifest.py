@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -13,35 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from accord.config import UserError
+from accord.digests import (
+    LINEAGE,
+    MANIFEST,
+    content_digest,
+    digest_of_files,
+    file_digest,
+    file_digests,
+    read_manifest,
+    verify,
+)
 
-MANIFEST = "manifest.json"
-
-
-def file_digest(path: Path) -> str:
-    """blake2b of a file's bytes, 32 hexadecimal digits."""
-    state = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
-
-
-def content_digest(path: Path) -> str:
-    """Of a file's bytes, or of a folder's files by relative name and bytes (the manifest left out).
-
-    Raises UserError where there is nothing.
-    """
-    if path.is_file():
-        return file_digest(path)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder.")
-    manifest = path / MANIFEST
-    if manifest.exists():
-        return str(json.loads(manifest.read_text(encoding="utf-8"))["digest"])
-    state = hashlib.blake2b(digest_size=16)
-    for inner in sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST):
-        state.update(f"{inner.relative_to(path).as_posix()}\0{file_digest(inner)}\n".encode())
-    return state.hexdigest()
+__all__ = [
+    "LINEAGE",
+    "MANIFEST",
+    "content_digest",
+    "exchange",
+    "file_digest",
+    "publish",
+    "read_manifest",
+    "verify",
+    "versions",
+    "write_json",
+]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -59,25 +52,58 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def publish(directory: Path, write: Callable[[Path], None], manifest: Mapping[str, Any]) -> str:
     """Fills a new folder by ``write``, adds the manifest, and puts it in place of ``directory``; returns its digest.
 
-    A kill before the end leaves what was there before.
+    The manifest gets ``digest`` and ``files``, the digest of each file.  A kill before the end leaves what was there
+    before, and a reader sees the old folder or the new one: see ``exchange`` for where that holds.
     """
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         write(temporary)
-        digest = content_digest(temporary)
-        write_json(temporary / MANIFEST, {**manifest, "digest": digest})
-        old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+        files = file_digests(temporary)
+        digest = digest_of_files(files)
+        write_json(temporary / MANIFEST, {**manifest, "digest": digest, "files": files})
         if directory.exists():
-            os.replace(directory, old)
-        os.replace(temporary, directory)
+            exchange(temporary, directory)
+        else:
+            os.replace(temporary, directory)
     except OSError as error:
         raise UserError(f"{directory}: could not be written ({error.strerror}); what was there is kept.") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # after an exchange, the folder of before
     return digest
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Swaps two folders: in one step where the system can (Linux: renameat2), so that neither name is ever absent.
+
+    Elsewhere by renames, between which ``old`` is absent for an instant; where the second one fails, the first is
+    taken back.  A kill in that instant leaves the old folder as ``.<name>.<pid>.old`` and the stage undone, so that
+    it runs again.  Raises OSError.
+    """
+    if _exchange_at_once(new, old):
+        return
+    aside = old.with_name(f".{old.name}.{os.getpid()}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(old, aside)
+    try:
+        os.replace(new, old)
+    except OSError:
+        os.replace(aside, old)
+        raise
+    os.replace(aside, new)
+
+
+def _exchange_at_once(new: Path, old: Path) -> bool:
+    """False where the C library, the kernel or the file system cannot."""
+    import ctypes
+
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no library of the process
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return int(rename(here, os.fsencode(new), here, os.fsencode(old), ctypes.c_uint(swap))) == 0
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from torch import nn
 from accord.data.tokenizer import Tokenizer
 from accord.models.backbone import Backbone
 from accord.models.open import module, open_backbone
+from accord.registry.family import ancestors, plain_settings, write_lineage
 from accord.registry.manifest import publish, versions
 from accord.run import Run
 from accord.training.checkpoint import write_pt
@@ -50,20 +52,27 @@ def leave_model(
 
 
 def leave_artifact(run: Run, model: Saves, tokenizer: Tokenizer, kind: str, metrics: Mapping[str, float]) -> None:
-    """``model/``: weights, config and tokenizer in the Hugging Face layout, with the manifest."""
+    """``model/``: weights, config and tokenizer in the Hugging Face layout, with manifest and lineage."""
+    family = ancestors(run.parents, run.sources)
 
     def write(directory: Path) -> None:
         model.save(str(directory))
         tokenizer.save(directory)
+        write_lineage(directory, family)
 
+    forms = {key: family[digest].form for key, digest in run.parents.items()}
     manifest = {
         "kind": kind,
         "name": run.name,
         "key": run.key,
         "parents": dict(run.parents),
+        "base": run.parents.get("model.base_model", ""),
+        "data": {key: digest for key, digest in run.parents.items() if forms[key] == "data"},
+        "settings": plain_settings(run.settings),
         "metrics": dict(metrics),
         "seed": run.seed,
         "versions": versions(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     publish(run.directory / "model", write, manifest)
 

@@ -5,13 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from accord.config import UserError
+from accord.digests import TOKENIZER_FILES
 from accord.registry import manifest
-from accord.registry.manifest import MANIFEST, content_digest, file_digest, publish, versions, write_json
+from accord.registry.manifest import (
+    LINEAGE,
+    MANIFEST,
+    content_digest,
+    exchange,
+    file_digest,
+    publish,
+    verify,
+    versions,
+    write_json,
+)
 
 
 def fill(folder: Path, weights: bytes = b"weights", config: str = "{}") -> None:
@@ -78,7 +92,8 @@ def test_what_is_published(tmp_path: Path) -> None:
     target = tmp_path / "made" / "here"
     digest = publish(target, fill, {"kind": "sft", "parents": {"a": "b"}})
     written = json.loads((target / MANIFEST).read_text())
-    assert written == {"kind": "sft", "parents": {"a": "b"}, "digest": digest}
+    files = {name: file_digest(target / name) for name in ("config.json", "deep/model.safetensors")}
+    assert written == {"kind": "sft", "parents": {"a": "b"}, "digest": digest, "files": files}
     assert content_digest(target) == digest
     bare = tmp_path / "bare"
     fill(bare)
@@ -155,3 +170,156 @@ def test_versions_are_those_of_what_runs() -> None:
     assert set(got) == {"accord", "torch", "python"}
     assert got["python"] == platform.python_version()
     assert torch.__version__.startswith(got["torch"].split("+")[0])
+
+
+# ------------------------------------------------------------------ a folder that is never absent
+def swap_by_renames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "_exchange_at_once", lambda new, old: False)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_folders_are_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
+    if not at_once:
+        swap_by_renames(monkeypatch)
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(name)
+    exchange(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old" / "x").read_text() == "new"
+    assert (tmp_path / "new" / "x").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old"]
+
+
+def test_a_failed_second_rename_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swap_by_renames(monkeypatch)
+    target = tmp_path / "model"
+    digest = publish(target, fill, {})
+    replace = os.replace
+
+    def fail(source: Path, place: Path) -> None:
+        if Path(place) == target and Path(source).name.endswith(".tmp"):
+            raise OSError(5, "Input/output error")
+        replace(source, place)
+
+    monkeypatch.setattr(manifest.os, "replace", fail)
+    with pytest.raises(UserError, match="what was there is kept"):
+        publish(target, lambda folder: fill(folder, b"new"), {})
+    assert content_digest(target) == digest
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux swaps folders in one step")
+def test_a_reader_always_finds_a_whole_folder(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    publish(target, fill, {})
+    missed: list[str] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if not os.path.exists(target / MANIFEST):
+                missed.append("absent")
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    for i in range(60):
+        publish(target, lambda folder, i=i: fill(folder, str(i).encode()), {})  # type: ignore[misc]
+    done.set()
+    thread.join()
+    assert missed == []
+
+
+# ------------------------------------------------------------------ still what was written?
+def lose(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def flip(folder: Path) -> None:
+    path = folder / "deep" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def slip_in(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def forge(folder: Path) -> None:
+    """Another file, with its digest put right in ``files``, not in ``digest``."""
+    flip(folder)
+    content = json.loads((folder / MANIFEST).read_text())
+    content["files"]["deep/model.safetensors"] = file_digest(folder / "deep" / "model.safetensors")
+    (folder / MANIFEST).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lose, "config.json: missing"),
+        (flip, "model.safetensors: changed since it was written"),
+        (slip_in, "adapter_config.json: is not listed"),
+        (forge, "manifest.json: its digest does not fit"),
+    ],
+)
+def test_what_is_no_longer_as_written_is_named(tmp_path: Path, harm: Callable[[Path], None], words: str) -> None:
+    target = tmp_path / "model"
+    publish(target, fill, {})
+    verify(target)
+    harm(target)
+    with pytest.raises(UserError, match=words):
+        verify(target)
+
+
+def test_a_card_may_be_edited_and_an_old_manifest_still_opens(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    publish(target, fill, {})
+    (target / "README.md").write_text("about this model")
+    (target / ".DS_Store").write_text("a desktop's")
+    verify(target)
+    content = json.loads((target / MANIFEST).read_text())
+    del content["files"]
+    (target / MANIFEST).write_text(json.dumps(content))
+    flip(target)
+    verify(target)
+    shutil.rmtree(target / "deep")
+    (target / MANIFEST).unlink()
+    verify(target)
+
+
+def test_only_the_tokenizer_is_read_for_the_tokenizer(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+
+    def write(folder: Path) -> None:
+        fill(folder)
+        (folder / "tokenizer.json").write_text("{}")
+
+    publish(target, write, {})
+    flip(target)
+    verify(target, TOKENIZER_FILES)
+    (target / "chat_template.jinja").write_text("{{ 1 }}")
+    with pytest.raises(UserError, match=r"chat_template.jinja: is not listed"):
+        verify(target, TOKENIZER_FILES)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"kind": "sft"}'])
+def test_a_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
+    fill(tmp_path)
+    (tmp_path / MANIFEST).write_text(content)
+    for check in (verify, content_digest):
+        with pytest.raises(UserError, match=MANIFEST):
+            check(tmp_path)
+
+
+def test_where_it_came_from_is_no_content(tmp_path: Path) -> None:
+    """Two ways to the same bytes are the same to what comes after; a changed record is refused all the same."""
+
+    def write(text: str) -> Callable[[Path], None]:
+        return lambda folder: (fill(folder), (folder / LINEAGE).write_text(text))[0]
+
+    a = publish(tmp_path / "a", write("one"), {})
+    b = publish(tmp_path / "b", write("two"), {})
+    assert a == b == content_digest(tmp_path / "a")
+    (tmp_path / "a" / LINEAGE).write_text("three")
+    with pytest.raises(UserError, match=r"lineage.json: changed"):
+        verify(tmp_path / "a")

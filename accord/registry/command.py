@@ -1,0 +1,312 @@
+"""``accord models``: the registry on the command line.  SQLAlchemy and torch are imported by what needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accord.config import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from accord.registry.store import Store, Version
+
+REFERENCE = "NAME (its latest), NAME@3, NAME@ALIAS, or six digits of a digest"
+WIDE = 200
+"""Columns where nobody's terminal sets them."""
+SIZES = ("B", "kB", "MB", "GB", "TB")
+OVERVIEW = """\
+The registry of models: versions, aliases, tags, and where each came from.
+
+  accord models list                        what there is
+  accord models lineage ppo_lm --svg FILE   the family tree
+  accord models promote ppo_lm@3            ppo_lm@champion is version 3 from now on
+  accord models export ppo_lm DIR           a Hugging Face folder with a model card
+
+It lies in checkpoints/registry.sqlite, or where the environment variable ACCORD_REGISTRY says."""
+
+
+def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
+    """Adds ``models`` with its own commands to argparse's ``commands``; each sets ``act``."""
+    top = commands.add_parser(
+        "models", help="the registry: list, lineage, alias, export ...", description=OVERVIEW, formatter_class=formatter
+    )
+    inner = top.add_subparsers(dest="models_command", metavar="COMMAND", required=True)
+
+    def add(
+        name: str, act: Callable[[argparse.Namespace], int], help: str, *references: str
+    ) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = inner.add_parser(name, help=help, description=help, formatter_class=formatter)
+        for reference in references:
+            parser.add_argument(reference, metavar=reference.upper(), help=REFERENCE)
+        parser.add_argument("--debug", action="store_true", help="show tracebacks")
+        parser.set_defaults(act=act)
+        return parser
+
+    p = add("list", show_list, "versions with aliases, main figure, size and age")
+    p.add_argument("name", nargs="?", default="", metavar="NAME", help="only this name")
+    p.add_argument("--kind", default="", help="only this kind: base, sft, reward, ppo ...")
+    p.add_argument("--json", action="store_true", help="as JSON, for other programs")
+    p = add("show", show_one, "everything that is known of a version", "model")
+    p.add_argument("--json", action="store_true", help="as JSON, for other programs")
+    p = add("lineage", show_lineage, "the family tree, up to base and data", "model")
+    p.add_argument("--svg", metavar="FILE", help="write it as a picture")
+    p = add("alias", set_alias, "let an alias name a version", "model")
+    p.add_argument("alias", metavar="ALIAS")
+    p.add_argument("--remove", action="store_true", help="take the alias away")
+    p = add("promote", promote, "make a version the champion; the one before becomes 'previous'", "model")
+    p.add_argument("--to", default="champion", metavar="ALIAS", help="another alias than champion")
+    p = add("tag", set_tag, "set tags on a version", "model")
+    p.add_argument("tags", nargs="+", metavar="TAG", help="WORD or KEY:VALUE")
+    p.add_argument("--remove", action="store_true", help="take them away")
+    p = add("diff", show_difference, "settings, data, figures and weights of two versions", "a", "b")
+    p.add_argument("--json", action="store_true", help="as JSON, for other programs")
+    p = add("rm", remove, "take a version out of the registry", "model")
+    p.add_argument("--force", action="store_true", help="even where it has an alias or others came from it")
+    p.add_argument("--yes", action="store_true", help="do not ask")
+    p = add("export", export_model, "write a version out", "model")
+    p.add_argument("directory", metavar="DIR", help="a new folder (or, for gguf, a file)")
+    p.add_argument("--format", choices=("hf", "safetensors", "gguf"), default="hf", help="hf: whole, with model card")
+    p.add_argument("--quantize", choices=("F16", "Q8_0", "Q4_0"), default="F16", help="gguf: type of the matrices")
+    p = add("import", import_model, "register an artifact from elsewhere, digests checked")
+    p.add_argument("directory", metavar="DIR", help="an artifact folder, or a stage's folder")
+    p.add_argument("--name", default="", help="another name than it has")
+
+
+def _store() -> Store:
+    from accord.registry.store import open_store
+
+    return open_store()
+
+
+def _print(*things: Any) -> None:
+    from accord.run import console
+
+    width = None if console.is_terminal else WIDE
+    for thing in things:
+        if isinstance(thing, str):
+            console.print(thing, markup=False)
+        else:
+            console.print(thing, soft_wrap=False, width=width)
+
+
+def _table(*columns: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+# ------------------------------------------------------------------ looking
+def show_list(options: argparse.Namespace) -> int:
+    import json
+
+    from accord.registry.compare import sizes
+    from accord.registry.lineage import main_metric
+
+    store = _store()
+    found = store.list(options.name, options.kind)
+    if options.json:
+        keys = ("name", "version", "kind", "digest", "aliases", "tags", "created", "metrics")
+        print(json.dumps([{key: getattr(v, key) for key in keys} | {"folder": str(v.folder)} for v in found], indent=2))
+        return 0
+    if not found:
+        what = f" named {options.name!r}" * bool(options.name) + f" of kind {options.kind!r}" * bool(options.kind)
+        _print(f"no model{what} in the registry ({store.path}); finished stages and 'accord models import' fill it")
+        return 0
+    table = _table("model", "aliases", "kind", "figure", "size", "age", "digest")
+    for v in found:
+        metric = main_metric(v.kind, v.metrics)
+        figure = f"{metric[0]} {metric[1]:.4g}" if metric else ""
+        table.add_row(
+            v.label, ", ".join(v.aliases), v.kind, figure, in_bytes(sizes(v.folder)), age(v.created), v.digest[:8]
+        )
+    _print(table)
+    return 0
+
+
+def in_bytes(count: int) -> str:
+    """1536 → 1.5 kB."""
+    if count < 1000:
+        return f"{count} B"
+    power = min(4, (len(str(count)) - 1) // 3)
+    size = count / 1000**power
+    return f"{size:.0f} {SIZES[power]}" if size >= 10 else f"{size:.1f} {SIZES[power]}"
+
+
+def age(created: str) -> str:
+    """Since an ISO time, in the largest fitting unit; empty where it is not known."""
+    try:
+        seconds = (datetime.now(timezone.utc) - datetime.fromisoformat(created)).total_seconds()
+    except (ValueError, TypeError):
+        return ""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def show_one(options: argparse.Namespace) -> int:
+    from accord.registry.compare import sizes
+    from accord.registry.exports import described
+    from accord.registry.lineage import flat
+
+    store = _store()
+    v = store.find(options.model)
+    if options.json:
+        print(described(store, v))
+        return 0
+    facts = {
+        "model": v.label,
+        "aliases": ", ".join(v.aliases),
+        "tags": ", ".join(f"{key}:{value}" if value else key for key, value in v.tags.items()),
+        "kind": v.kind,
+        "digest": v.digest,
+        "created": v.created,
+        "code": ", ".join(f"{key} {value}" for key, value in v.manifest.get("versions", {}).items()) or v.code,
+        "seed": "" if v.seed is None else str(v.seed),
+        "folder": f"{v.folder} ({in_bytes(sizes(v.folder))})",
+    }
+    known = {other.digest: other.label for other in store.list()}
+    family = store.lineage(v)
+    parents = {
+        key: f"{known.get(digest) or (family[digest].name if digest in family else '')} {digest[:16]}".strip()
+        for key, digest in v.parents.items()
+    }
+    figures = {key: f"{value:.6g}" for key, value in v.metrics.items()}
+    settings = {key: str(value) for key, value in flat(v.settings)}
+    for title, part in (("", facts), ("made from", parents), ("figures", figures), ("settings", settings)):
+        if not part:
+            continue
+        table = _table(title, "")
+        table.show_header = bool(title)
+        for key, value in part.items():
+            table.add_row(key, value) if value else None
+        _print(table)
+    return 0
+
+
+def show_lineage(options: argparse.Namespace) -> int:
+    from accord.registry.lineage import tree
+    from accord.registry.picture import svg
+
+    store = _store()
+    found = store.find(options.model)
+    family = store.lineage(found)
+    labels = {v.digest: v.label for v in store.list()} | {found.digest: found.label}
+    _print(tree(found.digest, family, labels))
+    if options.svg:
+        try:
+            Path(options.svg).write_text(svg(found.digest, family, labels), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--svg {options.svg}: cannot be written ({error.strerror}).") from None
+        _print(f"wrote {options.svg}")
+    return 0
+
+
+def show_difference(options: argparse.Namespace) -> int:
+    from accord.registry.compare import as_json, difference, rows
+
+    store = _store()
+    a, b = store.find(options.a), store.find(options.b)
+    found = difference(store, a, b)
+    if options.json:
+        print(as_json(found))
+        return 0
+    for title, part in rows(found):
+        table = _table(title, a.label, b.label)
+        for key, (left, right) in part.items():
+            table.add_row(key, left, right)
+        _print(table)
+    if not found.settings and not found.data:
+        _print("settings and data are the same")
+    if a.digest == b.digest:
+        _print("the contents are the same, byte for byte")
+        return 0
+    table = _table("weights", "relative distance")
+    for key, value in found.weights.items():
+        table.add_row(key, f"{value:.3g}")
+    _print(table)
+    if found.unlike:
+        some = ", ".join(found.unlike[:3]) + (f" and {len(found.unlike) - 3} more" if len(found.unlike) > 3 else "")
+        _print(f"not comparable (absent in one, or of another shape): {some}")
+    return 0
+
+
+# ------------------------------------------------------------------ changing
+def _moved(found: Version, former: Version | None, alias: str) -> str:
+    return f"{found.name}@{alias} is version {found.version}" + (f" (was {former.version})" if former else "")
+
+
+def set_alias(options: argparse.Namespace) -> int:
+    store = _store()
+    if options.remove:
+        store.unalias(options.model.partition("@")[0], options.alias)
+        _print(f"{options.model.partition('@')[0]}@{options.alias} is gone")
+        return 0
+    found, former = store.alias(options.model, options.alias)
+    _print(_moved(found, former, options.alias))
+    return 0
+
+
+def promote(options: argparse.Namespace) -> int:
+    found, former = _store().promote(options.model, options.to)
+    _print(_moved(found, former, options.to))
+    if former:
+        _print(
+            f"back again: accord models promote {former.name}@previous"
+            + f" --to {options.to}" * (options.to != "champion")
+        )
+    return 0
+
+
+def set_tag(options: argparse.Namespace) -> int:
+    store = _store()
+    for text in options.tags:
+        key, _, value = text.partition(":")
+        found = store.tag(options.model, key, None if options.remove else value)
+    _print(f"{found.label}: " + (", ".join(f"{k}:{v}" if v else k for k, v in found.tags.items()) or "no tags"))
+    return 0
+
+
+def remove(options: argparse.Namespace) -> int:
+    from accord.registry.compare import sizes
+
+    store = _store()
+    found = store.find(options.model)
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise UserError(f"{found.label}: removing asks first, and nobody is here to answer; add --yes.")
+        answer = input(
+            f"remove {found.label} ({found.kind}, {in_bytes(sizes(found.folder))}) from the registry? [y/N] "
+        )
+        if answer.strip().lower() not in ("y", "yes"):
+            _print("nothing was removed")
+            return 0
+    store.remove(found.label, options.force)
+    _print(f"removed {found.label}; its stage's own folder is untouched")
+    return 0
+
+
+def export_model(options: argparse.Namespace) -> int:
+    from accord.registry.exports import export
+
+    path, notes = export(_store(), options.model, Path(options.directory), options.format, options.quantize)
+    _print(f"wrote {path}", *(f"note: {note}" for note in notes))
+    return 0
+
+
+def import_model(options: argparse.Namespace) -> int:
+    from accord.registry.exports import import_folder
+
+    found = import_folder(_store(), Path(options.directory), options.name)
+    _print(f"{found.label}: {found.kind}, digest {found.digest[:8]}, all digests as recorded")
+    return 0

@@ -1,0 +1,122 @@
+"""Two versions side by side: settings, data, figures, and how far apart their weights lie."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accord.config import UserError
+from accord.registry.family import Family
+from accord.registry.lineage import flat
+from accord.registry.store import Store, Version
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Of two versions; absent values are empty."""
+
+    settings: dict[str, tuple[str, str]]
+    data: dict[str, tuple[str, str]]
+    metrics: dict[str, tuple[str, str]]
+    weights: dict[str, float]  # layer group: ||a - b|| / ||a||
+    unlike: tuple[str, ...]  # tensors that one of them lacks, or that differ in shape
+
+
+def difference(store: Store, a: Version, b: Version) -> Difference:
+    """What differs; figures are all given."""
+    settings = [dict(flat(v.settings)) for v in (a, b)]
+    metrics = [{k: f"{x:.6g}" for k, x in v.metrics.items()} for v in (a, b)]
+    files = [data_of(store.lineage(v)) for v in (a, b)]
+    weights, unlike = weight_distance(a.folder, b.folder)
+    changed = {k: pair for k, pair in _beside(*settings).items() if pair[0] != pair[1]}
+    moved = {k: pair for k, pair in _beside(*files).items() if pair[0] != pair[1]}
+    return Difference(changed, moved, _beside(*metrics), weights, unlike)
+
+
+def data_of(family: Family) -> dict[str, str]:
+    """Every data file in a family by name, with its digest."""
+    return {r.name: digest[:16] for digest, r in family.items() if r.form == "data"}
+
+
+def _beside(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    return {key: (str(a.get(key, "")), str(b.get(key, ""))) for key in dict.fromkeys([*a, *b])}
+
+
+def group(name: str) -> str:
+    """The layer group of a tensor: ``layer 3`` for those of a block, else the part's own name."""
+    layer = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", f".{name}")
+    return (
+        f"layer {layer[1]}"
+        if layer
+        else name.removeprefix("model.").removeprefix("backbone.").rpartition(".")[0] or name
+    )
+
+
+def weight_distance(a: Path, b: Path) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Relative L2 distance for each layer group, one tensor in memory at a time, and the tensors not comparable."""
+    from safetensors import safe_open
+
+    with _Tensors(a, safe_open) as left, _Tensors(b, safe_open) as right:
+        unlike, apart, whole = set(left.places) ^ set(right.places), dict[str, float](), dict[str, float]()
+        for name in left.places:
+            if name in unlike:
+                continue
+            x, y = left.get(name), right.get(name)
+            if x.shape != y.shape:
+                unlike.add(name)
+                continue
+            x, y, key = x.double(), y.double(), group(name)
+            apart[key] = apart.get(key, 0.0) + float((x - y).square().sum())
+            whole[key] = whole.get(key, 0.0) + float(x.square().sum())
+    keys = sorted(apart, key=lambda key: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)])
+    return {key: (apart[key] / (whole[key] or 1.0)) ** 0.5 for key in keys}, tuple(sorted(unlike))
+
+
+class _Tensors:
+    """The tensors of a model folder, from however many safetensors files, opened when asked for."""
+
+    def __init__(self, folder: Path, safe_open: Any) -> None:
+        self.files = [safe_open(str(path), "pt") for path in sorted(folder.glob("*.safetensors"))]
+        if not self.files:
+            raise UserError(f"{folder}: no safetensors here; restore the folder or register the model again.")
+
+    def __enter__(self) -> _Tensors:
+        self.opened = [file.__enter__() for file in self.files]
+        self.places = {name: file for file in self.opened for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files:
+            file.__exit__(None, None, None)
+
+    def get(self, name: str) -> Any:
+        return self.places[name].get_tensor(name)
+
+
+def sizes(folder: Path) -> int:
+    """Bytes of a model folder's files."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def rows(found: Difference) -> Iterator[tuple[str, dict[str, tuple[str, str]]]]:
+    """The parts with a title, those that are not empty."""
+    for name, part in (("settings", found.settings), ("data", found.data), ("metrics", found.metrics)):
+        if part:
+            yield name, part
+
+
+def as_json(found: Difference) -> str:
+    return json.dumps(
+        {
+            "settings": found.settings,
+            "data": found.data,
+            "metrics": found.metrics,
+            "weights": found.weights,
+            "unlike": found.unlike,
+        },
+        indent=2,
+    )

@@ -1,0 +1,129 @@
+"""A registered model to a folder that needs no accord, and back: weights, tokenizer, manifest, lineage, model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from accord.config import UserError
+from accord.digests import CARD, LINEAGE, MANIFEST, digest_of_files, file_digests, read_manifest, verify
+from accord.registry.card import card
+from accord.registry.family import to_json, write_lineage
+from accord.registry.gguf import KINDS, write_gguf
+from accord.registry.manifest import exchange, write_json
+from accord.registry.store import Store, Version
+
+Format = Literal["hf", "safetensors", "gguf"]
+FORMATS: tuple[Format, ...] = ("hf", "safetensors", "gguf")
+
+
+def export(store: Store, text: str, target: Path, form: Format, quantize: str = "F16") -> tuple[Path, list[str]]:
+    """Writes a version to ``target`` and says what was written, and what its reader should know.
+
+    hf: the whole artifact with its model card, for transformers and for ``import_folder``.  safetensors: weights and
+    config alone.  gguf: one file in the folder, or ``target`` itself where it ends in .gguf.  Raises UserError.
+    """
+    found = store.find(text)
+    verify(found.folder)
+    if form == "gguf":
+        path = target if target.suffix == ".gguf" else target / f"{found.name}-{quantize}.gguf"
+        if quantize not in KINDS:
+            raise UserError(f"--quantize {quantize}: one of {', '.join(KINDS)}.")
+        return path, write_gguf(found.folder, path, quantize, found.name)
+    if form == "safetensors":
+        _filled(target, lambda folder: _weights(found, folder))
+    else:
+        _filled(target, lambda folder: _whole(store, found, folder))
+    return target, []
+
+
+def _filled(target: Path, write: Callable[[Path], None]) -> None:
+    """A new folder, whole or not at all; what is there and is no export of ours is not touched."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target}: is a file; give a folder.")
+    if (
+        target.exists()
+        and any(target.iterdir())
+        and not read_manifest(target)
+        and not (target / "config.json").exists()
+    ):
+        raise UserError(f"{target}: holds something else; give a new folder.")
+    aside = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        write(aside)
+        if target.exists():
+            exchange(aside, target)
+        else:
+            aside.replace(target)
+    except OSError as error:
+        raise UserError(f"{target}: could not be written ({error.strerror}).") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _weights(found: Version, folder: Path) -> None:
+    names = [p.name for p in found.folder.iterdir() if p.suffix == ".safetensors" or p.name.endswith("index.json")]
+    for name in sorted({*names, "config.json"}):
+        shutil.copy2(found.folder / name, folder / name)
+
+
+def _whole(store: Store, found: Version, folder: Path) -> None:
+    """Files as they are; manifest and lineage as the registry has them for this name, metrics of today included."""
+    for path in found.folder.rglob("*"):
+        if path.is_file() and path.name not in (MANIFEST, LINEAGE, CARD):
+            (folder / path.relative_to(found.folder)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, folder / path.relative_to(found.folder))
+    family = store.lineage(found)
+    write_lineage(folder, {d: r for d, r in family.items() if d != found.digest})
+    files = file_digests(folder)
+    _same(digest_of_files(files), found.digest, found.folder)
+    record = {**found.manifest, "metrics": dict(found.metrics), "settings": dict(found.settings)}
+    write_json(folder / MANIFEST, {**record, "digest": found.digest, "files": files})
+    labels = {v.digest: v.label for v in store.list()}
+    (folder / CARD).write_text(card(found.digest, family, labels, found.name), encoding="utf-8")
+
+
+def import_folder(store: Store, folder: Path, name: str = "") -> Version:
+    """Registers an artifact from elsewhere, every digest checked first.  Raises UserError naming the file at fault."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder.")
+    folder = folder / "model" if (folder / "model" / MANIFEST).exists() else folder
+    manifest = read_manifest(folder)
+    if manifest and "files" not in manifest:  # written before files were listed: the digest of all must do
+        files = {name: digest for name, digest in file_digests(folder).items() if name != CARD}
+        _same(digest_of_files(files), manifest["digest"], folder)
+    verify(folder)
+    return store.add(folder, name)
+
+
+def _same(found: str, recorded: str, folder: Path) -> None:
+    if found != recorded:
+        raise UserError(f"{folder}: its files do not have the digest in {MANIFEST}; copy or restore the folder first.")
+
+
+def described(store: Store, found: Version) -> str:
+    """Everything that is known of a version, as JSON."""
+    return json.dumps(
+        {
+            "name": found.name,
+            "version": found.version,
+            "kind": found.kind,
+            "digest": found.digest,
+            "aliases": list(found.aliases),
+            "tags": dict(found.tags),
+            "created": found.created,
+            "code": found.code,
+            "seed": found.seed,
+            "parents": dict(found.parents),
+            "metrics": dict(found.metrics),
+            "settings": dict(found.settings),
+            "folder": str(found.folder),
+            "lineage": to_json(store.lineage(found))["records"],
+        },
+        indent=2,
+    )

@@ -1,0 +1,147 @@
+"""Where a model comes from, as plain records: what an artifact's ``lineage.json`` holds of all its ancestors.
+
+An artifact carries the records of its ancestors with it, so nobody needs to be asked.  A data file has none; it was
+left by a stage, whose ``done.json`` and ``config.yaml`` beside it say what it was made of.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from accord.config import UserError, read_yaml
+from accord.digests import LINEAGE, content_digest, read_manifest
+from accord.registry.manifest import write_json
+from accord.settings import Stage
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One node of a family tree."""
+
+    name: str
+    kind: str  # of the stage that made it; "data", "model" or "function" for what no stage of ours made
+    digest: str  # of its content; of a function, its name
+    form: str = "model"  # or "data", "function"
+    parents: Mapping[str, str] = field(default_factory=dict)  # config key: digest
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seed: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    created: str = ""
+
+
+Family = dict[str, Record]  # by digest
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that cannot change results (folders, device, cadence)."""
+    return {key: value for key, value in settings.items() if key not in Stage.runtime}
+
+
+def of_manifest(manifest: Mapping[str, Any]) -> Record:
+    """The record of a model from its manifest."""
+    known = {f.name for f in fields(Record)} - {"form"}
+    found = {key: value for key, value in manifest.items() if key in known}
+    return Record(**{"name": "?", "kind": "model", **found})
+
+
+def ancestors(parents: Mapping[str, str], sources: Mapping[str, str]) -> Family:
+    """Records of all that a stage was made of: ``parents`` are digests by config key, ``sources`` paths by config key."""
+    family: Family = {}
+    for key, digest in parents.items():
+        source = sources.get(key)
+        if source is not None and Path(source).exists():
+            family |= of_path(Path(source), digest)
+        elif ":" in digest:
+            family[digest] = Record(digest, "function", digest, "function")
+        else:
+            family.setdefault(digest, Record(Path(source).name if source else "?", "model", digest))
+    return family
+
+
+def of_path(path: Path, digest: str) -> Family:
+    """The record of a model folder or a data file with that digest, and those of its ancestors."""
+    if path.is_dir() and (manifest := read_manifest(path)):
+        above = read_lineage(path)
+        own = of_manifest(manifest)
+        if not above and own.parents and (stage := _stage(path.parent)):
+            above = ancestors(own.parents, stage[1])  # an artifact from before lineage.json
+            own = own if own.settings else replace(own, settings=stage[0].settings)
+        return {**above, digest: own}
+    form = "data" if path.is_file() and path.suffix != ".gguf" else "model"
+    stage = _stage(path.parent) if form == "data" else None
+    if stage is None:
+        return {digest: Record(path.name, form, digest, form)}
+    record, sources = stage
+    own = replace(record, name=f"{record.name}/{path.name}", digest=digest, form=form)
+    return {**ancestors(record.parents, sources), digest: own}
+
+
+def _stage(directory: Path) -> tuple[Record, dict[str, str]] | None:
+    """What a finished stage's folder says of itself, and the paths of its inputs that still hold what they held."""
+    try:
+        done = json.loads((directory / "done.json").read_text(encoding="utf-8"))
+        settings = done.get("settings") or read_yaml(directory / "config.yaml")[0]
+        inputs = {str(key): str(value) for key, value in done["inputs"].items()}
+        kind, metrics = str(done["kind"]), dict(done["metrics"])
+    except (OSError, json.JSONDecodeError, KeyError, UserError):
+        return None  # no stage's folder, or not finished: the file stands for itself
+    seed, versions = settings.get("seed"), dict(done.get("versions", {}))
+    record = Record(directory.name, kind, "", "data", inputs, plain_settings(settings), metrics, seed, versions)
+    named = done.get("sources") or {key: _dotted(settings, key) for key in inputs}
+    sources = {key: value for key, value in named.items() if isinstance(value, str) and key in inputs}
+    return record, {key: path for key, path in sources.items() if _holds(Path(path), inputs[key])}
+
+
+def _holds(path: Path, digest: str) -> bool:
+    return path.exists() and content_digest(path) == digest
+
+
+def _dotted(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        try:
+            values = values[int(part)] if isinstance(values, list) else values[part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+    return values
+
+
+# ------------------------------------------------------------------ on disk
+def to_json(family: Family) -> dict[str, Any]:
+    """What ``lineage.json`` holds."""
+    return {"format": FORMAT, "records": [_plain(record) for record in family.values()]}
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    return {key: value for key, value in asdict(record).items() if value not in ("", None, {})}
+
+
+def from_json(content: Mapping[str, Any], where: str) -> Family:
+    """The inverse of ``to_json``; keys that it does not know are passed over.  Raises UserError naming ``where``."""
+    known = {f.name for f in fields(Record)}
+    try:
+        records = [Record(**{k: v for k, v in row.items() if k in known}) for row in content["records"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where}: not a lineage of ours ({error}); copy the folder again.") from None
+    return {record.digest: record for record in records}
+
+
+def write_lineage(folder: Path, family: Family) -> None:
+    write_json(folder / LINEAGE, to_json(family))
+
+
+def read_lineage(folder: Path) -> Family:
+    """The records in a model folder; none where it has no ``lineage.json``.  Raises UserError where it is damaged."""
+    path = folder / LINEAGE
+    try:
+        return from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); copy the folder again.") from None

@@ -1,0 +1,101 @@
+"""A family tree in the terminal, and the words that stand in its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from accord.registry.family import Family, Record
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+KEY_SETTINGS: dict[str, tuple[str, ...]] = {
+    "demo": ("seed",),
+    "pretrained": ("source",),
+    "base": ("model.base_model", "model.d_model", "model.n_layers", "training.learning_rate", "training.num_epochs"),
+    "sft": ("training.learning_rate", "training.num_epochs", "training.batch_size"),
+    "pairs": ("annotator", "noise", "replies", "pairs"),
+    "reward": ("model.kind", "training.learning_rate", "training.num_epochs", "training.batch_size"),
+    "ppo": ("kl.beta", "training.iterations", "training.replies", "training.learning_rate", "training.clip_range"),
+    "dpo": ("training.beta", "training.learning_rate", "training.num_epochs"),
+}
+"""What a reader asks for first, by kind of stage."""
+MAIN_METRIC = {"base": "nll", "sft": "nll", "reward": "heldout_accuracy", "ppo": "score", "dpo": "heldout_accuracy"}
+SHOWN = 5
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and plain values; what is not set is left out."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        elif value is not None:  # what names an input is told with the inputs
+            yield f"{prefix}{key}", value
+
+
+def key_settings(record: Record) -> dict[str, str]:
+    """At most five settings, in words; of an unknown kind, its first plain ones that name no input."""
+    values = dict(flat(record.settings))
+    wanted = list(KEY_SETTINGS.get(record.kind, ())) or [
+        k for k, v in values.items() if isinstance(v, (int, float, str)) and v != "" and k not in record.parents
+    ]
+    short = ("training.", "model.")
+    return {_without(k, short): str(values[k]) for k in wanted[:SHOWN] if k in values}
+
+
+def _without(key: str, prefixes: tuple[str, ...]) -> str:
+    return next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
+
+
+def main_metric(kind: str, metrics: Mapping[str, float]) -> tuple[str, float] | None:
+    """The figure by which models of a kind are told apart: its own, else the first one."""
+    name = MAIN_METRIC.get(kind, "")
+    if name not in metrics:
+        name = next((key for key in metrics if key != "learning_rate"), "")
+    return (name, metrics[name]) if name else None
+
+
+def title(record: Record, labels: Mapping[str, str]) -> str:
+    """``sft@2`` where the registry knows it, else its name; a file's by the stage that left it."""
+    return labels.get(record.digest, record.name) if record.form == "model" else record.name
+
+
+def lines(record: Record) -> list[str]:
+    """What stands under the title: what it is, key settings, the main figure."""
+    if record.form == "function":
+        return ["function"]
+    found = [f"{'data' if record.form == 'data' else record.kind} · {record.digest[:8]}"]
+    found += [f"{key} {value}" for key, value in key_settings(record).items()]
+    if record.form == "model" and (metric := main_metric(record.kind, record.metrics)):
+        found.append(f"→ {metric[0]} {metric[1]:.4g}")
+    return found
+
+
+def tree(root: str, family: Family, labels: Mapping[str, str]) -> Tree:
+    """From the model with digest ``root`` up to its base and data; what came before already is not told twice."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    told: set[str] = set()
+
+    def told_of(digest: str, role: str) -> Text:
+        record = family.get(digest, Record(digest[:8], "unknown", digest))
+        text = Text(f"{role}  " if role else "", "dim")
+        text.append(title(record, labels), "bold" if record.form == "model" else "cyan")
+        if digest in told:
+            return text.append("  (see above)", "dim")
+        first, *rest = lines(record)
+        return text.append(f"  {first}").append("   " + ", ".join(rest) if rest else "", "dim")
+
+    def grow(branch: Tree, digest: str) -> None:
+        if digest in told:
+            return
+        told.add(digest)
+        for role, parent in (family[digest].parents if digest in family else {}).items():
+            node = branch.add(told_of(parent, role))
+            grow(node, parent)
+
+    top = Tree(told_of(root, ""), guide_style="dim")
+    grow(top, root)
+    return top

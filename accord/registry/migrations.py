@@ -1,0 +1,79 @@
+"""From one format of the registry to the next, in order and in one transaction: all of it or nothing.
+
+A change of the tables adds a function here, raises ``FORMAT`` in schema.py, and keeps a database of the old format
+in tests/registry/.  The functions write out their SQL: the tables of schema.py are those of today.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from accord.config import UserError
+from accord.digests import LINEAGE, MANIFEST
+from accord.registry.schema import FORMAT, format_of
+
+
+def migrate(connection: sa.Connection, path: Path) -> None:
+    """Applies what is missing; ``connection`` is within a write transaction.  Raises UserError for format 0."""
+    found = format_of(connection)  # read again: another process may have been quicker
+    if found == 0:
+        raise UserError(f"{path}: is a database, but no registry of accord's; set ACCORD_REGISTRY to another file.")
+    for number in range(found, FORMAT):
+        STEPS[number](connection, path.parent)
+        connection.exec_driver_sql(f"PRAGMA user_version = {number + 1}")
+
+
+def _one_to_two(connection: sa.Connection, folder: Path) -> None:
+    """Tags; numbers that are never given twice; settings, manifest and lineage in the database.
+
+    Format 1 had a table ``versions`` (id, name, version, kind, digest, created, code, seed, metrics, folder), parents
+    and aliases that pointed to versions by number.
+    """
+    run = connection.exec_driver_sql
+    for table in ("parents", "aliases"):
+        run(f"ALTER TABLE {table} RENAME TO old_{table}")
+    run(
+        "CREATE TABLE models (id INTEGER PRIMARY KEY, name VARCHAR NOT NULL, version INTEGER NOT NULL,"
+        " kind VARCHAR NOT NULL, digest VARCHAR NOT NULL, created VARCHAR NOT NULL, code VARCHAR NOT NULL, seed INTEGER,"
+        " metrics JSON NOT NULL, settings JSON NOT NULL, manifest JSON NOT NULL, lineage JSON NOT NULL,"
+        " folder VARCHAR NOT NULL, UNIQUE (name, version), UNIQUE (name, digest))"
+    )
+    for row in run("SELECT * FROM versions ORDER BY id").mappings().all():
+        place = folder / row["folder"]
+        manifest = _json(place / MANIFEST)
+        values = (
+            *(row[key] for key in ("id", "name", "version", "kind", "digest", "created", "code", "seed", "metrics")),
+            *(json.dumps(x) for x in (manifest.get("settings", {}), manifest, _json(place / LINEAGE))),
+            row["folder"],
+        )
+        run("INSERT INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+    of_model = "model INTEGER NOT NULL REFERENCES models (id) ON DELETE CASCADE"
+    run(f"CREATE TABLE parents ({of_model}, role VARCHAR NOT NULL, digest VARCHAR NOT NULL, name VARCHAR,"
+        " PRIMARY KEY (model, role))")  # fmt: skip
+    run("INSERT INTO parents SELECT version, role, digest, name FROM old_parents")
+    run(f"CREATE TABLE aliases (name VARCHAR NOT NULL, alias VARCHAR NOT NULL, {of_model}, PRIMARY KEY (name, alias))")
+    run("INSERT INTO aliases SELECT o.name, o.alias, v.id FROM old_aliases o"
+        " JOIN versions v ON v.name = o.name AND v.version = o.version")  # fmt: skip
+    run(f"CREATE TABLE tags ({of_model}, tag VARCHAR NOT NULL, value VARCHAR NOT NULL, PRIMARY KEY (model, tag))")
+    run("CREATE TABLE names (name VARCHAR PRIMARY KEY, last INTEGER NOT NULL, latest INTEGER NOT NULL)")
+    run("INSERT INTO names SELECT name, MAX(version), MAX(version) FROM versions GROUP BY name")
+    for table in ("old_parents", "old_aliases", "versions"):
+        run(f"DROP TABLE {table}")
+    run("CREATE INDEX ix_models_digest ON models (digest)")
+    run("CREATE INDEX ix_parents_digest ON parents (digest)")
+
+
+def _json(path: Path) -> dict[str, object]:
+    """Empty where an old artifact has no such file, or a damaged one: opening it will say so."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return dict(found) if isinstance(found, dict) else {}
+
+
+STEPS: dict[int, Callable[[sa.Connection, Path], None]] = {1: _one_to_two}

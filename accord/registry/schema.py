@@ -1,0 +1,170 @@
+"""The registry's tables, and connections to them: SQLite in WAL mode, one write transaction at a time.
+
+The format's number is SQLite's ``user_version``.  A new file is made complete beside its place and then linked
+there, so that no process meets half a database.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from accord.config import UserError
+
+FORMAT = 2
+PATIENCE = 30.0
+"""Seconds to wait for another process's write."""
+
+metadata = sa.MetaData()
+
+names = sa.Table(
+    "names",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("last", sa.Integer, nullable=False),  # the highest number ever given: none is given twice
+    sa.Column("latest", sa.Integer, nullable=False),  # the version added last
+)
+models = sa.Table(
+    "models",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("digest", sa.String, nullable=False, index=True),
+    sa.Column("created", sa.String, nullable=False),
+    sa.Column("code", sa.String, nullable=False),
+    sa.Column("seed", sa.Integer),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("settings", sa.JSON, nullable=False),
+    sa.Column("manifest", sa.JSON, nullable=False),
+    sa.Column("lineage", sa.JSON, nullable=False),
+    sa.Column("folder", sa.String, nullable=False),  # relative to the database's folder
+    sa.UniqueConstraint("name", "version"),
+    sa.UniqueConstraint("name", "digest"),
+)
+parents = sa.Table(
+    "parents",
+    metadata,
+    sa.Column("model", sa.ForeignKey("models.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("role", sa.String, primary_key=True),  # the config key
+    sa.Column("digest", sa.String, nullable=False, index=True),
+    sa.Column("name", sa.String),
+)
+aliases = sa.Table(
+    "aliases",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("alias", sa.String, primary_key=True),
+    sa.Column("model", sa.ForeignKey("models.id", ondelete="CASCADE"), nullable=False),
+)
+tags = sa.Table(
+    "tags",
+    metadata,
+    sa.Column("model", sa.ForeignKey("models.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("tag", sa.String, primary_key=True),
+    sa.Column("value", sa.String, nullable=False),
+)
+
+
+def engine_of(path: Path) -> sa.Engine:
+    """Connections to a database file, one for each use, so that nothing is held between them or over a fork."""
+    engine = sa.create_engine(
+        f"sqlite:///{path}", poolclass=sa.NullPool, connect_args={"timeout": PATIENCE}, isolation_level="AUTOCOMMIT"
+    )
+    sa.event.listen(engine, "connect", _prepare)
+    return engine
+
+
+def _prepare(connection: object, record: object) -> None:
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One moment of the database, however many questions are asked."""
+    with _transaction(engine, "BEGIN") as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that has the only right to write from its start, so that nothing read in it grows old."""
+    with _transaction(engine, "BEGIN IMMEDIATE") as connection:
+        yield connection
+
+
+@contextmanager
+def _transaction(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
+    """Raises UserError where another process does not let go, or where the disk is full."""
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(begin)
+            try:
+                yield connection
+            except BaseException:
+                if connection.connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]
+                    connection.exec_driver_sql("ROLLBACK")
+                raise
+            connection.exec_driver_sql("COMMIT")
+    except sa.exc.OperationalError as error:
+        raise UserError(
+            f"{engine.url.database}: the registry cannot be used ({error.orig}); nothing was changed, try again."
+        ) from None
+
+
+def create(path: Path) -> None:
+    """An empty registry at ``path``; where another process was quicker, its own stays.  Raises UserError."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.unlink(missing_ok=True)
+        with engine_of(aside).connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")  # stays with the file
+            metadata.create_all(connection)
+            connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT}")
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            if not path.exists():
+                os.replace(aside, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: the registry cannot be made ({error.strerror}); set ACCORD_REGISTRY to another file."
+        ) from None
+    finally:
+        for leftover in (aside, *path.parent.glob(f"{aside.name}-*")):
+            leftover.unlink(missing_ok=True)
+
+
+def check(path: Path, engine: sa.Engine) -> None:
+    """Brings an older registry up to date.  Raises UserError for a newer one, or where this is no registry."""
+    from accord.registry.migrations import migrate
+
+    try:
+        with engine.connect() as connection:
+            found = format_of(connection)
+        if found < FORMAT:
+            with writing(engine) as connection:
+                migrate(connection, path)
+    except sa.exc.DatabaseError as error:
+        raise UserError(
+            f"{path}: not a registry that can be read ({error.orig}); move it away to begin a new one."
+        ) from None
+    if found > FORMAT:
+        raise UserError(
+            f"{path}: was written by a newer accord (format {found}; this one knows {FORMAT}); update accord, or set"
+            " ACCORD_REGISTRY to another file."
+        )
+
+
+def format_of(connection: sa.Connection) -> int:
+    return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())

@@ -1,0 +1,313 @@
+"""The registry: names, versions, aliases and tags of artifacts, in one SQLite file, safe with many writers.
+
+A reference is ``NAME`` (the version added last), ``NAME@3``, ``NAME@ALIAS``, or at least six digits of a digest.
+Paths in the file are relative to its folder, so that a project can be moved.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from accord.config import UserError
+from accord.digests import read_manifest
+from accord.registry import objects, schema
+from accord.registry.family import Family, Record, from_json, of_manifest, of_path, to_json
+from accord.registry.schema import aliases, models, names, parents, reading, tags, writing
+
+WHERE = "ACCORD_REGISTRY"
+DEFAULT = Path("checkpoints/registry.sqlite")
+LATEST = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a named model."""
+
+    id: int
+    name: str
+    version: int
+    kind: str
+    digest: str
+    created: str
+    code: str
+    seed: int | None
+    metrics: Mapping[str, float]
+    settings: Mapping[str, Any]
+    parents: Mapping[str, str]  # config key: digest
+    aliases: tuple[str, ...]  # "latest" among them where it is
+    tags: Mapping[str, str]
+    manifest: Mapping[str, Any]
+    ancestors: Family
+    folder: Path  # opens with transformers
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @property
+    def record(self) -> Record:
+        """As a node of a family tree."""
+        own = {"name": self.name, "digest": self.digest, "parents": dict(self.parents)}
+        return of_manifest({**self.manifest, **own, "metrics": dict(self.metrics), "settings": dict(self.settings)})
+
+
+def open_store(path: Path | None = None) -> Store:
+    """The registry at ``path``, else where ACCORD_REGISTRY says, else ``checkpoints/registry.sqlite``.
+
+    It is made by the first write.  Raises UserError for one that is newer than this code, or no registry.
+    """
+    return Store(Path(path or os.environ.get(WHERE) or DEFAULT))
+
+
+class Store:
+    """A registry; every method is one transaction."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._engine = schema.engine_of(path)
+        if path.exists():
+            schema.check(path, self._engine)
+
+    @property
+    def root(self) -> Path:
+        return self.path.parent
+
+    # -------------------------------------------------------------- writing
+    def add(self, folder: Path, name: str = "") -> Version:
+        """Registers an artifact and keeps its files; the same name and content again is the same version, whose
+        metrics are brought up to date.  Raises UserError where the folder is no artifact of ours.
+        """
+        manifest = read_manifest(folder)
+        if not manifest:
+            raise UserError(
+                f"{folder}: no manifest.json here, so this is no artifact of accord's; give a stage's model/."
+            )
+        name = _fit(name or str(manifest.get("name") or folder.name), "name")
+        digest = str(manifest["digest"])
+        place = Path(objects.FOLDER) / _safe(digest, folder)
+        family = of_path(folder, digest)
+        own = family.pop(digest)
+        values = {
+            "kind": str(manifest.get("kind", "model")),
+            "created": str(manifest.get("created", "")),
+            "code": str(manifest.get("versions", {}).get("accord", "")),
+            "seed": manifest.get("seed"),
+            "metrics": manifest.get("metrics", {}),
+            "settings": dict(own.settings),
+            "manifest": {**manifest, "name": name},
+            "lineage": to_json(family),
+            "folder": place.as_posix(),
+        }
+        if not self.path.exists():
+            schema.create(self.path)
+        with objects.linked(folder, self.root) as aside, writing(self._engine) as c:
+            key = _put(c, name, digest, values)
+            c.execute(sa.delete(parents).where(parents.c.model == key))
+            for role, parent in manifest.get("parents", {}).items():
+                known = family[parent].name if parent in family else None
+                c.execute(sa.insert(parents).values(model=key, role=role, digest=parent, name=known))
+            objects.place(aside, self.root / place)
+            return _versions(c, self.root, models.c.id == key)[0]
+
+    def alias(self, text: str, alias: str) -> tuple[Version, Version | None]:
+        """Lets an alias name this version and no other of its name; returns it and the one that had it before."""
+        _fit_alias(alias)
+        with self._writing() as c:
+            return self._point(c, self._find(c, text), alias)
+
+    def unalias(self, name: str, alias: str) -> None:
+        """Raises UserError where there is no such alias."""
+        with self._writing() as c:
+            found = self._find(c, f"{name}@{alias}")
+            done = c.execute(sa.delete(aliases).where((aliases.c.name == found.name) & (aliases.c.alias == alias)))
+            if not done.rowcount:
+                raise UserError(f"{name}@{alias}: {alias!r} is no alias that can be taken away.")
+
+    def promote(self, text: str, alias: str = "champion") -> tuple[Version, Version | None]:
+        """``alias``, where the version that had it before becomes ``previous``: the way back is to promote that."""
+        _fit_alias(alias)
+        with self._writing() as c:
+            found, former = self._point(c, self._find(c, text), alias)
+            if former is not None:
+                self._point(c, former, "previous")
+            return found, former
+
+    def tag(self, text: str, tag: str, value: str | None = "") -> Version:
+        """Sets a tag, with a value or without; None takes it away."""
+        _fit(tag, "tag")
+        with self._writing() as c:
+            found = self._find(c, text)
+            c.execute(sa.delete(tags).where((tags.c.model == found.id) & (tags.c.tag == tag)))
+            if value is not None:
+                c.execute(sa.insert(tags).values(model=found.id, tag=tag, value=value))
+            return _versions(c, self.root, models.c.id == found.id)[0]
+
+    def remove(self, text: str, force: bool = False) -> Version:
+        """Takes a version out, and its files where no other version has them.
+
+        Raises UserError where it has an alias or another one was made from it, unless forced.
+        """
+        with self._writing() as c:
+            found = self._find(c, text)
+            kept = [a for a in found.aliases if a != LATEST]
+            same = (models.c.digest == found.digest) & (models.c.id != found.id)
+            shared = bool(c.execute(sa.select(models.c.id).where(same)).first())
+            made = sa.select(models.c.name, models.c.version).join(parents).where(parents.c.digest == found.digest)
+            children = [] if shared else [f"{n}@{v}" for n, v in c.execute(made.distinct())]
+            if kept and not force:
+                raise UserError(f"{found.label}: has the alias {', '.join(kept)}; take it away first, or add --force.")
+            if children and not force:
+                raise UserError(
+                    f"{found.label}: {', '.join(children)} came from it; add --force to remove it all the same."
+                )
+            c.execute(sa.delete(models).where(models.c.id == found.id))
+            last = c.execute(sa.select(sa.func.max(models.c.version)).where(models.c.name == found.name)).scalar()
+            latest = (names.c.name == found.name) & (names.c.latest == found.version)
+            c.execute(sa.update(names).where(latest).values(latest=last or 0))
+            rest = None if shared else objects.discard(found.folder)
+        if rest is not None:
+            shutil.rmtree(rest, ignore_errors=True)
+        return found
+
+    # -------------------------------------------------------------- reading
+    def find(self, text: str) -> Version:
+        """The version that a reference names.  Raises UserError with the nearest known name."""
+        if not self.path.exists():
+            raise UserError(f"{text}: there is no model in the registry yet ({self.path}).")
+        with reading(self._engine) as c:
+            return self._find(c, text)
+
+    def list(self, name: str = "", kind: str = "") -> list[Version]:
+        """By name and version."""
+        if not self.path.exists():
+            return []
+        wanted = [models.c.name == name] * bool(name) + [models.c.kind == kind] * bool(kind)
+        with reading(self._engine) as c:
+            return _versions(c, self.root, sa.and_(sa.true(), *wanted))
+
+    def lineage(self, found: Version) -> Family:
+        """The version's ancestors and itself, by digest; what its own records lack is filled in from the registry."""
+        family = {**found.ancestors, found.digest: found.record}
+        known = {v.digest: v for v in self.list()}
+        missing = [d for r in family.values() for d in r.parents.values()]
+        while missing:
+            digest = missing.pop()
+            if (digest not in family or not family[digest].versions) and digest in known:
+                record = known.pop(digest).record
+                family[digest] = record
+                missing += record.parents.values()
+        return family
+
+    # -------------------------------------------------------------- within a transaction
+    def _point(self, c: sa.Connection, found: Version, alias: str) -> tuple[Version, Version | None]:
+        same = (aliases.c.name == found.name) & (aliases.c.alias == alias)
+        before = c.execute(sa.select(aliases.c.model).where(same)).scalar()
+        c.execute(sa.delete(aliases).where(same))
+        c.execute(sa.insert(aliases).values(name=found.name, alias=alias, model=found.id))
+        former = _versions(c, self.root, models.c.id == before) if before not in (None, found.id) else []
+        return _versions(c, self.root, models.c.id == found.id)[0], former[0] if former else None
+
+    def _writing(self) -> Any:
+        if not self.path.exists():
+            raise UserError(f"there is no model in the registry yet ({self.path}).")
+        return writing(self._engine)
+
+    def _find(self, c: sa.Connection, text: str) -> Version:
+        name, at, which = text.partition("@")
+        row = c.execute(sa.select(names).where(names.c.name == name)).first()
+        mine = _versions(c, self.root, models.c.name == name) if row else []
+        if not mine:
+            return self._by_digest(c, text)
+        if not at or which == LATEST:
+            which = str(row.latest) if row else ""
+        for version in mine:
+            if which == str(version.version) or (which in version.aliases and which != LATEST):
+                return version
+        choices = [str(v.version) for v in mine] + [a for v in mine for a in v.aliases]
+        near = difflib.get_close_matches(which, choices, 1)
+        hint = f"did you mean {name}@{near[0]}?" if near else f"{name} has {', '.join(dict.fromkeys(choices))}."
+        raise UserError(f"{text}: no such version or alias; {hint}")
+
+    def _by_digest(self, c: sa.Connection, text: str) -> Version:
+        if re.fullmatch(r"[0-9a-f]{6,32}", text):
+            found = _versions(c, self.root, models.c.digest.startswith(text))
+            if len({v.digest for v in found}) > 1:
+                raise UserError(f"{text}: begins the digests of {', '.join(v.label for v in found)}; give more digits.")
+            if found:
+                return found[-1]
+        known = list(c.execute(sa.select(models.c.name).distinct()).scalars())
+        name, at, which = text.partition("@")
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}{at}{which}?" if near else f"there are {', '.join(sorted(known)) or 'none'}."
+        raise UserError(f"{text}: no model of this name in the registry ({self.path}); {hint}")
+
+
+def _put(c: sa.Connection, name: str, digest: str, values: Mapping[str, Any]) -> int:
+    """The row of that name and digest, new or brought up to date; it is the latest of its name now."""
+    same = (models.c.name == name) & (models.c.digest == digest)
+    row = c.execute(sa.select(models.c.id, models.c.version).where(same)).first()
+    if row is not None:
+        c.execute(sa.update(models).where(models.c.id == row.id).values(**values))
+        c.execute(sa.update(names).where(names.c.name == name).values(latest=row.version))
+        return int(row.id)
+    last = c.execute(sa.select(names.c.last).where(names.c.name == name)).scalar()
+    number = (last or 0) + 1
+    if last is None:
+        c.execute(sa.insert(names).values(name=name, last=number, latest=number))
+    else:
+        c.execute(sa.update(names).where(names.c.name == name).values(last=number, latest=number))
+    made = c.execute(sa.insert(models).values(name=name, version=number, digest=digest, **values))
+    return int(made.inserted_primary_key[0])  # type: ignore[index]
+
+
+def _versions(c: sa.Connection, root: Path, wanted: sa.ColumnElement[bool]) -> list[Version]:
+    rows = c.execute(sa.select(models).where(wanted).order_by(models.c.name, models.c.version)).mappings().all()
+    ids = [row["id"] for row in rows]
+    of: dict[str, dict[int, list[tuple[str, str]]]] = {}
+    for table, key, value in ((parents, "role", "digest"), (aliases, "alias", "alias"), (tags, "tag", "value")):
+        of[table.name] = defaultdict(list)
+        pairs = sa.select(table.c.model, table.c[key], table.c[value]).where(table.c.model.in_(ids))
+        for model, *pair in c.execute(pairs):
+            of[table.name][model].append((pair[0], pair[1]))
+    latest = {name: number for name, number in c.execute(sa.select(names.c.name, names.c.latest))}  # noqa: C416 (rows)
+    return [
+        Version(
+            **{key: row[key] for key in row if key not in ("lineage", "folder")},
+            parents=dict(of["parents"][row["id"]]),
+            aliases=tuple(sorted(a for a, _ in of["aliases"][row["id"]]))
+            + ((LATEST,) if latest.get(row["name"]) == row["version"] else ()),
+            tags=dict(sorted(of["tags"][row["id"]])),
+            ancestors=from_json(row["lineage"], f"{row['name']}@{row['version']}") if row["lineage"] else {},
+            folder=root / row["folder"],
+        )
+        for row in rows
+    ]
+
+
+def _fit(name: str, what: str) -> str:
+    if not re.fullmatch(r"[^\s@/\\]+", name):
+        raise UserError(f"{what} {name!r}: a {what} has no spaces, '@' or slashes.")
+    return name
+
+
+def _fit_alias(alias: str) -> None:
+    if _fit(alias, "alias") == LATEST or alias.isdigit():
+        raise UserError(f"alias {alias!r}: a number is a version, and 'latest' is always the one added last.")
+
+
+def _safe(digest: str, folder: Path) -> str:
+    if not re.fullmatch(r"[0-9a-f]{6,64}", digest):
+        raise UserError(
+            f"{folder}: its manifest holds {digest!r}, which is no digest; run the stage that wrote it again."
+        )
+    return digest
