@@ -1,0 +1,1 @@
+"""Several models of one architecture become one, tensor by tensor."""

@@ -1,0 +1,167 @@
+"""What must be the same in models that are merged: architecture, tensors, tokenizer, reward head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accord.config import UserError
+from accord.fusion.weights import Weights
+from accord.models.folders import read_json
+from accord.models.reward import HEAD_CONFIG, is_reward_model
+
+if TYPE_CHECKING:
+    from accord.data.tokenizer import Tokenizer
+
+MEND = "merge models that were trained from one base"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+UNIMPORTANT = frozenset(
+    {
+        "_name_or_path",
+        "_attn_implementation",
+        "architectures",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "pad_token_id",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+"""Keys of config.json that do not change what the tensors mean; special tokens are compared with the tokenizers."""
+ABSENT = object()
+
+
+def require_folder(path: str, key: str) -> Path:
+    """The path, a model folder.  Raises UserError for anything else, with the way to make one of it."""
+    folder = Path(path)
+    if folder.suffix == ".gguf" or not folder.is_dir():
+        found = "is a .gguf file" if folder.suffix == ".gguf" else "is no folder here"
+        raise UserError(f"{key}: {path!r} {found}; take it in first with 'accord pretrained source={path}'.")
+    return folder
+
+
+def require_same_config(first: Path, other: Path) -> None:
+    """Equal sizes and habits in both config.json.  Raises UserError naming the first key that differs."""
+    ours, theirs = read_json(first, "config.json"), read_json(other, "config.json")
+    if ours.get("model_type") != theirs.get("model_type"):
+        key = "model_type"
+    else:
+        key = _differing(ours, theirs)
+        if key and (key not in ours or key not in theirs):  # perhaps only a default that one of them leaves out
+            ours, theirs = _filled(first, ours), _filled(other, theirs)
+            key = _differing(ours, theirs)
+    if key:
+        here, there = ours.get(key, "nothing"), theirs.get(key, "nothing")
+        raise UserError(
+            f"{first} and {other} differ in architecture: {key} in config.json is {here!r} and {there!r}; {MEND}."
+        )
+
+
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """A key whose values differ, one that both have before one that only one has; empty where there is none."""
+    keys = [key for key in sorted({*ours, *theirs} - UNIMPORTANT) if ours.get(key, ABSENT) != theirs.get(key, ABSENT)]
+    return next((k for k in keys if k in ours and k in theirs), keys[0] if keys else "")
+
+
+def _filled(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The config with the family's defaults, where transformers knows the family."""
+    from transformers import AutoConfig
+
+    try:
+        return dict(AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False).to_dict())
+    except (OSError, ValueError, KeyError):
+        return values
+
+
+def require_same_tensors(first: Weights, other: Weights) -> None:
+    """Equal names and shapes.  Raises UserError naming the first tensor that differs."""
+    where = f"{first.folder} and {other.folder} differ in architecture:"
+    for name in sorted({*first.layouts, *other.layouts}):
+        if name not in first.layouts or name not in other.layouts:
+            has = first.folder if name in first.layouts else other.folder
+            raise UserError(f"{where} only {has} has the tensor {name}; {MEND}, saved by one program.")
+        ours, theirs = first.layouts[name], other.layouts[name]
+        if ours.shape != theirs.shape:
+            raise UserError(f"{where} {name} has shape {ours.shape} and {theirs.shape}; {MEND}.")
+        if ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
+            raise UserError(f"{where} {name} is {ours.dtype} and {theirs.dtype}; {MEND}.")
+
+
+def require_same_tokenizers(models: Sequence[Path], base: Path | None) -> None:
+    """Equal ids, end, pad and chat template among the models; of the base, which may be no chat model, equal ids.
+
+    A folder without a tokenizer is passed over.  Raises UserError naming what differs.
+    """
+    opened = [(folder, _tokenizer(folder)) for folder in models if _has_tokenizer(folder)]
+    if not opened:
+        return
+    first, ours = opened[0]
+    for folder, theirs in opened[1:]:
+        if ours.digest() != theirs.digest():
+            raise UserError(f"{first} and {folder} have different tokenizers: {_unlike(ours, theirs)}; {MEND}.")
+    if base is not None and _has_tokenizer(base):
+        difference = _unlike_ids(ours, _tokenizer(base))
+        if difference:
+            raise UserError(f"{first} and {base} have different tokenizers: {difference}; {MEND}.")
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in TOKENIZER_FILES)
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    from accord.data.tokenizer import Tokenizer
+
+    return Tokenizer.open(folder)
+
+
+def _tokens(tokenizer: Tokenizer) -> list[str | None]:
+    found: list[str | None] = []
+    for token_id in range(tokenizer.vocab_size):
+        try:
+            found.append(tokenizer.token(token_id))
+        except ValueError:  # a gap in the vocabulary
+            found.append(None)
+    return found
+
+
+def _unlike_ids(ours: Tokenizer, theirs: Tokenizer) -> str:
+    if ours.vocab_size != theirs.vocab_size:
+        return f"{ours.vocab_size} and {theirs.vocab_size} tokens"
+    pairs = enumerate(zip(_tokens(ours), _tokens(theirs), strict=True))
+    return next((f"token {i} is {a!r} and {b!r}" for i, (a, b) in pairs if a != b), "")
+
+
+def _unlike(ours: Tokenizer, theirs: Tokenizer) -> str:
+    for name in ("eos_id", "pad_id", "bos_id"):
+        if getattr(ours, name) != getattr(theirs, name):
+            return _unlike_ids(ours, theirs) or f"{name} is {getattr(ours, name)} and {getattr(theirs, name)}"
+    if ours.chat_template != theirs.chat_template:
+        return _unlike_ids(ours, theirs) or "the chat templates are not the same text"
+    return _unlike_ids(ours, theirs) or "the same tokens, but other rules of cutting text (tokenizer.json)"
+
+
+def require_same_heads(models: Sequence[Path], base: Path | None) -> bool:
+    """Whether these are reward models.  Raises UserError where only some are, or their heads are of other shapes."""
+    first = models[0]
+    has = is_reward_model(first)
+    for other in [*models[1:], *([base] if base is not None else [])]:
+        if is_reward_model(other) != has:
+            if other == base and has:  # a language model as the base of reward models: a head of zeros
+                continue
+            scores, writes = (first, other) if has else (other, first)
+            raise UserError(
+                f"{scores} is a reward model and {writes} is none ({HEAD_CONFIG}); merge models of one kind."
+            )
+        if has:
+            ours, theirs = read_json(first, HEAD_CONFIG), read_json(other, HEAD_CONFIG)
+            key = _differing(ours, theirs)
+            if key:
+                raise UserError(
+                    f"{first} and {other} have different reward heads: {key} in {HEAD_CONFIG} is {ours.get(key)!r} and"
+                    f" {theirs.get(key)!r}; train both with the same settings."
+                )
+    return has

@@ -1,0 +1,81 @@
+"""Reward heads: merged as functions, so that what is averaged is calibrated scores.
+
+A reward model's score is (head(features) − μ)/s, its raw scale and offset mean nothing (Bradley-Terry fixes neither across
+runs), and a ``ScalarHead`` also centres and scales each feature by its own statistics.  So before merging, every head is
+rewritten as an equal one without statistics: ``plain`` folds centre, spread, μ and s into the last layer.  For equal features
+the linear average of plain heads gives exactly the average of the calibrated scores, and no model outvotes another by the
+scale of its raw scores.  Afterwards ``dressed`` writes the result in the first model's centre, spread, μ and s.
+
+Departure from WARM, which averages the raw last layer: the same where all statistics are equal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from accord.config import UserError
+from accord.models.reward import HEAD_CONFIG, HEAD_FILE
+
+State = Mapping[str, Tensor]
+STATISTICS = ("head.centre", "head.spread", "mean", "deviation")
+
+
+def read_head(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What ``reward_head.json`` says, and the tensors beside it.  Raises UserError where they are absent."""
+    try:
+        return json.loads((folder / HEAD_CONFIG).read_text(encoding="utf-8")), load_file(folder / HEAD_FILE)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename or folder / HEAD_FILE}: no such file; copy the whole folder again.") from None
+
+
+def write_head(folder: Path, shape: Mapping[str, Any], state: State) -> None:
+    """The two files of a head."""
+    save_file({name: tensor.float().contiguous() for name, tensor in state.items()}, folder / HEAD_FILE)
+    (folder / HEAD_CONFIG).write_text(json.dumps(dict(shape)), encoding="utf-8")
+
+
+def plain(state: State) -> dict[str, Tensor]:
+    """Weights and biases (float64) of the head without statistics that gives the same calibrated scores.
+
+    w·(f − c)/d + b, less μ, over s  =  (w/(d s))·f + (b − Σ w c/d − μ)/s.
+    """
+    values = {name: tensor.double() for name, tensor in state.items()}
+    weight, bias = _last(values)
+    if "head.centre" in values:
+        values[weight] = values[weight] / values["head.spread"]
+        values[bias] = values[bias] - values[weight] @ values["head.centre"]
+    values[weight] = values[weight] / values["deviation"]
+    values[bias] = (values[bias] - values["mean"]) / values["deviation"]
+    return {name: tensor for name, tensor in values.items() if name not in STATISTICS}
+
+
+def dressed(merged: State, first: State) -> dict[str, Tensor]:
+    """The head of ``plain`` form written with the statistics of ``first``: ``plain``'s inverse."""
+    values = {**{name: tensor.double() for name, tensor in first.items()}, **merged}
+    weight, bias = _last(values)
+    values[weight] = values[weight] * values["deviation"]
+    values[bias] = values[bias] * values["deviation"] + values["mean"]
+    if "head.centre" in values:
+        values[bias] = values[bias] + values[weight] @ values["head.centre"]
+        values[weight] = values[weight] * values["head.spread"]
+    return values
+
+
+def silent(like: State) -> dict[str, Tensor]:
+    """The plain head that says zero of everything: what a base without a head counts as."""
+    return {name: torch.zeros_like(tensor) for name, tensor in like.items()}
+
+
+def _last(state: State) -> tuple[str, str]:
+    """The names of the last layer's weight and bias."""
+    if "head.linear.weight" in state:
+        return "head.linear.weight", "head.linear.bias"
+    layers = [int(name.split(".")[2]) for name in state if name.startswith("head.layers.")]
+    return f"head.layers.{max(layers)}.weight", f"head.layers.{max(layers)}.bias"

@@ -1,0 +1,238 @@
+"""Merges model folders into one that transformers opens: a tensor at a time, so that memory stays at a few tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from accord.config import UserError
+from accord.fusion import checks, methods
+from accord.fusion.head import dressed, plain, read_head, silent, write_head
+from accord.fusion.weights import Layout, Weights, aligned, open_weights, write_streamed
+from accord.models.folders import WEIGHTS, read_json, write_json
+from accord.models.reward import is_reward_model
+from accord.registry.family import ancestors, plain_settings, write_lineage
+from accord.registry.manifest import content_digest, publish, read_manifest, verify, versions
+from accord.settings import FuseConfig
+
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "generation_config.json",
+)
+"""Files of the first model that go along.  Code that lies with a model does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The folders of a merge, checked against one another; ``base`` is None where the method takes none."""
+
+    models: tuple[Path, ...]
+    base: Path | None
+    reward: bool
+    paths: Mapping[str, str]  # by config key, with the preferences for calibration
+    digests: Mapping[str, str]  # of their contents, by config key
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one tensor, or one layer of a head, is merged: the same for all but DARE's draws."""
+
+    config: FuseConfig
+    digests: tuple[str, ...]  # of the models, which DARE's draws hang on: not on their order
+
+    def __call__(self, name: str, tensors: Iterable[Tensor], base: Tensor | None) -> Tensor:
+        """The merged tensor, in the dtype of the given ones, which have one shape."""
+        config = self.config
+        weights = [source.weight for source in config.models]
+        densities = [source.density for source in config.models]
+        normalize, scaling = config.normalizes, config.scaling
+        if config.method == "linear":
+            return methods.linear(tensors, weights, normalize)
+        if config.method == "slerp":
+            first, second = tensors
+            return methods.slerp(first, second, config.t)
+        assert base is not None
+        if config.method == "interpolate":
+            (only,) = tensors
+            return methods.interpolate(base, only, config.t)
+        if config.method == "task_arithmetic":
+            return methods.task_arithmetic(base, tensors, weights, normalize, scaling)
+        if config.method == "ties":
+            return methods.ties(base, tensors, weights, densities, normalize, scaling)
+        dare = methods.dare_linear if config.method == "dare_linear" else methods.dare_ties
+        return dare(base, tensors, weights, densities, self.generators(name), normalize, scaling)
+
+    def generators(self, name: str) -> list[torch.Generator]:
+        """One for each model: from the seed, the tensor's name, the model's bytes, and which copy of the model it is."""
+        made = []
+        for place, digest in enumerate(self.digests):
+            copy = self.digests[:place].count(digest)
+            text = f"{self.config.seed}\0{name}\0{digest}\0{copy}"
+            seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+            made.append(torch.Generator().manual_seed(seed))
+        return made
+
+
+def open_sources(config: FuseConfig) -> Sources:
+    """The folders that a resolved config names.  Raises UserError where they do not fit one another."""
+    models = tuple(checks.require_folder(s.model, f"models.{i}.model") for i, s in enumerate(config.models))
+    base = checks.require_folder(config.base, "base") if config.base else None
+    others = [*models[1:], *([base] if base is not None else [])]
+    for folder in dict.fromkeys([models[0], *others]):
+        verify(folder)
+    for other in others:
+        checks.require_same_config(models[0], other)
+    checks.require_same_tokenizers(models, base)
+    reward = checks.require_same_heads(models, base)
+    if config.calibrate and not reward:
+        raise UserError(f"calibrate is for reward models, and {models[0]} is none; leave it out.")
+    paths = {f"models.{i}.model": str(folder) for i, folder in enumerate(models)}
+    paths |= {key: value for key, value in (("base", config.base), ("calibrate", config.calibrate)) if value}
+    digests = {key: content_digest(Path(path)) for key, path in paths.items()}
+    return Sources(models, base, reward, paths, digests)
+
+
+def merge(
+    config: FuseConfig,
+    directory: Path,
+    name: str = "",
+    key: str = "",
+    tick: Callable[[int], None] | None = None,
+) -> dict[str, str]:
+    """Leaves the merged model in ``directory``, whole or not at all; returns its parents' digests by config key.
+
+    Manifest and lineage say what it was made of; its kind is the first model's.  ``name`` and ``key`` are the stage's.
+    ``tick`` is called after each tensor with the number of its parameters, and may raise to stop.  Raises UserError where the
+    models do not fit one another.
+    """
+    sources = open_sources(config)
+    family = ancestors(sources.digests, sources.paths)
+    metrics: dict[str, float] = {}
+    manifest = {
+        "kind": str(read_manifest(sources.models[0]).get("kind", "fuse")),
+        "name": name or directory.name,
+        "key": key,
+        "parents": dict(sources.digests),
+        "base": sources.digests.get("base", sources.digests["models.0.model"]),
+        "data": {k: digest for k, digest in sources.digests.items() if k == "calibrate"},
+        "settings": plain_settings(config.model_dump(mode="json")),
+        "metrics": metrics,
+        "seed": config.seed,
+        "versions": versions(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+    def write(folder: Path) -> None:
+        metrics.update(fill(config, sources, folder, tick or (lambda parameters: None)))
+        write_lineage(folder, family)
+
+    publish(directory, write, manifest)
+    return dict(sources.digests)
+
+
+def fill(config: FuseConfig, sources: Sources, folder: Path, tick: Callable[[int], None]) -> dict[str, float]:
+    """Writes the merged model into an empty folder; returns what was merged, and how a reward model's scores lie."""
+    names = [f"models.{i}.model" for i in range(len(sources.models))]
+    models, base = _in_order(config, sources)
+    recipe = Recipe(config, tuple(sources.digests[name] for name in names))
+    opened = [open_weights(path) for path in models]
+    opened_base = open_weights(base) if base is not None else None
+    for other in [*opened[1:], *([opened_base] if opened_base is not None else [])]:
+        checks.require_same_tensors(opened[0], other)
+    first = sources.models[0]
+    layouts = aligned(_output(open_weights(first).layouts, config.dtype))
+    write_streamed(folder / WEIGHTS, layouts, _merged(recipe, opened, opened_base, layouts, tick))
+    described = read_json(first, "config.json")
+    if config.dtype != "first":
+        described = {key: value for key, value in described.items() if key != "torch_dtype"} | {"dtype": config.dtype}
+    write_json(folder, "config.json", described)
+    for name in COPIED:
+        if (first / name).is_file():
+            shutil.copyfile(first / name, folder / name)
+    parameters = sum(math.prod(layout.shape) for layout in layouts.values())
+    metrics = {"models": float(len(config.models)), "parameters": float(parameters)}
+    if sources.reward:
+        _merge_heads(recipe, models, base, first, folder)
+        if config.calibrate:
+            from accord.fusion.calibrate import calibrate
+
+            calibrate(folder, config)
+        _, head = read_head(folder)
+        metrics |= {"mean": float(head["mean"]), "deviation": float(head["deviation"])}
+    return metrics
+
+
+def _in_order(config: FuseConfig, sources: Sources) -> tuple[tuple[Path, ...], Path | None]:
+    """The models as the method takes them: SLERP from the base, which may be one of two models or stand apart."""
+    if config.method != "slerp" or sources.base is None:
+        return sources.models, sources.base
+    others = [folder for folder, s in zip(sources.models, config.models, strict=True) if s.model != config.base]
+    return (sources.base, *others), None
+
+
+def _output(layouts: Mapping[str, Layout], dtype: str) -> dict[str, Layout]:
+    if dtype == "first":
+        return dict(layouts)
+    wanted = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
+    return {
+        name: replace(layout, dtype=wanted) if layout.dtype.is_floating_point else layout
+        for name, layout in layouts.items()
+    }
+
+
+def _merged(
+    recipe: Recipe,
+    models: Sequence[Weights],
+    base: Weights | None,
+    layouts: Mapping[str, Layout],
+    tick: Callable[[int], None],
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors one by one; computed in float32 (float64 where the file has it), given back in the output's dtype."""
+    for name, layout in layouts.items():
+        if layout.dtype.is_floating_point:
+            work = torch.float64 if models[0].layouts[name].dtype is torch.float64 else torch.float32
+            under = None if base is None else base.read(name).to(work)
+            one_by_one = (model.read(name).to(work) for model in models)
+            result = recipe(name, one_by_one, under).to(layout.dtype)
+            if not result.isfinite().all():
+                raise UserError(
+                    f"the merged tensor {name} is not finite in {str(layout.dtype).removeprefix('torch.')}; look for NaN in"
+                    " the models, or write it in another dtype."
+                )
+        else:
+            result = models[0].read(name)
+            for model in models[1:]:
+                if not torch.equal(result, model.read(name)):
+                    raise UserError(
+                        f"{models[0].folder} and {model.folder} differ in {name}, which holds {layout.dtype} and cannot be"
+                        f" averaged; {checks.MEND}."
+                    )
+        yield name, result
+        tick(math.prod(layout.shape))
+
+
+def _merge_heads(recipe: Recipe, models: Sequence[Path], base: Path | None, first: Path, folder: Path) -> None:
+    """The heads as functions (``accord.fusion.head``), written with the first model's statistics."""
+    shape, original = read_head(first)
+    heads = [plain(read_head(path)[1]) for path in models]
+    under: dict[str, Tensor] | None = None
+    if base is not None:
+        under = plain(read_head(base)[1]) if is_reward_model(base) else silent(heads[0])
+    merged = {name: recipe(name, [h[name] for h in heads], None if under is None else under[name]) for name in heads[0]}
+    write_head(folder, shape, dressed(merged, original))

@@ -1,0 +1,139 @@
+"""Tensors of a model folder, opened one at a time, and a safetensors file written one tensor at a time.
+
+Memory stays at a few tensors, however large the models: a file is opened anew for each tensor, so that the pages it was
+mapped to go back at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from accord.config import UserError
+from accord.models.folders import INDEX, WEIGHTS, read_json
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Shape and dtype of a tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The tensors of a folder: where each lies and what it is; none is read yet."""
+
+    folder: Path
+    places: Mapping[str, Path]
+    layouts: Mapping[str, Layout]
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in the file's dtype."""
+        with safe_open(self.places[name], "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def open_weights(folder: Path) -> Weights:
+    """What lies in ``model.safetensors`` or in its shards.
+
+    Raises UserError naming a file that is absent or damaged, or a tensor of a kind that cannot be merged (quantised).
+    """
+    if (folder / WEIGHTS).is_file():
+        files = [folder / WEIGHTS]
+    elif (folder / INDEX).is_file():
+        shards = set(map(str, read_json(folder, INDEX).get("weight_map", {}).values()))
+        if any(Path(name).name != name for name in shards):
+            raise UserError(f"{folder / INDEX}: shards must be plain file names beside the index; download it again.")
+        files = [folder / name for name in sorted(shards)]
+    else:
+        raise UserError(f"{folder}: neither {WEIGHTS} nor {INDEX} is here; save the model as safetensors first.")
+    places: dict[str, Path] = {}
+    layouts: dict[str, Layout] = {}
+    for path in files:
+        for name, layout in _layouts(path).items():
+            places[name], layouts[name] = path, layout
+    return Weights(folder, places, layouts)
+
+
+def _layouts(path: Path) -> dict[str, Layout]:
+    found = {}
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  (a handle, no dict)
+                part = file.get_slice(name)
+                kind = str(part.get_dtype())
+                if kind not in DTYPES:
+                    raise UserError(
+                        f"{path}: tensor {name} is {kind}, which cannot be merged; merge before quantising."
+                    )
+                found[name] = Layout(tuple(part.get_shape()), DTYPES[kind])
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; download the folder again.") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or not safetensors ({error}); write or download it again.") from None
+    return found
+
+
+def write_streamed(path: Path, layouts: Mapping[str, Layout], tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """A safetensors file, header first, each tensor written as it comes and then forgotten; flushed to disk.
+
+    ``tensors`` come in the order of ``layouts`` and have its shapes and dtypes.  Raises OSError where the disk is full.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers asks for this mark
+    start = 0
+    for name, layout in layouts.items():
+        header[name] = {
+            "dtype": NAMES[layout.dtype],
+            "shape": list(layout.shape),
+            "data_offsets": [start, start + layout.size],
+        }
+        start += layout.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin on a multiple of eight, as the format asks
+    expected = iter(layouts.items())
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name, tensor in tensors:
+            wanted, layout = next(expected)
+            assert (name, tuple(tensor.shape), tensor.dtype) == (wanted, layout.shape, layout.dtype), name
+            if layout.size:
+                file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        assert next(expected, None) is None
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def aligned(layouts: Mapping[str, Layout]) -> dict[str, Layout]:
+    """The same, widest dtypes first and then by name, as safetensors orders them: every tensor lies aligned."""
+    return dict(sorted(layouts.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
