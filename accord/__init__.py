@@ -6,10 +6,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from accord import stages
+    from accord.api import load, run
+    from accord.config import UserError
     from accord.models.actor_critic import ActorCritic
     from accord.models.language import LanguageActorCritic
     from accord.models.open import open_backbone
     from accord.models.reward import RewardModel
+    from accord.run import Failed, Interrupted
 
 try:
     __version__ = version("accord")
@@ -18,18 +22,38 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 _WHERE = {
     "ActorCritic": "accord.models.actor_critic",
+    "Failed": "accord.run",
+    "Interrupted": "accord.run",
     "LanguageActorCritic": "accord.models.language",
     "RewardModel": "accord.models.reward",
+    "UserError": "accord.config",
+    "load": "accord.api",
     "open_backbone": "accord.models.open",
 }
 
-__all__ = ["ActorCritic", "LanguageActorCritic", "RewardModel", "__version__", "open_backbone"]
+_MODULES = ("run", "stages")  # run is a module that can be called
+
+__all__ = [
+    "ActorCritic",
+    "Failed",
+    "Interrupted",
+    "LanguageActorCritic",
+    "RewardModel",
+    "UserError",
+    "__version__",
+    "load",
+    "open_backbone",
+    "run",
+    "stages",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Public names load what they need when they are first asked for, so that ``import accord`` is quick."""
-    if name not in _WHERE:
-        raise AttributeError(f"module 'accord' has no attribute {name!r}")
     import importlib
 
+    if name in _MODULES:
+        return importlib.import_module(f"accord.{name}")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'accord' has no attribute {name!r}")
     return getattr(importlib.import_module(_WHERE[name]), name)

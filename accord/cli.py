@@ -12,6 +12,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from accord.config import UserError, load, to_yaml
+from accord.pipeline.command import add_pipeline
+from accord.registry.command import add_commands as add_models
 from accord.settings import CONFIGS, PPOConfig, Stage
 
 OVERVIEW = """\
@@ -34,6 +36,7 @@ WHAT = {
     "ppo": "PPO: heads on a frozen model, a whole language model, or a Gymnasium task",
     "dpo": "DPO: preferences straight into the policy",
     "compare": "hold models against each other on held-out prompts",
+    "fuse": "merge models into one: average, SLERP, task vectors, a step towards the reference",
 }
 
 
@@ -79,10 +82,7 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("--resume", action="store_true", help="go on from the saved state of an interrupted run")
         _common(stage)
         stage.set_defaults(act=run_one)
-    run = commands.add_parser("run", help="run a pipeline; what is done stays", formatter_class=Formatter)
-    run.add_argument("pipeline", metavar="FILE", help="a pipeline's YAML file, e.g. configs/pipeline.yaml")
-    _common(run)
-    run.set_defaults(act=run_all)
+    add_pipeline(commands, Formatter, _common)
     chat = commands.add_parser("chat", help="talk to a model", formatter_class=Formatter)
     chat.add_argument("model", metavar="PATH", help="a stage's folder, a model folder, or a .gguf file")
     chat.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token (default 0.7)")
@@ -98,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     config.add_argument("--config", metavar="FILE")
     _common(config)
     config.set_defaults(act=show_config)
+    add_models(commands, Formatter)
     return top
 
 
@@ -113,12 +114,25 @@ def run_one(options: argparse.Namespace) -> int:
         print(f"usage: accord {kind} [--config FILE] [--resume] [key=value ...]\n\n{cls.__doc__}\n\nsettings:")
         print("\n".join(settings_help(cls)))
         return 0
-    config = load(CONFIGS[kind], options.config, options.overrides)
+    config = config_of(kind, options)
     from accord.pipeline.standalone import run_alone
 
     run_alone(kind, config, options.resume)
     print(next_step(kind, config))
     return 0
+
+
+def config_of(kind: str, options: argparse.Namespace) -> Stage:
+    """The stage's config from its file and overrides; for fuse the file may be mergekit's."""
+    if kind == "fuse" and options.config:
+        from accord.fusion.recipe import is_recipe, load_recipe
+
+        if is_recipe(options.config):
+            config, notes = load_recipe(options.config, options.overrides)
+            for note in notes:
+                print(f"accord: note: {note}", file=sys.stderr)
+            return config
+    return load(CONFIGS[kind], options.config, options.overrides)
 
 
 def next_step(kind: str, config: Stage) -> str:
@@ -134,17 +148,11 @@ def next_step(kind: str, config: Stage) -> str:
         "ppo": f"accord chat {folder}",
         "dpo": f"accord chat {folder}",
         "compare": "accord chat with the model you like best",
+        "fuse": f"accord compare models.sft=sft models.fused={folder}; reward models: accord ppo reward.source={folder}",
     }
     if isinstance(config, PPOConfig) and config.model.policy != "language":
         return f"next: look at the curves in {config.logs}/{config.name or kind} (tensorboard, or metrics.jsonl)"
     return f"next: {after[kind]}"
-
-
-def run_all(options: argparse.Namespace) -> int:
-    from accord.pipeline.orchestrator import run_pipeline
-
-    run_pipeline(options.pipeline, options.overrides)
-    return 0
 
 
 def talk(options: argparse.Namespace) -> int:
@@ -158,31 +166,32 @@ def show_config(options: argparse.Namespace) -> int:
     if options.what == "schema":
         print(json.dumps(cls.model_json_schema(), indent=2))
     else:
-        print(to_yaml(load(cls, options.config, options.overrides)), end="")
+        print(to_yaml(config_of(options.stage, options)), end="")
     return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of a command line; its overrides may stand anywhere, which argparse alone does not take."""
     words, overrides = list(argv), []
-    if words[:1] != ["chat"]:  # which has none
+    if words[:1] not in (["chat"], ["models"]):  # which have none
         overrides = [
             w
             for before, w in zip(["", *words], words, strict=False)
-            if "=" in w and w[0] != "-" and before != "--config"
+            if "=" in w and w[0] != "-" and before not in ("--config", "--set")
         ]
-        words = [w for w in words if w not in overrides]
+        words = [w for before, w in zip(["", *words], words, strict=False) if w not in overrides or before == "--set"]
     options = parser().parse_args(words)
+    overrides += getattr(options, "set", [])
     if overrides:
         options.overrides = [*options.overrides, *overrides]
     return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, 2 for a mistake of the user's, 130 where the user stopped it."""
+    """Runs a command; returns 0, 1 where a stage of a pipeline failed, 2 for a mistake, 130 where the user stopped it."""
     options = parse(sys.argv[1:] if argv is None else argv)
     act: Callable[[argparse.Namespace], int] = options.act
-    from accord.run import Interrupted
+    from accord.run import Failed, Interrupted
 
     try:
         return act(options)
@@ -191,6 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"accord: {error}", file=sys.stderr)
         return 2
+    except Failed as failed:
+        print(f"accord: {failed}", file=sys.stderr)
+        return 1
     except Interrupted as stopped:
         again = "run the same command again to go on" if options.command == "run" else "add --resume to go on"
         print(f"accord: {stopped} {again[0].upper()}{again[1:]}.", file=sys.stderr)

@@ -192,7 +192,8 @@ def _hint(cls: type[BaseModel], path: tuple[str, ...]) -> str:
     for part in path[:-1]:  # the number or name of an item within a tuple or dict is no field: the section stays
         if section is not None and part in section.model_fields:
             section = _inner(section.model_fields[part].annotation)
-    here = [".".join((*path[:-1], name)) for name in (section.model_fields if section else ())]
+    fields = section.model_fields.items() if section else ()
+    here = [".".join((*path[:-1], field.alias or name)) for name, field in fields]
     last = path[-1]
     anywhere = {k.rpartition(".")[2]: k for k in reversed(list(known_keys(cls)))}
     siblings = {k.rpartition(".")[2]: k for k in here}
@@ -211,7 +212,8 @@ def _inner(annotation: Any) -> type[BaseModel] | None:
 
 def known_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every dotted key that a config class has; ``*`` stands for an item's name or number."""
-    for name, field in cls.model_fields.items():
+    for attribute, field in cls.model_fields.items():
+        name = field.alias or attribute
         yield f"{prefix}{name}"
         inner = _inner(field.annotation)
         if inner is not None:

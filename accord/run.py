@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -26,6 +27,10 @@ console = Console(highlight=False, soft_wrap=True)
 
 class Interrupted(Exception):
     """The user asked to stop; the state is saved and a later run goes on from it."""
+
+
+class Failed(Exception):
+    """A stage of a pipeline failed; those that could went on.  The command line exits with 1."""
 
 
 class StopSignal:
@@ -54,6 +59,46 @@ class StopSignal:
         console.print("stopping at the next step; once more stops at once")
 
 
+class Beat:
+    """``progress.json`` in a stage's folder: how far it is, for whoever looks, from here or from another terminal.
+
+    The first one is renamed into place; later ones are written over it at one go, filled up to one length, at most
+    twice a second.  It stays where a stage is stopped or killed: then it says how far it was.
+    """
+
+    FILE, LENGTH, EVERY = "progress.json", 1024, 0.5
+
+    def __init__(self, directory: Path, step: int, total: int) -> None:
+        self.path, self.first, self.total = directory / self.FILE, step, total
+        self.begun, self.next = time.time(), 0.0
+        self.metrics: dict[str, float] = {}
+        aside = directory / f".{self.FILE}.{os.getpid()}.tmp"
+        aside.write_bytes(self._text(step))
+        os.replace(aside, self.path)
+        self._file = os.open(self.path, os.O_WRONLY)
+
+    def note(self, step: int, metrics: Mapping[str, float], last: bool = False) -> None:
+        """``metrics`` are shown with those of before; ``last``: now, whatever the time."""
+        now = time.monotonic()
+        if now < self.next and not last:
+            return
+        self.next = now + self.EVERY
+        self.metrics |= {k: float(v) for k, v in metrics.items()}
+        os.pwrite(self._file, self._text(step), 0)
+
+    def _text(self, step: int) -> bytes:
+        known = {"pid": os.getpid(), "step": step, "total": self.total, "first": self.first, "begun": self.begun}
+        kept = dict(list(self.metrics.items())[-24:])
+        text = json.dumps({**known, "updated": time.time(), "metrics": kept})
+        while len(text) > self.LENGTH and kept:
+            kept.popitem()
+            text = json.dumps({**known, "updated": time.time(), "metrics": kept})
+        return text.ljust(self.LENGTH).encode()
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
 class Run:
     """One stage's run: ``directory`` for results, ``logs`` for what happened.
 
@@ -62,7 +107,15 @@ class Run:
     """
 
     def __init__(
-        self, name: str, directory: Path, logs: Path, seed: int, log_every: int, save_every: int, resume: bool = False
+        self,
+        name: str,
+        directory: Path,
+        logs: Path,
+        seed: int,
+        log_every: int,
+        save_every: int,
+        resume: bool = False,
+        bar: bool = True,
     ) -> None:
         self.name, self.directory, self.logs, self.seed = name, directory, logs, seed
         self.log_every, self.save_every, self.resume = log_every, save_every, resume
@@ -72,7 +125,9 @@ class Run:
         self.stop = StopSignal()
         self.key = ""
         self.resumable = True
-        self.parents: dict[str, str] = {}
+        self.parents: dict[str, str] = {}  # config key: digest of what it names
+        self.sources: dict[str, str] = {}  # config key: its path
+        self.settings: dict[str, Any] = {}  # the resolved config
         directory.mkdir(parents=True, exist_ok=True)
         logs.mkdir(parents=True, exist_ok=True)
         self._log = logging.getLogger(f"accord.run.{name}.{id(self)}")
@@ -88,6 +143,8 @@ class Run:
                 old.unlink()
         self._writer: Any = None
         self._progress: Progress | None = None
+        self._bar = bar  # of its own; without it, a view of the whole pipeline shows how far this is
+        self._beat: Beat | None = None
 
     # ---------------------------------------------------------------- words
     def say(self, text: str) -> None:
@@ -95,6 +152,10 @@ class Run:
         for line in text.splitlines():
             self._log.info(line)
         (self._progress.console if self._progress else console).print(text, markup=False)
+
+    def log_failure(self, error: BaseException) -> None:
+        """The traceback, into the log file only."""
+        self._log.error("failed", exc_info=error)
 
     def plan(self, lines: Mapping[str, str]) -> None:
         """The screen before training starts: what will happen, in words."""
@@ -127,7 +188,10 @@ class Run:
         aside = self._metrics.with_name(".metrics.jsonl.tmp")  # a kill here must not cost the lines
         aside.write_text("".join(json.dumps(row) + "\n" for row in before))
         os.replace(aside, self._metrics)
-        if console.is_terminal:
+        if self._beat:
+            self._beat.close()
+        self._beat = Beat(self.directory, step, total_steps)
+        if console.is_terminal and self._bar:
             columns = ("[bold]{task.description}", "{task.fields[note]}")
             self._progress = Progress(
                 TextColumn(columns[0]),
@@ -147,6 +211,8 @@ class Run:
         self.step += 1
         if self.step % self.log_every == 0 or self.step == self.total_steps or self.step == 1:
             self.record(metrics)
+        if self._beat:
+            self._beat.note(self.step, metrics, last=self.step == self.total_steps)
         if self._progress:
             note = "  ".join(f"{k} {v:.3g}" for k, v in list(metrics.items())[:3])
             self._progress.update(self._progress.task_ids[0], completed=self.step, note=note)
@@ -162,6 +228,8 @@ class Run:
             self._writer = SummaryWriter(str(self.logs))
         for key, value in named.items():
             self._writer.add_scalar(key, value, self.step)
+        if self._beat:
+            self._beat.metrics |= named  # of a rollout, say: told with the next step
         text = f"step {self.step}/{self.total_steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in named.items())
         self._log.info(text)
         if not console.is_terminal and (self.step in (1, self.total_steps) or self.step % (10 * self.log_every) == 0):
@@ -174,6 +242,8 @@ class Run:
     def check_stop(self) -> None:
         """Raises Interrupted if the user asked to stop; called after the state is saved."""
         if self.stop.raised:
+            if self._beat:
+                self._beat.note(self.step, {}, last=True)
             kept = "the state is saved." if self.resumable else "this stage keeps no state and will begin anew."
             raise Interrupted(f"{self.name}: stopped at step {self.step} of {self.total_steps}; {kept}")
 
@@ -187,6 +257,9 @@ class Run:
         if self._progress:
             self._progress.stop()
             self._progress = None
+        if self._beat:
+            self._beat.close()
+            self._beat = None
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -214,3 +287,13 @@ def peak_rss_mb() -> float:
     """The most resident memory this process has had, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform != "darwin" else peak / 1024**2
+
+
+class _Called(ModuleType):
+    """``accord.run(pipeline)`` calls this module: the package has one name for both."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        return importlib.import_module("accord.api").run(*arguments, **named)  # type: ignore[no-any-return]
+
+
+sys.modules[__name__].__class__ = _Called

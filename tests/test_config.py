@@ -110,6 +110,7 @@ CHANGED = {
     "ppo": ["reward.terms=[{source: a}, {source: 'm:f', weight: -2}]", "kl.placement=loss", "kl.estimator=k2"],
     "dpo": ["training.label_smoothing=0.1", "name='yes'"],
     "compare": ["models={sft: 'on', dpo: '1e3'}", "redraw=false"],
+    "fuse": ["models={a: 'on', b: {model: '1e3', weight: -2}}", "normalize=false"],
 }
 
 

@@ -1,170 +1,167 @@
-"""A pipeline: a YAML of stages, each with its config and overrides, joined by the names of earlier stages."""
+"""A pipeline from its YAML: what is not done runs, in the order of its needs, and ``results.json`` says what came out."""
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from accord.config import Section, UserError, build, load, parse_override, put, read_yaml
-from accord.pipeline.references import references, require, resolve
-from accord.pipeline.stage import Outcome, folder, run_stage
+from accord.config import UserError
+from accord.pipeline.execute import Ended, Work, execute
+from accord.pipeline.failure import FAILED, in_words
+from accord.pipeline.plan import PipelineConfig, Planned, plan, selected
+from accord.pipeline.record import BEGUN, JOURNAL, gone, read_done, read_record
+from accord.pipeline.references import require, resolve
+from accord.pipeline.stage import Outcome, failure, folder, kept, logs, run_stage, task_of
+from accord.pipeline.standing import progress, standings
+from accord.pipeline.view import LiveTable, view_for
 from accord.registry.manifest import versions, write_json
-from accord.run import console
-from accord.settings import CONFIGS, Stage
+from accord.run import Failed, console
 
-
-class Entry(Section):
-    """One stage of a pipeline."""
-
-    kind: str = ""
-    """demo, base, sft, pairs, reward, ppo, dpo or compare; the stage's own name where empty."""
-    config: str = ""
-    """A config file, relative to the pipeline's; defaults where empty."""
-    set: dict[str, Any] = Field(default_factory=dict)
-    """Dotted overrides."""
-    inputs: dict[str, str] = Field(default_factory=dict)
-    """Dotted config key: the earlier stage that it takes."""
-
-
-class PipelineConfig(Section):
-    """Stages in the order they run."""
-
-    seed: int = 0
-    """For every stage that does not set its own."""
-    out: str = "checkpoints/rlhf"
-    logs: str = "logs/rlhf"
-    device: str = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0
-    stages: dict[str, Entry]
+LAST = "pipeline.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """A stage with its config, names not yet resolved."""
+class Options:
+    """How a pipeline is run."""
 
-    name: str
-    kind: str
-    config: Stage
+    only: tuple[str, ...] = ()
+    """Stages; empty: all."""
+    force: tuple[str, ...] = ()
+    """Stages that run anew though nothing changed."""
+    jobs: int = 1
+    """Stages at once."""
 
 
-def plan(path: str | Path, overrides: Sequence[str] = ()) -> tuple[PipelineConfig, list[Planned]]:
-    """Reads and validates a whole pipeline, every stage's config and the names it takes included; nothing runs.
+def run_pipeline(path: str | Path, overrides: Sequence[str] = (), options: Options | None = None) -> dict[str, Any]:
+    """Runs what is not done, and writes ``results.json`` beside the stages' folders; returns its content.
 
-    Overrides are ``seed=1`` for the pipeline, or ``ppo.kl.beta=0.1`` for the stage named ppo.  Raises UserError.
+    A stage whose settings and inputs are unchanged is kept; one that was interrupted goes on; where one fails, those
+    that do not need it run.  With ``only``, the results are those stages' alone, and nothing is written.  Raises
+    UserError before anything has run; Failed, when all that could has run; and Interrupted.
     """
-    _, lines = read_yaml(path)
-    heads = [parse_override(o)[0].split(".")[0] for o in overrides]
-    pipeline = load(
-        PipelineConfig, path, [o for o, h in zip(overrides, heads, strict=True) if h in PipelineConfig.model_fields]
-    )
-    if not pipeline.stages:
-        raise UserError(f"{path}: no stages; write at least one under 'stages:'.")
-    known = [*pipeline.stages, *PipelineConfig.model_fields]
-    for override, head in zip(overrides, heads, strict=True):
-        if head not in known:
-            hint = _near(head, known, f"there are {', '.join(known)}.")
-            raise UserError(f"override {override!r}: {path} has no stage or setting {head!r}; {hint}")
-        if head in pipeline.stages and "." not in parse_override(override)[0]:
-            raise UserError(f"override {override!r}: name the setting too, as in {head}.seed=1.")
-    planned: list[Planned] = []
-    for name, entry in pipeline.stages.items():
-        mine = [o.split(".", 1)[1] for o, h in zip(overrides, heads, strict=True) if h == name]
-        places = {
-            key.removeprefix(f"stages.{name}."): f"{path} line {line}, stage {name!r}"
-            for key, line in lines.items()
-            if key.startswith(f"stages.{name}.")
-        }
-        planned.append(_planned(Path(path), pipeline, name, entry, [p.name for p in planned], mine, places))
-    _check_names(path, planned)
-    return pipeline, planned
-
-
-def _near(name: str, known: Sequence[str], otherwise: str) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]!r}?" if near else otherwise
-
-
-def _planned(
-    path: Path,
-    pipeline: PipelineConfig,
-    name: str,
-    entry: Entry,
-    earlier: Sequence[str],
-    overrides: Sequence[str],
-    places: Mapping[str, str],
-) -> Planned:
-    kind = entry.kind or name
-    where = f"{path}, stage {name!r}"
-    if not re.fullmatch(r"[\w-]+", name):
-        raise UserError(f"{where}: a stage's name becomes a folder; use letters, digits, _ and - only.")
-    if kind not in CONFIGS:
-        hint = _near(kind, list(CONFIGS), f"there are {', '.join(CONFIGS)}.")
-        raise UserError(f"{places.get('kind', where)}: unknown kind {kind!r}; {hint}")
-    for key, source in entry.inputs.items():
-        if source not in earlier:
-            hint = _near(source, earlier, f"earlier stages are {', '.join(earlier) or 'none'}.")
-            place = places.get(f"inputs.{key}", where)
-            raise UserError(f"{place}: inputs.{key} is {source!r}, which is no earlier stage; {hint}")
-    shared = {"seed": pipeline.seed, "device": pipeline.device, "threads": pipeline.threads}
-    values, lines = read_yaml(path.parent / entry.config) if entry.config else ({}, {})
-    sources = {key: f"{path.parent / entry.config} line {line}" for key, line in lines.items()}
-    merged: dict[str, Any] = {**shared, **values}
-    changes = [(key, value, places.get(f"set.{key}", where)) for key, value in entry.set.items()]
-    changes += [(key, value, places.get(f"inputs.{key}", where)) for key, value in entry.inputs.items()]
-    changes += [(*parse_override(o), f"override '{name}.{o}'") for o in overrides]
-    for key, value, source in changes:
-        if key in ("out", "logs", "name"):
-            raise UserError(f"{source}: {key!r} is the pipeline's to set, not a stage's; stages lie in <out>/<stage>.")
-        put(merged, key, value, source)
-        sources[key] = source
-    merged |= {"out": pipeline.out, "logs": pipeline.logs, "name": name}
-    return Planned(name, kind, build(CONFIGS[kind], merged, sources, where))
-
-
-def run_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Runs what is not done, in order, and writes ``results.json`` beside the stages' folders; returns its content.
-
-    A stage whose settings and inputs are unchanged is skipped; one that was interrupted goes on.  Raises UserError and
-    Interrupted.
-    """
-    started = time.monotonic()
+    started, options = time.monotonic(), options or Options()
     pipeline, planned = plan(path, overrides)
     folders = {p.name: folder(p.config, p.kind) for p in planned}
-    outcomes: dict[str, Outcome] = {}
-    for stage in planned:
-        config = resolve(stage.kind, stage.config, folders.get)
-        require(config, stage.kind, folders)
-        outcome = run_stage(stage.kind, config, resume=True, reuse=True)
-        outcomes[stage.name] = outcome
-        took = "unchanged, kept" if outcome.skipped else f"done in {outcome.done['seconds']:.0f} s"
-        console.print(f"✓ {stage.name}: {took}", markup=False)
-    results = collect_results(pipeline, planned, folders, outcomes)
+    chosen = _chosen(planned, folders, options)
+    remember(path, overrides, pipeline)
+    view = view_for(chosen, folders)
+    with view:
+        starter = _Starter(pipeline, folders, selected(options.force, planned, "--force"), options.jobs, view)
+        ended = execute(chosen, starter.start, options.jobs, view, starter.words)
+    if ended.failures:
+        raise Failed(_what_failed(ended))
+    if len(chosen) < len(planned):
+        return {"stages": _stages(ended.outcomes)}
+    results = collect_results(pipeline, planned, folders, ended.outcomes)
     target = Path(pipeline.out) / "results.json"
     write_json(target, results)
-    if all(outcome.skipped for outcome in outcomes.values()):
+    if all(outcome.skipped for outcome in ended.outcomes.values()):
         _show_again(planned, folders)
     console.print(f"\nwrote {target} ({time.monotonic() - started:.0f} s in all)", markup=False)
     return results
 
 
-def _check_names(path: str | Path, planned: Sequence[Planned]) -> None:
-    """Every name that a stage takes is an earlier stage or exists already.  Raises UserError before anything runs."""
-    names = [stage.name for stage in planned]
-    for place, stage in enumerate(planned):
-        earlier = names[:place]
-        where = f"{path}, stage {stage.name!r}: "
-        for reference, value in references(stage.kind, stage.config):
-            if value in names and value not in earlier:
-                raise UserError(f"{where}{reference.key} takes {value!r}, which runs later; move it up.")
-        require(stage.config, stage.kind, earlier, made=earlier, where=where)
+def _chosen(planned: Sequence[Planned], folders: Mapping[str, Path], options: Options) -> list[Planned]:
+    """The stages to run.  Raises UserError where one of them takes what is neither done nor to be run."""
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: at least one stage runs at a time.")
+    if not options.only:
+        return list(planned)
+    names = selected(options.only, planned, "--only")
+    for stage in planned:
+        missing = [n for n in stage.needs if n not in names and not _usable(folders[n])]
+        if stage.name in names and missing:
+            raise UserError(
+                f"--only {','.join(options.only)}: {stage.name} takes {' and '.join(missing)}, which"
+                f" {'is' if len(missing) == 1 else 'are'} not done; name {'it' if len(missing) == 1 else 'them'} too, or"
+                " leave --only out."
+            )
+    chosen = [stage for stage in planned if stage.name in names]
+    taken = {need for stage in chosen for need in stage.needs if need not in names}
+    for standing in standings(planned, folders).values() if taken else ():
+        if standing.name in taken and standing.state != "done":
+            console.print(f"{standing.name} is taken as it lies there: {standing.reasons[0]}", markup=False)
+    return chosen
+
+
+def _usable(directory: Path) -> bool:
+    done = read_done(directory)
+    return bool(done) and not gone(directory, done)
+
+
+@dataclass(frozen=True, slots=True)
+class _Starter:
+    """Runs one stage: here, or in a worker where several run at once."""
+
+    pipeline: PipelineConfig
+    folders: Mapping[str, Path]
+    forced: set[str]
+    jobs: int
+    view: object
+
+    def start(self, stage: Planned, alone: bool) -> Outcome | Work:
+        config = resolve(stage.kind, stage.config, self.folders.get)
+        require(config, stage.kind, list(self.folders))
+        force, journal = stage.name in self.forced, self._journal()
+        if alone or (not force and kept(task_of(stage.kind, config))):
+            bar = not isinstance(self.view, LiveTable)
+            return run_stage(stage.kind, config, resume=True, reuse=True, force=force, bar=bar, journal=journal)
+        from accord.pipeline.worker import Worker
+
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        quiet = isinstance(self.view, LiveTable)
+        for directory in (self.folders[stage.name], logs(config, stage.kind)):
+            directory.mkdir(parents=True, exist_ok=True)
+        return Worker(stage.kind, config, force, journal, threads, quiet)
+
+    def _journal(self) -> Path:
+        out = Path(self.pipeline.out)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{out}: cannot be made ({error.strerror}); choose another with out=.") from None
+        return out / JOURNAL
+
+    def words(self, stage: Planned, error: Exception) -> str:
+        """What a stage failed with, in a sentence; where its process was killed, kept as its failure."""
+        from accord.pipeline.worker import Killed
+
+        directory = self.folders[stage.name]
+        if isinstance(error, Killed):
+            begun = read_record(directory / BEGUN)
+            if begun:
+                step = progress(directory).get("step", 0)
+                write_json(directory / FAILED, failure(begun["key"], str(error), step))
+            return str(error)
+        return in_words(error, logs(stage.config, stage.kind) / f"{stage.name}.log")
+
+
+def _what_failed(ended: Ended) -> str:
+    """The last line of a run in which something failed."""
+    said = "; ".join(f"{name} failed: {words.rstrip('.')}" for name, words in ended.failures.items())
+    skipped = f"; not run because of that: {', '.join(ended.not_run)}" if ended.not_run else ""
+    return f"{said}{skipped}. Mend it and run the same command again: what is done stays."
+
+
+def remember(path: str | Path, overrides: Sequence[str], pipeline: PipelineConfig) -> None:
+    """Keeps which file was run last with this ``out``, for commands that are not told one."""
+    target, content = Path(pipeline.out) / LAST, {"file": str(path), "overrides": list(overrides)}
+    if read_record(target) != content:
+        try:
+            write_json(target, content)
+        except OSError as error:
+            raise UserError(
+                f"{pipeline.out}: cannot be written ({error.strerror}); choose another with out=."
+            ) from None
+
+
+def _stages(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    return {name: {key: o.done[key] for key in ("seconds", "peak_rss_mb")} for name, o in outcomes.items()}
 
 
 def collect_results(
@@ -173,13 +170,18 @@ def collect_results(
     folders: Mapping[str, Path],
     outcomes: Mapping[str, Outcome],
 ) -> dict[str, Any]:
-    """The comparison's figures, and for each stage what it took."""
+    """The comparison's figures, and for each stage what it took; of several comparisons, each under its stage's name."""
     results: dict[str, Any] = {}
-    for stage in planned:
-        if stage.kind == "compare":
-            results |= json.loads((folders[stage.name] / "results.json").read_text(encoding="utf-8"))
-    keys = ("seconds", "peak_rss_mb")
-    results["stages"] = {name: {k: outcome.done[k] for k in keys} for name, outcome in outcomes.items()}
+    compared = {
+        stage.name: json.loads((folders[stage.name] / "results.json").read_text(encoding="utf-8"))
+        for stage in planned
+        if stage.kind == "compare"
+    }
+    for figures in compared.values():
+        results |= figures
+    if len(compared) > 1:
+        results["comparisons"] = compared
+    results["stages"] = _stages({stage.name: outcomes[stage.name] for stage in planned})
     return {**results, "seed": pipeline.seed, "versions": versions()}
 
 
@@ -189,3 +191,6 @@ def _show_again(planned: Sequence[Planned], folders: Mapping[str, Path]) -> None
         text = folders[stage.name] / "results.txt"
         if stage.kind == "compare" and text.exists():
             console.print(text.read_text(encoding="utf-8"), markup=False)
+
+
+__all__ = ["Options", "collect_results", "plan", "remember", "run_pipeline"]

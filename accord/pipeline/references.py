@@ -51,6 +51,7 @@ FIELDS: dict[str, tuple[Reference, ...]] = {
         Reference("pairs", "heldout_preferences"),
         Reference("prompts", "heldout_prompts"),
     ),
+    "fuse": (Reference("base", "model"), Reference("calibrate", "preferences")),
 }
 SMALL = ("mamba", "transformer")
 
@@ -68,6 +69,10 @@ def references(kind: str, config: Stage) -> Iterator[tuple[Reference, str]]:
             yield reference, value
     for i, term in enumerate(values.get("reward", {}).get("terms", ())):
         yield Reference(f"reward.terms.{i}.source", "reward"), term["source"]
+    if kind == "fuse":
+        for i, source in enumerate(values["models"]):
+            yield Reference(f"models.{i}.model", "model"), source["model"]
+        return
     for label, value in values.get("models", {}).items():
         yield Reference(f"models.{label}", "model"), value
 
@@ -77,21 +82,43 @@ def resolve(kind: str, config: Stage, folder_of: Callable[[str], Path | None]) -
 
     ``folder_of`` gives a stage's folder, or None for a name that is no stage.
     """
+    return _mapped(kind, config, lambda reference, value: _path(reference, value, folder_of(value)))
+
+
+def renamed(kind: str, config: Stage, name_of: Callable[[str, str], str]) -> Stage:
+    """The config with every reference replaced by ``name_of(key, value)``."""
+    return _mapped(kind, config, lambda reference, value: name_of(reference.key, value))
+
+
+def _mapped(kind: str, config: Stage, change: Callable[[Reference, str], str]) -> Stage:
     values = config.model_dump()
     for reference, value in references(kind, config):
-        _put(values, reference.key, _path(reference.sort, value, folder_of(value)))
+        _put(values, reference.key, change(reference, value))
     return type(config).model_validate(values)
 
 
-def _path(sort: Sort, value: str, folder: Path | None) -> str:
+def _path(reference: Reference, value: str, folder: Path | None) -> str:
+    sort = reference.sort
     if is_function(value):
         return value
+    if folder is None and "@" in value and sort in ("model", "reward") and not Path(value).exists():
+        return _registered(reference.key, value)
     if folder is not None:
         return str(folder / "model") if sort in ("model", "reward") else str(folder / f"{sort}.jsonl")
     source = Path(value)
     if sort in ("model", "reward"):
         return str(source / "model") if (source / "model" / "config.json").exists() else value
     return str(source / f"{sort}.jsonl") if source.is_dir() else value
+
+
+def _registered(key: str, name: str) -> str:
+    """The folder of ``NAME@ALIAS``.  Raises UserError where the registry has none."""
+    from accord.registry.store import open_store
+
+    try:
+        return str(open_store().find(name).folder)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def is_function(value: str) -> bool:
@@ -104,7 +131,10 @@ def require(config: Stage, kind: str, known: Collection[str], made: Collection[s
 
     An empty file is refused here too, before anything that takes time is made for it.
     """
-    paths = [value for _, value in references(kind, resolve(kind, config, lambda name: None))]
+    try:
+        paths = [value for _, value in references(kind, resolve(kind, config, lambda name: None))]
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
     for (reference, name), value in zip(references(kind, config), paths, strict=True):
         if name in made:
             continue

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accord.allocator import keep_memory
 from accord.config import UserError, digest, to_yaml
+from accord.pipeline.failure import FAILED, in_words, sentence
+from accord.pipeline.lock import LOCK, Locked, held
+from accord.pipeline.memory import peak, reset_peak
+from accord.pipeline.record import BEGUN, DONE, STATE, gone, note, outputs, read_done, read_record
 from accord.pipeline.references import is_function, references
-from accord.registry.manifest import content_digest, write_json
-from accord.run import Interrupted, Run, peak_rss_mb
+from accord.pipeline.why import differences
+from accord.registry.manifest import MANIFEST, content_digest, versions, write_json
+from accord.run import Beat, Interrupted, Run
 from accord.settings import PretrainedConfig, Stage
-
-DONE = "done.json"
 
 # What a stage calls, and the version of what it does: raised when a change of ours changes its results.
 STAGES: dict[str, tuple[str, str, int]] = {
@@ -30,16 +34,50 @@ STAGES: dict[str, tuple[str, str, int]] = {
     "ppo": ("accord.training.ppo", "train", 2),
     "dpo": ("accord.training.dpo", "train", 1),
     "compare": ("accord.evaluation.suite", "compare", 1),
+    "fuse": ("accord.fusion.stage", "train", 1),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a stage ended."""
+    """How a stage ended: its folder, and the record that lies there as done.json."""
 
     name: str
     skipped: bool
     done: Mapping[str, Any]
+    folder: Path = Path()
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last figures."""
+        return dict(self.done["metrics"])
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A stage whose config is resolved, with what its key is made of."""
+
+    kind: str
+    config: Stage
+    directory: Path
+    key: str
+    inputs: Mapping[str, str]
+    """Config key: digest of the content of what it names."""
+    sources: Mapping[str, str]
+    """Config key: path, or the name of what is no path."""
+    settings: Mapping[str, Any]
+    """Those that change results, inputs blanked."""
+
+    def record(self) -> dict[str, Any]:
+        """What a later run is held against."""
+        return {
+            "kind": self.kind,
+            "key": self.key,
+            "inputs": dict(self.inputs),
+            "sources": dict(self.sources),
+            "settings": dict(self.settings),
+            "version": STAGES[self.kind][2],
+        }
 
 
 def folder(config: Stage, kind: str) -> Path:
@@ -50,23 +88,32 @@ def logs(config: Stage, kind: str) -> Path:
     return Path(config.logs) / (config.name or kind)
 
 
+def sources(kind: str, config: Stage) -> dict[str, str]:
+    """What a resolved config names, by config key."""
+    found = {reference.key: value for reference, value in references(kind, config)}
+    if isinstance(config, PretrainedConfig) and Path(config.source).exists():
+        found["source"] = config.source
+    return found
+
+
 def parents(kind: str, config: Stage) -> dict[str, str]:
     """Digests of what a resolved config names, by config key: contents, never paths."""
-    found = {}
-    for reference, value in references(kind, config):
-        exists = not is_function(value) and Path(value).exists()
-        found[reference.key] = content_digest(Path(value)) if exists else value
-    if isinstance(config, PretrainedConfig) and Path(config.source).exists():
-        found["source"] = content_digest(Path(config.source))
-    return found
+    named = sources(kind, config)
+    files = {key: not is_function(value) and Path(value).exists() for key, value in named.items()}
+    return {key: content_digest(Path(value)) if files[key] else value for key, value in named.items()}
+
+
+def bare(config: Stage, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that change results, as plain values; those of the inputs are None."""
+    values = config.model_dump(mode="json", exclude=set(config.runtime))
+    for name in inputs:
+        _blank(values, name.split("."))
+    return values
 
 
 def stage_key(kind: str, config: Stage, inputs: Mapping[str, str]) -> str:
     """A digest of the settings that change results, the stage's version, and the contents of its inputs."""
-    bare = config.model_dump(mode="json", exclude=set(config.runtime))
-    for name in inputs:
-        _blank(bare, name.split("."))
-    return digest([kind, STAGES[kind][2], bare, dict(inputs)])
+    return digest([kind, STAGES[kind][2], bare(config, inputs), dict(inputs)])
 
 
 def _blank(values: Any, path: list[str]) -> None:
@@ -75,63 +122,149 @@ def _blank(values: Any, path: list[str]) -> None:
     values[path[-1]] = None
 
 
-def read_done(directory: Path) -> dict[str, Any]:
-    """The record of a finished stage; empty where it is not finished."""
-    try:
-        return dict(json.loads((directory / DONE).read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return {}
+def task_of(kind: str, config: Stage) -> Task:
+    """Reads every input once, for its digest."""
+    inputs = parents(kind, config)
+    key = stage_key(kind, config, inputs)
+    return Task(kind, config, folder(config, kind), key, inputs, sources(kind, config), bare(config, inputs))
 
 
-def run_stage(kind: str, config: Stage, *, resume: bool, reuse: bool) -> Outcome:
+def kept(task: Task) -> dict[str, Any]:
+    """The record, where the stage is done with this key and what it left is there; else empty."""
+    done = read_done(task.directory)
+    return done if done.get("key") == task.key and not gone(task.directory, done) else {}
+
+
+def run_stage(
+    kind: str,
+    config: Stage,
+    *,
+    resume: bool,
+    reuse: bool,
+    force: bool = False,
+    bar: bool = True,
+    journal: Path | None = None,
+) -> Outcome:
     """Runs a stage whose config is resolved.
 
     ``reuse`` or ``resume``: where it is done already with the same key, nothing happens.  ``resume``: goes on from a
-    saved state where there is one with the same key; otherwise it starts anew.  Raises UserError and Interrupted.
+    saved state where there is one with the same key; otherwise it starts anew.  ``force``: starts anew whatever is
+    there.  ``bar``: shows a progress bar of its own.  ``journal``: a file where its start and end are noted.  A failure is
+    kept in words (``failed.json``) and in the log, and raised.  Raises UserError and Interrupted; Locked where another
+    process is at it.
     """
     directory = _made(folder(config, kind))
     _made(logs(config, kind))
-    inputs = parents(kind, config)
-    key = stage_key(kind, config, inputs)
-    done = read_done(directory)
-    if (reuse or resume) and done.get("key") == key:
-        _tidy(directory, finished=True)
-        return Outcome(directory.name, True, done)
+    task = task_of(kind, config)
+    if (reuse or resume) and not force and (done := kept(task)):
+        _tidy_done(directory)
+        return Outcome(directory.name, True, done, directory)
+    keep_memory()
     if config.threads:
         _set_threads(config.threads)
-    begun = directory / "begun.json"
-    same = begun.exists() and json.loads(begun.read_text(encoding="utf-8")).get("key") == key
-    if resume and not reuse and begun.exists() and not same and (directory / "state.pt").exists():
-        raise UserError(
-            f"{directory}: the state here was made with other settings or inputs; leave --resume out to start anew."
-        )
-    (directory / DONE).unlink(missing_ok=True)
-    _tidy(directory, finished=False)
-    if not (resume and same):
-        (directory / "state.pt").unlink(missing_ok=True)
-        write_json(begun, {"key": key})
-    _reset_peak()
-    name = config.name or kind
-    with Run(
-        name, directory, logs(config, kind), config.seed, config.log_every, config.save_every, resume and same
-    ) as run:
-        run.key, run.parents = key, inputs
-        (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        module, function, _ = STAGES[kind]
-        metrics = getattr(importlib.import_module(module), function)(config, run)
-        record = {
-            "kind": kind,
-            "key": key,
-            "inputs": inputs,
-            "seconds": round(run.seconds, 2),
-            "peak_rss_mb": round(_peak(), 1),
-            "metrics": dict(metrics),
-        }
-        write_json(directory / DONE, record)
+    with held(directory):
+        begun = read_record(directory / BEGUN)
+        same = begun.get("key") == task.key and not force
+        if resume and not reuse and begun and not same and (directory / STATE).exists():
+            raise UserError(
+                f"{directory}: the state here was made with other settings or inputs; leave --resume out to start anew."
+            )
+        goes_on = resume and same
+        why = begun.get("why", []) if goes_on else differences(task, forced=force or not (resume or reuse))
+        (directory / DONE).unlink(missing_ok=True)
+        _tidy(directory, finished=False)
+        if not goes_on:
+            for old in (STATE, Beat.FILE):
+                (directory / old).unlink(missing_ok=True)
+            write_json(directory / BEGUN, {**task.record(), "why": why})
+        noted = partial(note, journal, directory.name, task.key)
+        noted("resumed" if goes_on else "started")
+        record = _worked(task, goes_on, bar, why, noted)
         _tidy(directory, finished=True)
+    return Outcome(directory.name, False, record, directory)
+
+
+def _worked(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Callable[[str], None]) -> dict[str, Any]:
+    """Calls the stage's function, and leaves done.json or failed.json."""
+    config, directory, name = task.config, task.directory, task.directory.name
+    place, started = logs(config, task.kind), time.time()
+    reset_peak()
+    with Run(name, directory, place, config.seed, config.log_every, config.save_every, resume, bar) as run:
+        run.key, run.parents = task.key, dict(task.inputs)
+        run.sources, run.settings = dict(task.sources), dict(task.settings)
+        try:
+            (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+            module, function, _ = STAGES[task.kind]
+            metrics = getattr(importlib.import_module(module), function)(config, run)
+            _register(run)
+            record = {
+                **task.record(),
+                "seconds": round(run.seconds, 2),
+                "peak_rss_mb": round(peak(), 1),
+                "metrics": dict(metrics),
+                "outputs": outputs(directory),
+                "versions": versions(),
+                "started": round(started, 3),
+                "finished": round(time.time(), 3),
+                "why": list(why),
+            }
+            write_json(directory / DONE, record)
+        except Interrupted:
+            noted("stopped")
+            raise
+        except Exception as error:  # whatever it was is kept in words, and raised again
+            _keep_failure(task, run, error, noted)
+            if words := sentence(error):
+                raise UserError(words) from error
+            raise
+        (directory / FAILED).unlink(missing_ok=True)
+        noted("finished")
         if run.stop.raised:  # too late for this stage, and not to be forgotten before the next one
+            _tidy(directory, finished=True)
             raise Interrupted(f"{name}: stopped at its end; it is done.")
-    return Outcome(directory.name, False, record)
+    return record
+
+
+def _keep_failure(task: Task, run: Run, error: Exception, noted: Callable[[str], None]) -> None:
+    """In words in failed.json, with its traceback in the log; where the disk is full, as far as that goes."""
+    _tidy(task.directory, finished=False)  # half-written files, which may be what fills the disk
+    try:
+        run.log_failure(error)
+        words = in_words(error, run.logs / f"{run.name}.log")
+        write_json(task.directory / FAILED, failure(task.key, words, run.step))
+        noted("failed")
+    except OSError:
+        pass
+
+
+def failure(key: str, words: str, step: int = 0) -> dict[str, Any]:
+    """The content of failed.json."""
+    return {"key": key, "error": words, "step": step, "time": round(time.time(), 3)}
+
+
+def _register(run: Run) -> None:
+    """Tells the registry of the model that a stage left."""
+    model = run.directory / "model"
+    if not (model / MANIFEST).exists():
+        return
+    try:
+        from accord.registry.store import open_store
+
+        open_store().add(model)
+    except Exception as error:  # a registry that cannot be written must not cost a trained model
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        run.say(f"{model} is not in the registry: {first}")
+
+
+def _tidy_done(directory: Path) -> None:
+    """A kill behind the last line of a stage leaves things to take away; nobody is at it, or it is left alone."""
+    leftovers = [directory / name for name in (STATE, BEGUN, LOCK, Beat.FILE, FAILED)]
+    if any(path.exists() for path in leftovers) or any(directory.glob(".*")):
+        try:
+            with held(directory):
+                _tidy(directory, finished=True)
+        except Locked:
+            return
 
 
 def _tidy(directory: Path, finished: bool) -> None:
@@ -142,7 +275,7 @@ def _tidy(directory: Path, finished: bool) -> None:
         else:
             leftover.unlink(missing_ok=True)
     if finished:
-        for name in ("state.pt", "begun.json"):
+        for name in (STATE, BEGUN, Beat.FILE, FAILED):
             (directory / name).unlink(missing_ok=True)
 
 
@@ -158,22 +291,3 @@ def _set_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-
-
-def _reset_peak() -> None:
-    """Linux forgets the process's peak of resident memory when asked to; elsewhere peaks only grow."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _peak() -> float:
-    """Peak resident memory since the reset, in MB."""
-    try:
-        for line in Path(f"/proc/{os.getpid()}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return peak_rss_mb()

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from accord.pipeline.record import DONE, read_done
 from accord.pipeline.references import SMALL, references, require, resolve
-from accord.pipeline.stage import DONE, Outcome, folder, read_done, run_stage
+from accord.pipeline.stage import Outcome, folder, run_stage
 from accord.run import console
 from accord.settings import CONFIGS, BaseConfig, Stage, TextModel
 

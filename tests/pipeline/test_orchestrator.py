@@ -225,9 +225,9 @@ def test_a_stage_that_fails_leaves_the_earlier_ones(
 ) -> None:
     path = write_pipeline(tmp_path, STAGES[: STAGES.index("  pairs:")])
     where = [f"out={tmp_path}/out", f"logs={tmp_path}/logs"]
-    assert main(["run", str(path), *where, "sft.training.learning_rate=1e30", "sft.data.limit=48"]) == 2
+    assert main(["run", str(path), *where, "sft.training.learning_rate=1e30", "sft.data.limit=48"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("accord: step ")
+    assert said.startswith("accord: sft failed: step ")
     assert "not finite" in said
     assert said.count("\n") == 1
     assert done(tmp_path, "base")["kind"] == "base"
@@ -295,20 +295,21 @@ def refused(tmp_path: Path, stages: str, *overrides: str) -> str:
     [
         (
             "stages:\n  demo: {}\n  base:\n    inputs:\n      data.train: dmo\n",
-            "/pipeline.yaml line 7, stage 'base': inputs.data.train is 'dmo', which is no earlier stage; did you mean 'demo'?",
+            "/pipeline.yaml line 7, stage 'base': inputs.data.train is 'dmo', which is no other stage; did you mean 'demo'?",
         ),
         (
-            "stages:\n  demo: {}\n  base: { inputs: { data.train: sft } }\n  sft: {}\n",
-            "/pipeline.yaml line 5, stage 'base': inputs.data.train is 'sft', which is no earlier stage; earlier stages"
-            " are demo.",
+            "stages:\n  demo: {}\n  base: { inputs: { data.train: sft } }\n  sft: { inputs: { model.base_model: base } }\n",
+            "/pipeline.yaml: 'base' takes 'sft' takes 'base'; a stage cannot wait for itself: change what one of them"
+            " takes.",
         ),
         (
-            "stages:\n  base: {}\n  demo: {}\n",
-            "/pipeline.yaml, stage 'base': data.train takes 'demo', which runs later; move it up.",
+            "stages:\n  demo: {}\n  sft: { kind: dpo }\n",
+            "/pipeline.yaml: 'sft' takes 'sft'; a stage cannot wait for itself: change what one of them takes.",
         ),
         (
-            "stages:\n  demo: {}\n  compare: { set: { models: { sft: sft } } }\n  sft: {}\n",
-            "/pipeline.yaml, stage 'compare': reference takes 'sft', which runs later; move it up.",
+            "stages:\n  demo: {}\n  base: { inputs: { data.train: base } }\n",
+            "/pipeline.yaml line 5, stage 'base': inputs.data.train is 'base', which is no other stage; the others are"
+            " demo.",
         ),
         (
             "stages:\n  demo: {}\n  base: {}\n  sft: { inputs: { model.base_model: base } }\n"

@@ -1,0 +1,129 @@
+"""The Python API beside the stages: ``accord.run`` a pipeline, ``accord.load`` a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accord.config import UserError
+
+if TYPE_CHECKING:
+    from accord.data.records import Prompt
+    from accord.data.tokenizer import Tokenizer
+    from accord.models.backbone import Backbone
+    from accord.models.reward import RewardModel
+
+
+def run(
+    pipeline: str | Path,
+    overrides: Sequence[str] = (),
+    jobs: int = 1,
+    *,
+    only: Sequence[str] = (),
+    force: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Runs what is not done of a pipeline's YAML and returns the content of its ``results.json``.
+
+    ``overrides`` are those of the command line (``ppo.kl.beta=0.1``), ``jobs`` is the number of stages at once, ``only``
+    and ``force`` name stages.  Raises UserError for a mistake, before anything has run; Failed where a stage failed,
+    when all that could has run; Interrupted where it was stopped.
+    """
+    from accord.pipeline.orchestrator import Options, run_pipeline
+
+    return run_pipeline(pipeline, list(overrides), Options(tuple(only), tuple(force), jobs))
+
+
+def load(model: str | Path, device: str = "cpu") -> LoadedModel | LoadedReward:
+    """A model by its stage's folder, its own folder, a .gguf file, or its name in the registry (``ppo_lm@champion``).
+
+    A reward model comes with ``score``, every other one with ``generate``.  Raises UserError where there is none.
+    """
+    from accord.device import resolve_device
+    from accord.models.open import frozen, module, open_backbone
+    from accord.models.reward import RewardModel, is_reward_model
+    from accord.training.artifact import open_tokenizer
+
+    folder = _folder(str(model))
+    where = resolve_device(device)
+    tokenizer = open_tokenizer(str(folder))
+    if is_reward_model(folder):
+        reward = RewardModel.open(folder)
+        reward.to(where).eval().requires_grad_(False)
+        return LoadedReward(folder, reward, tokenizer)
+    backbone = frozen(open_backbone(folder))
+    module(backbone).to(where).eval()
+    return LoadedModel(folder, backbone, tokenizer)
+
+
+def _folder(model: str) -> Path:
+    source = Path(model)
+    if (source / "model" / "config.json").exists():
+        return source / "model"
+    if (source / "config.json").exists() or source.suffix == ".gguf":
+        return source
+    if source.exists():
+        raise UserError(
+            f"{model}: no language model here: neither model/config.json nor config.json, nor a .gguf file."
+        )
+    from accord.registry.store import open_store
+
+    return open_store().find(model).folder
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A language model and its tokenizer, ready to write."""
+
+    folder: Path
+    backbone: Backbone
+    tokenizer: Tokenizer
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 128,
+        temperature: float = 0.7,
+        top_p: float = 0.95,
+        seed: int = 0,
+    ) -> str:
+        """A reply to a text, or to messages (``[{"role": "user", "content": …}, …]``); the same for the same seed.
+
+        ``temperature`` 0 takes the likeliest token.  Raises UserError where messages meet no chat template.
+        """
+        import torch
+
+        from accord.data.chat import prompt_ids
+        from accord.rollout.generate import Decoding, stream
+
+        tokenizer = self.tokenizer
+        decoding = Decoding(max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, temperature, top_p)
+        generator = torch.Generator().manual_seed(seed)
+        return tokenizer.decode(list(stream(self.backbone, prompt_ids(tokenizer, prompt), decoding, generator)))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedReward:
+    """A reward model and its tokenizer, ready to score."""
+
+    folder: Path
+    model: RewardModel
+    tokenizer: Tokenizer
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.model.backbone
+
+    def score(self, prompt: Prompt, reply: str) -> float:
+        """The centred score of a reply."""
+        return self.scores([prompt], [reply])[0]
+
+    def scores(self, prompts: Sequence[Prompt], replies: Sequence[str]) -> list[float]:
+        """One for each pair of prompt and reply.  Raises UserError where there are not as many of each."""
+        from accord.rollout.score import ModelReward, Replies
+
+        if len(prompts) != len(replies):
+            raise UserError(f"{len(prompts)} prompts and {len(replies)} replies: give one of each for a pair.")
+        scores = ModelReward("score", self.model, self.tokenizer, same_tokens=False)(Replies(prompts, replies, [], []))
+        return [float(score) for score in scores["score"]]

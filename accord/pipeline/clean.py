@@ -1,0 +1,57 @@
+"""What lies under a pipeline's ``out`` and ``logs`` and belongs to no stage of it any more."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from accord.pipeline.failure import FAILED
+from accord.pipeline.lock import alive, owner
+from accord.pipeline.plan import PipelineConfig, Planned
+from accord.pipeline.record import BEGUN, DONE
+from accord.pipeline.references import references
+
+
+def unreferenced(pipeline: PipelineConfig, planned: Sequence[Planned], folders: Mapping[str, Path]) -> list[Path]:
+    """Folders of stages that the pipeline no longer has, their logs, and what kills left behind.
+
+    Only folders with a stage's record are looked at; one that is being written, or that a config names by its path,
+    is left out.
+    """
+    named = [Path(value).resolve() for stage in planned for _, value in references(stage.kind, stage.config)]
+    found: list[Path] = []
+    for place in _folders(Path(pipeline.out)):
+        if place.name in folders:
+            if not alive(owner(place)):
+                found += [*place.glob(".*.tmp"), *place.glob(".*.old")]
+        elif _is_stage(place) and not any(path.is_relative_to(place.resolve()) for path in named):
+            found.append(place)
+    old = {place.name for place in found}
+    for place in _folders(Path(pipeline.logs)):
+        if place.name in old or (place.name not in folders and not (Path(pipeline.out) / place.name).exists()):
+            found += [place] if (place / f"{place.name}.log").exists() else []
+    return found
+
+
+def _is_stage(place: Path) -> bool:
+    """Whether a stage ran here, and none does now."""
+    return any((place / name).exists() for name in (DONE, BEGUN, FAILED)) and not alive(owner(place))
+
+
+def _folders(parent: Path) -> Iterator[Path]:
+    if parent.is_dir():
+        yield from sorted(p for p in parent.iterdir() if p.is_dir() and not p.is_symlink())
+
+
+def size(path: Path) -> int:
+    """Bytes."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(f.stat().st_size for f in files if f.is_file() and not f.is_symlink())
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,223 @@
+"""The commands of a pipeline: run, status, why, logs, clean."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accord.config import UserError, parse_override
+
+if TYPE_CHECKING:
+    from accord.pipeline.plan import PipelineConfig, Planned
+    from accord.pipeline.standing import Standing
+
+STATES = {
+    "done": "✓ done",
+    "running": "▶ running",
+    "failed": "✗ failed",
+    "interrupted": "‖ interrupted",
+    "runs": "· would run",
+    "may run": "? may run",
+}
+
+
+def add_pipeline(commands: Any, formatter: Any, common: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Adds the commands to the parser of ``accord``; ``common`` adds what every command takes."""
+    stages = {"action": "append", "default": [], "metavar": "STAGE"}
+    run = commands.add_parser("run", help="run a pipeline; what is done stays", formatter_class=formatter)
+    run.add_argument("pipeline", metavar="FILE", help="a pipeline's YAML file, e.g. configs/pipeline.yaml")
+    run.add_argument(
+        "--only", help="these stages alone: a name, a grid's name, ppo_*, or several with commas", **stages
+    )
+    run.add_argument("--force", help="run these anew though nothing changed", **stages)
+    run.add_argument("--set", action="append", default=[], metavar="key=value", help="the same as key=value alone")
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="stages at once, each in a process of its own")
+    run.add_argument("--dry-run", action="store_true", help="say what would run, and why; run nothing")
+    run.add_argument("--emit", choices=("makefile", "dvc"), help="print the stages for make or DVC; run nothing")
+    common(run)
+    run.set_defaults(act=run_all)
+    for name, act, words in (
+        ("status", status, "how each stage of a pipeline stands"),
+        ("why", why, "what makes a stage run: what differs since it last ran"),
+        ("logs", show_logs, "what a stage said"),
+        ("clean", clean, "remove what no stage of a pipeline owns any more; asks first"),
+    ):
+        command = commands.add_parser(name, help=words, formatter_class=formatter)
+        if name in ("why", "logs"):
+            command.add_argument("stage", metavar="STAGE")
+        if name == "logs":
+            command.add_argument("-f", "--follow", action="store_true", help="go on until the stage ends")
+        if name == "clean":
+            command.add_argument("--yes", action="store_true", help="do not ask")
+        command.add_argument("pipeline", metavar="FILE", nargs="?", help="the pipeline; else the one that ran last")
+        common(command)
+        command.set_defaults(act=act)
+
+
+def run_all(options: argparse.Namespace) -> int:
+    from accord.pipeline.orchestrator import Options, run_pipeline
+
+    if options.dry_run or options.emit:
+        return _emit(options) if options.emit else _dry_run(options)
+    how = Options(tuple(options.only), tuple(options.force), options.jobs)
+    run_pipeline(options.pipeline, options.overrides, how)
+    return 0
+
+
+def _emit(options: argparse.Namespace) -> int:
+    from accord.pipeline.emit import emit
+    from accord.pipeline.plan import plan
+
+    print(emit(options.emit, options.pipeline, options.overrides, *plan(options.pipeline, options.overrides)), end="")
+    return 0
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    from accord.pipeline.plan import selected
+    from accord.pipeline.standing import standings
+
+    _, planned, folders = _planned(options.pipeline, options.overrides)
+    forced = selected(options.force, planned, "--force")
+    only = selected(options.only, planned, "--only") if options.only else {p.name for p in planned}
+    found = [s for s in standings(planned, folders, forced).values() if s.name in only]
+    _show(found)
+    sure = sum(s.state in ("runs", "failed", "interrupted") for s in found)
+    perhaps = sum(s.state == "may run" for s in found)
+    more = f", and {perhaps} more where what they take comes out different" if perhaps else ""
+    print(f"\n{sure} of {len(found)} stages would run{more}; nothing was run")
+    return 0
+
+
+def _planned(path: str | Path, overrides: Sequence[str]) -> tuple[PipelineConfig, list[Planned], dict[str, Path]]:
+    from accord.pipeline.plan import plan
+    from accord.pipeline.stage import folder
+
+    pipeline, planned = plan(path, overrides)
+    return pipeline, planned, {p.name: folder(p.config, p.kind) for p in planned}
+
+
+def _located(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """The pipeline's file and overrides: as given, or those that were run last in that ``out``."""
+    from accord.pipeline.orchestrator import LAST
+    from accord.pipeline.plan import PipelineConfig
+    from accord.pipeline.record import read_record
+
+    if options.pipeline:
+        return options.pipeline, options.overrides
+    values = dict(parse_override(o) for o in options.overrides)
+    last = Path(str(values.get("out", PipelineConfig.model_fields["out"].default))) / LAST
+    found = read_record(last)
+    if not found:
+        raise UserError(f"{last}: no pipeline has run here; name its file, or its folder with out=.")
+    return str(found["file"]), [*found["overrides"], *options.overrides]
+
+
+def _show(found: Sequence[Standing]) -> None:
+    width = max(len(s.name) for s in found)
+    for standing in found:
+        reasons = standing.reasons if standing.state in ("runs", "may run") else ()
+        words = "; ".join([*([standing.words] if standing.words else []), *reasons])
+        print(f"{STATES[standing.state]:<13}  {standing.name:<{width}}  {words}".rstrip())
+
+
+def status(options: argparse.Namespace) -> int:
+    from accord.pipeline.standing import standings
+
+    path, overrides = _located(options)
+    pipeline, planned, folders = _planned(path, overrides)
+    print(f"{path} in {pipeline.out}")
+    _show(list(standings(planned, folders).values()))
+    return 0
+
+
+def why(options: argparse.Namespace) -> int:
+    from accord.pipeline.plan import selected
+    from accord.pipeline.standing import standings
+
+    _, planned, folders = _planned(*_located(options))
+    names = selected([options.stage], planned, "why")
+    for standing in standings(planned, folders).values():
+        if standing.name in names:
+            print("\n".join(_why(standing, folders[standing.name])))
+    return 0
+
+
+def _why(standing: Standing, directory: Path) -> list[str]:
+    """A head, and the reasons below it."""
+    from accord.pipeline.record import BEGUN, read_done, read_record
+
+    record = read_done(directory) or read_record(directory / BEGUN)
+    then = [f"  {reason}" for reason in record.get("why", ())]
+    name, words = standing.name, standing.words
+    reasons = [f"  {reason}" for reason in standing.reasons]
+    if standing.state == "done":
+        because = ["it ran then because:", *then] if then else []
+        return [f"{name} would be kept: nothing differs since it ran ({words})", *because]
+    if standing.state == "may run":
+        return [f"{name} may run; nothing of its own differs since it ran ({words}), but:", *reasons]
+    if standing.state == "runs":
+        return [f"{name} would run:", *reasons]
+    head = {"running": f"{name} is running ({words}); it began because:", "failed": f"{name} failed: {words}"}
+    head["interrupted"] = f"{name} was interrupted ({words}) and would go on; it began because:"
+    return [
+        head[standing.state],
+        *(then if standing.state != "failed" else ["it would run again; it ran because:", *then]),
+    ]
+
+
+def show_logs(options: argparse.Namespace) -> int:
+    """Prints the log; with ``--follow`` also what is added, until nobody runs the stage."""
+    from accord.pipeline.lock import alive, owner
+    from accord.pipeline.plan import selected
+    from accord.pipeline.stage import logs
+
+    _, planned, folders = _planned(*_located(options))
+    for name in sorted(selected([options.stage], planned, "logs")):
+        stage = next(p for p in planned if p.name == name)
+        log = logs(stage.config, stage.kind) / f"{name}.log"
+        if not log.exists():
+            raise UserError(f"{log}: there is none; {name} has not run here yet.")
+        with log.open(encoding="utf-8", errors="replace") as file:
+            while True:
+                runs = options.follow and alive(owner(folders[name]))  # asked before reading: nothing is missed
+                sys.stdout.write(file.read())
+                sys.stdout.flush()
+                if not runs:
+                    break
+                time.sleep(0.3)
+    return 0
+
+
+def clean(options: argparse.Namespace) -> int:
+    from accord.pipeline.clean import remove, size, unreferenced
+
+    path, overrides = _located(options)
+    pipeline, planned, folders = _planned(path, overrides)
+    found = unreferenced(pipeline, planned, folders)
+    if not found:
+        print(f"nothing to remove: all in {pipeline.out} and {pipeline.logs} belongs to {path}")
+        return 0
+    total = 0
+    for place in found:
+        total += size(place)
+        print(f"  {size(place) / 1e6:>9.1f} MB  {place}")
+    print(f"{len(found)} that no stage of {path} owns, {total / 1e6:.1f} MB")
+    if not options.yes and not _agreed():
+        print("nothing was removed")
+        return 0
+    for place in found:
+        remove(place)
+    print(f"removed {len(found)}")
+    return 0
+
+
+def _agreed() -> bool:
+    try:
+        return input("remove them? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        print("(no answer; --yes does it without asking)")
+        return False

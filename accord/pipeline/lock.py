@@ -1,0 +1,111 @@
+"""Who writes a stage's folder: ``lock.json`` with pid, host and the process's start.  A dead owner's lock is taken over."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accord.config import UserError
+
+LOCK = "lock.json"
+
+
+class Locked(UserError):
+    """Another process writes this folder."""
+
+
+def process_start(pid: int) -> str:
+    """When a process began, in whatever form the system tells it; empty where there is no such process.
+
+    A pid is given again to another process sooner or later; pid and start together are not.
+    """
+    if sys.platform.startswith("linux"):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except OSError:
+            return ""
+        return "" if fields[0] in "ZX" else f"{boot}:{fields[19]}"  # a zombie writes nothing any more
+    told = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return told.stdout.strip()
+
+
+def owner(directory: Path) -> dict[str, Any]:
+    """What the lock says; empty where there is none."""
+    try:
+        found = json.loads((directory / LOCK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def alive(lock: dict[str, Any]) -> bool:
+    """Whether the owner still runs, as far as can be seen from here: another host's is taken to."""
+    if lock.get("host") != socket.gethostname():
+        return bool(lock)
+    return bool(process_start(int(lock.get("pid", 0))) == lock.get("start"))
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Holds the folder's lock.  Raises Locked, naming the owner, where another process does."""
+    mine = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "start": process_start(os.getpid()),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    _take(directory, mine)
+    try:
+        yield
+    finally:
+        if owner(directory) == mine:
+            (directory / LOCK).unlink(missing_ok=True)
+
+
+def _take(directory: Path, mine: dict[str, Any]) -> None:
+    """Puts the lock there whole or not at all (a link fails where the name is taken).
+
+    The folder itself is flocked meanwhile: of two that find a dead owner's lock, the later must not remove the
+    earlier one's new lock.
+    """
+    path, aside = directory / LOCK, directory / f".{LOCK}.{os.getpid()}.tmp"
+    guard = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        if path.exists():
+            other = owner(directory)
+            if alive(other):
+                raise Locked(_refusal(directory, other))
+            path.unlink(missing_ok=True)
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.write(descriptor, json.dumps(mine).encode())
+        os.close(descriptor)
+        try:
+            os.link(aside, path)
+        except FileExistsError:  # from another host, in this instant
+            raise Locked(_refusal(directory, owner(directory))) from None
+        except OSError:  # a file system without links
+            os.replace(aside, path)
+        aside.unlink(missing_ok=True)
+    finally:
+        os.close(guard)
+
+
+def _refusal(directory: Path, other: dict[str, Any]) -> str:
+    since = f" (since {other.get('since', 'some time')})"
+    if other.get("host") == socket.gethostname():
+        return f"{directory}: process {other['pid']} is writing it{since}; wait for it, or stop it, and run again."
+    return (
+        f"{directory}: process {other.get('pid')} on host {other.get('host')!r} is writing it{since}; if that is no longer"
+        f" so, remove {directory / LOCK} and run again."
+    )

@@ -1,0 +1,55 @@
+"""What a stage writes about itself: ``begun.json``, ``done.json``, the digests of its outputs, and the journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accord.registry.manifest import content_digest
+
+DONE, BEGUN, JOURNAL, STATE = "done.json", "begun.json", "journal.jsonl", "state.pt"
+_NO_OUTPUT = (DONE, BEGUN, STATE, "config.yaml", "failed.json", "lock.json", "progress.json")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record; empty where there is none, or none that is whole."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_done(directory: Path) -> dict[str, Any]:
+    """The record of a finished stage; empty where it is not finished."""
+    return read_record(directory / DONE)
+
+
+def outputs(directory: Path) -> dict[str, str]:
+    """Digests of the files and folders that a stage leaves, by name; hidden ones and records are none."""
+    names = sorted(p.name for p in directory.iterdir() if not p.name.startswith(".") and p.name not in _NO_OUTPUT)
+    return {name: content_digest(directory / name) for name in names}
+
+
+def gone(directory: Path, done: Mapping[str, Any]) -> list[str]:
+    """Outputs of a record that are no longer there."""
+    return [name for name in done.get("outputs", ()) if not (directory / name).exists()]
+
+
+def note(journal: Path | None, stage: str, key: str, event: str) -> None:
+    """A line in the journal, which is only ever added to: started, resumed, finished, failed or stopped.
+
+    One write at the end of the file, so that several processes may note at once.
+    """
+    if journal is None:
+        return
+    line = {"stage": stage, "key": key, "event": event, "time": round(time.time(), 3), "pid": os.getpid()}
+    descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(descriptor)

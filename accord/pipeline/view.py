@@ -1,0 +1,130 @@
+"""How a pipeline goes, in the terminal: a live table of its stages, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from accord.pipeline.plan import Planned
+from accord.pipeline.stage import Outcome
+from accord.pipeline.standing import figures, progress, span, time_left
+from accord.run import console
+
+MARKS = {"done": "✓", "failed": "✗", "not run": "-", "running": "▶", "waiting": "·"}
+STYLES = {"done": "green", "failed": "red", "not run": "yellow", "running": "bold", "waiting": "dim"}
+
+
+class Lines:
+    """One line for each stage that ends."""
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to put back."""
+
+    def started(self, name: str) -> None:
+        """The stage itself says what it will do."""
+
+    def ended(self, name: str, outcome: Outcome) -> None:
+        took = "unchanged, kept" if outcome.skipped else f"done in {outcome.done['seconds']:.0f} s"
+        console.print(f"✓ {name}: {took}", markup=False)
+
+    def failed(self, name: str, words: str) -> None:
+        console.print(f"✗ {name}: failed: {words}", markup=False)
+
+    def not_run(self, name: str, cause: str) -> None:
+        console.print(f"- {name}: not run, because {cause} failed", markup=False)
+
+
+@dataclass(slots=True)
+class _Row:
+    state: str
+    words: str = ""
+    since: float = 0.0
+
+
+class LiveTable:
+    """All stages, each with its progress, the time left and its figures; read anew from progress.json twice a second."""
+
+    def __init__(self, planned: Sequence[Planned], folders: Mapping[str, Path]) -> None:
+        self.folders = folders
+        self.rows = {stage.name: _Row("waiting") for stage in planned}
+        self.live = Live(
+            console=console, get_renderable=self.table, refresh_per_second=2, redirect_stderr=False, transient=False
+        )
+
+    def __enter__(self) -> LiveTable:
+        self.live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.__exit__(kind, error, trace)
+
+    def started(self, name: str) -> None:
+        self.rows[name] = _Row("running", since=time.time())
+
+    def ended(self, name: str, outcome: Outcome) -> None:
+        words = "unchanged" if outcome.skipped else span(outcome.done["seconds"])
+        self.rows[name] = _Row("done", f"{words}  {figures(outcome.metrics)}")
+        self.live.refresh()
+
+    def failed(self, name: str, words: str) -> None:
+        self.rows[name] = _Row("failed", words)
+
+    def not_run(self, name: str, cause: str) -> None:
+        self.rows[name] = _Row("not run", f"{cause} failed")
+
+    def table(self) -> Table:
+        """Where there are more stages than lines, those in the middle of what happens."""
+        table = Table(box=None, pad_edge=False, show_header=False, expand=False)
+        table.add_column(width=1)
+        table.add_column(no_wrap=True)
+        table.add_column(width=24)
+        table.add_column(no_wrap=True)
+        names = list(self.rows)
+        first, last = self._window(names)
+        if first:
+            table.add_row("", Text(f"… {first} above", "dim"), "", "")
+        for name in names[first:last]:
+            table.add_row(*self._cells(name, self.rows[name]))
+        if last < len(names):
+            table.add_row("", Text(f"… {len(names) - last} more", "dim"), "", "")
+        return table
+
+    def _window(self, names: Sequence[str]) -> tuple[int, int]:
+        room = max(4, console.height - 6)
+        if len(names) <= room:
+            return 0, len(names)
+        active = next((i for i, name in enumerate(names) if self.rows[name].state in ("running", "waiting")), 0)
+        first = max(0, min(active - 2, len(names) - room))
+        return first, first + room
+
+    def _cells(self, name: str, row: _Row) -> tuple[Text, Text, Text | ProgressBar, Text]:
+        style = STYLES[row.state]
+        mark, shown = Text(MARKS[row.state], style), Text(name, style)
+        if row.state != "running":
+            return mark, shown, Text(row.state if row.state != "done" else "", style), Text(row.words, style)
+        beat = progress(self.folders[name])
+        if not beat or beat["updated"] < row.since or not beat["total"]:
+            return mark, shown, ProgressBar(width=24, pulse=True), Text(span(time.time() - row.since), "dim")
+        left = time_left(beat)
+        parts = [f"{beat['step']}/{beat['total']}", f"{span(left)} left" if left is not None else ""]
+        words = "  ".join(part for part in [*parts, figures(beat["metrics"])] if part)
+        return mark, shown, ProgressBar(beat["total"], beat["step"], width=24), Text(words)
+
+
+def view_for(planned: Sequence[Planned], folders: Mapping[str, Path]) -> Lines | LiveTable:
+    """The table where there is a terminal to show it."""
+    live = console.is_terminal and not console.is_dumb_terminal
+    return LiveTable(planned, folders) if live else Lines()

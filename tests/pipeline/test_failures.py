@@ -1,0 +1,234 @@
+"""A stage that fails, is refused, runs out of disk or is killed: kept in words, and the others go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from accord.cli import main
+from accord.config import UserError
+from accord.pipeline.failure import in_words, sentence
+from accord.pipeline.lock import LOCK
+from accord.pipeline.stage import STAGES
+from accord.run import Interrupted, Run
+
+STAGES_YAML = """
+stages:
+  demo: {}
+  base: { inputs: { data.train: demo } }
+  sft: { inputs: { model.base_model: base, data.train: demo } }
+  dpo: { inputs: { model.base_model: sft, data.train: demo } }
+  far: { kind: dpo, inputs: { model.base_model: dpo, data.train: demo } }
+  other: { kind: sft, inputs: { model.base_model: base, data.train: demo } }
+  compare: { inputs: { reference: sft, prompts: demo }, set: { models: { sft: sft, dpo: dpo } } }
+  last: { kind: dpo, inputs: { model.base_model: other, data.train: demo } }
+"""
+Act = Callable[[Any, Run], None]
+
+
+@pytest.fixture
+def acts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Act]:
+    """A pipeline of stages that only leave their files; what a stage of some name does besides can be set."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.yaml").write_text(STAGES_YAML)
+    does: dict[str, Act] = {}
+
+    def train(config: Any, run: Run) -> dict[str, float]:
+        if run.name in does:
+            does[run.name](config, run)
+        if run.name == "demo":
+            for sort in ("base", "sft", "preferences", "prompts", "heldout_prompts"):
+                (run.directory / f"{sort}.jsonl").write_text(f"{config.seed}\n")
+        else:
+            (run.directory / "model").mkdir(exist_ok=True)
+            (run.directory / "model" / "config.json").write_text(json.dumps([run.name, config.seed]))
+        (run.directory / "results.json").write_text("{}")
+        return {"loss": 1.0}
+
+    module = ModuleType("stages_of_failures")
+    module.train = train  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for kind in STAGES:
+        monkeypatch.setitem(STAGES, kind, (module.__name__, "train", 1))
+    return does
+
+
+def out(name: str) -> Path:
+    return Path("checkpoints/rlhf") / name
+
+
+def done() -> set[str]:
+    return {path.parent.name for path in Path("checkpoints/rlhf").glob("*/done.json")}
+
+
+def raises(error: BaseException) -> Act:
+    def act(config: Any, run: Run) -> None:
+        (run.directory / "state.pt").write_text("good")
+        raise error
+
+    return act
+
+
+def test_the_others_go_on_and_the_end_says_so(acts: dict[str, Act], capsys: pytest.CaptureFixture[str]) -> None:
+    acts["sft"] = raises(ZeroDivisionError("by zero\nand more"))
+    assert main(["run", "p.yaml"]) == 1
+    said = capsys.readouterr()
+    assert done() == {"demo", "base", "other", "last"}
+    assert said.err == (
+        "accord: sft failed: ZeroDivisionError: by zero (the traceback is in logs/rlhf/sft/sft.log); not run because of"
+        " that: dpo, far, compare. Mend it and run the same command again: what is done stays.\n"
+    )
+    assert "- dpo: not run, because sft failed" in said.out
+    assert "- far: not run, because sft failed" in said.out
+    assert "Traceback" not in said.out + said.err
+    assert "ZeroDivisionError: by zero" in Path("logs/rlhf/sft/sft.log").read_text()
+    failed = json.loads((out("sft") / "failed.json").read_text())
+    assert failed["error"].startswith("ZeroDivisionError: by zero (the traceback")
+    assert (out("sft") / "state.pt").read_text() == "good"
+    assert not (out("sft") / LOCK).exists()
+    assert not Path("checkpoints/rlhf/results.json").exists()
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "✗ failed       sft" in shown
+
+    del acts["sft"]
+    assert main(["run", "p.yaml"]) == 0
+    assert done() == {"demo", "base", "sft", "dpo", "far", "other", "compare", "last"}
+    assert capsys.readouterr().out.count("unchanged, kept") == 4
+    assert not (out("sft") / "failed.json").exists()
+
+
+def test_two_failures_are_both_told(acts: dict[str, Act], capsys: pytest.CaptureFixture[str]) -> None:
+    acts["sft"], acts["other"] = raises(UserError("first thing.")), raises(UserError("second thing."))
+    assert main(["run", "p.yaml"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("accord: sft failed: first thing; other failed: second thing; not run because of that: ")
+
+
+def test_a_stop_is_no_failure(acts: dict[str, Act], capsys: pytest.CaptureFixture[str]) -> None:
+    acts["sft"] = raises(Interrupted("sft: stopped at step 1 of 2; the state is saved."))
+    assert main(["run", "p.yaml"]) == 130
+    assert "Run the same command again" in capsys.readouterr().err
+    assert done() == {"demo", "base"}
+    assert not (out("sft") / "failed.json").exists()
+    assert main(["why", "sft"]) == 0
+    assert capsys.readouterr().out.startswith("sft was interrupted (no step yet) and would go on")
+    events = [json.loads(x) for x in Path("checkpoints/rlhf/journal.jsonl").read_text().splitlines()]
+    assert [(e["stage"], e["event"]) for e in events][-2:] == [("sft", "started"), ("sft", "stopped")]
+
+
+def test_another_process_at_a_stage(acts: dict[str, Act], capsys: pytest.CaptureFixture[str]) -> None:
+    """What is locked is left alone, with no word in the other's folder; what does not need it runs."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        from accord.pipeline.lock import process_start
+
+        lock = {"pid": child.pid, "host": os.uname().nodename, "start": process_start(child.pid), "since": "now"}
+        out("sft").mkdir(parents=True)
+        (out("sft") / LOCK).write_text(json.dumps(lock))
+        assert main(["run", "p.yaml"]) == 1
+        assert f"process {child.pid} is writing it" in capsys.readouterr().err
+        assert sorted(p.name for p in out("sft").iterdir()) == [LOCK]
+        assert done() == {"demo", "base", "other", "last"}
+        assert main(["status"]) == 0
+        assert f"▶ running      sft      pid {child.pid}" in capsys.readouterr().out
+        child.communicate(b"\n")
+    assert main(["run", "p.yaml"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError(28, "No space left on device", "x/metrics.jsonl"),
+            "x/metrics.jsonl: could not be written, for the disk",
+        ),
+        (OSError(122, "Disk quota exceeded", "x"), "x: could not be written, for the disk is full"),
+        (
+            RuntimeError('I/O error: Os { code: 28, kind: StorageFull, message: "…" }'),
+            "the stage's folder: could not be",
+        ),
+        (FileNotFoundError(2, "No such file or directory", "rows.jsonl"), "rows.jsonl: No such file or directory; run"),
+        (MemoryError(), "memory ran out; training.micro_batch_size"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory ran out"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "memory ran out"),
+        (UserError("as it is."), "as it is."),
+    ],
+)
+def test_known_failures_are_one_sentence(error: Exception, words: str) -> None:
+    assert sentence(error).startswith(words)
+    assert "\n" not in sentence(error)
+
+
+def test_unknown_ones_name_the_log() -> None:
+    assert sentence(KeyError("x")) == ""
+    assert in_words(KeyError("x"), Path("a.log")) == "KeyError: 'x' (the traceback is in a.log)"
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
+from accord.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a limit on the size of files")
+def test_no_room_for_a_checkpoint_is_one_sentence_and_costs_nothing(
+    tiny: Path, environment: dict[str, str], digests: Callable[[Path], dict[str, str]]
+) -> None:
+    """A real write that fails, by a limit on the size of files; with room again the end is that of a run that had it."""
+    words = ["run", str(tiny), "--only", "demo,base,sft"]
+    for place in ("cut", "whole"):
+        (tiny.parent / place).mkdir()
+    cut, whole = tiny.parent / "cut", tiny.parent / "whole"
+    more = {"env": environment, "capture_output": True, "text": True, "timeout": 300}
+    ended = subprocess.run([sys.executable, "-c", LIMITED.format(size=60_000), *words], cwd=cut, **more)  # type: ignore[call-overload]
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr.startswith("accord: base failed: "), ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert "could not be written" in ended.stderr
+    assert not list((cut / "checkpoints/rlhf/base").glob(".*"))
+    for place in (cut, whole):
+        assert subprocess.run([sys.executable, "-m", "accord.cli", *words], cwd=place, **more).returncode == 0  # type: ignore[call-overload]
+    assert digests(cut / "checkpoints/rlhf") == digests(whole / "checkpoints/rlhf")
+
+
+def test_a_cut_off_state_is_told_and_left(tiny: Path, accord: Any, tmp_path: Path) -> None:
+    words = ["run", str(tiny), "--only", "demo,base"]
+    command = [sys.executable, "-c", "from accord.cli import main; import sys; sys.exit(main(sys.argv[1:]))", *words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [*command, "base.data.limit=0", "base.training.num_epochs=40"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    state = tmp_path / "checkpoints/rlhf/base/state.pt"
+    deadline = time.monotonic() + 120
+    while not state.exists():
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    whole = state.read_bytes()
+    state.write_bytes(whole[: len(whole) // 2])
+    ended = accord(*words, "base.data.limit=0", "base.training.num_epochs=40")
+    assert ended.returncode == 1
+    assert "state.pt: not a readable checkpoint" in ended.stderr
+    assert "delete it to start anew" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert len(state.read_bytes()) == len(whole) // 2
+    state.unlink()
+    assert accord(*words, "base.data.limit=0", "base.training.num_epochs=1").returncode == 0

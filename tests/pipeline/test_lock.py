@@ -1,0 +1,116 @@
+"""Who writes a folder: one at a time; the dead do not count, others' hosts do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accord.pipeline.lock import LOCK, Locked, alive, held, owner, process_start
+
+REPO = Path(__file__).parents[2]
+
+
+def write(folder: Path, **changes: Any) -> None:
+    mine = {"pid": os.getpid(), "host": socket.gethostname(), "start": process_start(os.getpid()), "since": "today"}
+    (folder / LOCK).write_text(json.dumps({**mine, **changes}))
+
+
+def test_it_is_held_and_let_go(tmp_path: Path) -> None:
+    with held(tmp_path):
+        lock = owner(tmp_path)
+        assert (lock["pid"], lock["host"]) == (os.getpid(), socket.gethostname())
+        assert alive(lock)
+        with (
+            pytest.raises(Locked, match=rf"process {os.getpid()} is writing it .*wait for it, or stop it"),
+            held(tmp_path),
+        ):
+            pass
+        assert owner(tmp_path) == lock  # the one who was refused took nothing away
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_lets_it_go(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), held(tmp_path):
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_owner_is_seen_even_while_nobody_has_waited_for_it(tmp_path: Path) -> None:
+    code = f"import sys, time; sys.path.insert(0, {str(REPO)!r})\nfrom pathlib import Path\n"
+    code += f"from accord.pipeline.lock import held\nwith held(Path({str(tmp_path)!r})):\n"
+    code += "    print(1, flush=True); time.sleep(60)\n"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    with pytest.raises(Locked, match=f"process {child.pid} is writing it"), held(tmp_path):
+        pass
+    child.send_signal(signal.SIGKILL)
+    for _ in range(500):  # a zombie from now on
+        if not alive(owner(tmp_path)):
+            break
+        time.sleep(0.01)
+    with held(tmp_path):
+        assert owner(tmp_path)["pid"] == os.getpid()
+    child.wait()
+    child.stdout.close()
+
+
+@pytest.mark.parametrize("content", ['{"pid": 1, "ho', "", "[]", "{}"])
+def test_a_lock_that_says_nothing_is_nobodys(tmp_path: Path, content: str) -> None:
+    (tmp_path / LOCK).write_text(content)
+    with held(tmp_path):
+        assert owner(tmp_path)["pid"] == os.getpid()
+
+
+def test_the_pid_of_another_process_does_not_count(tmp_path: Path) -> None:
+    """The pid is given anew: a process runs under it, but it began at another time."""
+    write(tmp_path, pid=os.getppid(), start="long ago")
+    with held(tmp_path):
+        pass
+    write(tmp_path, pid=os.getppid(), start=process_start(os.getppid()))
+    with pytest.raises(Locked), held(tmp_path):
+        pass
+
+
+def test_another_hosts_lock_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    write(tmp_path, host="elsewhere", pid=12)
+    with pytest.raises(Locked) as caught, held(tmp_path):
+        pass
+    said = str(caught.value)
+    assert "process 12 on host 'elsewhere' is writing it (since today)" in said
+    assert f"remove {tmp_path / LOCK} and run again" in said
+
+
+def test_of_many_that_find_a_dead_owner_one_at_a_time_gets_in(tmp_path: Path) -> None:
+    """Eight processes take over stale locks again and again; two inside at once would be seen by a file."""
+    code = f"""
+import sys, os, json
+sys.path.insert(0, {str(REPO)!r})
+from pathlib import Path
+from accord.pipeline.lock import LOCK, Locked, held
+folder, inside, entered = Path({str(tmp_path)!r}), Path({str(tmp_path)!r}) / "inside", 0
+for _ in range(150):
+    try:
+        with held(folder):
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails where another is inside
+            entered += 1
+            os.unlink(inside)
+            if entered % 3 == 0:  # leave as the dead do
+                (folder / LOCK).write_text(json.dumps({{"pid": 2**22 + 1, "host": os.uname().nodename, "start": "x"}}))
+    except Locked:
+        pass
+print(entered)
+"""
+    children = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    entered = [child.communicate(timeout=120)[0] for child in children]
+    assert all(child.returncode == 0 for child in children)
+    assert sum(map(int, entered)) > 100

@@ -1,0 +1,83 @@
+"""The live table: what stands in it while a stage runs, where there are too many stages, and plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from accord.pipeline import view as module
+from accord.pipeline.plan import Planned
+from accord.pipeline.stage import Outcome
+from accord.pipeline.view import Lines, LiveTable, view_for
+from accord.run import Beat
+from accord.settings import DemoConfig
+
+
+def table(names: list[str], out: Path) -> LiveTable:
+    planned = [Planned(name, "demo", DemoConfig(name=name)) for name in names]
+    return LiveTable(planned, {name: out / name for name in names})
+
+
+def shown(view: LiveTable, height: int = 40) -> list[str]:
+    console = Console(file=io.StringIO(), width=120, height=height, force_terminal=False)
+    console.print(view.table())
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_every_state_has_its_line(tmp_path: Path) -> None:
+    view = table(["a", "b", "c", "d", "e"], tmp_path)
+    (tmp_path / "b").mkdir()
+    view.ended("a", Outcome("a", True, {"metrics": {"loss": 0.5}, "seconds": 3}))
+    view.started("b")
+    view.failed("c", "no room")
+    view.not_run("d", "c")
+    beat = Beat(tmp_path / "b", 0, 200)
+    beat.metrics |= {"rollout/score": 1.5, "rollout/kl": 0.25}
+    beat.note(50, {"loss": 3.0}, last=True)
+    beat.close()
+    lines = shown(view)
+    assert lines[0].startswith("✓  a")
+    assert lines[0].endswith("unchanged  loss 0.5")
+    assert lines[1].startswith("▶  b")
+    assert "50/200" in lines[1]
+    assert " left  score 1.5  kl 0.25  loss 3" in lines[1]
+    assert lines[2].endswith("no room")
+    assert lines[3].endswith("c failed")
+    assert "waiting" in lines[4]
+
+
+def test_progress_of_an_earlier_run_is_not_shown(tmp_path: Path) -> None:
+    """A file that a killed run left says nothing of the one that has just begun."""
+    (tmp_path / "a").mkdir()
+    Beat(tmp_path / "a", 0, 200).close()
+    view = table(["a"], tmp_path)
+    view.started("a")
+    assert "/200" not in shown(view)[0]
+
+
+def test_more_stages_than_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"s{i}" for i in range(40)]
+    view = table(names, tmp_path)
+    monkeypatch.setattr(module, "console", Console(file=io.StringIO(), width=120, height=20))
+    for name in names[:25]:
+        view.ended(name, Outcome(name, True, {"metrics": {}, "seconds": 0}))
+    view.started("s25")
+    lines = shown(view)
+    assert len(lines) <= 18
+    assert lines[0].endswith("… 23 above")
+    assert any(line.startswith("▶  s25") for line in lines)
+    assert lines[-1].endswith("more")
+
+
+def test_without_a_terminal_there_are_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    view = view_for([], {})
+    assert isinstance(view, Lines)
+    with view:
+        view.started("a")
+        view.ended("a", Outcome("a", False, {"seconds": 3.2}))
+        view.failed("b", "a [bold] word")
+        view.not_run("c", "b")
+    assert capsys.readouterr().out == "✓ a: done in 3 s\n✗ b: failed: a [bold] word\n- c: not run, because b failed\n"

@@ -1,0 +1,229 @@
+"""What differs since a stage last ran, in words; how each stage stands; early cut-off; what --only, --force do."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from accord.cli import main
+from accord.pipeline.stage import STAGES
+from accord.pipeline.standing import figures, span, time_left
+from accord.run import Run
+
+STAGES_YAML = """
+stages:
+  dpo: { inputs: { model.base_model: sft, data.train: demo } }
+  sft: { inputs: { model.base_model: base, data.train: demo } }
+  demo: {}
+  base: { inputs: { data.train: demo } }
+"""
+Shows = Callable[..., str]
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Stages that leave their seed and the digest of what they took; the names of those that ran."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.yaml").write_text(STAGES_YAML)
+    names: list[str] = []
+
+    def train(config: Any, run: Run) -> dict[str, float]:
+        names.append(run.name)
+        assert set(run.sources) == set(run.parents)
+        assert run.settings["seed"] == config.seed
+        assert "log_every" not in run.settings
+        if run.name == "demo":
+            for sort in ("base", "sft", "preferences"):
+                (run.directory / f"{sort}.jsonl").write_text(f"{config.seed}\n")
+        else:
+            (run.directory / "model").mkdir(exist_ok=True)
+            learnt = [config.training.learning_rate, sorted(run.parents.values())]
+            (run.directory / "model" / "config.json").write_text(json.dumps(learnt))
+        return {"loss": 1.0}
+
+    module = ModuleType("stages_of_why")
+    module.train = train  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for kind in STAGES:
+        monkeypatch.setitem(STAGES, kind, (module.__name__, "train", 1))
+    return names
+
+
+@pytest.fixture
+def shows(capsys: pytest.CaptureFixture[str]) -> Shows:
+    def command(*words: str) -> str:
+        capsys.readouterr()
+        assert main(list(words)) == 0
+        return capsys.readouterr().out
+
+    return command
+
+
+def test_nothing_differs(ran: list[str], shows: Shows) -> None:
+    assert "there is no earlier run" in shows("why", "sft", "p.yaml")
+    main(["run", "p.yaml"])
+    assert ran == ["demo", "base", "sft", "dpo"]
+    said = shows("why", "sft")  # the file is known by now
+    assert said.startswith("sft would be kept: nothing differs since it ran (0 s, 0 s ago)\n")
+    assert said.endswith("it ran then because:\n  there is no earlier run\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("sft.training.learning_rate=0.5", "setting training.learning_rate: 0.0001 -> 0.5"),
+        ("sft.seed=3", "setting seed: 0 -> 3"),
+        ("sft.training.schedule=cosine", "setting training.schedule: 'constant' -> 'cosine'"),
+    ],
+)
+def test_a_setting(ran: list[str], shows: Shows, word: str, reason: str) -> None:
+    main(["run", "p.yaml"])
+    assert shows("why", "sft", word) == f"sft would run:\n  {reason}\n"
+    main(["run", "p.yaml", word])
+    said = shows("why", "sft")  # with the overrides it last ran with
+    assert said.startswith("sft would be kept: nothing differs")
+    assert said.endswith(f"it ran then because:\n  {reason}\n")
+
+
+def test_what_changes_no_results_is_no_reason(ran: list[str], shows: Shows) -> None:
+    main(["run", "p.yaml"])
+    assert "would be kept" in shows("why", "sft", "sft.log_every=1", "sft.device=cpu")
+
+
+def test_an_input(ran: list[str], shows: Shows) -> None:
+    main(["run", "p.yaml"])
+    rows = Path("checkpoints/rlhf/demo/sft.jsonl")
+    rows.write_text("other\n")
+    assert shows("why", "sft") == f"sft would run:\n  input data.train changed (another content of {rows})\n"
+    said = shows("why", "dpo")
+    assert said.startswith("dpo may run; nothing of its own differs since it ran")
+    assert "it takes sft, which is not done as the file has it" in said
+    Path("own.jsonl").write_text("own\n")
+    text = STAGES_YAML.replace("model.base_model: base, data.train: demo", "model.base_model: base")
+    Path("p.yaml").write_text(text.replace("base } }\n", "base }, set: { data.train: own.jsonl } }\n", 1))
+    assert f"input data.train changed ({rows} -> own.jsonl)" in shows("why", "sft")
+
+
+def test_the_version_and_the_output(ran: list[str], shows: Shows, monkeypatch: pytest.MonkeyPatch) -> None:
+    main(["run", "p.yaml"])
+    ran.clear()
+    for child in Path("checkpoints/rlhf/base/model").iterdir():
+        child.unlink()
+    Path("checkpoints/rlhf/base/model").rmdir()
+    assert shows("why", "base") == "base would run:\n  its output model is gone\n"
+    main(["run", "p.yaml"])
+    assert ran == ["base"]  # the same comes out, and nothing behind it runs
+    module, function, version = STAGES["dpo"]
+    monkeypatch.setitem(STAGES, "dpo", (module, function, version + 1))
+    assert shows("why", "dpo") == "dpo would run:\n  the version of the stage 'dpo' changed: 1 -> 2\n"
+
+
+def test_forced_it_runs_and_what_comes_out_the_same_stops_there(ran: list[str], shows: Shows) -> None:
+    main(["run", "p.yaml"])
+    ran.clear()
+    main(["run", "p.yaml", "--force", "base"])
+    assert ran == ["base"]
+    assert shows("why", "base").endswith("it ran then because:\n  it was asked for anew\n")
+    main(["run", "p.yaml", "base.training.learning_rate=1"])  # and where something else comes out, it does not
+    assert ran == ["base", "base", "sft", "dpo"]
+
+
+def test_only(ran: list[str], shows: Shows, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "p.yaml", "--only", "sft"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "accord: --only sft: sft takes base and demo, which are not done; name them too, or leave --only out.\n"
+    )
+    assert ran == []
+    assert main(["run", "p.yaml", "--only", "base,demo", "--only", "sft"]) == 0
+    assert ran == ["demo", "base", "sft"]
+    assert not Path("checkpoints/rlhf/results.json").exists()
+    said = shows("run", "p.yaml", "--only", "dpo", "--set", "sft.seed=5")
+    assert "sft is taken as it lies there: setting seed: 0 -> 5" in said
+    assert ran == ["demo", "base", "sft", "dpo"]
+
+
+def test_a_dry_run_runs_nothing(ran: list[str], shows: Shows) -> None:
+    said = shows("run", "p.yaml", "--dry-run")
+    assert said.endswith("4 of 4 stages would run; nothing was run\n")
+    assert not Path("checkpoints").exists()
+    main(["run", "p.yaml"])
+    ran.clear()
+    said = shows("run", "p.yaml", "--dry-run", "base.seed=9", "--force", "demo")
+    assert [line.split()[:3] for line in said.splitlines()[:4]] == [
+        ["·", "would", "run"],
+        ["·", "would", "run"],
+        ["?", "may", "run"],
+        ["?", "may", "run"],
+    ]
+    assert "2 of 4 stages would run, and 2 more where what they take comes out different; nothing was run" in said
+    assert ran == []
+    assert "0 of 4 stages would run; nothing was run" in shows("run", "p.yaml", "--dry-run")
+
+
+def test_status_and_logs_know_the_file_that_ran_last(ran: list[str], shows: Shows) -> None:
+    assert main(["status"]) == 2
+    main(["run", "p.yaml", "out=a", "logs=b"])
+    said = shows("status", "out=a")
+    assert said.splitlines()[0] == "p.yaml in a"
+    assert said.count("✓ done") == 4
+    Path("b/sft/sft.log").write_text("what it said\n")
+    assert shows("logs", "sft", "out=a") == "what it said\n"
+    assert shows("logs", "sft", "-f", "out=a") == "what it said\n"  # it does not run, so there is nothing to wait for
+    assert main(["logs", "stf", "out=a"]) == 2
+
+
+def test_clean_lists_asks_and_leaves_what_is_named(
+    ran: list[str], shows: Shows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    main(["run", "p.yaml"])
+    assert "nothing to remove" in shows("clean")
+    (tmp_path / "checkpoints/rlhf/mine").mkdir()  # no record of ours: nobody's business
+    Path("p.yaml").write_text("stages: { demo: {}, sft: { set: { model.base_model: checkpoints/rlhf/base } } }\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # nobody there
+    said = shows("clean", "p.yaml")
+    assert "checkpoints/rlhf/dpo" in said
+    assert "logs/rlhf/dpo" in said
+    assert "checkpoints/rlhf/base" not in said  # named by its path
+    assert "nothing was removed" in said
+    assert Path("checkpoints/rlhf/dpo").exists()
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    assert "removed 2" in shows("clean", "p.yaml")
+    assert sorted(p.name for p in Path("checkpoints/rlhf").iterdir() if p.is_dir()) == ["base", "demo", "mine", "sft"]
+    assert not Path("logs/rlhf/dpo").exists()
+
+
+def test_time_left_and_words() -> None:
+    beat = {"step": 30, "first": 10, "total": 110, "begun": 100.0, "updated": 140.0}
+    assert time_left(beat) == pytest.approx(40 / 20 * 80)
+    assert time_left({**beat, "step": 10}) is None
+    assert [span(s) for s in (0, 40, 99.4, 150, 4200, 90000, 400000)] == [
+        "0 s", "40 s", "99 s", "2 min", "70 min", "25 h 0 min", "5 days"
+    ]  # fmt: skip
+    assert figures({"loss": 1.0, "rollout/kl": 0.5, "rollout/score": 2.0, "x": 3.0}) == "score 2  kl 0.5  loss 1"
+
+
+def test_how_far_is_written_at_most_twice_a_second_and_read_whole(tmp_path: Path) -> None:
+    with Run("sft", tmp_path / "out", tmp_path / "logs", 0, 1, 100) as run:
+        run.begin(2000)
+        path, seen = tmp_path / "out" / "progress.json", set()
+        until = time.monotonic() + 1.2
+        while time.monotonic() < until and run.step < 2000:
+            run.record({f"figure_{i}": 1 / 3 for i in range(60)}, "rollout/") if run.step == 5 else None
+            run.tick({"loss": 1.0})
+            seen.add(json.loads(path.read_text())["step"])
+        assert path.stat().st_size == 1024
+        assert len(seen) <= 4
+        run.stop.raised = True
+        with pytest.raises(Exception, match="stopped at step"):
+            run.check_stop()
+        beat = json.loads(path.read_text())
+        assert (beat["step"], beat["total"], beat["first"]) == (run.step, 2000, 0)
