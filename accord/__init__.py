@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accord import stages
     from accord.api import load, run
-    from accord.config import UserError
+    from accord.errors import Failed, Interrupted, UserError
     from accord.models.actor_critic import ActorCritic
     from accord.models.language import LanguageActorCritic
     from accord.models.open import open_backbone
     from accord.models.reward import RewardModel
-    from accord.run import Failed, Interrupted
 
-try:
-    __version__ = version("accord")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "0.0.0"
+    __version__: str
 
 _WHERE = {
     "ActorCritic": "accord.models.actor_critic",
-    "Failed": "accord.run",
-    "Interrupted": "accord.run",
+    "Failed": "accord.errors",
+    "Interrupted": "accord.errors",
     "LanguageActorCritic": "accord.models.language",
     "RewardModel": "accord.models.reward",
-    "UserError": "accord.config",
+    "UserError": "accord.errors",
     "load": "accord.api",
     "open_backbone": "accord.models.open",
 }
@@ -52,6 +47,13 @@ def __getattr__(name: str) -> Any:
     """Public names load what they need when they are first asked for, so that ``import accord`` is quick."""
     import importlib
 
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("accord")
+        except PackageNotFoundError:  # a checkout that is not installed
+            return "0.0.0"
     if name in _MODULES:
         return importlib.import_module(f"accord.{name}")
     if name not in _WHERE:

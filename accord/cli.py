@@ -7,14 +7,16 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
-from accord.config import UserError, load, to_yaml
+from accord.errors import Failed, Interrupted, UserError
 from accord.pipeline.command import add_pipeline
 from accord.registry.command import add_commands as add_models
-from accord.settings import CONFIGS, PPOConfig, Stage
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from accord.settings import Stage
 
 OVERVIEW = """\
 accord runs reinforcement learning from human feedback: base -> SFT -> reward model -> PPO and DPO -> comparison.
@@ -49,6 +51,8 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 def settings_help(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """One line for each setting: key, default, meaning."""
+    from pydantic import BaseModel
+
     for name, field in cls.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -75,8 +79,8 @@ def parser() -> argparse.ArgumentParser:
     """The commands."""
     top = argparse.ArgumentParser("accord", description=OVERVIEW, formatter_class=Formatter)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in CONFIGS:
-        stage = commands.add_parser(name, help=WHAT[name], formatter_class=Formatter, add_help=False)
+    for name, what in WHAT.items():
+        stage = commands.add_parser(name, help=what, formatter_class=Formatter, add_help=False)
         stage.add_argument("-h", "--help", action="store_true", help="this text and every setting")
         stage.add_argument("--config", metavar="FILE", help="a YAML file; without it all defaults hold")
         stage.add_argument("--resume", action="store_true", help="go on from the saved state of an interrupted run")
@@ -94,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     chat.set_defaults(act=talk)
     config = commands.add_parser("config", help="show a resolved config, or its JSON Schema", formatter_class=Formatter)
     config.add_argument("what", choices=("show", "schema"))
-    config.add_argument("stage", choices=tuple(CONFIGS), metavar="STAGE", help=", ".join(CONFIGS))
+    config.add_argument("stage", choices=tuple(WHAT), metavar="STAGE", help=", ".join(WHAT))
     config.add_argument("--config", metavar="FILE")
     _common(config)
     config.set_defaults(act=show_config)
@@ -108,6 +112,8 @@ def _common(command: argparse.ArgumentParser) -> None:
 
 
 def run_one(options: argparse.Namespace) -> int:
+    from accord.settings import CONFIGS
+
     kind = options.command
     if options.help:
         cls = CONFIGS[kind]
@@ -124,6 +130,9 @@ def run_one(options: argparse.Namespace) -> int:
 
 def config_of(kind: str, options: argparse.Namespace) -> Stage:
     """The stage's config from its file and overrides; for fuse the file may be mergekit's."""
+    from accord.config import load
+    from accord.settings import CONFIGS
+
     if kind == "fuse" and options.config:
         from accord.fusion.recipe import is_recipe, load_recipe
 
@@ -137,6 +146,8 @@ def config_of(kind: str, options: argparse.Namespace) -> Stage:
 
 def next_step(kind: str, config: Stage) -> str:
     """What to run next."""
+    from accord.settings import PPOConfig
+
     folder = f"{config.out}/{config.name or kind}"
     after = {
         "demo": "accord base",
@@ -162,6 +173,9 @@ def talk(options: argparse.Namespace) -> int:
 
 
 def show_config(options: argparse.Namespace) -> int:
+    from accord.config import to_yaml
+    from accord.settings import CONFIGS
+
     cls = CONFIGS[options.stage]
     if options.what == "schema":
         print(json.dumps(cls.model_json_schema(), indent=2))
@@ -191,8 +205,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0, 1 where a stage of a pipeline failed, 2 for a mistake, 130 where the user stopped it."""
     options = parse(sys.argv[1:] if argv is None else argv)
     act: Callable[[argparse.Namespace], int] = options.act
-    from accord.run import Failed, Interrupted
-
     try:
         return act(options)
     except UserError as error:

@@ -18,11 +18,9 @@ from typing import Any, ClassVar, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from accord.errors import UserError as UserError
+
 C = TypeVar("C", bound="Section")
-
-
-class UserError(Exception):
-    """A mistake of the user's: one sentence with what, where and the mend.  The command line exits with 2."""
 
 
 class Section(BaseModel):

@@ -19,18 +19,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from accord.errors import Failed as Failed
+from accord.errors import Interrupted as Interrupted
+
 if TYPE_CHECKING:
     import torch
 
 console = Console(highlight=False, soft_wrap=True)
-
-
-class Interrupted(Exception):
-    """The user asked to stop; the state is saved and a later run goes on from it."""
-
-
-class Failed(Exception):
-    """A stage of a pipeline failed; those that could went on.  The command line exits with 1."""
 
 
 class StopSignal:

@@ -64,6 +64,18 @@ def test_words_and_mistakes_come_without_torch(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sft.yaml", "stages.yaml"]
 
 
+def test_help_alone_reads_no_settings(tmp_path: Path) -> None:
+    """What is asked most often loads nothing but words."""
+    code = (
+        "import sys\nfrom accord.cli import main\n"
+        "for words in (['--help'], ['run', '--help'], ['models', '--help']):\n"
+        "    try: main(words)\n"
+        "    except SystemExit: pass\n"
+        "print(sorted({'pydantic', 'yaml', 'rich', 'sqlalchemy', 'numpy', 'torch'} & set(sys.modules)))\n"
+    )
+    assert fresh(code, tmp_path).stdout.splitlines()[-1] == "[]"
+
+
 def test_a_misspelt_key_costs_less_than_a_second(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 1\ntraining:\n  lerning_rate: 1\n")
     code = (

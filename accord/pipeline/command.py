@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.config import UserError, parse_override
+from accord.errors import UserError
 
 if TYPE_CHECKING:
     from accord.pipeline.plan import PipelineConfig, Planned
@@ -108,6 +108,8 @@ def _located(options: argparse.Namespace) -> tuple[str, list[str]]:
 
     if options.pipeline:
         return options.pipeline, options.overrides
+    from accord.config import parse_override
+
     values = dict(parse_override(o) for o in options.overrides)
     last = Path(str(values.get("out", PipelineConfig.model_fields["out"].default))) / LAST
     found = read_record(last)

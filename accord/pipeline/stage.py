@@ -27,13 +27,13 @@ from accord.settings import PretrainedConfig, Stage
 STAGES: dict[str, tuple[str, str, int]] = {
     "demo": ("accord.training.demo", "train", 1),
     "pretrained": ("accord.training.pretrained", "train", 1),
-    "base": ("accord.training.base", "train", 1),
-    "sft": ("accord.training.sft", "train", 1),
-    "pairs": ("accord.training.pairs", "train", 2),
-    "reward": ("accord.training.reward_model", "train", 2),
-    "ppo": ("accord.training.ppo", "train", 2),
-    "dpo": ("accord.training.dpo", "train", 1),
-    "compare": ("accord.evaluation.suite", "compare", 1),
+    "base": ("accord.training.base", "train", 2),
+    "sft": ("accord.training.sft", "train", 2),
+    "pairs": ("accord.training.pairs", "train", 3),
+    "reward": ("accord.training.reward_model", "train", 3),
+    "ppo": ("accord.training.ppo", "train", 3),
+    "dpo": ("accord.training.dpo", "train", 2),
+    "compare": ("accord.evaluation.suite", "compare", 2),
     "fuse": ("accord.fusion.stage", "train", 1),
 }
 

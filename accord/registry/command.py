@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.config import UserError
+from accord.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -36,6 +36,7 @@ class HandUpdater:
         self.steps = 0
         self.adaptive = 1.0
         self.first, self.second = np.zeros_like(hand.flat), np.zeros_like(hand.flat)
+        self.unpacked: tuple[PPOBatch | None, Steps] = (None, Steps(*[np.zeros(0, dtype=np.float32)] * 6))
 
     def step(self, batch: Sequence[PPOBatch], objective: PPOObjective) -> dict[str, float]:
         """As ``Updater.step``; the objective gives its numbers, its loss and gradient come from ``HandGradient``."""
@@ -44,7 +45,9 @@ class HandUpdater:
         count = 0
         sums: dict[str, float] = {}
         for micro in batch:
-            steps = _taken(micro)
+            if micro is not self.unpacked[0]:  # one batch of all comes again in every epoch
+                self.unpacked = (micro, _taken(micro))
+            steps = self.unpacked[1]
             count += len(steps.logprobs)
             for key, value in hand.add(steps, weights).items():
                 sums[key] = sums.get(key, 0.0) + value

@@ -1,6 +1,6 @@
 """Writes tests/golden/mergekit.safetensors: small tensors and what mergekit 0.1.5 makes of them.
 
-  python -m venv /tmp/mk && /tmp/mk/bin/pip install mergekit==0.1.5 && /tmp/mk/bin/python tests/oracles/make_mergekit_golden.py
+  python -m venv mk && mk/bin/pip install mergekit==0.1.5 && mk/bin/python tests/oracles/make_mergekit_golden.py
 
 ``cases`` and ``inputs`` are also what the tests read the golden file by; they need torch only.
 """
