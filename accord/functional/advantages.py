@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accord.functional.masked import centred, keep, masked_var, same_shape, wide
+from accord.functional.masked import keep, masked_var, same_shape, standardise, wide
 
 
 def _backward_scan(x: Tensor, decay: Tensor) -> Tensor:
@@ -91,9 +91,7 @@ def token_gae(
 
 
 def _standardised(x: Tensor, mask: Tensor | None) -> Tensor:
-    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
-    deviation, _ = centred(x, mask)
-    return deviation / (masked_var(x, mask).sqrt() + 1e-8)
+    return standardise(x, torch.ones_like(x, dtype=torch.bool) if mask is None else mask)
 
 
 def normalize_advantages(advantages: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -61,6 +61,16 @@ def masked_var(x: Tensor, mask: Tensor, unbiased: bool = False) -> Tensor:
     return deviation.square().sum() / (mask.sum() - int(unbiased)).clamp(min=1)
 
 
+def _mean_square(deviation: Tensor, mask: Tensor) -> Tensor:
+    return deviation.square().sum() / mask.sum().clamp(min=1)
+
+
+def standardise(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 (of the population, + 1e-8 below) where ``mask`` is true, 0 elsewhere."""
+    deviation, _ = centred(x, mask)
+    return deviation / (_mean_square(deviation, mask).sqrt() + 1e-8)
+
+
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """``x`` scaled to unit variance where ``mask`` is true, 0 elsewhere; without ``shift_mean`` the mean is left.
 
@@ -68,5 +78,5 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     and rewards without (a shift would turn the sign of the score at the last token).
     """
     deviation, mean = centred(x, mask)
-    scaled = deviation * torch.rsqrt(masked_var(x, mask) + 1e-8)
+    scaled = deviation * torch.rsqrt(_mean_square(deviation, mask) + 1e-8)
     return scaled if shift_mean else keep(scaled + mean, mask)
