@@ -96,7 +96,7 @@ def compare(case: Case, folder: str, rounds: int, threads: int) -> list[Figures]
     apart, allowed = losses_apart(runs), 5e-2 if case.bf16 else 1e-4
     name = case.name if threads == 1 else f"{case.name}_threads{threads}"
     more = {who: {k: [r[i][k] for r in runs] for k in ("wall_s", "rss_mb")} for i, who in enumerate(("ours", "trl"))}
-    line = row(name, runs, key, case.at_least, case.aim, loss_apart=apart, runs=more)
+    line = row(name, runs, key, case.at_least, case.aim, loss_apart=apart, each=more)
     line["met"] = line["met"] and apart < allowed
     if not case.bf16 and threads == 1:
         line["gflops"] = runs[0][0]["gflop"] / line[key]["accord"]  # of the matrix products, per CPU second

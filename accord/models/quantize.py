@@ -39,10 +39,11 @@ class Int8Linear(nn.Module):
         weight = self.turned(weight)
         levels = 127 if torch.cpu._is_vnni_supported() else 63
         scales = weight.abs().amax(1).clamp(min=1e-12) / levels
+        whole = (weight / scales[:, None]).round_().to(torch.int8)  # a third of quantize_per_channel's time
         zeros = torch.zeros(len(weight), dtype=torch.int64)
         with warnings.catch_warnings():  # torch announces that its quantised tensors will go; the products need them
             warnings.simplefilter("ignore", UserWarning)
-            rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+            rounded = torch._make_per_channel_quantized_tensor(whole, scales, zeros, 0)
         self.packed = torch.ops.quantized.linear_prepack(rounded, None)
         self.bias = None if bias is None else bias.detach()
 
