@@ -17,7 +17,7 @@ from accord.functional.masked import wide
 
 CHUNK_ELEMENTS = 2**22
 """Logits made at once: 16 MB, which a processor's last cache holds.  Rows of a wider vocabulary are taken one by one."""
-KEPT_ELEMENTS = 2**24
+KEPT_ELEMENTS = 2**23
 """Up to so many logits ``label_logprobs`` keeps its probabilities for the backward pass; more are made anew."""
 
 
