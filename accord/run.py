@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.raised = False
         self._previous: dict[signal.Signals, Any] = {}
+        self._teller: threading.Thread | None = None
 
     def __enter__(self) -> StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -46,12 +48,18 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._teller is not None:
+            self._teller.join()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.raised:
             raise KeyboardInterrupt
         self.raised = True
-        console.print("stopping at the next step; once more stops at once")
+        # In a thread: a signal comes between any two lines, those of a print or of an import among them.
+        self._teller = threading.Thread(
+            target=console.print, args=("stopping at the next step; once more stops at once",)
+        )
+        self._teller.start()
 
 
 class Beat:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from accord.run import Interrupted, Run, StopSignal, peak_rss_mb
+from accord.run import Interrupted, Run, StopSignal, console, peak_rss_mb
 
 
 def make(tmp_path: Path, **given: Any) -> Run:
@@ -136,6 +137,16 @@ def test_the_first_signal_asks_and_the_second_stops(run: Run) -> None:
         run.check_stop()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_is_told_by_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come in the middle of a print, or of an import that a print needs: printing there breaks both."""
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(console, "print", lambda *text: threads.append(threading.current_thread()))
+    with StopSignal():
+        signal.raise_signal(signal.SIGINT)
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
 
 
 def test_sigterm_asks_as_well() -> None:
