@@ -43,9 +43,9 @@ def load(model: str | Path, device: str = "cpu") -> LoadedModel | LoadedReward:
     from accord.device import resolve_device
     from accord.models.open import frozen, module, open_backbone
     from accord.models.reward import RewardModel, is_reward_model
-    from accord.training.artifact import open_tokenizer
+    from accord.training.artifact import model_folder, open_tokenizer
 
-    folder = _folder(str(model))
+    folder = model_folder(str(model))
     where = resolve_device(device)
     tokenizer = open_tokenizer(str(folder))
     if is_reward_model(folder):
@@ -55,21 +55,6 @@ def load(model: str | Path, device: str = "cpu") -> LoadedModel | LoadedReward:
     backbone = frozen(open_backbone(folder))
     module(backbone).to(where).eval()
     return LoadedModel(folder, backbone, tokenizer)
-
-
-def _folder(model: str) -> Path:
-    source = Path(model)
-    if (source / "model" / "config.json").exists():
-        return source / "model"
-    if (source / "config.json").exists() or source.suffix == ".gguf":
-        return source
-    if source.exists():
-        raise UserError(
-            f"{model}: no language model here: neither model/config.json nor config.json, nor a .gguf file."
-        )
-    from accord.registry.store import open_store
-
-    return open_store().find(model).folder
 
 
 @dataclass(frozen=True, slots=True)

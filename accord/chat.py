@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-from accord.config import UserError
 from accord.data.chat import prompt_ids
 from accord.data.records import Message
 from accord.models.open import frozen, module, open_backbone
@@ -16,15 +13,9 @@ from accord.run import console
 
 def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed: int, system: str) -> int:
     """Reads a line, writes a reply, until an empty line or the end of the input; returns the exit code."""
-    from accord.training.artifact import open_tokenizer
+    from accord.training.artifact import model_folder, open_tokenizer
 
-    source = Path(path)
-    if (source / "model" / "config.json").exists():
-        source = source / "model"
-    if not source.exists():
-        raise UserError(f"{path}: no such model; give a stage's folder, a model folder, or a .gguf file.")
-    if source.suffix != ".gguf" and not (source / "config.json").exists():
-        raise UserError(f"{path}: no language model here: neither model/config.json nor config.json, nor a .gguf file.")
+    source = model_folder(path)
     tokenizer = open_tokenizer(str(source))
     backbone = frozen(open_backbone(source))
     module(backbone).eval()

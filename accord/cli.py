@@ -88,7 +88,9 @@ def parser() -> argparse.ArgumentParser:
         stage.set_defaults(act=run_one)
     add_pipeline(commands, Formatter, _common)
     chat = commands.add_parser("chat", help="talk to a model", formatter_class=Formatter)
-    chat.add_argument("model", metavar="PATH", help="a stage's folder, a model folder, or a .gguf file")
+    chat.add_argument(
+        "model", metavar="MODEL", help="a stage's folder, a model folder, a .gguf file, or a name of the registry"
+    )
     chat.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token (default 0.7)")
     chat.add_argument("--top-p", type=float, default=0.95, help="keep the likeliest tokens of this mass (default 0.95)")
     chat.add_argument("--max-new-tokens", type=int, default=256)

@@ -87,7 +87,7 @@ def verify(folder: Path, only: Collection[str] = ()) -> None:
         return
     if not isinstance(files, dict):
         raise UserError(f"{folder / MANIFEST}: 'files' must map names to digests; run the stage that wrote it again.")
-    mend = "copy the folder again, or run the stage that wrote it again."
+    mend = "copy the folder again, or run the stage that wrote it again (accord run FILE --force STAGE)."
     listed = {name: digest for name, digest in files.items() if not only or name in only}
     for name, digest in listed.items():
         path = folder / name

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accord.config import UserError
+from accord.digests import verify
 from accord.registry.manifest import exchange
 
 FOLDER = "models"
@@ -59,18 +60,19 @@ def link(source: Path, target: Path) -> None:
 
 
 def place(aside: Path, final: Path) -> None:
-    """Puts a filled folder at ``final``; one that is there already with the same files stays.  Raises OSError."""
+    """Puts a filled folder at ``final``; one that is there already stays, unless its bytes changed.  Raises OSError."""
     if not final.exists():
         os.replace(aside, final)
-    elif _sizes(aside) != _sizes(final):  # somebody took a file away or changed it
+    elif not _whole(final):
         exchange(aside, final)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Of what counts: the records beside it may tell of another name."""
-    records = ("manifest.json", "lineage.json", "README.md")
-    found = (p for p in folder.rglob("*") if p.is_file() and p.name not in records)
-    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in found}
+def _whole(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except UserError:
+        return False
+    return True
 
 
 def discard(final: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from accord.config import UserError
 from accord.data.tokenizer import Tokenizer
 from accord.models.backbone import Backbone
 from accord.models.open import module, open_backbone
@@ -23,6 +24,31 @@ class Saves(Protocol):
     """A backbone or a reward model."""
 
     def save(self, directory: str) -> None: ...
+
+
+def model_folder(text: str) -> Path:
+    """A model folder or .gguf file by its path, its stage's folder, or its name in the registry (``ppo_lm@champion``).
+
+    Raises UserError where there is none.
+    """
+    source = Path(text)
+    if (source / "model" / "config.json").exists():
+        return source / "model"
+    if (source / "config.json").exists() or (source.suffix == ".gguf" and source.exists()):
+        return source
+    if source.exists():
+        raise UserError(f"{text}: no language model here: neither model/config.json nor config.json, nor a .gguf file.")
+    if "/" in text or source.suffix == ".gguf":
+        raise UserError(f"{text}: no such model; give a stage's folder, a model folder, or a .gguf file.")
+    from accord.registry.store import open_store
+
+    try:
+        return open_store().find(text).folder
+    except UserError as error:
+        why = str(error).removeprefix(f"{text}: ").rstrip(".")
+        raise UserError(
+            f"{text}: no such model; give a folder, a .gguf file, or a name in the registry ({why})."
+        ) from None
 
 
 def open_tokenizer(source: str) -> Tokenizer:

@@ -87,6 +87,19 @@ def test_a_folder_that_lost_a_file_is_filled_again(store: Store, make: Any) -> N
     verify(store.add(model).folder)
 
 
+def test_a_folder_whose_bytes_changed_is_filled_again(store: Store, make: Any) -> None:
+    """As many bytes as before, so that only reading them tells."""
+    model = make(weights=1)
+    found = store.add(model)
+    weights = found.folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()  # a file of its own: the stage's stays as it is
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match="changed since it was written"):
+        verify(found.folder)
+    verify(store.add(model).folder)
+
+
 def test_a_moved_project_keeps_working(store: Store, make: Any, tmp_path: Path) -> None:
     store.add(make(weights=1))
     (tmp_path / "project").rename(tmp_path / "elsewhere")
