@@ -130,7 +130,7 @@ class Run:
         self.resumable = True
         self.parents: dict[str, str] = {}  # config key: digest of what it names
         self.sources: dict[str, str] = {}  # config key: its path
-        self.settings: dict[str, Any] = {}  # the resolved config
+        self.settings: dict[str, Any] = {}  # those that change results, inputs blanked
         directory.mkdir(parents=True, exist_ok=True)
         logs.mkdir(parents=True, exist_ok=True)
         self._log = logging.getLogger(f"accord.run.{name}.{id(self)}")
