@@ -101,6 +101,7 @@ def make(folder: str) -> dict[str, Any]:
 def run_accord(kind: str, folder: str) -> dict[str, Any]:
     import torch
 
+    from accord.allocator import keep_memory
     from accord.data.packing import pack_supervised
     from accord.data.supervised import SupervisedExample
     from accord.models.mamba import Mamba
@@ -109,6 +110,7 @@ def run_accord(kind: str, folder: str) -> dict[str, Any]:
     from accord.training.cross_entropy import cross_entropy
     from accord.training.updater import Updater
 
+    keep_memory()  # as every stage does
     torch.set_num_threads(1)
     model = Mamba.open(folder)
     if kind == "generate":

@@ -11,34 +11,34 @@ the policy's trunk instead, a smaller model and therefore a line of its own.  Pr
 median 60; TRL pads them on the left.
 
 tiny: Llama of width 128, 4 layers, 4 heads, vocabulary 4096, tied; up to 64 new tokens.  Its end token has a constant
-probability, so that replies end after some 32 tokens.  smollm2: the real 135M weights (extra smollm2) without their end
-token, so that all replies have 48 tokens; bfloat16 where the processor multiplies in it and float32 elsewhere.
+probability, so that replies end after some 32 tokens.  smollm2: the real 135M weights (extra smollm2) with an end token that
+they never write, so that all replies have 48 tokens; bfloat16 where the processor multiplies in it and float32 elsewhere.
 
 The losses are checked first: TRL makes one update on replies that are all full, and ours takes the same replies
 through its own pass; losses, scores, KL and the moved weights must agree.  (Where a reply ends early TRL pays its score
 one step behind the end token and learns the value of that step too; ours pays it at the end token.  TRL whitens
-advantages by n - 1, ours by n, which is undone for the check.)  CPU seconds are each process's own, on one thread; the ratio is of
-those a token of prompts and replies, for replies drawn by chance differ in length.
+advantages by n - 1, ours by n, which is undone for the check.)  CPU seconds are each process's own, on one thread (more:
+wall seconds); the ratio is of those a token of prompts and replies, for replies drawn by chance differ in length.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from side_by_side import now, run, threads
 
 PAD, EOS, UNK, VOCAB, WIDTH, RATE = 0, 1, 2, 4096, 128, 1e-7
+NEVER_WRITTEN = "<empty_output>"
+"""SmolLM2's end token here, so that all replies are full; its weights stay as they are."""
 END_CHANCE = 1 / 43
 """Of the end token at every step: 32 of at most 64 tokens on average."""
 
@@ -88,14 +88,15 @@ def prepare(folder: Path, kind: str) -> None:
     else:
         from accord.data.sentiment import smollm2_gguf
 
-        tokenizer, model = Tokenizer.from_gguf(smollm2_gguf()), open_gguf(smollm2_gguf())
-        with torch.no_grad():
-            model.embed_tokens.weight[tokenizer.eos_id] = 0.0  # a logit of 0 is next to no chance: all replies are full
-        model.save(folder / "policy")
+        tokenizer = Tokenizer.from_gguf(smollm2_gguf())
+        tokenizer.chat_template = str(tokenizer.chat_template).replace("<|im_end|>", NEVER_WRITTEN)
+        open_gguf(smollm2_gguf()).save(folder / "policy")
         tokenizer.save(folder / "policy")
+        Tokenizer.open(folder / "policy").save(folder / "policy")  # names the end token that the template writes
         texts = (Path(__file__).parents[1] / "configs/recipes/smollm2_prompts.jsonl").read_text().splitlines()
         prompts = [json.loads(line) for line in texts[: CASES[kind].batch]]
     tokenizer = Tokenizer.open(folder / "policy")
+    tokenizer.save(folder / "policy")  # now with the end token that the template writes
     (folder / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
     found = load_prompts(folder / "prompts.jsonl", tokenizer, 512)
     assert len(found) == CASES[kind].batch
@@ -169,10 +170,10 @@ class Clock:
         self.case, self.at, self.parts, self.lengths = case, [0.0], [], []  # type: ignore[var-annotated]
 
     def begin(self) -> None:
-        self.at = [time.process_time()]
+        self.at = [now()]
 
     def update(self) -> None:
-        self.at.append(time.process_time())
+        self.at.append(now())
 
     def result(self) -> dict[str, Any]:
         spent = np.diff(self.at)[self.case.warm :]
@@ -199,7 +200,7 @@ def run_trl(kind: str, folder: Path, precision: str, check: bool, seed: int) -> 
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
     case, clock, kept = CASES[kind], Clock(CASES[kind]), {}
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads())
     torch.manual_seed(seed)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "policy", padding_side="left")
     policy, reference = (AutoModelForCausalLM.from_pretrained(folder / "policy") for _ in range(2))
@@ -215,7 +216,7 @@ def run_trl(kind: str, folder: Path, precision: str, check: bool, seed: int) -> 
         replies = whole[:, arguments[1].shape[1] :]
         ended = (replies == tokenizer.eos_token_id).int()
         kept["lengths"] = (ended.cumsum(1) - ended == 0).sum(1).float().mean().item()
-        clock.parts.append(time.process_time())
+        clock.parts.append(now())
         return whole, logits
 
     class Watch(TrainerCallback):  # type: ignore[misc]
@@ -264,7 +265,7 @@ def settings(kind: str, folder: Path, precision: str, critic: str, check: bool =
             "max_grad_norm": 1e9,
         },
         reward={"source": str(folder / "reward")}, sampling={"max_new_tokens": case.new_tokens},
-        prompts=str(folder / "prompts.jsonl"), precision=precision, kl={"beta": 0.05}, threads=1, device="cpu",
+        prompts=str(folder / "prompts.jsonl"), precision=precision, kl={"beta": 0.05}, threads=threads(), device="cpu",
     )  # fmt: skip
 
 
@@ -272,10 +273,12 @@ def run_accord(kind: str, folder: Path, precision: str, critic: str, seed: int) 
     """The stage as it is: ``accord ppo``."""
     import torch
 
+    from accord.allocator import keep_memory
     from accord.run import Run
     from accord.training import ppo
 
-    torch.set_num_threads(1)
+    keep_memory()  # as every stage does
+    torch.set_num_threads(threads())
     case, clock = CASES[kind], Clock(CASES[kind])
 
     class Watched(Run):
@@ -286,7 +289,7 @@ def run_accord(kind: str, folder: Path, precision: str, critic: str, seed: int) 
         def record(self, metrics: Any, prefix: str = "") -> None:
             super().record(metrics, prefix)
             if prefix == "rollout/":
-                clock.parts.append(time.process_time())
+                clock.parts.append(now())
                 clock.lengths.append(metrics["length"])
 
         def tick(self, metrics: Any) -> None:
@@ -356,24 +359,19 @@ def check_accord(kind: str, folder: Path) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------ side by side
-def one(who: str, kind: str, folder: Path, precision: str, critic: str = "separate", seed: int = 0) -> dict[str, Any]:
+def one(
+    who: str, kind: str, folder: Path, precision: str, critic: str = "separate", seed: int = 0, count: int = 1
+) -> dict[str, Any]:
     """A run in a process of its own; ``who``: accord, trl, trl-check or accord-check."""
     import peers
 
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment = {**os.environ, **threads, **quiet, "TRL_EXPERIMENTAL_SILENCE": "1"}
     python = str(peers.python("trl112", peers.TRL_PPO)) if who.startswith("trl") else sys.executable
-    command = [python, __file__, "--one", who, "--only", kind, "--folder", str(folder)]
+    command = [__file__, "--one", who, "--only", kind, "--folder", str(folder)]
     command += ["--precision", precision, "--critic", critic, "--seed", str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise SystemExit(f"{who}, {kind}: {done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return run(command, count, False, python)
 
 
-def rows(kind: str, precision: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
+def rows(kind: str, precision: str, rounds: int, folder: Path, count: int) -> list[dict[str, Any]]:
     """The rows of one model at one precision."""
     one("trl-check", kind, folder, "float32")
     checked = one("accord-check", kind, folder, "float32")
@@ -381,8 +379,10 @@ def rows(kind: str, precision: str, rounds: int, folder: Path) -> list[dict[str,
     agree = all(off <= (APART["weights"] if key == "weights" else allowed) for key, off in checked["apart"].items())
     runs = []
     for seed in range(rounds):
-        ours = {critic: one("accord", kind, folder, precision, critic, seed) for critic in ("separate", "shared")}
-        runs.append({**ours, "trl": one("trl", kind, folder, precision, seed=seed)})
+        ours = {
+            critic: one("accord", kind, folder, precision, critic, seed, count) for critic in ("separate", "shared")
+        }
+        runs.append({**ours, "trl": one("trl", kind, folder, precision, seed=seed, count=count)})
     lines = []
     asked = np.mean([len(p) for p in json.loads((folder / "prompts.json").read_text())])
     numbers = ("cpu", "rollout", "rss_mb", "length")
@@ -393,8 +393,9 @@ def rows(kind: str, precision: str, rounds: int, folder: Path) -> list[dict[str,
         least, aim = BARS[kind, precision, critic]
         ratio, near = statistics.median(ratios), alike(lengths[critic], lengths["trl"], CASES[kind])
         name = f"ppo_{kind}_b{CASES[kind].batch}_{'fp32' if precision == 'float32' else 'bf16'}"
+        name += ("_shared_trunk" if critic == "shared" else "") + (f"_threads{count}" if count > 1 else "")
         lines.append({
-            "row": name + ("_shared_trunk" if critic == "shared" else ""), "ratio": ratio, "low": min(ratios),
+            "row": name, "ratio": ratio, "low": min(ratios),
             "high": max(ratios), "at_least": least, "aim": aim, "met": ratio >= least and agree and near,
             "details": {"accord": middle[critic], "trl": middle["trl"], "apart": checked["apart"]},
         })  # fmt: skip
@@ -431,6 +432,7 @@ def main() -> int:
     parser.add_argument("--only", choices=list(CASES), help="one model")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
     parser.add_argument("--quick", action="store_true", help="the tiny model, one round")
+    parser.add_argument("--threads", type=int, default=1, help="threads; above one the ratio is of wall seconds")
     parser.add_argument("--one", choices=["accord", "accord-check", "trl", "trl-check"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--precision", default="float32", help=argparse.SUPPRESS)
@@ -449,7 +451,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as place:
             prepare(Path(place), kind)
             for precision in precisions(kind, fast):
-                lines += rows(kind, precision, 1 if options.quick else options.rounds, Path(place))
+                lines += rows(kind, precision, 1 if options.quick else options.rounds, Path(place), options.threads)
                 for line in lines[-2:]:
                     show(line)
     print(f"{sum(line['met'] for line in lines)} of {len(lines)} rows met")
@@ -468,7 +470,7 @@ def show(line: dict[str, Any]) -> None:
     ours, trl = line["details"]["accord"], line["details"]["trl"]
     print(
         f"{line['row']:36} {line['ratio']:4.1f} x ({line['low']:.1f} to {line['high']:.1f}; at least {line['at_least']},"
-        f" aim {line['aim']})  CPU s an update {ours['cpu']:.2f} / {trl['cpu']:.2f}  MB {ours['rss_mb']:.0f} /"
+        f" aim {line['aim']})  s an update {ours['cpu']:.2f} / {trl['cpu']:.2f}  MB {ours['rss_mb']:.0f} /"
         f" {trl['rss_mb']:.0f}  reply {ours['length']:.0f} / {trl['length']:.0f} tokens"
         f"  losses apart by {max(v for k, v in line['details']['apart'].items() if k != 'weights'):.0e}"
     )

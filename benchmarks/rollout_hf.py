@@ -5,10 +5,10 @@
     python benchmarks/rollout_hf.py --only rollout_tiny_fp32
 
 The tiny Llama (width 128, 4 layers, vocabulary 4096, tied) writes 64 tokens to 32 prompts, SmolLM2-135M 48 to 16;
-prompts of 20 to 200 random words (median 60, lognormal); one thread; CPU seconds, prompts included.  The draw follows
-the whole distribution on both sides, so the tokens differ; but greedy tokens of both must be the same, and the
-log-probs kept from sampling those of the whole-text pass to 1e-5 (tiny) or 1e-4 (SmolLM2), in float32.  Each run is a
-process of its own.
+prompts of 20 to 200 random words (median 60, lognormal); one thread and CPU seconds, or more and wall seconds, prompts
+included.  The draw follows the whole distribution on both sides, so the tokens differ; but greedy tokens of both must
+be the same, and the log-probs kept from sampling those of the whole-text pass to 1e-5 (tiny) or 1e-4 (SmolLM2), in
+float32.  Each run is a process of its own.
 
 bfloat16 stands beside Hugging Face's bfloat16, which on a CPU without its instructions is slower than float32; what
 each side does in float32 is a row of its own.  int8 (accord's weights and the inputs of its products) stands beside
@@ -23,12 +23,12 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from side_by_side import now, run, threads
 
 VOCAB = 4096
 ROWS: dict[str, dict[str, Any]] = {
@@ -71,16 +71,16 @@ def tiny(folder: str) -> Any:
 
 
 def seconds(work: Any) -> float:
-    began = time.process_time()
+    began = now()
     work()
-    return time.process_time() - began
+    return now() - began
 
 
 # ------------------------------------------------------------------ the two sides
 def run_hf(model: str, dtype: str, shape: tuple[int, int], folder: str) -> dict[str, Any]:
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads())
     if model == "tiny":
         peer = tiny(folder)
     else:
@@ -118,12 +118,14 @@ def write_hf(peer: Any, prompts: list[tuple[int, ...]], steps: int, sampled: boo
 def run_accord(model: str, weights: str, shape: tuple[int, int], folder: str) -> dict[str, Any]:
     import torch
 
+    from accord.allocator import keep_memory
     from accord.models.language import reply_logprobs
     from accord.models.open import open_backbone
     from accord.rollout.collect import pack_texts
     from accord.rollout.generate import Decoding, generate
 
-    torch.set_num_threads(1)
+    keep_memory()  # as every stage does
+    torch.set_num_threads(threads())
     if model == "tiny":
         tiny(folder)
     policy = open_backbone(folder if model == "tiny" else str(gguf()))
@@ -165,32 +167,23 @@ def load_kernels() -> None:
 
 
 # ------------------------------------------------------------------ side by side
-def one(who: str, row: str, shape: tuple[int, int]) -> dict[str, Any]:
-    import os
-    import subprocess
-
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, __file__, "--one", who, "--only", row, "--shape", *map(str, shape)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads, **quiet}, check=False)
-    if done.returncode:
-        raise SystemExit(f"{who}, {row}: {done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+def one(who: str, row: str, shape: tuple[int, int], count: int) -> dict[str, Any]:
+    return run([__file__, "--one", who, "--only", row, "--shape", *map(str, shape)], count, False)
 
 
-def compare(row: str, rounds: int, quick: bool) -> dict[str, Any]:
+def compare(row: str, rounds: int, quick: bool, count: int) -> dict[str, Any]:
     what = ROWS[row]
     shape = BF16 if what["hf"] == "bfloat16" and not _has_bfloat16() else (QUICK if quick else SHAPE)[what["model"]]
-    runs = [(one("accord", row, shape), one("hf", row, shape)) for _ in range(rounds)]
+    runs = [(one("accord", row, shape, count), one("hf", row, shape, count)) for _ in range(rounds)]
     ratios = [theirs["cpu"] / ours["cpu"] for ours, theirs in runs]
     apart = max(ours["apart_max"] for ours, _ in runs)
     exact = what["accord"] == "float32"
     equal = not exact or (all(a["greedy"] == b["greedy"] for a, b in runs) and apart <= CLOSE[what["model"]])
     ratio = statistics.median(ratios)
     middle = {who: statistics.median(run[i]["cpu"] for run in runs) for i, who in enumerate(("accord", "hf"))}
+    name = row if count == 1 else f"{row}_threads{count}"
     return {
-        "row": row, "ratio": ratio, "low": min(ratios), "high": max(ratios), "cpu_s": middle, "prompts": shape[0],
+        "row": name, "ratio": ratio, "low": min(ratios), "high": max(ratios), "cpu_s": middle, "prompts": shape[0],
         "new_tokens": shape[1], "greedy_equal": equal if exact else None, "logprob_apart_max": apart,
         "logprob_apart_mean": max(ours["apart_mean"] for ours, _ in runs), "at_least": what["at_least"],
         "aim": what["aim"], "met": ratio >= what["at_least"] and equal,
@@ -208,14 +201,15 @@ def main() -> int:
     parser.add_argument("--only", choices=list(ROWS), help="one row")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
     parser.add_argument("--quick", action="store_true", help="one round of each, smaller, without bfloat16")
+    parser.add_argument("--threads", type=int, default=1, help="threads; above one the ratio is of wall seconds")
     parser.add_argument("--one", choices=["accord", "hf"], help=argparse.SUPPRESS)
     parser.add_argument("--shape", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         what = ROWS[options.only]
         with tempfile.TemporaryDirectory() as folder:
-            run = run_accord if options.one == "accord" else run_hf
-            print(json.dumps(run(what["model"], what[options.one], tuple(options.shape), folder)))
+            side = run_accord if options.one == "accord" else run_hf
+            print(json.dumps(side(what["model"], what[options.one], tuple(options.shape), folder)))
         return 0
     lines = []
     for row in [options.only] if options.only else list(ROWS):
@@ -224,11 +218,11 @@ def main() -> int:
             continue
         if options.quick and not options.only and ROWS[row]["hf"] == "bfloat16":
             continue
-        line = compare(row, 1 if options.quick else options.rounds, options.quick)
+        line = compare(row, 1 if options.quick else options.rounds, options.quick, options.threads)
         lines.append(line)
         cpu = line["cpu_s"]
         print(
-            f"{row:24} {line['ratio']:4.1f} x ({line['low']:.1f} to {line['high']:.1f}; at least {line['at_least']}, aim"
+            f"{line['row']:24} {line['ratio']:4.1f} x ({line['low']:.1f} to {line['high']:.1f}; at least {line['at_least']}, aim"
             f" {line['aim']})  CPU s {cpu['accord']:.2f} / {cpu['hf']:.2f}  {line['prompts']} x {line['new_tokens']}"
             f"  log-probs apart by {line['logprob_apart_max']:.1e}"
         )

@@ -7,6 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,15 +15,18 @@ KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"
 }  # fmt: skip
 """glibc's allocator told to give nothing back: the environment of rows called tuned, for both sides."""
-QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+QUIET = {
+    "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+}  # fmt: skip
 Figures = dict[str, Any]
 
 
-def run(arguments: Sequence[str], threads: int, tuned: bool) -> Figures:
+def run(arguments: Sequence[str], threads: int, tuned: bool, python: str = sys.executable) -> Figures:
     """The JSON on the last line that a Python script with arguments prints."""
     counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     environment = {**os.environ, **counts, **QUIET, **(KEEP_MEMORY if tuned else {})}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run([python, *arguments], capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)}:\n{done.stderr[-3000:]}")
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
@@ -60,3 +64,13 @@ def finish(lines: Sequence[Mapping[str, Any]]) -> int:
     met = sum(bool(line["met"]) for line in lines)
     print(f"{met} of {len(lines)} rows met")
     return 0 if met == len(lines) else 1
+
+
+def threads() -> int:
+    """Of this process: what the one that began it says."""
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+def now() -> float:
+    """CPU seconds of this process, or wall seconds where it has several threads: those that wait spend CPU too."""
+    return time.process_time() if threads() == 1 else time.perf_counter()

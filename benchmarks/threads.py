@@ -14,7 +14,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-COMMANDS = [["losses_trl.py", "--size", "tiny", "--only", "sft"], ["losses_trl.py", "--size", "tiny", "--only", "dpo"]]
+COMMANDS = [
+    ["losses_trl.py", "--size", "tiny", "--only", "sft"],
+    ["losses_trl.py", "--size", "tiny", "--only", "dpo"],
+    ["rollout_hf.py", "--only", "rollout_tiny_fp32"],
+    ["ppo_trl.py", "--only", "tiny"],
+]
 
 
 def main() -> int:

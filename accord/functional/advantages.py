@@ -5,45 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accord.functional.masked import keep, masked_var, same_shape, standardise, wide
+from accord.functional.masked import Array, deviations, keep, mean_square, same_shape, standardise, wide
 
 
-def _backward_scan(x: Tensor, decay: Tensor) -> Tensor:
-    """y[t] = x[t] + decay[t] * y[t + 1] along the first dimension, 0 after its end, in log2(T) whole-array steps."""
-    step, length = 1, len(x)
-    while step < length:
-        tail = length - step
-        x = torch.cat([x[:tail] + decay[:tail] * x[step:], x[tail:]])
-        decay = torch.cat([decay[:tail] * decay[step:], torch.zeros_like(decay[tail:])])
+def _backward_scan(x: Array, decay: Array) -> Array:
+    """y[t] = x[t] + decay[t] * y[t + 1] along the first dimension, 0 after its end, in log2(T) whole-array steps.
+
+    After k of them x[t] holds the sum of the 2^k terms from t on, and decay[t] the product of as many.
+    """
+    x, step = x + 0, 1
+    while (tail := len(x) - step) > 0:
+        x[:tail] += decay[:tail] * x[step:]
+        decay = decay[:-step] * decay[step:]
         step *= 2
     return x
 
 
-def _after_last(values: Tensor, last_value: Tensor | float) -> Tensor:
-    """(1, …) the value that follows the last row of ``values``."""
-    last = torch.as_tensor(last_value, dtype=values.dtype, device=values.device)
-    shape = values.shape[1:]
-    if last.numel() == 1:
-        return last.reshape(()).expand(1, *shape)
-    if last.shape != shape:
-        raise ValueError(f"last_value: shape {tuple(last.shape)}, expected {tuple(shape)}")
-    return last[None]
-
-
 @torch.no_grad()
 def compute_gae(
-    rewards: Tensor,
-    values: Tensor,
-    dones: Tensor,
-    last_value: Tensor | float,
+    rewards: Array,
+    values: Array,
+    dones: Array,
+    last_value: Array | float,
     gamma: float = 0.99,
     gae_lambda: float = 0.95,
-    bootstrap: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    bootstrap: Array | None = None,
+) -> tuple[Array, Array]:
     """Advantages and returns (advantages + values) of some steps, time first: (n_steps,) or (n_steps, n_envs).
 
-    ``dones[t]`` (bool, or 0/1) is true where step t ended its episode, so that what ``values[t + 1]`` describes is
-    already the next one; ``last_value`` () or (n_envs,) is the value of what was observed after the last step:
+    Tensors, or numpy's arrays: then the results are such.  ``dones[t]`` (bool, or 0/1) is true where step t ended its
+    episode, so that what ``values[t + 1]`` describes is already the next one; ``last_value`` () or (n_envs,) is the
+    value of what was observed after the last step:
 
         delta[t] = rewards[t] + gamma * (1 - dones[t]) * values[t + 1] - values[t]
         advantages[t] = delta[t] + gamma * gae_lambda * (1 - dones[t]) * advantages[t + 1]
@@ -55,16 +47,21 @@ def compute_gae(
     rewards, values = wide(rewards), wide(values)
     same_shape(rewards, values=values, dones=dones)
     if len(rewards) == 0:
-        return rewards.clone(), rewards.clone()
-    ended = dones.bool()
-    following = torch.cat([values[1:], _after_last(values, last_value)])
-    if bootstrap is None:
-        following = keep(following, ~ended)
-    else:
+        return rewards + 0, rewards + 0
+    given, expected = tuple(getattr(last_value, "shape", ())), tuple(values.shape[1:])
+    if given not in ((), (1,), expected):
+        raise ValueError(f"last_value: shape {given}, expected {expected}")
+    ended = dones > 0
+    following, decay = values + 0, values + 0
+    following[:-1], following[-1] = values[1:], last_value
+    following[ended] = 0.0
+    if bootstrap is not None:
         same_shape(rewards, bootstrap=bootstrap)
-        following = torch.where(ended, bootstrap.to(values), following)
+        following[ended] = wide(bootstrap)[ended]
     delta = rewards + gamma * following - values
-    advantages = _backward_scan(delta, gamma * gae_lambda * (~ended).to(delta.dtype))
+    decay[:] = gamma * gae_lambda
+    decay[ended] = 0.0
+    advantages = _backward_scan(delta, decay)
     return advantages, advantages + values
 
 
@@ -90,33 +87,31 @@ def token_gae(
     return advantages.T, (advantages + kept_values).T
 
 
-def _standardised(x: Tensor, mask: Tensor | None) -> Tensor:
-    return standardise(x, torch.ones_like(x, dtype=torch.bool) if mask is None else mask)
-
-
-def normalize_advantages(advantages: Tensor, mask: Tensor | None = None) -> Tensor:
+def normalize_advantages(advantages: Array, mask: Tensor | None = None) -> Array:
     """Mean 0 and standard deviation 1 over what ``mask`` (bool, same shape) keeps, 0 elsewhere.
 
     Population standard deviation + 1e-8 below; equal inputs, one alone included, give zeros.
     """
-    return _standardised(advantages, mask)
+    return standardise(advantages, mask)
 
 
-def normalize_rewards(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
+def normalize_rewards(rewards: Array, mask: Tensor | None = None) -> Array:
     """As ``normalize_advantages``, for the scores of one batch (running statistics belong to whoever collects)."""
-    return _standardised(rewards, mask)
+    return standardise(rewards, mask)
 
 
 @torch.no_grad()
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None = None) -> float:
+def explained_variance(values: Array, returns: Array, mask: Array | None = None) -> float:
     """1 - Var(returns - values) / Var(returns) over what ``mask`` keeps: 1 is perfect, 0 no better than a constant.
 
     Where the returns do not vary the fraction is undefined and 0 is given (stable-baselines3 gives NaN, which would
     poison an average and is no JSON).
     """
     same_shape(returns, values=values)
-    mask = torch.ones_like(returns, dtype=torch.bool) if mask is None else mask
-    total = masked_var(returns, mask)
+    if mask is not None:
+        values, returns = values[mask], returns[mask]
+    returns = wide(returns)
+    total = mean_square(deviations(returns))
     if total == 0:
         return 0.0
-    return float(1 - masked_var(wide(returns) - wide(values), mask) / total)
+    return float(1 - mean_square(deviations(returns - wide(values))) / total)

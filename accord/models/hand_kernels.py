@@ -36,7 +36,8 @@ def tanh_of_sum(x: np.ndarray, bias: np.ndarray) -> None:
 
 @numba.njit(cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")  # type: ignore[untyped-decorator]
 def through_tanh(gradient: np.ndarray, activation: np.ndarray, to_bias: np.ndarray) -> None:
-    """In place: gradient (B, N) by tanh's value becomes that by its argument; its sum over rows is added to to_bias (N,)."""
+    """In place: gradient (B, N) by tanh's value becomes that by its argument; to_bias (N,) its sum over rows."""
+    to_bias[:] = 0
     for row in range(gradient.shape[0]):
         for column in range(gradient.shape[1]):
             value = activation[row, column]

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accord.config import UserError
+from accord.device import multiplies_bfloat16
 from accord.models.backbone import Backbone
 from accord.models.transformer import Layer, Transformer
 
@@ -77,16 +78,12 @@ class Bfloat16Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         rounded = weight.detach().bfloat16()
-        self.weight = rounded if weight.device.type != "cpu" or _has_bfloat16() else rounded.float()
+        self.weight = rounded if weight.device.type != "cpu" or multiplies_bfloat16() else rounded.float()
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x.to(self.weight.dtype), self.weight).float()
         return y if self.bias is None else y + self.bias
-
-
-def _has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 class SamplingTransformer(Transformer):

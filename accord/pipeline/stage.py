@@ -31,7 +31,7 @@ STAGES: dict[str, tuple[str, str, int]] = {
     "sft": ("accord.training.sft", "train", 2),
     "pairs": ("accord.training.pairs", "train", 3),
     "reward": ("accord.training.reward_model", "train", 3),
-    "ppo": ("accord.training.ppo", "train", 3),
+    "ppo": ("accord.training.ppo", "train", 4),
     "dpo": ("accord.training.dpo", "train", 2),
     "compare": ("accord.evaluation.suite", "compare", 2),
     "fuse": ("accord.fusion.stage", "train", 1),
@@ -195,6 +195,11 @@ def _worked(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Call
         try:
             (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
             module, function, _ = STAGES[task.kind]
+            if getattr(config, "precision", "float32") != "float32":
+                from accord.device import resolve_device, slow_precision
+
+                if words := slow_precision(resolve_device(config.device), config.precision):
+                    run.say(words)
             metrics = getattr(importlib.import_module(module), function)(config, run)
             _register(run)
             record = {

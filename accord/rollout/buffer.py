@@ -40,6 +40,9 @@ class RolloutBatch:
         return len(self.actions)
 
 
+_COLUMNS = tuple(field.name for field in fields(RolloutBatch))
+
+
 class RolloutBuffer:
     """At most ``n_steps`` steps of ``n_envs`` environments; once full, a new step takes the place of the oldest.
 
@@ -81,7 +84,8 @@ class RolloutBuffer:
         self.bootstraps = torch.zeros(steps)
         self.advantages = torch.zeros(steps)
         self.returns = torch.zeros(steps)
-        self._written = {name: getattr(self, name).numpy() for name in _GIVEN}  # the same memory, far quicker to write
+        names = {*_GIVEN, *_COLUMNS}
+        self._held = {name: getattr(self, name).numpy() for name in names}  # the same memory, far quicker to use
         self.reset()
 
     def reset(self) -> None:
@@ -102,7 +106,7 @@ class RolloutBuffer:
         For loops in which a call of ``add`` is dear; ``end`` follows when all ``n_steps`` rows are written.
         """
         self.reset()
-        return self._written
+        return self._held
 
     def end(self) -> None:
         """All rows are written, the oldest first."""
@@ -128,7 +132,7 @@ class RolloutBuffer:
         cut = np.full(self.n_envs, bootstrap) if isinstance(bootstrap, float) else bootstrap
         step: list[tuple[np.ndarray, np.ndarray]] = []
         for name, given in zip(_GIVEN, (obs, action, reward, value, log_prob, done, cut), strict=True):
-            slot = self._written[name][row]
+            slot = self._held[name][row]
             x = _array(given, getattr(self, name).dtype)
             if x.shape != slot.shape and not (self.n_envs == 1 and x.shape == slot.shape[1:]):
                 raise ValueError(f"{name}: one step has shape {x.shape}, expected {slot.shape}")
@@ -139,9 +143,11 @@ class RolloutBuffer:
         self._length = min(self._length + 1, self.n_steps)
         self._computed = False
 
-    def _time_order(self) -> Tensor:
-        """(len,) rows of the ring, oldest first."""
-        return (torch.arange(self._length) + self._next - self._length) % self.n_steps
+    def _time_order(self) -> np.ndarray | slice:
+        """(len,) rows of the ring, oldest first; the memory's own order where the ring has not turned."""
+        if self._next in (0, self._length):
+            return slice(self._length)
+        return (np.arange(self._length) + self._next - self._length) % self.n_steps
 
     def compute(self, last_value: Tensor | np.ndarray | float) -> None:
         """Sets ``advantages`` and ``returns``.
@@ -151,16 +157,24 @@ class RolloutBuffer:
         """
         if not self._length:
             raise ValueError("the buffer is empty: add steps before compute")
-        order = self._time_order()
-        last = torch.as_tensor(last_value, dtype=torch.float32, device="cpu")
-        if last.dim() and last.shape != (self.n_envs,):
+        last = _array(last_value, torch.float32)
+        if last.shape not in ((), (self.n_envs,)):
             raise ValueError(f"last_value: shape {tuple(last.shape)}, expected ({self.n_envs},)")
-        rewards, values, dones = self.rewards[order], self.values[order], self.dones[order]
-        advantages, returns = compute_gae(
-            rewards, values, dones, last, self.gamma, self.gae_lambda, bootstrap=self.bootstraps[order]
+        order, held = self._time_order(), self._held
+        rewards, values, dones = (held[name][order] for name in ("rewards", "values", "dones"))
+        held["advantages"][order], held["returns"][order] = compute_gae(
+            rewards, values, dones, last, self.gamma, self.gae_lambda, bootstrap=held["bootstraps"][order]
         )
-        self.advantages[order], self.returns[order] = advantages, returns
         self._computed = True
+
+    def steps(self) -> dict[str, np.ndarray]:
+        """Copies of all that a ``RolloutBatch`` holds, in the order of time, environments side by side."""
+        if not self._computed:
+            raise ValueError("advantages are not those of the steps held: call compute before get")
+        order, count = self._time_order(), self._length * self.n_envs
+        return {
+            name: np.array(self._held[name][order]).reshape(count, *self._held[name].shape[2:]) for name in _COLUMNS
+        }
 
     def get(self, batch_size: int | None = None, generator: Generator | None = None) -> Iterator[RolloutBatch]:
         """Every step of every environment once: shuffled into batches of ``batch_size`` (the last may be smaller), or,
@@ -175,8 +189,7 @@ class RolloutBuffer:
         return self._batches(batch_size, generator)
 
     def _batches(self, batch_size: int | None, generator: Generator | None) -> Iterator[RolloutBatch]:
-        order = self._time_order()
-        steps = {f.name: getattr(self, f.name)[order].flatten(0, 1).to(self.device) for f in fields(RolloutBatch)}
+        steps = {name: torch.from_numpy(x).to(self.device) for name, x in self.steps().items()}
         if batch_size is None:
             yield RolloutBatch(**steps)
             return

@@ -1,7 +1,7 @@
 """Gymnasium tasks side by side, stepped in one call, and resumable bit for bit.
 
 Gymnasium's vector environments begin an episode anew by themselves, each kind at another moment (``AutoresetMode``):
-  * ``EpisodeVectors`` switches that off and resets with a seed for each episode, so that an episode can be had again
+  * ``EpisodeVectors`` does without them and resets with a seed for each episode, so that an episode can be had again
     by acting it again from its seed; this serves every task that is a function of seed and actions;
   * ``ArrayVectors`` is for tasks that bring an implementation of their own for many at once (``vector_entry_point``)
     whose state is plain arrays: these and the state of its generator are saved.
@@ -10,9 +10,9 @@ Gymnasium's vector environments begin an episode anew by themselves, each kind a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -43,8 +43,7 @@ class Spaces:
         return actions + self.start if self.start else actions
 
 
-@dataclass(frozen=True, slots=True)
-class Stepped:
+class Stepped(NamedTuple):
     """One step of ``n`` environments."""
 
     rewards: np.ndarray  # (n,) float64
@@ -121,82 +120,82 @@ def open_vectors(name: str, n: int, seed_of: SeedOf) -> GymVectors:
     Raises UserError where Gymnasium is absent, the name unknown, or the spaces of a kind that no policy here serves.
     """
     gymnasium = _gymnasium()
-    own = _own_class(name)
-    unseeded = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED, "copy": False}
     try:
-        if own is not None:
-            vector = gymnasium.vector.SyncVectorEnv([own] * n, **unseeded)
-        else:
-            spec = gymnasium.spec(name)
-            if spec.vector_entry_point is not None and not spec.additional_wrappers:
-                arrays = _as_arrays(name, gymnasium.make_vec(name, n, "vector_entry_point"), seed_of)
-                if arrays is not None:
-                    return arrays
-            vector = gymnasium.make_vec(name, n, "sync", vector_kwargs=unseeded, disable_env_checker=True)
+        spec = None if _own_class(name) else gymnasium.spec(name)
+        if spec and spec.vector_entry_point is not None and not spec.additional_wrappers:
+            arrays = _as_arrays(name, gymnasium.make_vec(name, n, "vector_entry_point"), seed_of)
+            if arrays is not None:
+                return arrays
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise UserError(f"environment: {name!r} cannot be made ({error}).") from None
-    return EpisodeVectors(name, vector, seed_of)
+    return EpisodeVectors(name, [make_environment(name) for _ in range(n)], seed_of)
 
 
 class EpisodeVectors:
-    """``SyncVectorEnv`` without its autoreset: where an episode ends, the next begins within the step, from its seed.
+    """Environments of one kind; where an episode ends, the next begins within the step, from its seed.
 
-    A step goes to each environment directly: ``SyncVectorEnv.step`` would take several times as long as a quick task.
+    ``gymnasium.vector.SyncVectorEnv`` would take several times as long for a step as a quick task.
     The state is the number of each one's episode and its actions since; loading acts them again.
     """
 
-    def __init__(self, name: str, vector: Any, seed_of: SeedOf) -> None:
-        self.vector, self.seed_of = vector, seed_of
-        self.spaces = spaces_of(name, vector.single_observation_space, vector.single_action_space)
-        self.episodes = np.zeros(vector.num_envs, dtype=np.int64)
-        self.starts = np.zeros(vector.num_envs, dtype=np.int64)  # where in actions each one's episode begins
+    def __init__(self, name: str, environments: Sequence[Any], seed_of: SeedOf) -> None:
+        self.environments, self.seed_of = environments, seed_of
+        n = len(environments)
+        self.spaces = spaces_of(name, environments[0].observation_space, environments[0].action_space)
+        self.episodes = [0] * n
+        self.starts = [0] * n  # where in actions each one's episode begins
         self.actions: list[np.ndarray] = []
-        self.waiting = np.zeros(vector.num_envs, dtype=bool)
-        self.observations = self._reset(np.ones(vector.num_envs, dtype=bool))
+        self.waiting, self.valid = np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
+        self.observations = self._begun(np.empty((n, self.spaces.obs_dim), dtype=np.float32), range(n))
 
-    def _reset(self, which: np.ndarray) -> np.ndarray:
-        """(n, obs_dim): the first observations of new episodes; of use only where ``which`` is true."""
-        seeds = [self.seed_of(i, int(self.episodes[i])) % 2**31 if new else None for i, new in enumerate(which)]
-        seen, _ = self.vector.reset(seed=seeds, options={"reset_mask": which})
-        return np.array(seen, dtype=np.float32)
+    def _begun(self, observations: np.ndarray, which: Iterable[int]) -> np.ndarray:
+        """The same array (n, obs_dim) with the first observations of new episodes where ``which`` says."""
+        for i in which:
+            seed = self.seed_of(i, self.episodes[i]) % 2**31
+            observations[i], _ = self.environments[i].reset(seed=seed, options={})
+        return observations
 
     def step(self, actions: np.ndarray) -> Stepped:
         """Acts in each; ``observations`` are the next episode's first ones where one has ended."""
-        acted, n = self.spaces.acted(actions), len(self.episodes)
+        acted, n, over = self.spaces.acted(actions), len(self.environments), []
         final, rewards = np.empty((n, self.spaces.obs_dim), dtype=np.float32), np.empty(n)
         terminated, truncated = np.empty(n, dtype=bool), np.empty(n, dtype=bool)
-        for i, environment in enumerate(self.vector.envs):
-            final[i], rewards[i], terminated[i], truncated[i], _ = environment.step(acted[i])
+        for i, environment in enumerate(self.environments):
+            final[i], rewards[i], ended, cut, _ = environment.step(acted[i])
+            terminated[i], truncated[i] = ended, cut
+            if ended or cut:
+                over.append(i)
         self.actions.append(acted)
-        self.observations, ended = final, terminated | truncated
-        if np.count_nonzero(ended):
-            self.episodes += ended
-            self.starts[ended] = len(self.actions)
-            self.observations = np.where(ended[:, None], self._reset(ended), final)
-            oldest = int(self.starts.min())
+        self.observations = final
+        if over:
+            for i in over:
+                self.episodes[i] += 1
+                self.starts[i] = len(self.actions)
+            self.observations = self._begun(final.copy(), over)
+            oldest = min(self.starts)
             if oldest > 1000:  # what lies before every present episode is not needed again
                 del self.actions[:oldest]
-                self.starts -= oldest
-        return Stepped(rewards, terminated, truncated, ~self.waiting, final)
+                self.starts = [start - oldest for start in self.starts]
+        return Stepped(rewards, terminated, truncated, self.valid, final)
 
     def close(self) -> None:
-        self.vector.close()
+        for environment in self.environments:
+            environment.close()
 
     def state_dict(self) -> dict[str, Any]:
-        oldest = int(self.starts.min())
+        oldest = min(self.starts)
         actions = np.stack(self.actions[oldest:]) if len(self.actions) > oldest else np.zeros(0)
         return {
-            "episodes": self.episodes.tolist(),
-            "starts": (self.starts - oldest).tolist(),
+            "episodes": list(self.episodes),
+            "starts": [start - oldest for start in self.starts],
             "actions": torch.from_numpy(actions),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.episodes = np.array(state["episodes"], dtype=np.int64)
-        self.starts = np.array(state["starts"], dtype=np.int64)
+        self.episodes, self.starts = list(state["episodes"]), list(state["starts"])
         self.actions = list(state["actions"].numpy())
-        self.observations = self._reset(np.ones(len(self.episodes), dtype=bool))
-        for i, environment in enumerate(self.vector.envs):
+        self.observations = self._begun(np.empty_like(self.observations), range(len(self.episodes)))
+        for i, environment in enumerate(self.environments):
             for action in self.actions[self.starts[i] :]:
                 self.observations[i] = environment.step(action[i])[0]
 

@@ -35,48 +35,49 @@ class HandUpdater:
         self.device = torch.device("cpu")
         self.steps = 0
         self.adaptive = 1.0
-        self.first, self.second = np.zeros_like(hand.flat), np.zeros_like(hand.flat)
+        self.first, self.second, self.work = (np.zeros_like(hand.flat) for _ in range(3))
         self.unpacked: tuple[PPOBatch | None, Steps] = (None, Steps(*[np.zeros(0, dtype=np.float32)] * 6))
 
     def step(self, batch: Sequence[PPOBatch], objective: PPOObjective) -> dict[str, float]:
         """As ``Updater.step``; the objective gives its numbers, its loss and gradient come from ``HandGradient``."""
         hand, weights = self.hand, _weights(objective)
-        hand.gradient[:] = 0
         count = 0
         sums: dict[str, float] = {}
-        for micro in batch:
+        gradient = hand.gradient
+        for number, micro in enumerate(batch):
             if micro is not self.unpacked[0]:  # one batch of all comes again in every epoch
                 self.unpacked = (micro, _taken(micro))
             steps = self.unpacked[1]
             count += len(steps.logprobs)
-            for key, value in hand.add(steps, weights).items():
-                sums[key] = sums.get(key, 0.0) + value
-        metrics = {key: value / max(count, 1) for key, value in sums.items()}
-        hand.gradient /= max(count, 1)
-        norm = math.sqrt(float(hand.gradient @ hand.gradient))
+            found = hand.differentiate(steps, weights)
+            sums = {key: sums.get(key, 0.0) + value for key, value in found.items()} if number else found
+            if len(batch) > 1:
+                gradient = gradient + hand.gradient if number else hand.gradient.copy()
+        count = max(count, 1)
+        metrics = {key: value / count for key, value in sums.items()}
+        norm = math.sqrt(float(np.dot(gradient, gradient))) / count
         if not (math.isfinite(norm) and math.isfinite(metrics["loss"])):
             raise not_finite(self.steps + 1, metrics["loss"], norm)
-        hand.gradient *= np.float32(min(1.0, self.settings.max_grad_norm / (norm + 1e-6)))
         rate = self.settings.learning_rate * self.adaptive
         rate *= schedule_factor(self.settings.schedule, self.steps, self.total_steps, self.settings.warmup_steps)
         self.steps += 1
-        self._adam(rate)
+        self._adam(gradient, min(1.0, self.settings.max_grad_norm / (norm + 1e-6)) / count, rate)
         return {**metrics, "grad_norm": norm, "learning_rate": rate}
 
-    def _adam(self, rate: float) -> None:
-        beta1, beta2 = 0.9, self.settings.adam_beta2
-        gradient = self.hand.gradient
+    def _adam(self, gradient: np.ndarray, scale: float, rate: float) -> None:
+        """A step down ``gradient * scale``; overwrites ``gradient`` and makes no array."""
+        beta1, beta2, work = 0.9, self.settings.adam_beta2, self.work
         self.first *= np.float32(beta1)
-        self.first += np.float32(1 - beta1) * gradient
+        self.first += np.multiply(gradient, np.float32((1 - beta1) * scale), out=work)
         self.second *= np.float32(beta2)
-        gradient *= gradient
-        self.second += np.float32(1 - beta2) * gradient
-        divisor = np.sqrt(self.second)
-        divisor *= np.float32(1 / math.sqrt(1 - beta2**self.steps))
-        divisor += np.float32(self.settings.adam_eps)
-        np.divide(self.first, divisor, out=divisor)
-        divisor *= np.float32(rate / (1 - beta1**self.steps))
-        self.hand.flat -= divisor
+        gradient *= np.float32(math.sqrt(1 - beta2) * scale)
+        self.second += np.multiply(gradient, gradient, out=work)
+        np.sqrt(self.second, out=work)
+        work *= np.float32(1 / math.sqrt(1 - beta2**self.steps))
+        work += np.float32(self.settings.adam_eps)
+        np.divide(self.first, work, out=work)
+        work *= np.float32(rate / (1 - beta1**self.steps))
+        self.hand.flat -= work
 
     def adapt_to_kl(self, approx_kl: float, target: float) -> None:
         self.adaptive = adapted(self.adaptive, approx_kl, target)

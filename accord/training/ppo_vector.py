@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from accord.config import UserError
 from accord.device import resolve_device
@@ -29,17 +28,22 @@ from accord.training.updater import Updater
 from accord.types import PPOBatch, VectorActions
 
 
-def step_rows(buffer: RolloutBuffer, normalize: bool, valid: Tensor | None = None) -> tuple[PPOBatch, float]:
+def step_rows(buffer: RolloutBuffer, normalize: bool, valid: np.ndarray | None = None) -> tuple[PPOBatch, float]:
     """A full buffer as rows of one action each, and the explained variance of its values.
 
     ``valid`` (n_steps · n_envs,) bool, in the order of time, environments side by side: the steps that were taken.
     """
-    rows = next(iter(buffer.get()))
-    kept = torch.ones(len(rows), dtype=torch.bool) if valid is None else valid
-    advantages = normalize_advantages(rows.advantages, kept) if normalize else rows.advantages
-    column = (x[:, None] for x in (rows.log_probs, rows.values, advantages, rows.returns))
-    batch = PPOBatch(VectorActions(rows.observations, rows.actions), kept[:, None], *column)
-    return batch, explained_variance(rows.values, rows.returns, kept)
+    rows = buffer.steps()
+    kept = np.ones(len(rows["actions"]), dtype=bool) if valid is None else valid
+    advantages, chosen = rows["advantages"], slice(None) if valid is None else valid
+    if normalize:
+        advantages[chosen] = normalize_advantages(advantages[chosen])
+    explained = explained_variance(rows["values"][chosen], rows["returns"][chosen])
+    column = (
+        torch.from_numpy(x)[:, None] for x in (kept, rows["log_probs"], rows["values"], advantages, rows["returns"])
+    )
+    inputs = VectorActions(torch.from_numpy(rows["observations"]), torch.from_numpy(rows["actions"]))
+    return PPOBatch(inputs, *column), explained
 
 
 class VectorSource:
@@ -67,36 +71,48 @@ class VectorSource:
 
         The loop makes as few calls as it can: on small tasks they are what a step costs.
         """
-        training = self.config.training
-        steps = training.n_steps * training.n_envs
+        training, normaliser, step = self.config.training, self.normaliser, self.vectors.step
+        steps, shape = training.n_steps * training.n_envs, (training.n_steps, training.n_envs)
         self._evaluate_between(iteration * steps, steps)
         rows, act = self.buffer.begin(), self._drawing(iteration)
-        rows["bootstraps"][:] = 0.0
-        valid = np.ones((training.n_steps, training.n_envs), dtype=bool)
-        returns: list[float] = []
+        observations, chosen = rows["observations"], rows["actions"]
+        rewards, (terminated, truncated, valid) = np.empty(shape), np.empty((3, *shape), dtype=bool)
+        cuts: list[tuple[int, np.ndarray, np.ndarray]] = []
         for t in range(training.n_steps):
-            seen = rows["observations"][t] = self.observations
-            rows["actions"][t] = actions = act(t, seen)
-            stepped = self.vectors.step(actions)
-            valid[t], ended = stepped.valid, stepped.terminated | stepped.truncated
-            rows["rewards"][t] = self.normaliser.rewards(stepped.rewards, ended, stepped.valid)
-            rows["dones"][t] = ended | ~stepped.valid
-            self.running += stepped.rewards * stepped.valid
-            if np.count_nonzero(ended):
-                cut = stepped.truncated & ~stepped.terminated
-                if np.count_nonzero(cut):  # the limit of time is no part of the task: it goes on in the value function
-                    final = self.normaliser.observations(stepped.final[cut], learn=False)
-                    rows["bootstraps"][t, cut] = self._values(final)
-                returns += self.running[ended].tolist()
-                self.running[ended] = 0.0
-            self.observations = self.normaliser.observations(self.vectors.observations, ~self.vectors.waiting)
+            seen = observations[t] = self.observations
+            actions = chosen[t] = act(t, seen)
+            rewards[t], terminated[t], out_of_time, valid[t], final = step(actions)
+            truncated[t] = out_of_time
+            if np.count_nonzero(out_of_time):
+                cut = truncated[t] & ~terminated[t]
+                cuts.append((t, cut, normaliser.observations(final[cut], learn=False)))
+            self.observations = normaliser.observations(self.vectors.observations, ~self.vectors.waiting)
+        ended = terminated | truncated
+        np.logical_or(ended, ~valid, out=rows["dones"])
+        for t in range(training.n_steps):
+            rows["rewards"][t] = normaliser.rewards(rewards[t], ended[t], valid[t])
+        rows["bootstraps"][:] = 0.0
+        for t, cut, final in cuts:  # the limit of time is no part of the task: it goes on in the value function
+            rows["bootstraps"][t, cut] = self._values(final)
         if hand := self.hand:
             flat = (rows[name].reshape(steps, *rows[name].shape[2:]) for name in ("observations", "actions"))
             for name, found in zip(("log_probs", "values"), hand.assess(*flat), strict=True):
-                rows[name][:] = found.reshape(training.n_steps, training.n_envs)
+                rows[name][:] = found.reshape(shape)
         self.buffer.end()
         self.buffer.compute(self._values(self.observations))
-        return self._batch(returns, torch.from_numpy(valid.reshape(-1)), (iteration + 1) * steps)
+        kept = None if valid.all() else valid.reshape(-1)
+        return self._batch(self._returns(rewards * valid, ended), kept, (iteration + 1) * steps)
+
+    def _returns(self, rewards: np.ndarray, ended: np.ndarray) -> list[float]:
+        """The sums of the task's own rewards of the episodes that ended, from (n_steps, n_envs) each."""
+        returns: list[float] = []
+        over = [bool(some.any()) for some in ended]
+        for t, some in enumerate(rewards):
+            self.running += some
+            if over[t]:
+                returns += self.running[ended[t]].tolist()
+                self.running[ended[t]] = 0.0
+        return returns
 
     def _drawing(self, iteration: int) -> Callable[[int, np.ndarray], np.ndarray]:
         """What acts at step t of a rollout.  The quick path leaves log-probabilities and values to the rollout's end."""
@@ -121,7 +137,9 @@ class VectorSource:
         values: np.ndarray = self.model.value(torch.from_numpy(observations).to(self.device)).cpu().numpy()
         return values
 
-    def _batch(self, returns: list[float], valid: Tensor, timesteps: int) -> tuple[PPOBatch, dict[str, float]]:
+    def _batch(
+        self, returns: list[float], valid: np.ndarray | None, timesteps: int
+    ) -> tuple[PPOBatch, dict[str, float]]:
         batch, explained = step_rows(self.buffer, self.config.training.normalize_advantages, valid)
         self.recent.extend(returns)
         self.episodes += len(returns)

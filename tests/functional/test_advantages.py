@@ -64,6 +64,32 @@ def test_gae_is_the_double_sum(seed: int, steps: int, gamma: float, lam: float, 
     torch.testing.assert_close(returns, advantages + values)
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2, 32, 33])
+def test_arrays_are_served_as_tensors_are(steps: int) -> None:
+    given = experience(3, steps, 2, p_done=0.2)
+    rewards, values, dones, bootstrap = (x.float() for x in given)
+    last = torch.tensor([0.5, -1.0])
+    expected = compute_gae(rewards, values, dones.bool(), last, 0.99, 0.95, bootstrap)
+    arrays = [x.numpy().copy() for x in (rewards, values, dones.bool(), last, bootstrap)]
+    before = [x.copy() for x in arrays]
+    found = compute_gae(arrays[0], arrays[1], arrays[2], arrays[3], 0.99, 0.95, arrays[4])
+    for a, b in zip(found, expected, strict=True):
+        assert isinstance(a, np.ndarray)
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, b.numpy(), rtol=1e-6, atol=1e-6)
+    for a, b in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    if steps:
+        whole = normalize_advantages(found[0])
+        np.testing.assert_allclose(whole, normalize_advantages(expected[0]).numpy(), rtol=1e-5, atol=1e-6)
+        kept = np.ones(found[0].shape, dtype=bool)
+        kept[0] = False
+        for mask in (None, kept):
+            plain = None if mask is None else torch.from_numpy(mask)
+            one = explained_variance(arrays[1], found[1], mask)
+            assert one == pytest.approx(explained_variance(values, expected[1], plain), rel=1e-5, abs=1e-6)
+
+
 def test_hand_numbers() -> None:
     """gamma = lambda = 1/2; the second step ends an episode, so nothing of the third reaches the first two."""
     rewards, values = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 8.0, 16.0])

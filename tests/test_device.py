@@ -1,0 +1,28 @@
+"""Where tensors live, and whether bfloat16 pays there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from accord import device
+from accord.config import UserError
+from accord.device import resolve_device, slow_precision
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"), [("gpu", "use auto, cpu, cuda"), ("cuda:99", "use device=auto"), ("meta", "use device=auto")]
+)
+def test_a_device_that_is_not_there_is_named(name: str, mend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=mend):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_slow_bfloat16_is_said_only_where_it_is_slow(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "multiplies_bfloat16", lambda: fast)
+    cpu = torch.device("cpu")
+    assert bool(slow_precision(cpu, "bfloat16")) is not fast
+    assert slow_precision(cpu, "float32") == ""
+    assert slow_precision(torch.device("cuda"), "bfloat16") == ""
