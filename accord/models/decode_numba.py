@@ -1,4 +1,5 @@
-"""A CPU's kernels for writing one token a row: attention over the cache, norms, SwiGLU, and the draw from the logits.
+"""A CPU's kernels for writing one token a row: attention over the cache, norms, SwiGLU, products with weights that no
+cache holds, and the draw from the logits.
 
 The vectors of ``scan_numba`` carry them: sixteen float32, two AVX2 registers or one of AVX-512.  Arrays are flat
 float32 views; a head's width and a row's width are multiples of ``LANES``.  Rows [first, last) are independent, so
@@ -27,9 +28,10 @@ from accord.models.scan_numba import (
     zero,
 )
 
-__all__ = ["add_norm", "attend", "sample", "share", "swiglu"]
+__all__ = ["TILE", "add_norm", "attend", "multiply", "sample", "share", "swiglu", "turn"]
 
 LOG2E = math.log2(math.e)
+TILE = 6  # outputs that are summed at once: with their sixteen rows they fill the registers of AVX2
 BLOCK = 256  # numbers of a logits row that are summed as one
 
 
@@ -155,6 +157,61 @@ def attend(  # type: ignore[no-untyped-def]
                     for c in range(whole, count):
                         a = fma(spread(scores, c), load(values, value + c * width), a)
                     store(out, target + i, mul(add(add(a, b), add(d, e)), scale))
+
+
+@compiled
+def turn(x, out, rows, width):  # type: ignore[no-untyped-def]
+    """x (rows, width) as (rows / LANES, width, LANES); rows beyond the last are 0."""
+    for first in range(0, rows, LANES):
+        base, here = first * width, min(LANES, rows - first)
+        if here < LANES:
+            for i in range(base, base + width * LANES, LANES):
+                store(out, i, zero())
+        for row in range(here):
+            at = (first + row) * width
+            for i in range(width):
+                out[base + i * LANES + row] = x[at + i]
+
+
+@compiled
+def multiply(x, weight, out, rows, width, outputs, first, last):  # type: ignore[no-untyped-def]
+    """out (rows, outputs) = x @ weight.T for tiles [first, last) of outputs; x is what ``turn`` makes of it.
+
+    Every row of the weights is read from memory once, however many rows of x there are.
+    """
+    tile = np.empty(TILE * LANES, np.float32)
+    for number in range(first, last):
+        output = number * TILE
+        count = min(TILE, outputs - output)
+        at = output * width
+        w1, w2, w3, w4, w5 = (  # where there are fewer, the last one is made again
+            at + width * min(1, count - 1),
+            at + width * min(2, count - 1),
+            at + width * min(3, count - 1),
+            at + width * min(4, count - 1),
+            at + width * min(5, count - 1),
+        )
+        for row in range(0, rows, LANES):
+            a, b, c, d, e, f = zero(), zero(), zero(), zero(), zero(), zero()
+            base = row * width
+            for i in range(width):
+                some = load(x, base + i * LANES)
+                a = fma(spread(weight, at + i), some, a)
+                b = fma(spread(weight, w1 + i), some, b)
+                c = fma(spread(weight, w2 + i), some, c)
+                d = fma(spread(weight, w3 + i), some, d)
+                e = fma(spread(weight, w4 + i), some, e)
+                f = fma(spread(weight, w5 + i), some, f)
+            store(tile, 0, a)
+            store(tile, LANES, b)
+            store(tile, 2 * LANES, c)
+            store(tile, 3 * LANES, d)
+            store(tile, 4 * LANES, e)
+            store(tile, 5 * LANES, f)
+            for lane in range(min(LANES, rows - row)):
+                target = (row + lane) * outputs + output
+                for i in range(count):
+                    out[target + i] = tile[i * LANES + lane]
 
 
 @compiled

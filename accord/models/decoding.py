@@ -1,7 +1,8 @@
 """One token a row through compiled kernels: what a CPU in float32 runs in place of ``Transformer.step``'s operations.
 
-Torch keeps the matrix products; norms, rotation, attention over the cache and SwiGLU are three kernels, since one
-token's work in them is smaller than the dispatch of the dozens of operations that they are made of.
+Norms, rotation, attention over the cache and SwiGLU are three kernels, since one token's work in them is smaller than
+the dispatch of the dozens of operations that they are made of.  Torch keeps the matrix products of models that a cache
+holds; with more weights than that a product of few rows is bound by memory, and torch's reads it at half its speed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 WORTH = 4096  # tokens times layers from which a job pays for loading the compiler
 EVERYTHING = 2**62  # a window that holds every text
 LANES = 16
+STREAMED = 2**24  # numbers of a weight, or of a model, that come from memory for every token
+FEW = range(5, 65)  # rows for which our product is quicker then
 GROUP = 4  # prompts that are read with the padding of one
 
 Product = Callable[[], Any]
@@ -39,6 +42,30 @@ def runs_compiled(model: Transformer, rows: int, steps: int) -> bool:
         and not any(size % LANES for size in (config.d_model, config.head_dim, config.d_ff))
         and find_spec("numba") is not None
     )
+
+
+def few_rows(x: Tensor, numbers: int) -> bool:
+    """Whether x (B, K) is better multiplied by ``product``, with weights of so many numbers: a matter of shapes alone."""
+    return (
+        len(x) in FEW
+        and numbers >= STREAMED
+        and x.device.type == "cpu"
+        and x.dtype is torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and find_spec("numba") is not None
+    )
+
+
+def product(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """out (B, N) = x (B, K) @ weight (N, K).T, all contiguous float32."""
+    from accord.models import decode_numba as kernels
+
+    rows, width = x.shape
+    turned = torch.empty(-(-rows // LANES) * width * LANES).numpy()
+    kernels.turn(_flat(x), turned, rows, width)
+    arrays = (turned, _flat(weight), _flat(out), rows, width, len(weight))
+    kernels.share(kernels.multiply, *arrays, count=-(-len(weight) // kernels.TILE), work=weight.numel())
 
 
 def by_length(lengths: Tensor) -> list[tuple[Tensor, int]]:
@@ -83,6 +110,7 @@ class Decoder:
         gate_up = torch.empty(rows, 2 * config.d_ff)
         self.flat = {name: _flat(getattr(self, name)) for name in ("x", "normed", "mixed", "gated")}
         self.none = _flat(torch.empty(0))
+        self.streamed = few_rows(self.x, sum(p.numel() for p in model.parameters()))
         self.layers = []
         for number, layer in enumerate(cast("Any", model.layers)):
             attention, mlp = layer.self_attn, layer.mlp
@@ -91,17 +119,37 @@ class Decoder:
             self.layers.append(
                 (
                     _flat(layer.input_layernorm.weight),
-                    _product(attention.qkv_proj, self.normed, qkv),
+                    self._product(attention.qkv_proj, self.normed, qkv),
                     tuple(_flat(norm.weight) for norm in norms) or (self.none, self.none),
                     (_flat(cache.keys[number]), _flat(cache.values[number])),
                     EVERYTHING if far else config.sliding_window,
-                    _product(attention.o_proj, self.mixed, self.delta),
+                    self._product(attention.o_proj, self.mixed, self.delta),
                     _flat(layer.post_attention_layernorm.weight),
-                    _product(mlp.gate_up_proj, self.normed, gate_up),
-                    _product(mlp.down_proj, self.gated, self.delta),
+                    self._product(mlp.gate_up_proj, self.normed, gate_up),
+                    self._product(mlp.down_proj, self.gated, self.delta),
                 )
             )
         self.last_norm = _flat(model.norm.weight)
+
+    def _product(self, linear: nn.Module, x: Tensor, out: Tensor) -> Product:
+        """What computes linear(x), x being read anew at each call, and gives its numbers; ``out`` takes them where it can."""
+        if (
+            type(linear) is not nn.Linear
+            or linear.bias is not None
+            or linear._forward_hooks
+            or linear._forward_pre_hooks
+        ):
+            return lambda: _flat(linear(x))
+        weight, numbers = linear.weight.detach(), _flat(out)
+
+        def multiply() -> Any:
+            if self.streamed:
+                product(x, weight, out)
+            else:
+                torch.mm(x, weight.t(), out=out)
+            return numbers
+
+        return multiply
 
     def run(self, kernel: Callable[..., None], *arguments: Any, work: int) -> None:
         """``kernel`` over all rows, shared among torch's threads where the work is worth it."""
@@ -137,19 +185,6 @@ class Decoder:
             delta = down()
         norm(delta, self.last_norm)
         return self.normed.clone()
-
-
-def _product(linear: nn.Module, x: Tensor, out: Tensor) -> Product:
-    """What computes linear(x), x being read anew at each call, and gives its numbers; ``out`` takes them where it can."""
-    if type(linear) is not nn.Linear or linear.bias is not None or linear._forward_hooks or linear._forward_pre_hooks:
-        return lambda: _flat(linear(x))
-    weight, numbers = linear.weight.detach().t(), _flat(out)
-
-    def multiply() -> Any:
-        torch.mm(x, weight, out=out)
-        return numbers
-
-    return multiply
 
 
 def _flat(tensor: Tensor) -> Any:

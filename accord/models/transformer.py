@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from accord.config import UserError
 from accord.models import transformer_training
-from accord.models.decoding import Decoder, by_length, lay_out, runs_compiled
+from accord.models.decoding import Decoder, by_length, few_rows, lay_out, product, runs_compiled
 from accord.models.folders import read_json, read_weights, write_json, write_weights
 from accord.models.transformer_config import TransformerConfig, one_or_many
 from accord.types import Packed
@@ -201,7 +201,12 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) from (N, D)."""
-        return F.linear(hidden, self.embed_tokens.weight if self.config.tied else self.lm_head.weight)
+        weight = self.embed_tokens.weight if self.config.tied else self.lm_head.weight
+        if few_rows(hidden, weight.numel()) and self.head_weight() is not None:
+            out = hidden.new_empty(len(hidden), len(weight))
+            product(hidden.contiguous(), weight, out)
+            return out
+        return F.linear(hidden, weight)
 
     @torch.no_grad()
     def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, KeyValueCache]:
