@@ -29,11 +29,11 @@ STAGES: dict[str, tuple[str, str, int]] = {
     "pretrained": ("accord.training.pretrained", "train", 1),
     "base": ("accord.training.base", "train", 2),
     "sft": ("accord.training.sft", "train", 2),
-    "pairs": ("accord.training.pairs", "train", 3),
+    "pairs": ("accord.training.pairs", "train", 4),
     "reward": ("accord.training.reward_model", "train", 3),
     "ppo": ("accord.training.ppo", "train", 4),
     "dpo": ("accord.training.dpo", "train", 2),
-    "compare": ("accord.evaluation.suite", "compare", 2),
+    "compare": ("accord.evaluation.suite", "compare", 3),
     "fuse": ("accord.fusion.stage", "train", 1),
 }
 
