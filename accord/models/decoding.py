@@ -141,9 +141,10 @@ class Decoder:
         ):
             return lambda: _flat(linear(x))
         weight, numbers = linear.weight.detach(), _flat(out)
+        ours = self.streamed and weight.is_contiguous()
 
         def multiply() -> Any:
-            if self.streamed:
+            if ours:
                 product(x, weight, out)
             else:
                 torch.mm(x, weight.t(), out=out)

@@ -202,7 +202,7 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) from (N, D)."""
         weight = self.embed_tokens.weight if self.config.tied else self.lm_head.weight
-        if few_rows(hidden, weight.numel()) and self.head_weight() is not None:
+        if few_rows(hidden, weight.numel()) and weight.is_contiguous() and self.head_weight() is not None:
             out = hidden.new_empty(len(hidden), len(weight))
             product(hidden.contiguous(), weight, out)
             return out
