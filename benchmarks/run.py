@@ -26,7 +26,7 @@ FILES = (
     *("startup.py", "ppo_specified.py", "ppo_gym.py", "mamba_peers.py", "rollout_hf.py"),
     *("losses_trl.py", "growth.py", "ppo_trl.py", "threads.py"),
 )
-SHORTER = {"growth.py": ["--rounds", "1"], "ppo_gym.py": ["--seeds", "3"]}
+SHORTER = {"growth.py": ["--rounds", "1"], "ppo_gym.py": ["--seeds", "1"]}
 """What makes a file quick where it is not --quick."""
 PACKAGES = ("torch", "numpy", "numba", "transformers", "trl", "stable-baselines3", "gymnasium")
 Row = dict[str, Any]
