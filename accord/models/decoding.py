@@ -7,6 +7,7 @@ holds; with more weights than that a product of few rows is bound by memory, and
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +22,8 @@ WORTH = 4096  # tokens times layers from which a job pays for loading the compil
 EVERYTHING = 2**62  # a window that holds every text
 LANES = 16
 STREAMED = 2**24  # numbers of a weight, or of a model, that come from memory for every token
-FEW = range(5, 65)  # rows for which our product is quicker then
+FEW = range(5, 65)  # rows for which our product is quicker then, beside MKL; not measured beside other libraries
+MKL = platform.machine() in ("x86_64", "AMD64")
 GROUP = 4  # prompts that are read with the padding of one
 
 Product = Callable[[], Any]
@@ -47,7 +49,8 @@ def runs_compiled(model: Transformer, rows: int, steps: int) -> bool:
 def few_rows(x: Tensor, numbers: int) -> bool:
     """Whether x (B, K) is better multiplied by ``product``, with weights of so many numbers: a matter of shapes alone."""
     return (
-        len(x) in FEW
+        MKL
+        and len(x) in FEW
         and numbers >= STREAMED
         and x.device.type == "cpu"
         and x.dtype is torch.float32
