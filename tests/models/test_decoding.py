@@ -55,7 +55,8 @@ def test_a_row_that_is_no_number_stays_alone() -> None:
     assert (found[[0, 1, 3, 4, 5]] == 32).all()
 
 
-def test_who_is_served() -> None:
+def test_who_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "MKL", True)
     few, many = torch.ones(5, 16), torch.ones(65, 16)
     with torch.no_grad():
         assert few_rows(few, 2**24)
@@ -65,6 +66,9 @@ def test_who_is_served() -> None:
         assert not few_rows(few.double(), 2**24)
         with torch.autocast("cpu"):
             assert not few_rows(few, 2**24)
+        monkeypatch.setattr(decoding, "MKL", False)
+        assert not few_rows(few, 2**24)
+    monkeypatch.setattr(decoding, "MKL", True)
     assert not few_rows(few, 2**24)  # a gradient may be wanted
 
 
@@ -81,6 +85,7 @@ def test_replies_are_those_of_torch_s_products(tied: bool, monkeypatch: pytest.M
     plain, _ = generate(model, prompts, greedy, torch.Generator())
     used = []
     monkeypatch.setattr(decoding, "STREAMED", 1)
+    monkeypatch.setattr(decoding, "MKL", True)
     real = decoding.product
     monkeypatch.setattr(decoding, "product", lambda *given: (used.append(len(given[0])), real(*given))[1])
     ours, _ = generate(model, prompts, greedy, torch.Generator())
