@@ -142,9 +142,10 @@ def main() -> int:
     files = options.only or list(FILES)
     new: list[Row] = []
     for name in files:
-        new += rows(name, options.quick)
-    found = merged(new, files)
-    (ROOT / "docs" / "performance.md").write_text(page(found), encoding="utf-8")
+        some = rows(name, options.quick)
+        found = merged(some, [name])  # at once: what breaks off later loses nothing
+        new += some
+        (ROOT / "docs" / "performance.md").write_text(page(found), encoding="utf-8")
     print(f"wrote docs/performance.md; {sum(r['met'] for r in new)} of {len(new)} rows met")
     return 0 if all(r["met"] for r in new) else 1
 
