@@ -27,6 +27,7 @@ from accord.models.backbone import Backbone
 from accord.models.transformer import Layer, Transformer
 
 Weights = Literal["bfloat16", "int8"]
+PIECE = 2**19  # weights that are rounded at a time: what is made on the way stays in the cache
 ENGINES = ("x86", "fbgemm", "onednn")
 
 
@@ -35,25 +36,32 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        weight = weight.detach().float()
+        weight = weight.detach()
         self.turn = hadamard(math.gcd(weight.shape[1], 64))
-        weight = self.turned(weight)
-        levels = 127 if torch.cpu._is_vnni_supported() else 63
-        scales = weight.abs().amax(1).clamp(min=1e-12) / levels
-        whole = (weight / scales[:, None]).round_().to(torch.int8)  # a third of quantize_per_channel's time
-        zeros = torch.zeros(len(weight), dtype=torch.int64)
+        self.levels = 127 if torch.cpu._is_vnni_supported() else 63
+        whole, self.scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+        step = max(1, PIECE // weight.shape[1])
+        for first in range(0, len(weight), step):
+            some = slice(first, first + step)
+            self._round(weight[some], whole[some], self.scales[some])
         with warnings.catch_warnings():  # torch announces that its quantised tensors will go; the products need them
             warnings.simplefilter("ignore", UserWarning)
-            rounded = torch._make_per_channel_quantized_tensor(whole, scales, zeros, 0)
+            rounded = torch._make_per_tensor_quantized_tensor(whole, 1.0, 0)  # a scale a row is read one by one
         self.packed = torch.ops.quantized.linear_prepack(rounded, None)
         self.bias = None if bias is None else bias.detach()
+
+    def _round(self, rows: Tensor, whole: Tensor, scales: Tensor) -> None:
+        """Some rows of the weights into their whole numbers and scales."""
+        rows = self.turned(rows.float())
+        torch.amax(rows.abs(), 1, out=scales).clamp_(min=1e-12).div_(self.levels)
+        whole.copy_(rows.div_(scales[:, None]).round_())
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) to (N, out).  Each token is scaled to [-1, 1] first: its numbers depend on no other's size."""
         x = self.turned(x.detach())
-        size = x.abs().amax(-1, keepdim=True).clamp_(min=1e-12)
+        size = torch.linalg.vector_norm(x, math.inf, -1, keepdim=True).clamp_(min=1e-12)
         y: Tensor = torch.ops.quantized.linear_dynamic(x / size, self.packed, reduce_range=False)
-        y = y.mul_(size)
+        y = y.mul_(self.scales).mul_(size)
         return y if self.bias is None else y.add_(self.bias)
 
     def turned(self, x: Tensor) -> Tensor:
