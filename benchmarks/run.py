@@ -1,6 +1,6 @@
 """Every comparison, one behind the other: prints a table, writes docs/performance.md, fails where a row is under its bar.
 
-    python benchmarks/run.py                      all of it: an hour, SmolLM2 takes most of it
+    python benchmarks/run.py                      all of it: an hour and a half, SmolLM2 takes most of it
     python benchmarks/run.py --quick              fewer rounds and seeds, small models: ten minutes
     python benchmarks/run.py --only growth.py     one file; the page keeps the others' rows of before
 
