@@ -61,22 +61,15 @@ CASES = (
 )
 
 
-def multiplies_bf16() -> bool:
-    """Whether this processor has instructions for products in bfloat16; false where nobody says."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 def chosen(options: argparse.Namespace) -> list[Case]:
     """What to run, float32 in the place of bfloat16 where that is emulated."""
+    from accord.device import multiplies_bfloat16
+
     sizes = [options.size] if options.size else ["tiny"] if options.quick else ["tiny", "smollm2"]
     cases = [c for c in CASES if c.size in sizes and options.only in (None, c.kind)]
     if options.tuned or options.quick or options.threads > 1:
         cases = [c for c in cases if c.tuned == options.tuned]
-    if not (options.bf16 or multiplies_bf16()):
+    if not (options.bf16 or multiplies_bfloat16()):
         if any(c.bf16 for c in cases):
             print("this processor has no bfloat16 products: SmolLM2 is measured in float32 (--bf16 measures it anyway)")
         floats = {(c.size, c.kind) for c in cases if not c.bf16}

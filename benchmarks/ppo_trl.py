@@ -415,12 +415,6 @@ def alike(ours: list[float], theirs: list[float], case: Case) -> bool:
     return bool(apart <= max(APART["length"] * mean, chance))
 
 
-def has_bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16 (Linux on x86; elsewhere no)."""
-    information = Path("/proc/cpuinfo")
-    return information.exists() and any(word in information.read_text() for word in ("avx512_bf16", "amx_bf16"))
-
-
 def precisions(kind: str, fast: bool) -> list[str]:
     if kind == "smollm2":
         return ["bfloat16" if fast else "float32"]
@@ -443,7 +437,9 @@ def main() -> int:
         print(json.dumps(child(options)))
         return 0
     kinds = [options.only] if options.only else ["tiny"] if options.quick else list(CASES)
-    fast = has_bfloat16()
+    from accord.device import multiplies_bfloat16
+
+    fast = multiplies_bfloat16()
     if not fast:
         print("this processor has no bfloat16 instructions: float32 only")
     lines = []

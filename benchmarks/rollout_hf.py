@@ -38,7 +38,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "rollout_smollm2_int8": {"model": "smollm2", "accord": "int8", "hf": "float32", "at_least": 2.5, "aim": 4.0},
 }
 SHAPE = {"tiny": (32, 64), "smollm2": (16, 48)}  # prompts, new tokens
-QUICK = {"tiny": (32, 64), "smollm2": (8, 16)}
 BF16 = (4, 8)  # without bfloat16 instructions Hugging Face needs minutes for more
 CLOSE = {"tiny": 1e-5, "smollm2": 1e-4}
 
@@ -171,9 +170,11 @@ def one(who: str, row: str, shape: tuple[int, int], count: int) -> dict[str, Any
     return run([__file__, "--one", who, "--only", row, "--shape", *map(str, shape)], count, False)
 
 
-def compare(row: str, rounds: int, quick: bool, count: int) -> dict[str, Any]:
+def compare(row: str, rounds: int, count: int) -> dict[str, Any]:
+    from accord.device import multiplies_bfloat16
+
     what = ROWS[row]
-    shape = BF16 if what["hf"] == "bfloat16" and not _has_bfloat16() else (QUICK if quick else SHAPE)[what["model"]]
+    shape = BF16 if what["hf"] == "bfloat16" and not multiplies_bfloat16() else SHAPE[what["model"]]
     runs = [(one("accord", row, shape, count), one("hf", row, shape, count)) for _ in range(rounds)]
     ratios = [theirs["cpu"] / ours["cpu"] for ours, theirs in runs]
     apart = max(ours["apart_max"] for ours, _ in runs)
@@ -190,17 +191,11 @@ def compare(row: str, rounds: int, quick: bool, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _has_bfloat16() -> bool:
-    import torch
-
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(ROWS), help="one row")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
-    parser.add_argument("--quick", action="store_true", help="one round, the tiny model; SmolLM2, where named, shorter")
+    parser.add_argument("--quick", action="store_true", help="one round, and the tiny model alone where none is named")
     parser.add_argument("--threads", type=int, default=1, help="threads; above one the ratio is of wall seconds")
     parser.add_argument("--one", choices=["accord", "hf"], help=argparse.SUPPRESS)
     parser.add_argument("--shape", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -218,7 +213,7 @@ def main() -> int:
             continue
         if options.quick and not options.only and ROWS[row]["model"] == "smollm2":
             continue
-        line = compare(row, 1 if options.quick else options.rounds, options.quick, options.threads)
+        line = compare(row, 1 if options.quick else options.rounds, options.threads)
         lines.append(line)
         cpu = line["cpu_s"]
         print(

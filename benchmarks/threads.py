@@ -1,6 +1,6 @@
 """Two threads must not lose the ratio: the comparisons of this folder again with OMP_NUM_THREADS=2, in wall seconds.
 
-    python benchmarks/threads.py [--quick]
+    python benchmarks/threads.py
 
 Calls each file with ``--threads 2``; its rows keep their bars.  Wall seconds mean something on a quiet machine alone.
 """
@@ -23,16 +23,13 @@ COMMANDS = [
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round of SFT")
-    quick = parser.parse_args().quick
-    rounds = ["--rounds", "1" if quick else "3"]
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     if (os.cpu_count() or 1) < 2:
         print("one processor: two threads cannot be measured here")
         return 0
     codes = []
-    for name, *arguments in COMMANDS[:1] if quick else COMMANDS:
-        command = [sys.executable, str(ROOT / name), *arguments, *rounds, "--threads", "2"]
+    for name, *arguments in COMMANDS:
+        command = [sys.executable, str(ROOT / name), *arguments, "--rounds", "3", "--threads", "2"]
         codes.append(subprocess.run(command, check=False).returncode)
     return max(codes)
 

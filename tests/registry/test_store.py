@@ -84,7 +84,10 @@ def test_a_folder_that_lost_a_file_is_filled_again(store: Store, make: Any) -> N
     model = make(weights=1)
     found = store.add(model)
     (found.folder / "config.json").unlink()
-    verify(store.add(model).folder)
+    again = store.add(model)
+    verify(again.folder)
+    assert again.folder == found.folder
+    assert (again.folder / "config.json").read_bytes() == (model / "config.json").read_bytes()
 
 
 def test_a_folder_whose_bytes_changed_is_filled_again(store: Store, make: Any) -> None:
