@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from accord import stages
     from accord.api import load, run
     from accord.errors import Failed, Interrupted, UserError
-    from accord.models.actor_critic import ActorCritic
+    from accord.models.heads import ActorCritic
     from accord.models.language import LanguageActorCritic
     from accord.models.open import open_backbone
     from accord.models.reward import RewardModel
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _WHERE = {
-    "ActorCritic": "accord.models.actor_critic",
+    "ActorCritic": "accord.models.heads",
     "Failed": "accord.errors",
     "Interrupted": "accord.errors",
     "LanguageActorCritic": "accord.models.language",
@@ -24,9 +24,8 @@ _WHERE = {
     "UserError": "accord.errors",
     "load": "accord.api",
     "open_backbone": "accord.models.open",
+    "run": "accord.api",
 }
-
-_MODULES = ("run", "stages")  # run is a module that can be called
 
 __all__ = [
     "ActorCritic",
@@ -54,8 +53,8 @@ def __getattr__(name: str) -> Any:
             return version("accord")
         except PackageNotFoundError:  # a checkout that is not installed
             return "0.0.0"
-    if name in _MODULES:
-        return importlib.import_module(f"accord.{name}")
+    if name == "stages":
+        return importlib.import_module("accord.stages")
     if name not in _WHERE:
         raise AttributeError(f"module 'accord' has no attribute {name!r}")
     return getattr(importlib.import_module(_WHERE[name]), name)

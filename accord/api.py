@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.config import UserError
+from accord.errors import UserError
 
 if TYPE_CHECKING:
-    from accord.data.records import Prompt
+    from accord.data.rows import Prompt
     from accord.data.tokenizer import Tokenizer
     from accord.models.backbone import Backbone
     from accord.models.reward import RewardModel
@@ -40,9 +40,9 @@ def load(model: str | Path, device: str = "cpu") -> LoadedModel | LoadedReward:
 
     A reward model comes with ``score``, every other one with ``generate``.  Raises UserError where there is none.
     """
-    from accord.device import resolve_device
     from accord.models.open import frozen, module, open_backbone
     from accord.models.reward import RewardModel, is_reward_model
+    from accord.runtime.device import resolve_device
     from accord.training.artifact import model_folder, open_tokenizer
 
     folder = model_folder(str(model))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from accord.data.chat import prompt_ids
-from accord.data.records import Message
+from accord.data.rows import Message
 from accord.models.open import frozen, module, open_backbone
 from accord.rollout.generate import Decoding, stream
-from accord.run import console
+from accord.runtime.run import console
 
 
 def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed: int, system: str) -> int:

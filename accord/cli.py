@@ -16,7 +16,7 @@ from accord.registry.command import add_commands as add_models
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from accord.settings import Stage
+    from accord.config.settings import Stage
 
 OVERVIEW = """\
 accord runs reinforcement learning from human feedback: base -> SFT -> reward model -> PPO and DPO -> comparison.
@@ -114,7 +114,7 @@ def _common(command: argparse.ArgumentParser) -> None:
 
 
 def run_one(options: argparse.Namespace) -> int:
-    from accord.settings import CONFIGS
+    from accord.config.settings import CONFIGS
 
     kind = options.command
     if options.help:
@@ -132,8 +132,8 @@ def run_one(options: argparse.Namespace) -> int:
 
 def config_of(kind: str, options: argparse.Namespace) -> Stage:
     """The stage's config from its file and overrides; for fuse the file may be mergekit's."""
-    from accord.config import load
-    from accord.settings import CONFIGS
+    from accord.config.load import load
+    from accord.config.settings import CONFIGS
 
     if kind == "fuse" and options.config:
         from accord.fusion.recipe import is_recipe, load_recipe
@@ -148,7 +148,7 @@ def config_of(kind: str, options: argparse.Namespace) -> Stage:
 
 def next_step(kind: str, config: Stage) -> str:
     """What to run next."""
-    from accord.settings import PPOConfig
+    from accord.config.settings import PPOConfig
 
     folder = f"{config.out}/{config.name or kind}"
     after = {
@@ -175,8 +175,8 @@ def talk(options: argparse.Namespace) -> int:
 
 
 def show_config(options: argparse.Namespace) -> int:
-    from accord.config import to_yaml
-    from accord.settings import CONFIGS
+    from accord.config.load import to_yaml
+    from accord.config.settings import CONFIGS
 
     cls = CONFIGS[options.stage]
     if options.what == "schema":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.settings import CONFIGS, Stage
+from accord.config.settings import CONFIGS, Stage
 
 if TYPE_CHECKING:
     from accord.pipeline.stage import Outcome
@@ -41,7 +41,7 @@ class StageFunction:
 
     def config(self, config: str | Path | Mapping[str, Any] | Stage | None = None, **overrides: Any) -> Stage:
         """The config that a call with the same arguments runs with."""
-        from accord.config import build, put, read_yaml
+        from accord.config.load import build, put, read_yaml
 
         where = "the settings given"
         if isinstance(config, (str, Path)):

@@ -33,12 +33,12 @@ def step_of(kind: str, times: int, vocab: int) -> tuple[Callable[[], Any], int, 
     """A training step, its tokens, and the bytes of its gradients."""
     import torch
 
+    from accord.algorithms import dpo
+    from accord.config.settings import Optimiser
     from accord.data.packing import pack_preferences, pack_supervised
     from accord.data.preferences import PreferencePair
     from accord.data.supervised import SupervisedExample
     from accord.models.transformer import small_transformer
-    from accord.settings import Optimiser
-    from accord.training import dpo
     from accord.training.cross_entropy import cross_entropy
     from accord.training.updater import Updater
 
@@ -126,7 +126,7 @@ def main() -> int:
     rounds = parser.parse_args().rounds
     import torch
 
-    from accord.allocator import keep_memory
+    from accord.runtime.allocator import keep_memory
 
     torch.set_num_threads(1)
     keep_memory()

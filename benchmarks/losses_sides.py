@@ -171,9 +171,9 @@ def _tokenizer(vocab: int) -> Any:
 def run_accord(kind: str, size: Size, folder: str, bf16: bool) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
-    from accord.allocator import keep_memory
+    from accord.config.settings import Optimiser
     from accord.models.transformer import Transformer
-    from accord.settings import Optimiser
+    from accord.runtime.allocator import keep_memory
     from accord.training.updater import Updater
 
     keep_memory()  # as every stage does
@@ -197,12 +197,12 @@ def run_accord(kind: str, size: Size, folder: str, bf16: bool) -> dict[str, Any]
 def _ours(kind: str, model: Any, folder: str) -> tuple[Callable[[Rows], Any], Callable[[Any], Any], list[Any]]:
     import torch
 
+    from accord.algorithms import dpo, reward_model
     from accord.data.packing import pack_preferences, pack_supervised
     from accord.data.preferences import PreferencePair
     from accord.data.supervised import SupervisedExample
     from accord.models.reward import RewardMLP, RewardModel
     from accord.models.transformer import Transformer
-    from accord.training import dpo, reward_model
     from accord.training.cross_entropy import cross_entropy
 
     def supervised(rows: Rows) -> Any:

@@ -63,7 +63,7 @@ CASES = (
 
 def chosen(options: argparse.Namespace) -> list[Case]:
     """What to run, float32 in the place of bfloat16 where that is emulated."""
-    from accord.device import multiplies_bfloat16
+    from accord.runtime.device import multiplies_bfloat16
 
     sizes = [options.size] if options.size else ["tiny"] if options.quick else ["tiny", "smollm2"]
     cases = [c for c in CASES if c.size in sizes and options.only in (None, c.kind)]

@@ -101,12 +101,12 @@ def make(folder: str) -> dict[str, Any]:
 def run_accord(kind: str, folder: str) -> dict[str, Any]:
     import torch
 
-    from accord.allocator import keep_memory
+    from accord.config.settings import Optimiser
     from accord.data.packing import pack_supervised
     from accord.data.supervised import SupervisedExample
     from accord.models.mamba import Mamba
     from accord.rollout.generate import Decoding, generate
-    from accord.settings import Optimiser
+    from accord.runtime.allocator import keep_memory
     from accord.training.cross_entropy import cross_entropy
     from accord.training.updater import Updater
 

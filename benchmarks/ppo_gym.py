@@ -63,7 +63,7 @@ def run_sb3(seed: int) -> dict[str, float]:
 def run_accord(seed: int) -> dict[str, float]:
     """The same of ours, through the command that anyone runs; a rollout's line of metrics is where we look."""
     from accord.cli import main
-    from accord.run import Run
+    from accord.runtime.run import Run
 
     seen: dict[str, float] = {"reached": 0, "steps": 0, "cpu": 0.0}
     began = 0.0

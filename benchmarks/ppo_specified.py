@@ -78,13 +78,13 @@ def run_accord(folder: str) -> dict[str, Any]:
     import torch
     import torch._dynamo
 
-    from accord.config import load
-    from accord.rollout.gym import open_vectors
-    from accord.rollout.normalise import Normaliser
-    from accord.run import Run
-    from accord.settings import PPOConfig
-    from accord.training import hand_updater
-    from accord.training.ppo_vector import VectorSource, policy_for, train_on_steps
+    from accord.algorithms.ppo_control import VectorSource, policy_for, train_on_steps
+    from accord.config.load import load
+    from accord.config.settings import PPOConfig
+    from accord.rollout.env.gym import open_vectors
+    from accord.rollout.env.normalization import Normaliser
+    from accord.runtime.run import Run
+    from accord.training import numpy_updater as hand_updater
 
     class Silent(Run):
         """Writes nothing while it runs, as stable-baselines3 does where no log is asked for."""

@@ -254,7 +254,7 @@ def run_trl(kind: str, folder: Path, precision: str, check: bool, seed: int) -> 
 
 # ------------------------------------------------------------------ accord
 def settings(kind: str, folder: Path, precision: str, critic: str, check: bool = False) -> Any:
-    from accord.settings import PPOConfig
+    from accord.config.settings import PPOConfig
 
     case = CASES[kind]
     return PPOConfig(
@@ -273,9 +273,9 @@ def run_accord(kind: str, folder: Path, precision: str, critic: str, seed: int) 
     """The stage as it is: ``accord ppo``."""
     import torch
 
-    from accord.allocator import keep_memory
-    from accord.run import Run
-    from accord.training import ppo
+    from accord.algorithms import ppo
+    from accord.runtime.allocator import keep_memory
+    from accord.runtime.run import Run
 
     keep_memory()  # as every stage does
     torch.set_num_threads(threads())
@@ -306,13 +306,13 @@ def check_accord(kind: str, folder: Path) -> dict[str, Any]:
     """TRL's replies through our pass: how far losses, scores, KL and the moved weights lie from what TRL had."""
     import torch
 
+    from accord.algorithms.ppo_core import PPOObjective
+    from accord.algorithms.ppo_language import score_texts
     from accord.data.tokenizer import Tokenizer
     from accord.models.language import LanguageActorCritic, reply_logprobs
     from accord.models.transformer import Transformer, unfuse
     from accord.rollout.collect import pack_texts, spread, to_ppo_batch
     from accord.rollout.score import Replies, open_reward
-    from accord.training.ppo_core import PPOObjective
-    from accord.training.ppo_language import score_texts
     from accord.training.updater import Updater
     from accord.types import Generation, Rollout
 
@@ -437,7 +437,7 @@ def main() -> int:
         print(json.dumps(child(options)))
         return 0
     kinds = [options.only] if options.only else ["tiny"] if options.quick else list(CASES)
-    from accord.device import multiplies_bfloat16
+    from accord.runtime.device import multiplies_bfloat16
 
     fast = multiplies_bfloat16()
     if not fast:

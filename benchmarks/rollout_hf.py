@@ -117,11 +117,11 @@ def write_hf(peer: Any, prompts: list[tuple[int, ...]], steps: int, sampled: boo
 def run_accord(model: str, weights: str, shape: tuple[int, int], folder: str) -> dict[str, Any]:
     import torch
 
-    from accord.allocator import keep_memory
     from accord.models.language import reply_logprobs
     from accord.models.open import open_backbone
     from accord.rollout.collect import pack_texts
     from accord.rollout.generate import Decoding, generate
+    from accord.runtime.allocator import keep_memory
 
     keep_memory()  # as every stage does
     torch.set_num_threads(threads())
@@ -136,7 +136,7 @@ def run_accord(model: str, weights: str, shape: tuple[int, int], folder: str) ->
 
     def whole() -> None:
         if weights != "float32":
-            from accord.models.quantize import for_sampling
+            from accord.models.quantized import for_sampling
 
             sampler[0] = for_sampling(policy, weights)  # type: ignore[arg-type]
         made.append(write(prompts_of(shape[0]), shape[1]))
@@ -171,7 +171,7 @@ def one(who: str, row: str, shape: tuple[int, int], count: int) -> dict[str, Any
 
 
 def compare(row: str, rounds: int, count: int) -> dict[str, Any]:
-    from accord.device import multiplies_bfloat16
+    from accord.runtime.device import multiplies_bfloat16
 
     what = ROWS[row]
     shape = BF16 if what["hf"] == "bfloat16" and not multiplies_bfloat16() else SHAPE[what["model"]]

@@ -5,7 +5,7 @@
 
     import_accord    CPU seconds of ``import torch`` against those of ``import accord``
     help             wall seconds of ``accord --help`` against the 0.4 that it may take; a busy machine fails it
-    import_dpo       CPU seconds of ``from trl import DPOTrainer`` against ``import accord.training.dpo``
+    import_dpo       CPU seconds of ``from trl import DPOTrainer`` against ``import accord.algorithms.dpo``
 
 Every import in a fresh process with one thread, turn about, the interpreter's own start included.  Needs the extra oracle.
 """
@@ -24,7 +24,7 @@ import time
 HELP_MAY_TAKE = 0.4
 PAIRS = {  # row: ours, theirs, at least, aim
     "import_accord": ("import accord", "import torch", 1 / 1.1, 1.0),
-    "import_dpo": ("import accord.training.dpo", "from trl import DPOTrainer", 2.5, 3.0),
+    "import_dpo": ("import accord.algorithms.dpo", "from trl import DPOTrainer", 2.5, 3.0),
 }
 
 
@@ -76,7 +76,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="three runs of each side")
     options = parser.parse_args()
     rounds = 3 if options.quick else options.rounds
-    for code in ("import accord.cli, accord.training.dpo", "import torch"):  # compiled files and the disk's cache
+    for code in ("import accord.cli, accord.algorithms.dpo", "import torch"):  # compiled files and the disk's cache
         spent(code)
     lines = [compare("import_accord", rounds), help_line(rounds), compare("import_dpo", rounds)]
     for line in lines:

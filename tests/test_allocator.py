@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import torch
-from accord.allocator import keep_memory
+from accord.runtime.allocator import keep_memory
 def heap():
     for line in open("/proc/self/maps"):
         if line.rstrip().endswith("[heap]"):
@@ -46,7 +46,7 @@ def test_freed_memory_is_kept_where_glibc_is_told_to() -> None:
 
 
 def test_a_users_own_settings_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    from accord import allocator
+    from accord.runtime import allocator
 
     monkeypatch.setenv("MALLOC_TOP_PAD_", "4096")
     assert not allocator.keep_memory()
@@ -56,7 +56,7 @@ def test_a_users_own_settings_stand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from accord import allocator
+    from accord.runtime import allocator
 
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not allocator.keep_memory()

@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from accord.cli import main, parse, parser, settings_help
-from accord.config import load
-from accord.settings import CONFIGS, SFTConfig
+from accord.config.load import load
+from accord.config.settings import CONFIGS, SFTConfig
 
 REPO = Path(__file__).parents[1]
 
@@ -195,7 +195,7 @@ def test_a_mistake_is_one_sentence_and_exit_2(
 
 
 def test_debug_shows_the_traceback() -> None:
-    from accord.config import UserError
+    from accord.errors import UserError
 
     with pytest.raises(UserError, match="did you mean"):
         main(["sft", "sede=1", "--debug"])
@@ -216,7 +216,7 @@ def test_ctrl_c_outside_a_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_a_stopped_stage_says_how_to_go_on(
     words: list[str], mend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from accord.run import Interrupted
+    from accord.errors import Interrupted
 
     def stopped(*args: Any) -> None:
         raise Interrupted("x: stopped at step 3 of 9; the state is saved.")

@@ -13,8 +13,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accord.config import Section, UserError, digest, known_keys, load, parse_override, put, read_yaml, to_yaml
-from accord.settings import CONFIGS, BaseConfig, CompareConfig, PPOConfig, RewardConfig, SFTConfig
+from accord.config.load import Section, digest, known_keys, load, parse_override, put, read_yaml, to_yaml
+from accord.config.settings import CONFIGS, BaseConfig, CompareConfig, PPOConfig, RewardConfig, SFTConfig
+from accord.errors import UserError
 
 Write = Callable[[str], Path]
 

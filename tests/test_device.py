@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from accord import device
-from accord.config import UserError
-from accord.device import resolve_device, slow_precision
+from accord.errors import UserError
+from accord.runtime import device
+from accord.runtime.device import resolve_device, slow_precision
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ REPO = Path(__file__).parents[1]
 
 
 def test_public_names() -> None:
-    from accord.models.actor_critic import ActorCritic
+    from accord.models.heads import ActorCritic
     from accord.models.language import LanguageActorCritic
     from accord.models.open import open_backbone
     from accord.models.reward import RewardModel
@@ -53,7 +53,7 @@ def test_importing_is_light() -> None:
     assert out.splitlines() == ["[]", "[]"]
 
 
-OPTIONAL = {"accord.models.scan_triton": "triton"}
+OPTIONAL = {"accord.kernels.selective_scan_triton": "triton"}
 """Modules that need what only some machines have."""
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from accord.run import Interrupted, Run, StopSignal, console, peak_rss_mb
+from accord.errors import Interrupted
+from accord.runtime.run import Run, StopSignal, console, peak_rss_mb
 
 
 def make(tmp_path: Path, **given: Any) -> Run:
@@ -180,7 +181,7 @@ def test_log_files_are_closed(tmp_path: Path) -> None:
     import logging
 
     with make(tmp_path) as run:
-        logger = logging.getLogger(f"accord.run.sft.{id(run)}")
+        logger = logging.getLogger(f"accord.log.sft.{id(run)}")
         assert logger.handlers
     assert not logger.handlers
 

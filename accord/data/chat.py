@@ -13,8 +13,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from accord.config import UserError
-from accord.data.records import Message, Prompt
+from accord.data.rows import Message, Prompt
+from accord.errors import UserError
 
 if TYPE_CHECKING:
     import jinja2

@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from accord.config import UserError
 from accord.data.chat import exchange
 from accord.data.prompts import Side, is_blank, is_heldout, kept_places
-from accord.data.records import Report, Row, Tally, Where, preference_fields, read_jsonl
+from accord.data.rows import Report, Row, Tally, Where, preference_fields, read_jsonl
+from accord.errors import UserError
 
 if TYPE_CHECKING:
     from accord.data.tokenizer import Tokenizer

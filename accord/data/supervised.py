@@ -7,10 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from accord.config import UserError
 from accord.data.chat import chat_tokens, document_ids, exchange
 from accord.data.prompts import kept_places
-from accord.data.records import (
+from accord.data.rows import (
     Report,
     Row,
     Tally,
@@ -22,6 +21,7 @@ from accord.data.records import (
     require,
     text_field,
 )
+from accord.errors import UserError
 
 if TYPE_CHECKING:
     from accord.data.tokenizer import Tokenizer

@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.config import UserError
-from accord.digests import TOKENIZER_FILES, verify
+from accord.errors import UserError
+from accord.io.digests import TOKENIZER_FILES, verify
 
 if TYPE_CHECKING:
     import tokenizers

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from accord.config import UserError, load_function
+from accord.config.load import load_function
+from accord.config.settings import CompareConfig
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.packing import pack_continuations
 from accord.data.prompts import PromptData, load_prompts, plain_text
-from accord.data.records import Where, preference_fields, read_jsonl
+from accord.data.rows import Where, preference_fields, read_jsonl
 from accord.data.tokenizer import Tokenizer
-from accord.device import resolve_device
+from accord.errors import UserError
 from accord.evaluation.metrics import (
     bootstrap_ci,
     distinct_n,
@@ -35,8 +36,8 @@ from accord.registry.manifest import versions
 from accord.rollout.collect import pack_texts, spread
 from accord.rollout.generate import Decoding, generate
 from accord.rollout.score import TextReward, call_function
-from accord.run import Run, console
-from accord.settings import CompareConfig
+from accord.runtime.device import resolve_device
+from accord.runtime.run import Run, console
 from accord.types import Generation
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from accord.config import UserError
+from accord.config.settings import FuseConfig
 from accord.data.packing import pack_preferences
 from accord.data.preferences import load_preferences
 from accord.data.tokenizer import Tokenizer
-from accord.device import resolve_device
+from accord.errors import UserError
 from accord.fusion.head import read_head, write_head
 from accord.models.reward import RewardModel
-from accord.settings import FuseConfig
+from accord.runtime.device import resolve_device
 
 ROWS = 32
 

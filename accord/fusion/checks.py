@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.config import UserError
+from accord.errors import UserError
 from accord.fusion.weights import Weights
-from accord.models.folders import read_json
+from accord.models.hf_format import read_json
 from accord.models.reward import HEAD_CONFIG, is_reward_model
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from accord.config import UserError
+from accord.errors import UserError
 from accord.models.reward import HEAD_CONFIG, HEAD_FILE
 
 State = Mapping[str, Tensor]

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from accord.config import UserError
-from accord.models.folders import INDEX, WEIGHTS, read_json
+from accord.errors import UserError
+from accord.models.hf_format import INDEX, WEIGHTS, read_json
 
 DTYPES = {
     "F64": torch.float64,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from accord.config import UserError
+from accord.errors import UserError
 from accord.types import Packed
 
 if TYPE_CHECKING:

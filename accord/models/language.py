@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from accord.functional.logprobs import token_logprobs
-from accord.functional.vocabulary_head import label_logprobs
+from accord.kernels.vocabulary_head import label_logprobs
 from accord.models.backbone import Backbone
 from accord.models.chosen import head_weight, hidden_at
 from accord.models.open import module

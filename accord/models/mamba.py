@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from accord.config import UserError
-from accord.models.folders import read_json, read_weights, write_json, write_weights
-from accord.models.selective_scan import causal_conv, flat, gated, runs_compiled, selective_scan, softplus
+from accord.errors import UserError
+from accord.kernels.selective_scan import causal_conv, flat, gated, runs_compiled, selective_scan, softplus
+from accord.models.hf_format import read_json, read_weights, write_json, write_weights
 from accord.types import Packed
 
 DT_RANGE = (1e-3, 1e-1)  # the step sizes that training starts from
@@ -183,7 +183,7 @@ class Mixer(nn.Module):
         return self.out_proj(((state * C[..., None]).sum(1) + self.D * x) * F.silu(z))  # type: ignore[no-any-return]
 
     def _step_compiled(self, xz: Tensor, window: Tensor, state: Tensor, taps: Tensor, rates: Tensor) -> Tensor:
-        from accord.models import scan_numba as kernels
+        from accord.kernels import selective_scan_numba as kernels
 
         rows, width = len(xz), self.D.shape[0]
         x, y = xz.new_empty(rows, width), xz.new_empty(rows, width)

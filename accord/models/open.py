@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from accord.config import UserError
-from accord.digests import verify
+from accord.errors import UserError
+from accord.io.digests import verify
 
 if TYPE_CHECKING:
     from accord.models.backbone import Backbone

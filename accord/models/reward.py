@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from accord.config import UserError
+from accord.errors import UserError
 from accord.models.backbone import Backbone
 from accord.models.open import module, open_backbone
 from accord.types import Packed

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from accord.config import UserError
-from accord.models import transformer_training
-from accord.models.decoding import Decoder, by_length, few_rows, lay_out, product, runs_compiled
-from accord.models.folders import read_json, read_weights, write_json, write_weights
+from accord.errors import UserError
+from accord.kernels import transformer_training
+from accord.kernels.decoding import Decoder, by_length, few_rows, lay_out, product, runs_compiled
+from accord.models.hf_format import read_json, read_weights, write_json, write_weights
 from accord.models.transformer_config import TransformerConfig, one_or_many
 from accord.types import Packed
 

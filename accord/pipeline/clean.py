@@ -9,7 +9,7 @@ from pathlib import Path
 from accord.pipeline.failure import FAILED
 from accord.pipeline.lock import alive, owner
 from accord.pipeline.plan import PipelineConfig, Planned
-from accord.pipeline.record import BEGUN, DONE
+from accord.pipeline.records import BEGUN, DONE
 from accord.pipeline.references import references
 
 

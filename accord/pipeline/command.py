@@ -13,7 +13,7 @@ from accord.errors import UserError
 
 if TYPE_CHECKING:
     from accord.pipeline.plan import PipelineConfig, Planned
-    from accord.pipeline.standing import Standing
+    from accord.pipeline.status import Standing
 
 STATES = {
     "done": "✓ done",
@@ -78,7 +78,7 @@ def _emit(options: argparse.Namespace) -> int:
 
 def _dry_run(options: argparse.Namespace) -> int:
     from accord.pipeline.plan import selected
-    from accord.pipeline.standing import standings
+    from accord.pipeline.status import standings
 
     _, planned, folders = _planned(options.pipeline, options.overrides)
     forced = selected(options.force, planned, "--force")
@@ -104,11 +104,11 @@ def _located(options: argparse.Namespace) -> tuple[str, list[str]]:
     """The pipeline's file and overrides: as given, or those that were run last in that ``out``."""
     from accord.pipeline.orchestrator import LAST
     from accord.pipeline.plan import PipelineConfig
-    from accord.pipeline.record import read_record
+    from accord.pipeline.records import read_record
 
     if options.pipeline:
         return options.pipeline, options.overrides
-    from accord.config import parse_override
+    from accord.config.load import parse_override
 
     values = dict(parse_override(o) for o in options.overrides)
     last = Path(str(values.get("out", PipelineConfig.model_fields["out"].default))) / LAST
@@ -127,7 +127,7 @@ def _show(found: Sequence[Standing]) -> None:
 
 
 def status(options: argparse.Namespace) -> int:
-    from accord.pipeline.standing import standings
+    from accord.pipeline.status import standings
 
     path, overrides = _located(options)
     pipeline, planned, folders = _planned(path, overrides)
@@ -138,7 +138,7 @@ def status(options: argparse.Namespace) -> int:
 
 def why(options: argparse.Namespace) -> int:
     from accord.pipeline.plan import selected
-    from accord.pipeline.standing import standings
+    from accord.pipeline.status import standings
 
     _, planned, folders = _planned(*_located(options))
     names = selected([options.stage], planned, "why")
@@ -150,7 +150,7 @@ def why(options: argparse.Namespace) -> int:
 
 def _why(standing: Standing, directory: Path) -> list[str]:
     """A head, and the reasons below it."""
-    from accord.pipeline.record import BEGUN, read_done, read_record
+    from accord.pipeline.records import BEGUN, read_done, read_record
 
     record = read_done(directory) or read_record(directory / BEGUN)
     then = [f"  {reason}" for reason in record.get("why", ())]

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from accord.config import UserError
+from accord.errors import UserError
 from accord.pipeline.plan import PipelineConfig, Planned
 
 TOOLS = ("makefile", "dvc")

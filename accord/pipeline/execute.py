@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from accord.errors import Interrupted
 from accord.pipeline.plan import Planned
 from accord.pipeline.stage import Outcome
-from accord.run import Interrupted, StopSignal
+from accord.runtime.run import StopSignal
 
 
 class View(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from accord.config import UserError
+from accord.errors import UserError
 
 FAILED = "failed.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

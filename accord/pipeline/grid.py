@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accord.config import UserError
+from accord.errors import UserError
 
 Value = str | int | float | bool
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from accord.config import UserError
+from accord.errors import UserError
 
 LOCK = "lock.json"
 

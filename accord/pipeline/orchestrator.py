@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accord.config import UserError
+from accord.errors import Failed, UserError
 from accord.pipeline.execute import Ended, Work, execute
 from accord.pipeline.failure import FAILED, in_words
 from accord.pipeline.plan import PipelineConfig, Planned, plan, selected
-from accord.pipeline.record import BEGUN, JOURNAL, gone, read_done, read_record
+from accord.pipeline.records import BEGUN, JOURNAL, gone, read_done, read_record
 from accord.pipeline.references import require, resolve
 from accord.pipeline.stage import Outcome, failure, folder, kept, logs, run_stage, task_of
-from accord.pipeline.standing import progress, standings
+from accord.pipeline.status import progress, standings
 from accord.pipeline.view import LiveTable, view_for
 from accord.registry.manifest import versions, write_json
-from accord.run import Failed, console
+from accord.runtime.run import console
 
 LAST = "pipeline.json"
 

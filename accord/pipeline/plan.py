@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from accord.config import Section, UserError, build, load, parse_override, put, read_yaml
+from accord.config.load import Section, build, load, parse_override, put, read_yaml
+from accord.config.settings import CONFIGS, Stage
+from accord.errors import UserError
 from accord.pipeline.grid import Point, Value, filled, gathered, matching, partner, points
 from accord.pipeline.references import references, renamed, require
-from accord.settings import CONFIGS, Stage
 
 
 class Entry(Section):

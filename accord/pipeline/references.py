@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from accord.config import UserError
-from accord.settings import Stage
+from accord.config.settings import Stage
+from accord.errors import UserError
 
 Sort = Literal["model", "reward", "base", "sft", "preferences", "heldout_preferences", "prompts", "heldout_prompts"]
 

@@ -11,30 +11,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accord.allocator import keep_memory
-from accord.config import UserError, digest, to_yaml
+from accord.config.load import digest, to_yaml
+from accord.config.settings import PretrainedConfig, Stage
+from accord.errors import Interrupted, UserError
 from accord.pipeline.failure import FAILED, in_words, sentence
 from accord.pipeline.lock import LOCK, Locked, held
-from accord.pipeline.memory import peak, reset_peak
-from accord.pipeline.record import BEGUN, DONE, STATE, gone, note, outputs, read_done, read_record
+from accord.pipeline.records import BEGUN, DONE, STATE, gone, note, outputs, read_done, read_record
 from accord.pipeline.references import is_function, references
 from accord.pipeline.why import differences
 from accord.registry.manifest import MANIFEST, content_digest, versions, write_json
-from accord.run import Beat, Interrupted, Run
-from accord.settings import PretrainedConfig, Stage
+from accord.runtime.allocator import keep_memory
+from accord.runtime.peak_memory import peak, reset_peak
+from accord.runtime.run import Beat, Run
 
 # What a stage calls, and the version of what it does: raised when a change of ours changes its results.
 STAGES: dict[str, tuple[str, str, int]] = {
-    "demo": ("accord.training.demo", "train", 1),
-    "pretrained": ("accord.training.pretrained", "train", 1),
-    "base": ("accord.training.base", "train", 2),
-    "sft": ("accord.training.sft", "train", 2),
-    "pairs": ("accord.training.pairs", "train", 4),
-    "reward": ("accord.training.reward_model", "train", 3),
-    "ppo": ("accord.training.ppo", "train", 4),
-    "dpo": ("accord.training.dpo", "train", 2),
+    "demo": ("accord.stage_kinds.demo", "train", 1),
+    "pretrained": ("accord.stage_kinds.pretrained", "train", 1),
+    "base": ("accord.algorithms.base", "train", 2),
+    "sft": ("accord.algorithms.sft", "train", 2),
+    "pairs": ("accord.stage_kinds.pairs", "train", 4),
+    "reward": ("accord.algorithms.reward_model", "train", 3),
+    "ppo": ("accord.algorithms.ppo", "train", 4),
+    "dpo": ("accord.algorithms.dpo", "train", 2),
     "compare": ("accord.evaluation.suite", "compare", 3),
-    "fuse": ("accord.fusion.stage", "train", 1),
+    "fuse": ("accord.stage_kinds.fuse", "train", 1),
 }
 
 
@@ -196,7 +197,7 @@ def _worked(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Call
             (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
             module, function, _ = STAGES[task.kind]
             if getattr(config, "precision", "float32") != "float32":
-                from accord.device import resolve_device, slow_precision
+                from accord.runtime.device import resolve_device, slow_precision
 
                 if words := slow_precision(resolve_device(config.device), config.precision):
                     run.say(words)

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accord.pipeline.record import DONE, read_done
+from accord.config.settings import CONFIGS, BaseConfig, Stage, TextModel
+from accord.pipeline.records import DONE, read_done
 from accord.pipeline.references import SMALL, references, require, resolve
 from accord.pipeline.stage import Outcome, folder, run_stage
-from accord.run import console
-from accord.settings import CONFIGS, BaseConfig, Stage, TextModel
+from accord.runtime.run import console
 
 
 def run_alone(kind: str, config: Stage, resume: bool) -> Outcome:

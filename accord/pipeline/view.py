@@ -15,8 +15,8 @@ from rich.text import Text
 
 from accord.pipeline.plan import Planned
 from accord.pipeline.stage import Outcome
-from accord.pipeline.standing import figures, progress, span, time_left
-from accord.run import console
+from accord.pipeline.status import figures, progress, span, time_left
+from accord.runtime.run import console
 
 MARKS = {"done": "✓", "failed": "✗", "not run": "-", "running": "▶", "waiting": "·"}
 STYLES = {"done": "green", "failed": "red", "not run": "yellow", "running": "bold", "waiting": "dim"}

@@ -16,12 +16,11 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
-from accord.config import UserError
+from accord.config.settings import CONFIGS, Stage
+from accord.errors import Interrupted, UserError
 from accord.pipeline.failure import in_words
-from accord.pipeline.record import read_done
+from accord.pipeline.records import read_done
 from accord.pipeline.stage import Outcome, folder, logs, run_stage
-from accord.run import Interrupted
-from accord.settings import CONFIGS, Stage
 
 DONE, FAILED, STOPPED = 0, 1, 130
 

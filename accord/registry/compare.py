@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accord.config import UserError
+from accord.errors import UserError
 from accord.registry.family import Family
 from accord.registry.lineage import flat
 from accord.registry.store import Store, Version

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from accord.config import UserError
-from accord.digests import CARD, LINEAGE, MANIFEST, digest_of_files, file_digests, read_manifest, verify
+from accord.errors import UserError
+from accord.io.digests import CARD, LINEAGE, MANIFEST, digest_of_files, file_digests, read_manifest, verify
 from accord.registry.card import card
 from accord.registry.family import to_json, write_lineage
 from accord.registry.gguf import KINDS, write_gguf

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from accord.config import UserError, read_yaml
-from accord.digests import LINEAGE, content_digest, read_manifest
+from accord.config.load import read_yaml
+from accord.config.settings import Stage
+from accord.errors import UserError
+from accord.io.digests import LINEAGE, content_digest, read_manifest
 from accord.registry.manifest import write_json
-from accord.settings import Stage
 
 FORMAT = 1
 

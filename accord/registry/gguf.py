@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from accord.config import UserError
-from accord.models.folders import read_json, read_weights
+from accord.errors import UserError
+from accord.models.hf_format import read_json, read_weights
 from accord.models.transformer_config import FAMILIES, TransformerConfig
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from accord.config import UserError
-from accord.digests import (
+from accord.errors import UserError
+from accord.io.digests import (
     LINEAGE,
     MANIFEST,
     content_digest,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from accord.config import UserError
-from accord.digests import LINEAGE, MANIFEST
+from accord.errors import UserError
+from accord.io.digests import LINEAGE, MANIFEST
 from accord.registry.schema import FORMAT, format_of
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from accord.config import UserError
+from accord.errors import UserError
 
 FORMAT = 2
 PATIENCE = 30.0

@@ -18,9 +18,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from accord.config import UserError
-from accord.digests import read_manifest
-from accord.registry import objects, schema
+from accord.errors import UserError
+from accord.io.digests import read_manifest
+from accord.registry import artifact_files as objects
+from accord.registry import schema
 from accord.registry.family import Family, Record, from_json, of_manifest, of_path, to_json
 from accord.registry.schema import aliases, models, names, parents, reading, tags, writing
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from accord.data.packing import pack_continuations
-from accord.data.records import Prompt
+from accord.data.rows import Prompt
 from accord.data.tokenizer import Tokenizer
 from accord.functional.advantages import explained_variance, token_gae
 from accord.functional.masked import whiten

@@ -51,7 +51,7 @@ def draw(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> tupl
 
 def draw_compiled(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """``draw`` on a CPU without top-p, in two passes over each row; a token differs only where rounding moves a bound."""
-    from accord.models import decode_numba as kernels
+    from accord.kernels import decoding_numba as kernels
 
     rows = len(logits)
     greedy = decoding.temperature == 0

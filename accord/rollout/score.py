@@ -9,12 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from accord.config import UserError, load_function
+from accord.config.load import load_function
 from accord.data.chat import reply_ids
 from accord.data.packing import pack_continuations
 from accord.data.prompts import plain_text
-from accord.data.records import Prompt
+from accord.data.rows import Prompt
 from accord.data.tokenizer import Tokenizer
+from accord.errors import UserError
 from accord.models.open import module
 from accord.models.reward import RewardModel
 

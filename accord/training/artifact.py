@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from accord.config import UserError
 from accord.data.tokenizer import Tokenizer
+from accord.errors import UserError
 from accord.models.backbone import Backbone
 from accord.models.open import module, open_backbone
 from accord.registry.family import ancestors, plain_settings, write_lineage
 from accord.registry.manifest import publish, versions
-from accord.run import Run
+from accord.runtime.run import Run
 from accord.training.checkpoint import write_pt
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from accord.config import UserError
+from accord.errors import UserError
 
 _DAMAGE = (
     OSError,

@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from accord.data.cursor import Batches
+from accord.config.settings import Optimiser
+from accord.data.batches import Batches
 from accord.data.packing import pack_supervised
 from accord.data.supervised import SupervisedExample
 from accord.functional.logprobs import token_logprobs
 from accord.functional.losses import nll_loss, sft_loss
-from accord.functional.vocabulary_head import label_nll
+from accord.kernels.vocabulary_head import label_nll
 from accord.models.backbone import Backbone
 from accord.models.chosen import head_weight, hidden_at
 from accord.models.open import module
-from accord.run import Run
-from accord.settings import Optimiser
+from accord.runtime.run import Run
 from accord.training.checkpoint import Checkpoint, Resumable
-from accord.training.latest import Latest
-from accord.training.loop import fit
+from accord.training.fit import fit
+from accord.training.last_metrics import Latest
 from accord.training.updater import Updater
 from accord.types import LossOutput, Packed
 

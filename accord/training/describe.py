@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from accord.settings import Optimiser
+from accord.config.settings import Optimiser
 
 
 def steps_in_words(rows: int, settings: Optimiser, unit: str = "rows") -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from accord.config import UserError
+from accord.config.settings import SplitData, TextModel
 from accord.data.preferences import PreferencePair, load_preferences, split_by_prompt
 from accord.data.tokenizer import Tokenizer
-from accord.settings import SplitData, TextModel
+from accord.errors import UserError
 
 
 def read_pairs(

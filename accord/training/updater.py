@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from accord.config import UserError
-from accord.device import autocast
-from accord.settings import Optimiser
+from accord.config.settings import Optimiser
+from accord.errors import UserError
+from accord.runtime.device import autocast
 from accord.types import LossOutput, Mean
 
 B = TypeVar("B")

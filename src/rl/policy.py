@@ -1,5 +1,5 @@
-"""The specification's path to accord.models.actor_critic."""
+"""The specification's path to accord.models.heads."""
 
-from accord.models.actor_critic import ActorCritic, PolicyNetwork, ValueNetwork
+from accord.models.heads import ActorCritic, PolicyNetwork, ValueNetwork
 
 __all__ = ["ActorCritic", "PolicyNetwork", "ValueNetwork"]

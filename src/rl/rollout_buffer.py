@@ -1,5 +1,5 @@
-"""The specification's path to accord.rollout.buffer."""
+"""The specification's path to accord.rollout.env.buffer."""
 
-from accord.rollout.buffer import RolloutBuffer
+from accord.rollout.env.buffer import RolloutBuffer
 
 __all__ = ["RolloutBuffer"]

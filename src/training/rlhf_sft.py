@@ -1,9 +1,9 @@
-"""The specification's path of accord.training.sft; its command is `accord sft`."""
+"""The specification's path of accord.algorithms.sft; its command is `accord sft`."""
 
 import sys
 
 from accord.cli import main_of
-from accord.settings import SFTConfig
+from accord.config.settings import SFTConfig
 
 main = main_of("sft")
 

@@ -1,9 +1,9 @@
-"""The specification's path of accord.training.dpo; its command is `accord dpo`."""
+"""The specification's path of accord.algorithms.dpo; its command is `accord dpo`."""
 
 import sys
 
 from accord.cli import main_of
-from accord.settings import DPOConfig
+from accord.config.settings import DPOConfig
 
 main = main_of("dpo")
 

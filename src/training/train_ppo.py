@@ -1,9 +1,9 @@
-"""The specification's path of accord.training.ppo; its command is `accord ppo`."""
+"""The specification's path of accord.algorithms.ppo; its command is `accord ppo`."""
 
 import sys
 
 from accord.cli import main_of
-from accord.settings import PPOConfig
+from accord.config.settings import PPOConfig
 
 main = main_of("ppo")
 

@@ -1,9 +1,9 @@
-"""The specification's path of accord.training.reward_model; its command is `accord reward`."""
+"""The specification's path of accord.algorithms.reward_model; its command is `accord reward`."""
 
 import sys
 
 from accord.cli import main_of
-from accord.settings import RewardConfig
+from accord.config.settings import RewardConfig
 
 main = main_of("reward")
 

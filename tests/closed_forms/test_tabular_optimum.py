@@ -18,7 +18,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from accord.config import build
+from accord.algorithms import dpo, reward_model
+from accord.algorithms.ppo_core import train_policy
+from accord.algorithms.ppo_language import LanguageSource, score_texts
+from accord.config.load import build
+from accord.config.settings import Optimiser, PPOConfig
 from accord.data.packing import pack_continuations, pack_preferences
 from accord.data.preferences import PreferencePair
 from accord.data.prompts import PromptData
@@ -26,11 +30,7 @@ from accord.functional.logprobs import sequence_sums
 from accord.models.language import LanguageActorCritic, reply_logprobs
 from accord.models.reward import RewardModel, ScalarHead
 from accord.rollout.score import Replies
-from accord.run import Run
-from accord.settings import Optimiser, PPOConfig
-from accord.training import dpo, reward_model
-from accord.training.ppo_core import train_policy
-from accord.training.ppo_language import LanguageSource, score_texts
+from accord.runtime.run import Run
 from accord.training.updater import Updater
 from accord.types import Packed
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from accord.cli import parse
-from accord.config import load, read_yaml
+from accord.config.load import load, read_yaml
+from accord.config.settings import CONFIGS
 from accord.pipeline.orchestrator import plan
-from accord.settings import CONFIGS
 
 REPO = Path(__file__).parents[2]
 FILES = sorted(str(p.relative_to(REPO)) for p in (REPO / "configs").rglob("*.y*ml"))

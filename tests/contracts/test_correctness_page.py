@@ -167,6 +167,6 @@ def test_right_ones_are_found() -> None:
         ("accord/functional/kl.py", "AdaptiveKL.update"),
         ("kl.py", "AdaptiveKL.horizon"),
         ("settings.py", "CONFIGS"),
-        ("models/actor_critic.py", "_linear"),
+        ("models/heads.py", "_linear"),
     ):
         find_function(file, name)

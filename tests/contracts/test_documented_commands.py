@@ -14,10 +14,11 @@ from typing import NamedTuple
 import pytest
 
 from accord.cli import main, parse
-from accord.config import UserError, known_keys, load
+from accord.config.load import known_keys, load
+from accord.config.settings import CONFIGS
+from accord.errors import UserError
 from accord.evaluation.suite import reward_figures
 from accord.pipeline.orchestrator import plan
-from accord.settings import CONFIGS
 
 REPO = Path(__file__).parents[2]
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md")])

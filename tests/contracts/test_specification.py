@@ -84,8 +84,8 @@ def test_a_command_module_is_a_command(module: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", COMMANDS)
 def test_a_command_module_takes_its_config(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """``python -m src.training.… --config configs/….yaml``: the stage, with that file."""
-    from accord.config import load
-    from accord.settings import CONFIGS
+    from accord.config.load import load
+    from accord.config.settings import CONFIGS
 
     kind, config = COMMANDS[module]
     got: list[Any] = []
@@ -97,8 +97,8 @@ def test_a_command_module_takes_its_config(module: str, monkeypatch: pytest.Monk
 
 def test_the_specified_names_are_the_packages_own() -> None:
     from accord.functional import advantages
-    from accord.models import actor_critic
-    from accord.rollout import buffer
+    from accord.models import heads as actor_critic
+    from accord.rollout.env import buffer
 
     for module, source in (
         ("src.rl.policy", actor_critic),

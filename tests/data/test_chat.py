@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from accord.config import UserError
 from accord.data.chat import chat_tokens, document_ids, exchange, prompt_ids, render, reply_ids, tokenize_chat
 from accord.data.tokenizer import Tokenizer
+from accord.errors import UserError
 
 Train = Callable[..., tokenizers.Tokenizer]
 

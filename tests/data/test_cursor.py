@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accord.data.cursor import Batches, seeded
+from accord.data.batches import Batches, seeded
 
 settings_of_batches = st.fixed_dictionaries(
     {

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accord.config import UserError
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.preferences import PreferencePair, load_preferences, split_by_prompt
 from accord.data.tokenizer import Tokenizer
+from accord.errors import UserError
 
 Rows = Callable[..., Path]
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from accord.config import UserError
 from accord.data.chat import prompt_ids
 from accord.data.preferences import PreferencePair, split_by_prompt
 from accord.data.prompts import Side, is_heldout, kept_places, load_prompts, split_prompts
 from accord.data.tokenizer import Tokenizer
+from accord.errors import UserError
 
 Rows = Callable[..., Path]
 

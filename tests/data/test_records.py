@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from accord.config import UserError
-from accord.data.records import (
+from accord.data.rows import (
     Report,
     Tally,
     Where,
@@ -19,6 +18,7 @@ from accord.data.records import (
     reply_field,
     write_jsonl,
 )
+from accord.errors import UserError
 
 HERE = Where("pairs.jsonl", 7)
 ASK = {"role": "user", "content": "hi"}

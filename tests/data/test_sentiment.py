@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from accord.config import UserError
 from accord.data import sentiment
+from accord.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import tokenizers
 
-from accord.config import UserError
 from accord.data.chat import prompt_ids, reply_ids, tokenize_chat
 from accord.data.supervised import SupervisedExample, load_supervised
 from accord.data.tokenizer import Tokenizer
+from accord.errors import UserError
 
 Rows = Callable[..., Path]
 

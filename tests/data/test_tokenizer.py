@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from accord.config import UserError
 from accord.data.tokenizer import SMALL_ALPHABET, Tokenizer, small_tokenizer
+from accord.errors import UserError
 
 Train = Callable[..., tokenizers.Tokenizer]
 SMALL = small_tokenizer()

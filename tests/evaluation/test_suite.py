@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from accord.config import UserError
+from accord.config.settings import CompareConfig
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer, small_tokenizer
+from accord.errors import UserError
 from accord.evaluation.suite import Answers, answer, compare, figures, leave, measure, reward_figures, sums_under
 from accord.models.backbone import Backbone
 from accord.models.open import small_backbone
 from accord.models.reward import RewardModel, ScalarHead
 from accord.rollout.generate import Decoding
-from accord.run import Run
-from accord.settings import CompareConfig
+from accord.runtime.run import Run
 from accord.types import Generation, Packed
 
 K = 3

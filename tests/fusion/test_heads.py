@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from accord.config import UserError
+from accord.config.settings import FuseConfig
 from accord.data.packing import pack_preferences
 from accord.data.preferences import load_preferences
 from accord.data.tokenizer import small_tokenizer
+from accord.errors import UserError
 from accord.fusion.head import dressed, plain, read_head
 from accord.fusion.merge import merge
-from accord.models.folders import WEIGHTS
+from accord.models.hf_format import WEIGHTS
 from accord.models.open import open_backbone
 from accord.models.reward import HEAD_FILE, RewardModel
-from accord.settings import FuseConfig
 
 Save = Callable[..., str]
 HEADS = ["scalar", "mlp"]

@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from accord.config import UserError
+from accord.config.settings import FuseConfig
+from accord.errors import UserError
 from accord.fusion.merge import merge
 from accord.fusion.weights import Layout, open_weights, write_streamed
-from accord.models.folders import INDEX, WEIGHTS
+from accord.models.hf_format import INDEX, WEIGHTS
 from accord.models.open import module, open_backbone
 from accord.registry.manifest import content_digest
-from accord.settings import FuseConfig
 
 Save = Callable[..., str]
 METHODS: dict[str, dict[str, Any]] = {
@@ -341,9 +341,9 @@ import sys
 from pathlib import Path
 import torch
 import accord.fusion.methods, accord.fusion.weights
-from accord.config import build
+from accord.config.load import build
 from accord.fusion.merge import merge
-from accord.settings import FuseConfig
+from accord.config.settings import FuseConfig
 
 def memory(what):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from accord.cli import main
-from accord.config import UserError, load
+from accord.config.load import load
+from accord.config.settings import FuseConfig
+from accord.errors import UserError
 from accord.fusion.recipe import is_recipe, load_recipe
 from accord.pipeline.references import references, resolve
 from accord.pipeline.stage import stage_key
-from accord.settings import FuseConfig
 
 TIES = """\
 # as mergekit's documentation writes it

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from accord.models.actor_critic import ActorCritic, GaussianActorCritic, PolicyNetwork, ValueNetwork
+from accord.models.heads import ActorCritic, GaussianActorCritic, PolicyNetwork, ValueNetwork
 
 
 def model(shared: bool = False, action_dim: int = 5) -> ActorCritic:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from accord.models import decoding
-from accord.models.decoding import few_rows, product
+from accord.kernels import decoding
+from accord.kernels.decoding import few_rows, product
 from accord.models.open import module, small_backbone
 from accord.rollout.generate import Decoding, generate
 

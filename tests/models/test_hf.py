@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from accord.config import UserError
+from accord.errors import UserError
 from accord.models.backbone import Backbone
 from accord.models.hf import CausalLM
 from accord.types import Packed

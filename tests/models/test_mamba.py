@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.config import UserError
+from accord.errors import UserError
+from accord.kernels import selective_scan
 from accord.models import mamba as mamba_module
-from accord.models import selective_scan
 from accord.models.backbone import Backbone
-from accord.models.folders import read_weights, write_weights
+from accord.models.hf_format import read_weights, write_weights
 from accord.models.mamba import Mamba, MambaConfig, causal_conv, small_mamba
 from accord.types import Packed
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from accord.config import UserError
-from accord.models import quantize
+from accord.errors import UserError
+from accord.models import quantized as quantize
 from accord.models.open import small_backbone
-from accord.models.quantize import ENGINES, Bfloat16Linear, Int8Linear, for_sampling, hadamard
+from accord.models.quantized import ENGINES, Bfloat16Linear, Int8Linear, for_sampling, hadamard
 from accord.models.transformer import Transformer
 from accord.models.transformer_config import TransformerConfig
 from accord.rollout.collect import pack_texts

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from accord.config import UserError
+from accord.errors import UserError
 from accord.models.open import keep_layers, module, open_backbone, small_backbone
 from accord.models.reward import HEAD_CONFIG, HEAD_FILE, RewardMLP, RewardModel, ScalarHead, is_reward_model
 from accord.types import Packed

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.models.selective_scan import reference_scan
+from accord.kernels.selective_scan import reference_scan
 
 if find_spec("triton") is None:
     pytest.skip("no triton", allow_module_level=True)
@@ -44,7 +44,7 @@ def test_by_the_interpreter() -> None:
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """On a CPU with small blocks, so that short texts have several."""
-    from accord.models import scan_triton
+    from accord.kernels import selective_scan_triton as scan_triton
 
     if not ON_GPU:
         monkeypatch.setattr(scan_triton, "CHUNK", 4)

@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.models import scan_numba, selective_scan
-from accord.models.selective_scan import parallel_scan, reference_scan
-from accord.models.selective_scan import selective_scan as scan
+from accord.kernels import selective_scan
+from accord.kernels import selective_scan_numba as scan_numba
+from accord.kernels.selective_scan import parallel_scan, reference_scan
+from accord.kernels.selective_scan import selective_scan as scan
 
 # lengths and parents: around a chunk of 32 and of 64, single tokens, a tree of depth three
 SHAPES = {
@@ -261,7 +262,7 @@ sys.modules["numba"] = None  # an import of it fails: so nothing imports it befo
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     from accord.models.mamba import Mamba
-    from accord.models.selective_scan import runs_compiled, selective_scan
+    from accord.kernels.selective_scan import runs_compiled, selective_scan
     torch.manual_seed(0)
     x, B = torch.rand(5, 16), torch.rand(5, 2)
     for _ in range(2):

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from accord.config import UserError
+from accord.errors import UserError
 from accord.models.backbone import Backbone
-from accord.models.folders import read_weights, write_weights
+from accord.models.hf_format import read_weights, write_weights
 from accord.models.transformer import (
     KeyValueCache,
     Transformer,

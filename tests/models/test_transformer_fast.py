@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from accord.algorithms import dpo, reward_model
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair
 from accord.functional.logprobs import token_logprobs
-from accord.functional.vocabulary_head import label_logprobs, label_nll
-from accord.models import transformer_training
+from accord.kernels import transformer_training
+from accord.kernels.vocabulary_head import label_logprobs, label_nll
 from accord.models.reward import RewardModel, ScalarHead
 from accord.models.transformer import Transformer, TransformerConfig
-from accord.training import dpo, reward_model
 from accord.training.cross_entropy import cross_entropy, labels
 from accord.types import Packed
 
@@ -168,7 +168,7 @@ def test_autocast_stays_near_float32() -> None:
 @pytest.mark.parametrize("chunk", [97, 97 * 70, 2**22])
 @pytest.mark.parametrize("kept", [0, 2**24])
 def test_head_whatever_its_chunks(chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from accord.functional import vocabulary_head
+    from accord.kernels import vocabulary_head
 
     monkeypatch.setattr(vocabulary_head, "CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(vocabulary_head, "KEPT_ELEMENTS", kept)

@@ -35,7 +35,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("accord", "src", "configs", "docs", "tests", "pyproject.toml", "README.md", "Makefile", "run_phase4.sh")
-KERNELS = "accord/models/scan_numba.py"
+KERNELS = "accord/kernels/selective_scan_numba.py"
 PRELOADED = {
     "": ("torch", "pytest", "hypothesis"),
     "numba": ("numba",),

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from accord.algorithms.ppo_core import ActionScores, PPOObjective
+from accord.config.settings import KL, PPOOptimiser
 from accord.functional.advantages import compute_gae, explained_variance, normalize_advantages
-from accord.models.actor_critic import ActorCritic
-from accord.rollout.buffer import RolloutBuffer
-from accord.settings import KL, PPOOptimiser
-from accord.training.ppo_core import ActionScores, PPOObjective
+from accord.models.heads import ActorCritic
+from accord.rollout.env.buffer import RolloutBuffer
 from accord.training.updater import Updater
 from accord.types import PPOBatch, VectorActions
 

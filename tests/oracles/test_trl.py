@@ -16,14 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from accord.algorithms import dpo, reward_model
+from accord.config.settings import Optimiser
 from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
 from accord.functional.losses import bradley_terry_loss
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.models.transformer import Transformer, unfuse
-from accord.settings import Optimiser
-from accord.training import dpo, reward_model
 from accord.training.cross_entropy import cross_entropy
 from accord.training.updater import Updater
 from accord.types import LossOutput, PreferenceBatch

@@ -23,6 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from accord.algorithms import dpo, reward_model
+from accord.algorithms.ppo_core import PPOObjective
+from accord.algorithms.ppo_language import score_texts
+from accord.config.settings import KL, Optimiser, PPOOptimiser
 from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
@@ -30,11 +34,7 @@ from accord.models.language import LanguageActorCritic
 from accord.models.open import module, small_backbone
 from accord.models.reward import RewardModel, ScalarHead
 from accord.rollout.generate import Decoding, generate
-from accord.settings import KL, Optimiser, PPOOptimiser
-from accord.training import dpo, reward_model
 from accord.training.cross_entropy import cross_entropy
-from accord.training.ppo_core import PPOObjective
-from accord.training.ppo_language import score_texts
 from accord.training.updater import Updater
 from accord.types import PPOBatch, TextActions
 

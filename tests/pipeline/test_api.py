@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +14,8 @@ import torch
 import yaml
 
 import accord
-from accord.config import UserError
-from accord.settings import CONFIGS
+from accord.config.settings import CONFIGS
+from accord.errors import UserError
 
 SMALL = {"d_model": 32, "n_layers": 1, "base_model": "transformer"}
 
@@ -138,9 +141,21 @@ def test_a_pipeline(place: Path, tmp_path: Path) -> None:
         accord.run(path, [f"out={tmp_path}/o", f"logs={tmp_path}/l", "demo.base_rows=10"])
 
 
-def test_run_is_a_module_and_a_function() -> None:
-    import accord.run as module
-    from accord.run import Run
-
-    assert module.Run is Run
-    assert accord.run is module
+def test_importing_any_module_leaves_the_public_functions_callable(place: Path, tmp_path: Path) -> None:
+    """A submodule that bore a public function's name would rebind it in the package when it is imported."""
+    path = tmp_path / "p.yaml"
+    path.write_text("stages: { demo: { set: { base_rows: 60, sft_rows: 24, preference_rows: 16 } } }\n")
+    for _ in range(2):
+        results = accord.run(path, [f"out={tmp_path}/o", f"logs={tmp_path}/l"])
+        assert list(results["stages"]) == ["demo"]
+        outcome = accord.stages.demo(
+            base_rows=60, sft_rows=24, preference_rows=16, out=f"{tmp_path}/o", logs=f"{tmp_path}/l"
+        )
+        assert outcome.skipped
+        for module in pkgutil.walk_packages(accord.__path__, "accord."):
+            if not module.name.endswith("_triton"):
+                importlib.import_module(module.name)
+    submodules = {module.name for module in pkgutil.iter_modules(accord.__path__)}
+    functions = {name for name in accord.__all__ if inspect.isfunction(getattr(accord, name))}
+    assert functions == {"load", "open_backbone", "run"}
+    assert not submodules & functions

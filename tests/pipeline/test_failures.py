@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from accord.cli import main
-from accord.config import UserError
+from accord.errors import Interrupted, UserError
 from accord.pipeline.failure import in_words, sentence
 from accord.pipeline.lock import LOCK
 from accord.pipeline.stage import STAGES
-from accord.run import Interrupted, Run
+from accord.runtime.run import Run
 
 STAGES_YAML = """
 stages:

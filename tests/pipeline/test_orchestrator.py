@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from accord.cli import main
-from accord.config import UserError
+from accord.errors import UserError
 from accord.pipeline.orchestrator import plan, run_pipeline
 
 REPO = Path(__file__).parents[2]

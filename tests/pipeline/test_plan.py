@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from accord.config import UserError
+from accord.errors import UserError
 from accord.pipeline.grid import filled, points
 from accord.pipeline.plan import Planned, plan, selected
 

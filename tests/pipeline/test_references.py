@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from accord.config import UserError, load
+from accord.config.load import load
+from accord.config.settings import CONFIGS, SFTConfig, Stage
+from accord.errors import UserError
 from accord.pipeline.references import FIELDS, is_function, references, require, resolve
-from accord.settings import CONFIGS, SFTConfig, Stage
 
 
 def config(kind: str, *overrides: str) -> Stage:

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from accord.config import UserError, load
+from accord.config.load import load
+from accord.config.settings import CONFIGS, SFTConfig, Stage
+from accord.errors import Interrupted, UserError
 from accord.pipeline import stage as stages
 from accord.pipeline.stage import STAGES, parents, read_done, run_stage, stage_key
-from accord.run import Interrupted, Run
-from accord.settings import CONFIGS, SFTConfig, Stage
+from accord.runtime.run import Run
 
 Train = Callable[[Any, Run], dict[str, float]]
 
@@ -112,7 +113,7 @@ def test_the_same_bytes_in_another_role_are_another_key(tmp_path: Path) -> None:
 def test_kind_and_version_are_in_the_key(make: Callable[..., SFTConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     before, config = key(make()), make()
     assert stage_key("base", config, parents("sft", config)) != before
-    monkeypatch.setitem(STAGES, "sft", ("accord.training.sft", "train", STAGES["sft"][2] + 1))
+    monkeypatch.setitem(STAGES, "sft", ("accord.algorithms.sft", "train", STAGES["sft"][2] + 1))
     assert key(make()) != before
 
 

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from accord.cli import main
-from accord.config import UserError, load
+from accord.config.load import load
+from accord.config.settings import CONFIGS, BaseConfig, DemoConfig, Optimiser, SFTConfig, Stage, TextData, TextModel
+from accord.errors import Interrupted, UserError
 from accord.pipeline import standalone
 from accord.pipeline.stage import STAGES
 from accord.pipeline.standalone import prepare, run_alone
-from accord.run import Interrupted, Run
-from accord.settings import CONFIGS, BaseConfig, DemoConfig, Optimiser, SFTConfig, Stage, TextData, TextModel
+from accord.runtime.run import Run
 
 LEAVES: Mapping[str, tuple[str, ...]] = {
     "demo": ("base.jsonl", "sft.jsonl", "preferences.jsonl", "prompts.jsonl", "heldout_prompts.jsonl"),

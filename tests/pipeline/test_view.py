@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from accord.config.settings import DemoConfig
 from accord.pipeline import view as module
 from accord.pipeline.plan import Planned
 from accord.pipeline.stage import Outcome
 from accord.pipeline.view import Lines, LiveTable, view_for
-from accord.run import Beat
-from accord.settings import DemoConfig
+from accord.runtime.run import Beat
 
 
 def table(names: list[str], out: Path) -> LiveTable:

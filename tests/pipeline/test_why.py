@@ -15,8 +15,8 @@ import pytest
 
 from accord.cli import main
 from accord.pipeline.stage import STAGES
-from accord.pipeline.standing import figures, span, time_left
-from accord.run import Run
+from accord.pipeline.status import figures, span, time_left
+from accord.runtime.run import Run
 
 STAGES_YAML = """
 stages:

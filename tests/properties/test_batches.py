@@ -11,6 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from accord.algorithms import dpo, reward_model
+from accord.algorithms.ppo_core import PPOObjective
+from accord.algorithms.ppo_language import score_texts
+from accord.config.settings import KL, PPOOptimiser
 from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
@@ -19,11 +23,7 @@ from accord.models.language import LanguageActorCritic
 from accord.models.open import module
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.rollout.collect import to_ppo_batch
-from accord.settings import KL, PPOOptimiser
-from accord.training import dpo, reward_model
 from accord.training.cross_entropy import cross_entropy
-from accord.training.ppo_core import PPOObjective
-from accord.training.ppo_language import score_texts
 from accord.types import Generation, LossOutput, Mean, PPOBatch, Rollout, TextActions
 
 Double = Callable[[str], Backbone]

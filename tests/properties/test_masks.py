@@ -11,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from accord.algorithms import dpo, reward_model
+from accord.algorithms.ppo_core import ActionScores, PPOObjective
+from accord.config.settings import KL, PPOOptimiser
 from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
@@ -27,10 +30,7 @@ from accord.models.backbone import Backbone
 from accord.models.chosen import head_weight, hidden_at
 from accord.models.open import module
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
-from accord.settings import KL, PPOOptimiser
-from accord.training import dpo, reward_model
 from accord.training.cross_entropy import cross_entropy
-from accord.training.ppo_core import ActionScores, PPOObjective
 from accord.types import LossOutput, Packed, PPOBatch, PreferenceBatch, TextActions
 
 Double = Callable[[str], Backbone]

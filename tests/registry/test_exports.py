@@ -12,8 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from accord.config import UserError
 from accord.data.tokenizer import small_tokenizer
+from accord.errors import UserError
 from accord.models.transformer import small_transformer
 from accord.registry.card import card
 from accord.registry.compare import difference, group, weight_distance

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from accord.config import UserError
 from accord.data.tokenizer import Tokenizer, small_tokenizer
+from accord.errors import UserError
 from accord.models.mamba import small_mamba
 from accord.models.transformer import Transformer, open_gguf
 from accord.models.transformer_config import RopeScaling, TransformerConfig

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from accord.config import UserError
-from accord.digests import TOKENIZER_FILES
+from accord.errors import UserError
+from accord.io.digests import TOKENIZER_FILES
 from accord.registry import manifest
 from accord.registry.manifest import (
     LINEAGE,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from accord.config import UserError
+from accord.errors import UserError
 from accord.registry import migrations, schema
 from accord.registry.manifest import content_digest, verify
 from accord.registry.store import Store, open_store

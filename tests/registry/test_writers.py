@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from accord.config import UserError
+from accord.errors import UserError
 from accord.registry import schema
 from accord.registry.manifest import publish, verify
 from accord.registry.store import Store, open_store

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from accord.functional.advantages import compute_gae
-from accord.rollout.buffer import RolloutBatch, RolloutBuffer
+from accord.rollout.env.buffer import RolloutBatch, RolloutBuffer
 
 
 def step(t: int, n_envs: int = 2) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import torch
 
 from accord.models.backbone import Backbone
 from accord.models.open import small_backbone
-from accord.rollout.environments import Step, TokenEnvironment, Vectors
-from accord.rollout.gym import make_environment
+from accord.rollout.env.gym import make_environment
+from accord.rollout.env.tokens import Step, TokenEnvironment, Vectors
 from accord.types import Packed
 
 PROMPTS = [(5, 6, 7), (8,), (9, 10)]

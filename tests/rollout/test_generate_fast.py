@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.models import decoding as fast
+from accord.kernels import decoding as fast
 from accord.models.language import reply_logprobs
 from accord.models.transformer import Transformer
 from accord.models.transformer_config import TransformerConfig

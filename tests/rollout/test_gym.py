@@ -13,8 +13,8 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from accord.config import UserError
-from accord.rollout.gym import ArrayVectors, EpisodeVectors, GymVectors, make_environment, open_vectors
+from accord.errors import UserError
+from accord.rollout.env.gym import ArrayVectors, EpisodeVectors, GymVectors, make_environment, open_vectors
 
 gymnasium.register(
     "ShortCartPole-v0",

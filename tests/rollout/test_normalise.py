@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from accord.rollout.normalise import EPSILON, Normaliser, RunningMoments
+from accord.rollout.env.normalization import EPSILON, Normaliser, RunningMoments
 
 
 def batches(*sizes: int, shift: float = 0.0) -> list[np.ndarray]:

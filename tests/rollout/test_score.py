@@ -12,9 +12,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models
 from torch import Tensor
 
-from accord.config import UserError, load_function
+from accord.config.load import load_function
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.tokenizer import SMALL_ALPHABET, SMALL_SPECIALS, SMALL_TEMPLATE, Tokenizer, small_tokenizer
+from accord.errors import UserError
 from accord.models.open import small_backbone
 from accord.models.reward import RewardModel, ScalarHead
 from accord.rollout.score import (

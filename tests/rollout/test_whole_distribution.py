@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from accord.config import UserError, build
+from accord.algorithms.ppo_language import LanguageSource
+from accord.config.load import build
+from accord.config.settings import PairsConfig, PPOConfig
+from accord.errors import UserError
 from accord.rollout.generate import Decoding, draw
-from accord.settings import PairsConfig, PPOConfig
-from accord.training.ppo_language import LanguageSource
 
 
 def source(**sampling: Any) -> LanguageSource:

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.config import build
+from accord.config.load import build
+from accord.config.settings import CONFIGS
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.models.backbone import Backbone
 from accord.models.open import module, small_backbone
 from accord.models.reward import RewardModel, ScalarHead
 from accord.pipeline.stage import Outcome, run_stage
-from accord.run import Run
-from accord.settings import CONFIGS
+from accord.runtime.run import Run
 
 REWARDS = """
 def share_of_a(prompts, replies):

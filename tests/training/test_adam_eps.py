@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from accord.config.settings import Optimiser, PPOOptimiser
 from accord.functional.masked import mean_of
-from accord.settings import Optimiser, PPOOptimiser
 from accord.training.updater import Updater
 from accord.types import LossOutput
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from accord.config import UserError
+from accord.errors import UserError
 from accord.training.checkpoint import Checkpoint, read_pt, write_pt
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.config import UserError
+from accord.algorithms.base import read_texts
 from accord.data.packing import pack_supervised
 from accord.data.supervised import SupervisedExample, load_supervised
 from accord.data.tokenizer import Tokenizer
+from accord.errors import UserError
 from accord.models.backbone import Backbone
 from accord.models.open import module, open_backbone
-from accord.training.base import read_texts
 from accord.training.cross_entropy import cross_entropy, labels, micro_batches
 from accord.types import Packed
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.config import UserError
+from accord.algorithms import dpo
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair, load_preferences
 from accord.data.tokenizer import Tokenizer
+from accord.errors import UserError
 from accord.models.backbone import Backbone
-from accord.training import dpo
 from accord.training.checkpoint import read_pt
 from accord.types import Packed
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from accord.algorithms import dpo
 from accord.functional.losses import dpo_loss
-from accord.training import dpo
 
 
 def test_the_margin_rises_while_both_fall() -> None:

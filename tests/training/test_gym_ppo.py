@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from accord.config import UserError, build, load
-from accord.models.actor_critic import ActorCritic, GaussianActorCritic
+from accord.algorithms.ppo_control import VectorSource
+from accord.algorithms.ppo_core import PPOObjective
+from accord.config.load import build, load
+from accord.config.settings import PPOConfig
+from accord.errors import UserError
+from accord.models.heads import ActorCritic, GaussianActorCritic
 from accord.pipeline.stage import run_stage
-from accord.rollout.gym import Spaces, Stepped, open_vectors
-from accord.rollout.normalise import Normaliser
-from accord.run import Run
-from accord.settings import PPOConfig
-from accord.training.hand_updater import HandUpdater
-from accord.training.ppo_core import PPOObjective
-from accord.training.ppo_vector import VectorSource
+from accord.rollout.env.gym import Spaces, Stepped, open_vectors
+from accord.rollout.env.normalization import Normaliser
+from accord.runtime.run import Run
+from accord.training.numpy_updater import HandUpdater
 from accord.types import VectorActions
 
 NewRun = Callable[..., Run]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from accord.config import UserError
-from accord.models.actor_critic import ActorCritic, AnyActorCritic, GaussianActorCritic
-from accord.models.hand_gradient import HandGradient, has_hand_gradient
-from accord.settings import KL, PPOOptimiser
-from accord.training.hand_updater import HandUpdater
-from accord.training.ppo_core import ActionScores, PPOObjective
+from accord.algorithms.ppo_core import ActionScores, PPOObjective
+from accord.config.settings import KL, PPOOptimiser
+from accord.errors import UserError
+from accord.kernels.numpy_actor_critic import HandGradient, has_hand_gradient
+from accord.models.heads import ActorCritic, AnyActorCritic, GaussianActorCritic
+from accord.training.numpy_updater import HandUpdater
 from accord.training.updater import Updater
 from accord.types import PPOBatch, VectorActions
 
@@ -68,7 +68,7 @@ def test_loss_metrics_and_gradient_are_autograd_s(kind: str, clip_vf: float, wei
     assert 0.05 < metrics["clip_fraction"] < 0.95
     assert (0.05 < metrics["value_clip_fraction"] < 0.95) == bool(clip_vf)
     rows = batch.mask[:, 0]
-    from accord.training.hand_updater import _taken, _weights
+    from accord.training.numpy_updater import _taken, _weights
 
     hand.differentiate(_taken(batch), _weights(objective))
     expected = torch.cat([p.grad.reshape(-1) for p in _flat_order(plain)])
@@ -77,7 +77,7 @@ def test_loss_metrics_and_gradient_are_autograd_s(kind: str, clip_vf: float, wei
 
 
 def _flat_order(model: AnyActorCritic) -> list[nn.Parameter]:
-    from accord.models.hand_gradient import _in_order
+    from accord.kernels.numpy_actor_critic import _in_order
 
     return _in_order(model.policy, model.critic, getattr(model, "log_std", None))  # type: ignore[arg-type]
 
@@ -188,7 +188,7 @@ def test_which_models_have_it() -> None:
 
 
 def test_the_compiled_tanh() -> None:
-    from accord.models.hand_kernels import tanh_of_sum, through_tanh
+    from accord.kernels.tanh_numba import tanh_of_sum, through_tanh
 
     x = np.linspace(-14, 14, 40_001, dtype=np.float32).reshape(1, -1)
     bias = np.full(40_001, 0.25, dtype=np.float32)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from accord.config import build
+from accord.algorithms.ppo_heads import heads_environments
+from accord.config.load import build
+from accord.config.settings import PPOConfig
 from accord.data.tokenizer import Tokenizer
-from accord.rollout.environments import TokenEnvironment
-from accord.settings import PPOConfig
-from accord.training.ppo_heads import heads_environments
+from accord.rollout.env.tokens import TokenEnvironment
 
 
 def paid(world: Any, source: str, reply: list[int], **reward: Any) -> float:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from accord.config import UserError
+from accord.config.settings import PairsConfig
+from accord.errors import UserError
 from accord.models.open import module, open_backbone
-from accord.settings import PairsConfig
-from accord.training.pairs import pair_up, prefer
+from accord.stage_kinds.pairs import pair_up, prefer
 
 
 @pytest.mark.parametrize("noise", [0.4, 2.0])

@@ -12,16 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.config import UserError, build
+from accord.algorithms.ppo_core import ActionScores, PPOObjective, Progress, controller
+from accord.algorithms.ppo_heads import HeadsSource
+from accord.config.load import build
+from accord.config.settings import KL, PPOConfig, PPOOptimiser
+from accord.errors import UserError
 from accord.functional.kl import AdaptiveKL, FixedKL
-from accord.models.actor_critic import ActorCritic
+from accord.models.heads import ActorCritic
 from accord.models.open import module, open_backbone
 from accord.models.reward import RewardMLP, RewardModel
-from accord.rollout.environments import Step, Vectors
-from accord.run import Run
-from accord.settings import KL, PPOConfig, PPOOptimiser
-from accord.training.ppo_core import ActionScores, PPOObjective, Progress, controller
-from accord.training.ppo_heads import HeadsSource
+from accord.rollout.env.tokens import Step, Vectors
+from accord.runtime.run import Run
 from accord.types import PPOBatch, TextActions, VectorActions
 
 NewRun = Callable[..., Run]
@@ -332,8 +333,8 @@ def test_the_critic_does_not_move_the_policy(stage: Any, world: Any, rewards: st
 
 
 def test_prompts_come_once_before_any_comes_again(world: Any, rewards: str, new_run: NewRun, tokenizer: Any) -> None:
+    from accord.algorithms.ppo_language import LanguageSource
     from accord.data.prompts import load_prompts
-    from accord.training.ppo_language import LanguageSource
 
     config = build(PPOConfig, {**language(world, rewards)}, {}, "the test")
     prompts = load_prompts(world.prompts, tokenizer, 40)

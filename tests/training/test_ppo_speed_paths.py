@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from accord.algorithms.ppo_core import ActionScores, PPOObjective
+from accord.algorithms.ppo_language import score_texts
+from accord.config.settings import KL, PPOOptimiser
 from accord.functional.advantages import token_gae
 from accord.functional.masked import whiten
 from accord.models.language import LanguageActorCritic, reply_logprobs
 from accord.models.transformer import Transformer, small_transformer
 from accord.rollout.collect import pack_texts, spread
 from accord.rollout.shaping import token_rewards
-from accord.settings import KL, PPOOptimiser
-from accord.training.ppo_core import ActionScores, PPOObjective
-from accord.training.ppo_language import score_texts
 from accord.types import PPOBatch, TextActions
 
 VOCAB, B, T = 64, 5, 9

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from accord.config import UserError
-from accord.run import Interrupted, Run
+from accord.errors import Interrupted, UserError
+from accord.runtime.run import Run
 
 
 class Killed(BaseException):
@@ -226,10 +226,10 @@ import json, os, signal, sys
 import torch
 torch.set_num_threads({torch.get_num_threads()})
 sys.path.insert(0, {str(Path(rewards_of_the_tests.__file__).parent)!r})
-from accord.config import build
+from accord.config.load import build
 from accord.pipeline.stage import run_stage
-from accord.run import Run
-from accord.settings import PPOConfig
+from accord.runtime.run import Run
+from accord.config.settings import PPOConfig
 tick = Run.tick
 def killing(self, metrics):
     if self.step == 6:
@@ -351,7 +351,7 @@ def test_a_stage_that_fails_at_the_end_goes_on_from_its_last_step(
     stage: Any, world: Any, rewards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model could not be written (a full disk, say); nothing is trained again and nothing is lost."""
-    import accord.training.sft as sft
+    import accord.algorithms.sft as sft
 
     _, values = cases(world, rewards)["sft"]
     stage("sft", values, "whole", save_every=3)

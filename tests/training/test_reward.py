@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.config import UserError
+from accord.algorithms.reward_model import fit_head, objective, score_pairs
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair, load_preferences
 from accord.data.tokenizer import Tokenizer
+from accord.errors import UserError
 from accord.models.backbone import Backbone
 from accord.models.open import module, open_backbone
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
-from accord.training.reward_model import fit_head, objective, score_pairs
 
 PAIRS = [
     PreferencePair((5, 6, 7), (20, 21, 1), (22, 1), 0.5),

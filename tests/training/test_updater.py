@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from accord.config import UserError
+from accord.config.settings import Optimiser
+from accord.errors import UserError
 from accord.functional.masked import mean_of
-from accord.settings import Optimiser
 from accord.training.updater import Updater, schedule_factor
 from accord.types import LossOutput, Mean
 

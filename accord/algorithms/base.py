@@ -1,0 +1,81 @@
+"""Base: a small language model trained from nothing on plain text and chats, every token a label.
+
+What the pipeline starts from where no pretrained model is named.  Plain next-token cross-entropy with AdamW; nothing
+here is particular to a paper.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from accord.config.settings import BaseConfig
+from accord.data.chat import render
+from accord.data.rows import Where, messages_field, read_jsonl, text_field
+from accord.data.supervised import SupervisedExample
+from accord.data.tokenizer import Tokenizer, small_tokenizer
+from accord.errors import UserError
+from accord.models.open import module, small_backbone
+from accord.runtime.device import resolve_device
+from accord.runtime.run import Run
+from accord.training.artifact import leave_model
+from accord.training.cross_entropy import train_texts
+from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
+
+
+def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> list[SupervisedExample]:
+    """Rows ``{"text"}`` (EOS added) or ``{"messages"}`` (rendered); every token but the first is a label.
+
+    Texts without a label are left out.  Raises UserError, naming file and row.
+    """
+    examples = []
+    for number, row in read_jsonl(path):
+        where = Where(path, number)
+        if "messages" in row:
+            with where.named():
+                text = render(tokenizer, messages_field(row, "messages", where), add_generation_prompt=False)
+            tokens = tokenizer.encode(text)
+        else:
+            tokens = [*tokenizer.encode(text_field(row, "text", where)), tokenizer.eos_id]
+        tokens = tokens[:max_length]
+        if len(tokens) > 1:
+            examples.append(SupervisedExample(tuple(tokens), (False, *[True] * (len(tokens) - 1))))
+    if not examples:
+        raise UserError(f"{path}: no row is usable; expected texts of at least one character.")
+    return examples
+
+
+def train(config: BaseConfig, run: Run) -> dict[str, float]:
+    """Trains the base and leaves it behind; returns the last metrics."""
+    device = resolve_device(config.device)
+    tokenizer = small_tokenizer()
+    torch.manual_seed(run.derive("init"))
+    settings = config.model
+    backbone = small_backbone(
+        settings.base_model,
+        settings.d_model,
+        settings.n_layers,
+        tokenizer.vocab_size,
+        tokenizer.eos_id,
+        tokenizer.pad_id,
+    )
+    module(backbone).to(device)
+    examples = read_texts(config.data.train, tokenizer, settings.max_length)
+    examples = examples[: config.data.limit or None]
+    tokens = sum(len(e.tokens) for e in examples)
+    run.plan(
+        {
+            "model": model_in_words(module(backbone), settings.base_model),
+            "data": f"{config.data.train}: {len(examples):,} texts, {tokens:,} tokens, every token a label",
+            "steps": steps_in_words(len(examples), config.training),
+            "memory": memory_in_words(
+                [module(backbone)],
+                [],
+                tokens * config.training.batch_size // len(examples),
+                backbone.width,
+                depth(module(backbone)),
+            ),
+        }
+    )
+    metrics = train_texts(run, backbone, examples, config.training, config.precision, lambda epoch, metrics: None)
+    leave_model(run, backbone, tokenizer, "base", metrics, {})
+    return metrics

@@ -1,0 +1,130 @@
+"""DPO: preferences straight into the policy.  Rafailov et al. 2023 (arXiv 2305.18290), equation 7.
+
+Numbered details:
+1. loss −log σ(β·[(log π_c − log π_ref,c) − (log π_r − log π_ref,r)]), a sum over the count of pairs;
+2. log-probs are masked sums over the reply's tokens, its EOS included; the prompt is in none of the four;
+3. the reference is the model that training starts from; its log-probs are computed once and kept on disk;
+4. so the loss of the first step is ln 2;
+5. a pair's prompt is encoded once; chosen and rejected are its two continuations;
+6. label smoothing ε: (1−ε)·loss + ε·loss with the pair swapped (conservative DPO, Mitchell 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from accord.config.settings import DPOConfig
+from accord.data.batches import Batches
+from accord.data.packing import pack_preferences
+from accord.data.preferences import PreferencePair, unit_length, units
+from accord.functional.logprobs import sequence_sums
+from accord.functional.losses import dpo_loss
+from accord.models.backbone import Backbone
+from accord.models.language import reply_logprobs
+from accord.models.open import module
+from accord.runtime.device import autocast, resolve_device
+from accord.runtime.run import Run
+from accord.training.artifact import leave_model, open_model, open_tokenizer
+from accord.training.checkpoint import Checkpoint, Resumable, read_pt, write_pt
+from accord.training.cross_entropy import micro_batches
+from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
+from accord.training.fit import fit
+from accord.training.last_metrics import Latest
+from accord.training.pair_data import read_pairs
+from accord.training.updater import Updater
+from accord.types import LossOutput, PreferenceBatch
+
+
+def pair_logprobs(backbone: Backbone, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+    """Log-probs of the chosen and of the rejected replies, (B,) each."""
+    packed = batch.packed
+    segments = torch.cat([batch.chosen, batch.rejected])
+    index, owner = packed.span(segments)
+    chosen, rejected = sequence_sums(reply_logprobs(backbone, packed, index), owner, len(segments)).chunk(2)
+    return chosen, rejected
+
+
+@torch.no_grad()
+def reference_logprobs(
+    backbone: Backbone, pairs: Sequence[PreferencePair], device: torch.device, precision: str, size: int
+) -> Tensor:
+    """(n, 2) log-probs of chosen and rejected under the reference, on the CPU."""
+    rows = []
+    for some in torch.split(torch.arange(len(pairs)), size):
+        batch = pack_preferences([pairs[int(r)] for r in some], some.tolist()).to(device)
+        with autocast(device, precision):
+            rows.append(torch.stack(pair_logprobs(backbone, batch), 1).float().cpu())
+    return torch.cat(rows)
+
+
+def objective(
+    backbone: Backbone, batch: PreferenceBatch, reference: Tensor, beta: float, label_smoothing: float
+) -> LossOutput:
+    """The loss of one micro-batch; ``reference`` holds (n, 2) log-probs of the whole data set."""
+    chosen, rejected = pair_logprobs(backbone, batch)
+    ref = reference[batch.indices]
+    return dpo_loss(chosen, rejected, ref[:, 0], ref[:, 1], beta, label_smoothing)
+
+
+def train(config: DPOConfig, run: Run) -> dict[str, float]:
+    """Trains the policy and leaves it behind; returns the last metrics and held-out accuracy."""
+    device = resolve_device(config.device)
+    options = config.training
+    tokenizer = open_tokenizer(config.model.base_model)
+    backbone = open_model(config.model.base_model, device)
+    pairs, heldout, report = read_pairs(config.data, config.model, tokenizer, run.seed)
+    grouped = units(pairs, options.group_by_prompt)
+    lengths = [unit_length(pairs, rows) for rows in grouped]
+    tokens = sum(lengths) * options.batch_size // len(grouped)
+    run.plan(
+        {
+            "model": model_in_words(module(backbone), config.model.base_model),
+            "data": f"{config.data.train}: {report}",
+            "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
+            "reference": "the same model; its log-probs are computed once and kept",
+            "steps": steps_in_words(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
+            "memory": memory_in_words([module(backbone)], [], tokens, backbone.width, depth(module(backbone))),
+        }
+    )
+    kept = run.directory / "reference.pt"
+    if run.resume and kept.exists() and read_pt(kept).get("key") == run.key:
+        reference = read_pt(kept)["logprobs"]
+    else:
+        size = options.micro_batch_size or options.batch_size
+        reference = reference_logprobs(backbone, [*pairs, *heldout], device, config.precision, size)
+        write_pt(kept, {"key": run.key, "logprobs": reference})
+    reference = reference.to(device)
+    batches = Batches(lengths, options.batch_size, run.seed, options.num_epochs)
+    updater = Updater([(module(backbone).parameters(), options.learning_rate)], options, len(batches), config.precision)
+    last = Latest()
+    parts: dict[str, Resumable] = {"model": module(backbone), "updater": updater, "data": batches, "metrics": last}
+    checkpoint = Checkpoint(run.directory / "state.pt", run.key, parts)
+    run.begin(len(batches), checkpoint.restore() if run.resume else 0)
+
+    def packed(chosen: Sequence[int]) -> list[PreferenceBatch]:
+        cut = ([r for u in some for r in grouped[u]] for some in micro_batches(chosen, options.micro_batch_size))
+        return [pack_preferences([pairs[r] for r in rows], rows).to(device) for rows in cut]
+
+    fit(
+        run,
+        updater,
+        map(packed, batches),
+        lambda b: objective(backbone, b, reference, options.beta, options.label_smoothing),
+        save=lambda: checkpoint.save(run.step),
+        after_step=last.update,
+    )
+    if heldout:
+        now = reference_logprobs(backbone, heldout, device, config.precision, options.batch_size)
+        ratios = now - reference[len(pairs) :].cpu()
+        last["heldout_accuracy"] = float((0.5 * (ratios[:, 0] - ratios[:, 1]).sign() + 0.5).mean())
+        run.record({"heldout_accuracy": last["heldout_accuracy"]})
+    if last.get("chosen_reward", 0.0) < 0.0 and last.get("rejected_reward", 0.0) < 0.0:
+        run.say(
+            "note: chosen and rejected log-probs both fell; only their margin is trained. That is usual for DPO; a"
+            " smaller learning rate or a larger training.beta holds them closer to the reference."
+        )
+    leave_model(run, backbone, tokenizer, "dpo", last, {"beta": options.beta})
+    return last

@@ -1,0 +1,291 @@
+"""JSON Lines files of people's data: rows in, checked by name, with the row number in every complaint."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Union
+
+from accord.errors import UserError
+
+Row = Mapping[str, Any]
+Message = Mapping[str, Any]
+"""One turn: {"role": …, "content": …}; further keys reach the chat template."""
+Prompt = Union[str, Sequence[Message]]  # noqa: UP007  (evaluated at run time)
+"""Plain text, or the turns so far."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# What other tools call the same things; too far apart in letters for a spelling guess.
+SYNONYMS = {
+    "prompt": ("instruction", "question", "query", "input"),
+    "completion": ("response", "output", "answer", "reply", "target"),
+    "messages": ("conversation", "conversations", "dialogue", "chat"),
+    "chosen": ("preferred", "winner", "accepted", "better"),
+    "rejected": ("dispreferred", "loser", "worse"),
+    "text": ("content", "document"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of a file's rows."""
+
+    rows: int  # rows read
+    tokens: int  # of the kept rows, after truncation
+    truncated_prompts: int
+    truncated_replies: int  # they no longer end with the end token
+    dropped: Mapping[str, int]  # rows by reason
+    retokenized: int = 0  # rows whose prompt and reply had to be tokenised apart (they share a token when joined)
+
+    @property
+    def kept(self) -> int:
+        return self.rows - sum(self.dropped.values())
+
+    def describe(self) -> str:
+        """One or two plain sentences.
+
+        >>> Report(5, 60, 1, 0, {"empty reply": 2}).describe()
+        'Kept 3 of 5 rows, 60 tokens. Dropped: empty reply 2; prompts cut: 1.'
+        """
+        notes = []
+        if self.dropped:
+            notes.append("dropped: " + ", ".join(f"{reason} {n}" for reason, n in sorted(self.dropped.items())))
+        counts = {
+            "prompts cut": self.truncated_prompts,
+            "replies cut": self.truncated_replies,
+            "tokenised apart from the prompt": self.retokenized,
+        }
+        notes.extend(f"{name}: {count}" for name, count in counts.items() if count)
+        first = f"Kept {self.kept} of {self.rows} rows, {self.tokens} tokens."
+        text = "; ".join(notes)
+        return f"{first} {text[0].upper()}{text[1:]}." if text else first
+
+
+@dataclass(slots=True)
+class Tally:
+    """A report in the making."""
+
+    rows: int = 0
+    tokens: int = 0
+    truncated_prompts: int = 0
+    truncated_replies: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    retokenized: int = 0
+
+    def report(self, path: str | Path) -> Report:
+        """The finished report; UserError where no row is left."""
+        made = Report(
+            self.rows,
+            self.tokens,
+            self.truncated_prompts,
+            self.truncated_replies,
+            MappingProxyType(dict(self.dropped)),
+            self.retokenized,
+        )
+        if not made.kept:
+            raise UserError(f"{path}: no row is usable. {made.describe()}")
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A row's place, for messages."""
+
+    path: str
+    row: int
+
+    def error(self, text: str) -> UserError:
+        return UserError(f"{self.path}, row {self.row}: {text}")
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Puts the place in front of a UserError from below."""
+        try:
+            yield
+        except UserError as error:
+            raise self.error(str(error)) from None
+
+
+# ------------------------------------------------------------------ files
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) for each line that is not blank.
+
+    Raises UserError, naming file and row: no such file, bad JSON, not an object, not UTF-8, no rows at all.
+    """
+    name, found = str(path), False
+    try:
+        with open(path, encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                found = True
+                yield number, _parse(line, Where(name, number))
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{name}: a folder, expected a JSON Lines file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    if not found:
+        raise UserError(f"{name}: no rows; expected one JSON object a line")
+
+
+def _parse(line: str, where: Where) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        whole = " (one object a line, not one array for all)" if line.lstrip().startswith("[") else ""
+        raise where.error(f"not JSON: {error.msg} at column {error.colno}{whole}") from None
+    if not isinstance(value, dict):
+        raise where.error(f'a JSON {_kind(value)}, expected an object such as {{"prompt": …}}')
+    return value
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Row]) -> None:
+    """Writes the rows under a temporary name, flushes to disk, renames: a kill leaves the old file or the new one."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as out:
+            for row in rows:
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------ fields
+def require(row: Row, key: str, where: Where) -> Any:
+    """``row[key]``; a missing or null one raises UserError with the key that was probably meant."""
+    if row.get(key) is not None:
+        return row[key]
+    if key in row:
+        raise where.error(f"{key!r} is null")
+    raise where.error(f"no {key!r}{_guess(row, key)}; it has {', '.join(map(repr, row)) or 'no keys'}")
+
+
+def _guess(row: Row, key: str) -> str:
+    near = [k for k in row if k.lower() in SYNONYMS.get(key, ())]
+    others = [k for k in row if k not in SYNONYMS and not k.startswith(f"{key}_")]  # prompt_id is no misspelt prompt
+    near += difflib.get_close_matches(key, others, n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}? rename it to {key!r})" if near else ""
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "array", str: "string", bool: "boolean", dict: "object", type(None): "null"}
+    return kinds.get(type(value), "number")
+
+
+def text_field(row: Row, key: str, where: Where) -> str:
+    """A string."""
+    value = require(row, key, where)
+    if not isinstance(value, str):
+        raise where.error(f"{key!r} is a JSON {_kind(value)}, expected a string")
+    return value
+
+
+def prompt_field(row: Row, key: str, where: Where) -> Prompt:
+    """A string, or a list of messages."""
+    value = require(row, key, where)
+    return value if isinstance(value, str) else messages_field(row, key, where)
+
+
+def messages_field(row: Row, key: str, where: Where) -> list[dict[str, Any]]:
+    """A list of messages, each {"role", "content"} with text for content (a list of text parts is joined)."""
+    value = require(row, key, where)
+    if not isinstance(value, list) or not value:
+        found = "empty" if value == [] else f"a JSON {_kind(value)}"
+        raise where.error(f"{key!r} is {found}, expected a list of messages")
+    return [_message(item, f"{key}[{index}]", where) for index, item in enumerate(value)]
+
+
+def _message(item: Any, name: str, where: Where) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise where.error(f'{name} is a JSON {_kind(item)}, expected {{"role": …, "content": …}}')
+    for key in ("role", "content"):
+        if key not in item:
+            raise where.error(f"{name} has no {key!r}; it has {', '.join(map(repr, item)) or 'no keys'}")
+    role, content = item["role"], item["content"]
+    if not isinstance(role, str):
+        raise where.error(f"{name}: the role is a JSON {_kind(role)}, expected a string")
+    if role not in ROLES and (near := difflib.get_close_matches(role.lower(), ROLES, n=1, cutoff=0.7)):
+        raise where.error(f"{name}: role {role!r}; did you mean {near[0]!r}?")
+    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise where.error(f"{name}: the content is a JSON {_kind(content)}, expected text")
+    return {**item, "content": content}
+
+
+def reply_field(row: Row, key: str, where: Where) -> str:
+    """A string, or a list of one assistant message."""
+    value = require(row, key, where)
+    if isinstance(value, str):
+        return value
+    return _one_reply(messages_field(row, key, where), key, where)
+
+
+def _one_reply(messages: Sequence[Message], key: str, where: Where) -> str:
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        roles = ", ".join(m["role"] for m in messages) or "nothing"
+        raise where.error(f"{key!r} must end in one assistant message behind the prompt; found {roles}")
+    return str(messages[0]["content"])
+
+
+def preference_fields(row: Row, where: Where) -> tuple[Prompt, str, str, float]:
+    """(prompt, chosen, rejected, margin) of a row in any of the usual shapes; the margin is 0 where there is none.
+
+    Without "prompt", "chosen" and "rejected" hold the whole exchange and what they have in common is the prompt.
+    """
+    margin = row.get("margin")
+    if margin is None:
+        margin = 0.0
+    elif isinstance(margin, bool) or not isinstance(margin, (int, float)) or not math.isfinite(margin) or margin < 0:
+        raise where.error(f"margin {margin!r}, expected a number ≥ 0 (chosen and rejected are never swapped)")
+    chosen, rejected = require(row, "chosen", where), require(row, "rejected", where)
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise where.error("one of 'chosen' and 'rejected' is a string and the other is not")
+    if isinstance(chosen, str):
+        if "prompt" in row or _guess(row, "prompt"):
+            return prompt_field(row, "prompt", where), chosen, rejected, float(margin)
+        prompt = _common_text(chosen, rejected)
+        return prompt, chosen[len(prompt) :], rejected[len(prompt) :], float(margin)
+    return (*_chats(row, where), float(margin))
+
+
+def _chats(row: Row, where: Where) -> tuple[Prompt, str, str]:
+    chosen, rejected = messages_field(row, "chosen", where), messages_field(row, "rejected", where)
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    prefix: Prompt = chosen[:shared]
+    replies = [_one_reply(chat[shared:], key, where) for key, chat in (("chosen", chosen), ("rejected", rejected))]
+    if not prefix or "prompt" in row:
+        given = prompt_field(row, "prompt", where)
+        turns = [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
+        if not prefix:
+            prefix = given
+        elif list(prefix[-len(turns) :]) != turns:
+            raise where.error("'prompt' differs from the turns that 'chosen' and 'rejected' share; leave it out")
+    return prefix, replies[0], replies[1]
+
+
+def _common_text(a: str, b: str) -> str:
+    """The shared start of two transcripts, cut where a reply can begin: behind the last marker of the assistant's
+    turn where there is one, otherwise before the word in which they part."""
+    length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    shared, turn = a[:length], "\n\nAssistant:"
+    if turn in shared:
+        return shared[: shared.rindex(turn) + len(turn)]
+    return shared[: max((i for i, c in enumerate(shared) if c.isspace()), default=0)]

@@ -1,0 +1,140 @@
+"""What a policy on a Gymnasium task is worth: whole episodes by its likeliest action, the curve, a video."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from accord.config.settings import PPOConfig
+from accord.models.heads import AnyActorCritic
+from accord.rollout.env.gym import make_environment, open_vectors, spaces_of
+from accord.rollout.env.normalization import Normaliser
+from accord.runtime.run import Run
+
+_SIDE_BY_SIDE = 20
+
+
+@torch.no_grad()
+def _act(model: AnyActorCritic, normaliser: Normaliser, observations: np.ndarray) -> np.ndarray:
+    """The likeliest actions at (n, obs_dim) raw observations; the running scales stay as they are."""
+    seen = torch.from_numpy(normaliser.observations(observations, learn=False))
+    device = next(model.parameters()).device
+    actions: np.ndarray = model.get_action_and_value(seen.to(device), deterministic=True)[0].cpu().numpy()
+    return actions
+
+
+def evaluate(config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser) -> dict[str, float]:
+    """Returns of ``evaluation.episodes`` episodes, by the task's own rewards.
+
+    Environments and seeds are evaluation's own, the same each time; no random state of the training is touched.
+    """
+    wanted, returns, lengths = config.evaluation.episodes, [], []
+    for first in range(0, wanted, _SIDE_BY_SIDE):
+        n = min(_SIDE_BY_SIDE, wanted - first)
+        some, steps = _episodes(config, run, model, normaliser, first, n)
+        returns.append(some)
+        lengths.append(steps)
+    found = np.concatenate(returns)
+    return {
+        "eval_return": float(found.mean()),
+        "eval_return_std": float(found.std()),
+        "eval_return_min": float(found.min()),
+        "eval_length": float(np.concatenate(lengths).mean()),
+    }
+
+
+def _episodes(
+    config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser, first: int, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) returns and (n,) lengths: one episode in each of ``n`` environments, so that short ones count no more."""
+    vectors = open_vectors(config.environment, n, lambda i, episode: run.derive("evaluation", first + i, episode))
+    returns, lengths, going = np.zeros(n), np.zeros(n), np.ones(n, dtype=bool)
+    for _ in range(config.evaluation.max_steps):
+        stepped = vectors.step(_act(model, normaliser, vectors.observations))
+        returns += stepped.rewards * going
+        lengths += going
+        going &= ~(stepped.terminated | stepped.truncated)
+        if not going.any():
+            break
+    vectors.close()
+    return returns, lengths
+
+
+def leave_curve(config: PPOConfig, run: Run) -> None:
+    """``curve.png`` from the run's metrics; says so where matplotlib is absent."""
+    if not config.evaluation.curve:
+        return
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        run.say("no curve.png: matplotlib is not installed (pip install 'accord[gym]')")
+        return
+    text = (run.logs / "metrics.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for key, label, style in (
+        ("rollout/episode_return", "training (episodes of each rollout)", "-"),
+        ("rollout/eval_return", f"evaluation ({config.evaluation.episodes} episodes, deterministic)", "o"),
+    ):
+        points = [(row["rollout/timesteps"], row[key]) for row in rows if key in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label)
+    axes.set(xlabel="environment steps", ylabel="return", title=f"{config.environment}, seed {config.seed}")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(run.directory / "curve.png", dpi=120)
+    run.say(f"wrote {run.directory / 'curve.png'}")
+
+
+def leave_video(config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser) -> None:
+    """``episode.gif``, where it is asked for; says what is missing where it cannot be made."""
+    if not config.evaluation.video:
+        return
+    import gymnasium
+
+    try:
+        from PIL import Image
+    except ImportError:
+        run.say("no episode.gif: Pillow is not installed (pip install 'accord[gym]')")
+        return
+    environment = make_environment(config.environment, render_mode="rgb_array")
+    try:
+        pictures = [
+            Image.fromarray(np.asarray(frame)).reduce(2)
+            for frame in _frames(config, run, model, normaliser, environment)
+        ]
+    except (gymnasium.error.Error, ImportError) as error:
+        run.say(f"no episode.gif: {error}")
+        return
+    finally:
+        environment.close()
+    if not pictures:
+        run.say(f"no episode.gif: {config.environment} draws no pictures (render_mode rgb_array)")
+        return
+    _write_gif(run.directory / "episode.gif", pictures, 2000 // environment.metadata.get("render_fps", 30))
+    run.say(f"wrote {run.directory / 'episode.gif'} ({len(pictures)} pictures, every second step)")
+
+
+def _frames(
+    config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser, environment: Any
+) -> Iterator[Any]:
+    """Every second picture of one episode."""
+    spaces = spaces_of(config.environment, environment.observation_space, environment.action_space)
+    seen, _ = environment.reset(seed=run.derive("evaluation", 0, 0) % 2**31)
+    for step in range(config.evaluation.max_steps):
+        if step % 2 == 0 and (frame := environment.render()) is not None:
+            yield frame
+        action = spaces.acted(_act(model, normaliser, np.asarray(seen, dtype=np.float32)[None]))[0]
+        seen, _, terminated, truncated, _ = environment.step(action)
+        if terminated or truncated:
+            return
+
+
+def _write_gif(path: Path, pictures: list[Any], milliseconds: int) -> None:
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)

@@ -1,0 +1,299 @@
+"""The tanh networks of ``ActorCritic`` and ``GaussianActorCritic``, run and differentiated by hand in numpy.
+
+A step of PPO on networks this small is some sixty operations of a few microseconds each; torch and its autograd add more to
+every one than it takes.  Loss and gradient are those of ``algorithms/ppo_core.PPOObjective``, to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from accord.models.heads import ActorCritic, AnyActorCritic, GaussianActorCritic, PolicyNetwork, ValueNetwork
+
+Array = np.ndarray
+_HALF_LOG_TWO_PI, _ONE = np.float32(0.5 * math.log(2 * math.pi)), np.float32(1)
+_TINY = 1e-30  # below torch.rand's smallest number but 0, whose logarithm is none
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """``B`` actions and what was known when they were taken; float32, ``actions`` int64 where they are numbers."""
+
+    observations: Array  # (B, obs_dim)
+    actions: Array  # (B,) or (B, action_dim)
+    logprobs: Array  # (B,)
+    values: Array  # (B,)
+    advantages: Array  # (B,)
+    returns: Array  # (B,)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The numbers of the loss; ``clip_range_vf`` 0: values are not clipped."""
+
+    clip_range: float
+    clip_range_vf: float
+    vf_coef: float
+    ent_coef: float
+    policy: float  # of the policy's own terms; 0 while only the critic learns
+
+
+def has_hand_gradient(model: object) -> bool:
+    """Whether a model is of the kind that ``HandGradient`` computes: two networks apart, in float32 on a CPU."""
+    if not (isinstance(model, (ActorCritic, GaussianActorCritic)) and isinstance(model.critic, ValueNetwork)):
+        return False
+    first = next(model.parameters())
+    return first.device.type == "cpu" and all(p.dtype is torch.float32 and p.requires_grad for p in model.parameters())
+
+
+ToOutput = Callable[[Array, Weights], Array]
+"""From the loss's derivative by log-probability (B,) to that by the policy's output (B, action_dim)."""
+
+
+class HandGradient:
+    """Shares its memory with a model: what one changes, the other sees.
+
+    All parameters lie in one flat array, the two networks side by side, so that both run in the same calls.
+    """
+
+    def __init__(self, model: AnyActorCritic, compiled: bool = False) -> None:
+        """``compiled``: element-wise passes by ``hand_kernels``, whose loading pays after some thousand steps."""
+        self.tanh_of_sum, self.through_tanh = _tanh_of_sum, _through_tanh
+        if compiled:
+            from accord.kernels.tanh_numba import tanh_of_sum, through_tanh
+
+            self.tanh_of_sum, self.through_tanh = tanh_of_sum, through_tanh
+        policy, critic = model.policy, model.critic
+        assert isinstance(critic, ValueNetwork)
+        self.discrete = isinstance(model, ActorCritic)
+        self.obs_dim, self.action_dim, width = model.obs_dim, model.action_dim, policy.head.in_features
+        self.width = width
+        order = _in_order(policy, critic, None if isinstance(model, ActorCritic) else model.log_std)
+        self.flat = np.concatenate([p.detach().numpy().reshape(-1) for p in order])
+        self.gradient = np.zeros_like(self.flat)
+        place = 0
+        for parameter in order:
+            view = torch.from_numpy(self.flat[place : place + parameter.numel()]).view(parameter.shape)
+            parameter.data = view
+            place += parameter.numel()
+        self._weights, self._gradients = self._views(self.flat), self._views(self.gradient)
+        w1, b1, w2, b2, wp, bp = self._weights[:6]
+        self._policy = (w1[:width].T, b1[:width], w2[0].T, b2[0], wp.T, bp)
+
+    def _views(self, flat: Array) -> list[Array]:
+        shapes: list[tuple[int, ...]] = [
+            (2 * self.width, self.obs_dim), (2 * self.width,), (2, self.width, self.width), (2, self.width),
+            (self.action_dim, self.width), (self.action_dim,), (self.width,), (1,),
+        ]  # fmt: skip
+        shapes += [] if self.discrete else [(self.action_dim,)]
+        views, place = [], 0
+        for shape in shapes:
+            size = math.prod(shape)
+            views.append(flat[place : place + size].reshape(shape))
+            place += size
+        return views
+
+    def _run(self, observations: Array) -> tuple[Array, Array, Array, Array]:
+        """First hidden states (B, 2H), second ones (2, B, H), the policy's output (B, A), values (B,)."""
+        w1, b1, w2, b2, wp, bp, wv, bv = self._weights[:8]
+        first = np.dot(observations, w1.T)
+        self.tanh_of_sum(first, b1)
+        second = np.empty((2, len(first), self.width), dtype=np.float32)
+        np.matmul(self._apart(first), w2.transpose(0, 2, 1), out=second)
+        self.tanh_of_sum(second[0], b2[0])
+        self.tanh_of_sum(second[1], b2[1])
+        output = np.dot(second[0], wp.T)
+        output += bp
+        values = np.dot(second[1], wv)
+        values += bv
+        return first, second, output, values
+
+    def _output(self, observations: Array) -> Array:
+        """(B, A) the policy's output alone: half the work, in the fewest calls, for a step of a rollout."""
+        w1, b1, w2, b2, wp, bp = self._policy
+        first = np.dot(observations, w1)
+        self.tanh_of_sum(first, b1)
+        second = np.dot(first, w2)
+        self.tanh_of_sum(second, b2)
+        output: Array = np.dot(second, wp)
+        output += bp
+        return output
+
+    def _apart(self, both: Array) -> Array:
+        apart: Array = both.reshape(len(both), 2, self.width).transpose(1, 0, 2)
+        return apart
+
+    def values(self, observations: Array) -> Array:
+        """(B,) from (B, obs_dim)."""
+        return self._run(observations)[3]
+
+    def chances(self, shape: tuple[int, ...], generator: torch.Generator) -> Array:
+        """What ``draw`` draws with, for a whole rollout at once, (*shape, action_dim): Gumbel or normal numbers."""
+        if not self.discrete:
+            normal: Array = torch.randn((*shape, self.action_dim), generator=generator).numpy()
+            return normal
+        uniform = torch.rand((*shape, self.action_dim), generator=generator).clamp_(min=_TINY)
+        gumbel: Array = uniform.log_().neg_().log_().neg_().numpy()
+        return gumbel
+
+    def draw(self, observations: Array, chances: Array) -> Array:
+        """Actions, (B,) or (B, action_dim); ``assess`` says of a whole rollout's what the policy thinks of them.
+
+        The largest of logits plus Gumbel numbers is an action drawn from their softmax (Maddison et al. 2014).
+        """
+        output = self._output(observations)
+        if self.discrete:
+            output += chances
+            actions: Array = output.argmax(1)
+            return actions
+        output += chances * np.exp(self._weights[8])
+        return output
+
+    def assess(self, observations: Array, actions: Array) -> tuple[Array, Array]:
+        """Log-probabilities (B,) of actions taken, and values (B,)."""
+        _, _, output, values = self._run(observations)
+        if self.discrete:
+            return _log_softmax(output)[0][np.arange(len(actions)), actions], values
+        return self._score_normal(output, actions)[0], values
+
+    def differentiate(self, steps: Steps, weights: Weights) -> dict[str, float]:
+        """Sets ``gradient`` to that of the loss summed over the steps; returns the sums of loss and metrics."""
+        first, second, output, values = self._run(steps.observations)
+        score = self._score_discrete if self.discrete else self._score_normal
+        new, entropy, to_output = score(output, steps.actions)
+        log_ratio = new - steps.logprobs
+        ratio = np.exp(log_ratio)
+        unclipped = ratio * steps.advantages
+        clipped = np.minimum(np.maximum(ratio, 1 - weights.clip_range), 1 + weights.clip_range) * steps.advantages
+        bites = clipped < unclipped
+        objective = np.minimum(unclipped, clipped)
+        value_loss, to_value, value_bites = _value_loss(values, steps, weights.clip_range_vf)
+        policy, value, freedom = -_sum(objective), _sum(value_loss), _sum(entropy)
+        unclipped[bites] = 0
+        unclipped *= np.float32(-weights.policy)
+        to_value *= np.float32(weights.vf_coef)
+        self._back(steps.observations, first, second, to_output(unclipped, weights), to_value)
+        return {
+            "loss": weights.policy * (policy - weights.ent_coef * freedom) + weights.vf_coef * value,
+            "policy_loss": policy,
+            "value_loss": value,
+            "clip_fraction": float(np.count_nonzero(bites)),
+            "approx_kl": _sum(np.expm1(log_ratio) - log_ratio),
+            "ratio": _sum(ratio),
+            "value_clip_fraction": float(value_bites),
+            "value": _sum(values),
+            "entropy": freedom,
+        }
+
+    def _score_discrete(self, logits: Array, actions: Array) -> tuple[Array, Array, ToOutput]:
+        logprobs, chances = _log_softmax(logits)
+        entropies = -np.einsum("ba,ba->b", chances, logprobs)
+        chosen = np.arange(len(actions)), actions
+
+        def to_output(to_logprob: Array, weights: Weights) -> Array:
+            gradient: Array = chances * -to_logprob[:, None]
+            gradient[chosen] += to_logprob
+            if scale := weights.policy * weights.ent_coef:
+                gradient += np.float32(scale) * chances * (logprobs + entropies[:, None])
+            return gradient
+
+        return logprobs[chosen], entropies, to_output
+
+    def _score_normal(self, means: Array, actions: Array) -> tuple[Array, Array, ToOutput]:
+        log_std = self._weights[8]
+        scaled = (actions - means) * np.exp(-log_std)
+        entropy = np.full(len(means), (log_std + np.float32(0.5) + _HALF_LOG_TWO_PI).sum(), dtype=np.float32)
+
+        def to_output(to_logprob: Array, weights: Weights) -> Array:
+            np.dot(to_logprob, scaled * scaled - 1, out=self._gradients[8])
+            self._gradients[8][:] -= np.float32(weights.policy * weights.ent_coef * len(means))
+            to_means: Array = to_logprob[:, None] * scaled * np.exp(-log_std)
+            return to_means
+
+        return -(scaled * scaled / 2 + log_std + _HALF_LOG_TWO_PI).sum(1), entropy, to_output
+
+    def _back(self, observations: Array, first: Array, second: Array, to_output: Array, to_value: Array) -> None:
+        w2, wp, wv = (self._weights[i] for i in (2, 4, 6))
+        d_w1, d_b1, d_w2, d_b2, d_wp, d_bp, d_wv, d_bv = self._gradients[:8]
+        np.dot(to_output.T, second[0], out=d_wp)
+        np.dot(_ones(len(to_output)), to_output, out=d_bp)
+        np.dot(to_value, second[1], out=d_wv)
+        d_bv[0] = _sum(to_value)
+        inner = np.empty_like(second)
+        np.dot(to_output, wp, out=inner[0])
+        np.multiply(to_value[:, None], wv, out=inner[1])
+        self.through_tanh(inner[0], second[0], d_b2[0])
+        self.through_tanh(inner[1], second[1], d_b2[1])
+        np.matmul(inner.transpose(0, 2, 1), self._apart(first), out=d_w2)
+        outer = np.empty_like(first)
+        np.matmul(inner, w2, out=self._apart(outer))
+        self.through_tanh(outer, first, d_b1)
+        np.dot(outer.T, observations, out=d_w1)
+
+
+def _in_order(
+    policy: PolicyNetwork, critic: ValueNetwork, log_std: torch.nn.Parameter | None
+) -> list[torch.nn.Parameter]:
+    layers = [(policy.trunk[0], critic.trunk[0]), (policy.trunk[2], critic.trunk[2])]
+    order = [p for both in layers for name in ("weight", "bias") for p in (getattr(layer, name) for layer in both)]
+    order += [policy.head.weight, policy.head.bias, critic.head.weight, critic.head.bias]
+    return order if log_std is None else [*order, log_std]
+
+
+@lru_cache(maxsize=8)
+def _ones(n: int) -> Array:
+    """A product with them sums in a third of the time that ``sum`` takes for a few numbers."""
+    return np.ones(n, dtype=np.float32)
+
+
+def _sum(x: Array) -> float:
+    return float(np.dot(x, _ones(len(x))))
+
+
+def _log_softmax(logits: Array) -> tuple[Array, Array]:
+    """The logarithm of the softmax, and the softmax."""
+    shifted: Array = logits - np.maximum.reduce(logits, 1, keepdims=True)
+    chances = np.exp(shifted)
+    total = np.dot(chances, _ones(chances.shape[1]))[:, None]
+    chances /= total
+    shifted -= np.log(total)
+    return shifted, chances
+
+
+def _tanh_of_sum(x: Array, bias: Array) -> None:
+    """In place: x (B, N) becomes tanh(x + bias (N,))."""
+    x += bias
+    np.tanh(x, out=x)
+
+
+def _through_tanh(gradient: Array, activation: Array, to_bias: Array) -> None:
+    """In place: gradient (B, N) by tanh's value becomes that by its argument; to_bias (N,) its sum over rows."""
+    slope = activation * activation
+    np.subtract(_ONE, slope, out=slope)
+    gradient *= slope
+    np.dot(_ones(len(gradient)), gradient, out=to_bias)
+
+
+def _value_loss(values: Array, steps: Steps, clip_range: float) -> tuple[Array, Array, int]:
+    """Half the squared error (B,), its derivative, and how often the clipped error is the worse of the two."""
+    error = values - steps.returns
+    if not clip_range:
+        return error * error / 2, error, 0
+    moved = values - steps.values
+    near = np.minimum(np.maximum(moved, -clip_range), clip_range)
+    beyond = near != moved
+    near += steps.values
+    near -= steps.returns
+    near *= near
+    far = error * error
+    bites = (near > far) & beyond
+    loss = np.maximum(near, far)
+    loss /= 2
+    error[bites] = 0
+    return loss, error, int(np.count_nonzero(bites))

@@ -1,0 +1,352 @@
+"""The selective scan of Mamba (Gu & Dao 2023, arXiv 2312.00752, eq. 2 with the simplified step for B, section 3.6).
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t        y_t = C_t . h_t + D x_t
+
+over segments that start at zero or where another segment ended: one prompt, read once, under several replies.  The same
+function four times: ``reference_scan`` is the definition, ``parallel_scan`` is plain torch for any device and dtype,
+``CompiledScan`` is for float32 on a CPU, ``scan_triton.TritonScan`` on CUDA.  ``selective_scan`` takes the best one
+there is.
+
+``E`` is the number of channels (d_inner), ``N`` the size of a channel's state.  Every scan takes
+
+    x, dt (L, E) · A (E, N), negative · B, C (L, N) · D (E,) · offsets (S+1,) · parents (S,), int64, as in ``Packed``
+
+with dt after its softplus, and gives y (L, E) and the state after each segment, (S, E, N).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+STEPS = 64  # tokens that parallel_scan holds the states of at once
+
+
+def reference_scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, offsets: Tensor, parents: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token after another, as the equations stand: what the others are tested against."""
+    bounds = offsets.tolist()
+    outputs: list[Tensor] = []
+    finals: list[Tensor] = []
+    for s, parent in enumerate(parents.tolist()):
+        h = torch.zeros_like(A) if parent < 0 else finals[parent]
+        for t in range(bounds[s], bounds[s + 1]):
+            h = torch.exp(dt[t, :, None] * A) * h + (dt[t] * x[t])[:, None] * B[t]
+            outputs.append(h @ C[t] + D * x[t])
+        finals.append(h)
+    return torch.stack(outputs), torch.stack(finals)
+
+
+# ------------------------------------------------------------------------------------------- plain torch
+def _recurrence(a: Tensor, b: Tensor) -> Tensor:
+    """h_t = a_t h_{t-1} + b_t along dimension 1 of (S, T, E, N) from zero, in about 2 sqrt(T) steps, each over a slice.
+
+    Products of decays only, never quotients: nothing overflows, however strong the decay.
+    """
+    rows, steps = a.shape[:2]
+    inner = max(1, math.isqrt(steps))
+    short = -steps % inner
+    if short:  # the decay 1 and the push 0 hold the state
+        a = torch.cat([a, a.new_ones(rows, short, *a.shape[2:])], 1)
+        b = torch.cat([b, b.new_zeros(rows, short, *b.shape[2:])], 1)
+    shape = (rows, -1, inner, *a.shape[2:])
+    decay, h = a.reshape(shape).clone(), b.reshape(shape).clone()
+    for i in range(1, inner):
+        h[:, :, i].addcmul_(decay[:, :, i], h[:, :, i - 1])
+        decay[:, :, i] *= decay[:, :, i - 1]
+    for j in range(1, h.shape[1]):
+        h[:, j].addcmul_(decay[:, j], h[:, j - 1, -1:])
+    return h.reshape(rows, -1, *a.shape[2:])[:, :steps]
+
+
+def _states(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The decays and the states of (S, T, E) tokens, both (S, T, E, N), after the states h (S, E, N)."""
+    decay = torch.exp(dt[..., None] * A)
+    push = (dt * x)[..., None] * B[:, :, None, :]
+    push[:, 0] += decay[:, 0] * h
+    return decay, _recurrence(decay, push)
+
+
+class _Chunk(torch.autograd.Function):
+    """y without its D term, and the last state.  Keeps its inputs only; the backward computes the states again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, dt, A, B, C, h)
+        _, states = _states(x, dt, A, B, h)
+        return torch.einsum("sten,stn->ste", states, C), states[:, -1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor, glast: Tensor) -> tuple[Tensor, ...]:
+        x, dt, A, B, C, h = ctx.saved_tensors
+        decay, states = _states(x, dt, A, B, h)
+        g = gy[..., None] * C[:, :, None, :]
+        g[:, -1] += glast
+        later = torch.cat([decay[:, 1:], torch.ones_like(decay[:, :1])], 1)  # g_t is pulled back by the next decay
+        g = _recurrence(later.flip(1), g.flip(1)).flip(1)
+        through_b = torch.einsum("sten,stn->ste", g, B)
+        bent = g * decay * torch.cat([h[:, None], states[:, :-1]], 1)  # the gradient of log(decay)
+        return (
+            dt * through_b,
+            x * through_b + (bent * A).sum(-1),
+            torch.einsum("sten,ste->en", bent, dt),
+            torch.einsum("sten,ste->stn", g, dt * x),
+            torch.einsum("sten,ste->stn", states, gy),
+            g[:, 0] * decay[:, 0],
+        )
+
+
+def _depths(parents: list[int]) -> list[int]:
+    depths: list[int] = []
+    for parent in parents:
+        depths.append(0 if parent < 0 else depths[parent] + 1)
+    return depths
+
+
+def parallel_scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, offsets: Tensor, parents: Tensor
+) -> tuple[Tensor, Tensor]:
+    """All segments of one depth of the prefix tree at once, a chunk of time at a time; any device, any float dtype."""
+    depths = torch.tensor(_depths(parents.tolist()), device=x.device)
+    states = x.new_zeros(len(parents) + 1, *A.shape)  # the last row is where roots start
+    outputs, places = [], []
+    for depth in range(int(depths.max()) + 1):
+        segments = (depths == depth).nonzero()[:, 0]
+        lengths = offsets[segments + 1] - offsets[segments]
+        time = torch.arange(int(lengths.max()), device=x.device)
+        inside = time < lengths[:, None]
+        index = torch.where(inside, offsets[segments, None] + time, 0)
+        padded = [torch.where(inside[..., None], v[index], 0.0) for v in (x, dt, B, C)]  # dt = 0 holds the state
+        h, ys = states[parents[segments]], []
+        for xs, dts, bs, cs in zip(*(torch.split(v, STEPS, 1) for v in padded), strict=True):
+            y, h = _Chunk.apply(xs, dts, A, bs, cs, h)  # type: ignore[no-untyped-call]
+            ys.append(y)
+        states = states.index_put((segments,), h)
+        outputs.append(torch.cat(ys, 1)[inside])
+        places.append(index[inside])
+    y = torch.cat(outputs)[torch.cat(places).argsort()]
+    return y + D * x, states[:-1]
+
+
+# ------------------------------------------------------------------------------------------- compiled
+@cache
+def _numba_found() -> bool:
+    if find_spec("numba") is not None:
+        return True
+    warnings.warn("no numba: Mamba runs several times slower on a CPU; mend: pip install numba", stacklevel=3)
+    return False
+
+
+def runs_compiled(x: Tensor) -> bool:
+    """True where the compiled kernels take a tensor like x (…, E): float32 on a CPU, whole vectors of channels."""
+    return x.device.type == "cpu" and x.dtype is torch.float32 and x.shape[-1] % 16 == 0 and _numba_found()
+
+
+@cache
+def _triton_found() -> bool:
+    return find_spec("triton") is not None
+
+
+def flat(tensor: Tensor) -> Any:
+    """The numbers of a contiguous tensor in one row, as the kernels take them."""
+    return tensor.detach().view(-1).numpy()
+
+
+def _rows(x: Tensor) -> Any:
+    """The memory from the first to the last number of an (L, E) view with contiguous rows, as one row."""
+    assert x.stride(1) == 1, "rows must be contiguous"
+    return x.detach().as_strided(((len(x) - 1) * x.stride(0) + x.shape[1],), (1,)).numpy()
+
+
+def _forward(
+    x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, D: Tensor, offsets: Tensor, parents: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (L, E), final states (S, N, E) and the kept states; ``a`` (N, E) is A transposed, times log2(e)."""
+    from accord.kernels import selective_scan_numba as kernels
+
+    states, width = a.shape
+    kept = int(((offsets.diff() + kernels.CHUNK - 1) // kernels.CHUNK).sum()) if keep else 0
+    y, finals, marks = torch.empty_like(x), x.new_empty(len(parents), states, width), x.new_empty(kept * states * width)
+    arrays = map(flat, (x, dt, a, B, C, D, offsets, parents, y, finals, marks))
+    kernels.share(kernels.scan_forward, *arrays, width, states, count=width // kernels.LANES, work=x.numel() * states)
+    return y, finals, marks
+
+
+class CompiledScan(torch.autograd.Function):
+    """The compiled kernels as one differentiable function.  All inputs contiguous; ``A`` is (E, N)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, offsets: Tensor, parents: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rate = A.t().contiguous()
+        a = rate / math.log(2)
+        y, finals, marks = _forward(x, dt, a, B, C, D, offsets, parents, True)
+        ctx.save_for_backward(x, dt, rate, a, B, C, D, offsets, parents, marks)
+        ctx.set_materialize_grads(False)
+        return y, finals.transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor | None, gfinals: Tensor | None) -> tuple[Tensor | None, ...]:
+        from accord.kernels import selective_scan_numba as kernels
+
+        x, dt, rate, a, B, C, D, offsets, parents, marks = ctx.saved_tensors
+        states, width = rate.shape
+        groups = -(-width // (kernels.LANES * kernels.GROUP))
+        gy = torch.zeros_like(x) if gy is None else gy.contiguous()
+        gh = x.new_zeros(len(parents), states, width)  # the kernel adds to it
+        if gfinals is not None:
+            gh += gfinals.transpose(1, 2)
+        gx, gdt, ga, gd = torch.empty_like(x), torch.empty_like(x), torch.zeros_like(rate), torch.empty_like(D)
+        gb, gc = x.new_zeros(groups, *B.shape), x.new_zeros(groups, *C.shape)
+        arrays = map(flat, (x, dt, rate, a, B, C, D, offsets, parents, marks, gy, gh, gx, gdt, ga, gb, gc, gd))
+        kernels.share(kernels.scan_backward, *arrays, width, states, count=groups, work=2 * x.numel() * states)
+        # numpy adds the groups one after another, whatever the number of threads
+        gB, gC = (torch.from_numpy(g.numpy().sum(0)) for g in (gb, gc))
+        return gx, gdt, ga.t(), gB, gC, gd, None, None
+
+
+def _wants_gradient(inputs: list[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(v.requires_grad for v in inputs)
+
+
+def selective_scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, offsets: Tensor, parents: Tensor
+) -> tuple[Tensor, Tensor]:
+    """y (L, E) in the dtype of ``x`` and final states (S, E, N), by the fastest scan for the device and dtype.
+
+    Half precision is computed in float32.  Says once, as a warning, when a CPU has to do without numba.
+    """
+    kind = x.dtype
+    if any(v.dtype in (torch.float16, torch.bfloat16) for v in (x, dt, A, B, C, D)):  # under autocast they mix
+        x, dt, A, B, C, D = (v.float() for v in (x, dt, A, B, C, D))
+    if x.device.type == "cuda" and x.dtype is torch.float32 and _triton_found():
+        from accord.kernels.selective_scan_triton import TritonScan
+
+        inputs = [v.contiguous() for v in (x, dt, A, B, C, D)]
+        y, finals = TritonScan.apply(*inputs, offsets, parents, _wants_gradient(inputs))  # type: ignore[no-untyped-call]
+        return y.to(kind), finals
+    if not runs_compiled(x):
+        y, finals = parallel_scan(x, dt, A, B, C, D, offsets, parents)
+        return y.to(kind), finals
+    inputs = [v.contiguous() for v in (x, dt, A, B, C, D)]
+    if _wants_gradient(inputs):
+        y, finals = CompiledScan.apply(*inputs, offsets, parents)  # type: ignore[no-untyped-call]
+    else:
+        x, dt, A, B, C, D = inputs
+        y, finals, _ = _forward(x, dt, (A.t() / math.log(2)).contiguous(), B, C, D, offsets, parents, False)
+        finals = finals.transpose(1, 2)
+    return y.to(kind), finals
+
+
+# ------------------------------------------------------------------------------------------- what stands around it
+class _CompiledConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, previous: Tensor) -> Tensor:
+        from accord.kernels import selective_scan_numba as kernels
+
+        taps, y = weight[:, 0].t().contiguous(), x.new_empty(x.shape)
+        ctx.save_for_backward(x, taps, bias, previous)
+        arrays = (_rows(x), x.stride(0), *map(flat, (taps, bias, previous, y)))
+        width = x.shape[1]
+        kernels.share(kernels.conv_forward, *arrays, width, count=width // kernels.LANES, work=4 * x.numel())
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        from accord.kernels import selective_scan_numba as kernels
+
+        x, taps, bias, previous = ctx.saved_tensors
+        gx, gtaps, gbias = x.new_zeros(x.shape), torch.zeros_like(taps), torch.zeros_like(bias)
+        arrays = (_rows(x), x.stride(0), *map(flat, (taps, bias, previous, gy.contiguous(), gx, gtaps, gbias)))
+        width = x.shape[1]
+        kernels.share(kernels.conv_backward, *arrays, width, count=width // kernels.LANES, work=8 * x.numel())
+        return gx, gtaps.t()[:, None], gbias, None
+
+
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, previous: Tensor) -> Tensor:
+    """SiLU of the depthwise convolution over a token and its K-1 predecessors in its text, zeros before the start.
+
+    x (L, E), its rows contiguous · weight (E, 1, K) · bias (E,) · previous (L,), as in ``Packed``.
+    """
+    if runs_compiled(x) and weight.dtype is x.dtype:
+        return cast(Tensor, _CompiledConv.apply(x, weight, bias, previous))  # type: ignore[no-untyped-call]
+    nowhere = len(x)
+    follow = torch.cat([torch.where(previous < 0, nowhere, previous), previous.new_tensor([nowhere])])
+    back = [torch.arange(nowhere, device=x.device)]
+    for _ in range(weight.shape[2] - 1):
+        back.append(follow[back[-1]])
+    window = F.embedding(torch.stack(back[::-1], 1), torch.cat([x, x.new_zeros(1, x.shape[1])]))  # (L, K, E)
+    return F.silu(torch.einsum("lke,ek->le", window, weight[:, 0]) + bias)
+
+
+class _CompiledSoftplus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        from accord.kernels import selective_scan_numba as kernels
+
+        y = torch.empty_like(x)
+        ctx.save_for_backward(x)
+        kernels.share(kernels.softplus_forward, flat(x), flat(y), count=x.numel() // kernels.LANES, work=4 * x.numel())
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> Tensor:
+        from accord.kernels import selective_scan_numba as kernels
+
+        (x,) = ctx.saved_tensors
+        gx, arrays = torch.empty_like(x), (x, gy.contiguous())
+        kernels.share(
+            kernels.softplus_backward, *map(flat, (*arrays, gx)), count=x.numel() // kernels.LANES, work=4 * x.numel()
+        )
+        return gx
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) of (L, E), contiguous; torch's own computes one number at a time on a CPU."""
+    if runs_compiled(x):
+        return cast(Tensor, _CompiledSoftplus.apply(x))  # type: ignore[no-untyped-call]
+    return F.softplus(x)
+
+
+class _CompiledGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, z: Tensor) -> Tensor:
+        from accord.kernels import selective_scan_numba as kernels
+
+        out = torch.empty_like(y)
+        ctx.save_for_backward(y, z)
+        arrays = (flat(y), _rows(z), z.stride(0), flat(out))
+        kernels.share(kernels.gate_forward, *arrays, y.shape[1], count=len(y), work=4 * y.numel())
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        from accord.kernels import selective_scan_numba as kernels
+
+        y, z = ctx.saved_tensors
+        gy, gz = torch.empty_like(y), torch.empty_like(y)
+        arrays = (flat(y), _rows(z), z.stride(0), *map(flat, (g.contiguous(), gy, gz)))
+        kernels.share(kernels.gate_backward, *arrays, y.shape[1], count=len(y), work=4 * y.numel())
+        return gy, gz
+
+
+def gated(y: Tensor, z: Tensor) -> Tensor:
+    """y SiLU(z), both (L, E); y contiguous, the rows of z contiguous."""
+    if runs_compiled(y) and z.dtype is y.dtype:
+        return cast(Tensor, _CompiledGate.apply(y, z))  # type: ignore[no-untyped-call]
+    return y * F.silu(z)

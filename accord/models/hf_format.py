@@ -1,0 +1,104 @@
+"""Model folders in the Hugging Face layout: ``config.json`` beside safetensors, whole or in shards.
+
+Only safetensors are read: a pickle can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from accord.errors import UserError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def read_json(directory: str | Path, name: str) -> dict[str, Any]:
+    """The object in ``directory/name``.  Raises UserError naming the file when it is absent or not a JSON object."""
+    path = Path(directory) / name
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file; a model folder holds config.json and {WEIGHTS}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); write or download the folder again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return cast("dict[str, Any]", found)
+
+
+def write_json(directory: str | Path, name: str, value: Mapping[str, Any]) -> None:
+    """Writes ``directory/name`` under a temporary name, then renames it."""
+    path = Path(directory) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _settle(temporary, path)
+
+
+def read_weights(directory: str | Path) -> dict[str, Tensor]:
+    """The tensors of a model folder on the CPU, in the dtypes of the file, from one file or from its shards.
+
+    Raises UserError naming the file that is absent or damaged.
+    """
+    folder = Path(directory)
+    if (folder / WEIGHTS).is_file():
+        return _load(folder / WEIGHTS)
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder / WEIGHTS}: no such file, nor {INDEX}; save the model as safetensors first")
+    places = read_json(folder, INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{folder / INDEX}: key weight_map must map tensor names to file names; download it again")
+    state: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name:
+            raise UserError(f"{folder / INDEX}: shard {name!r} is not a plain file name; shards lie beside the index")
+        state.update(_load(folder / name))
+    missing = sorted(set(places) - set(state))
+    if missing:
+        raise UserError(f"{folder / INDEX}: tensor {missing[0]} is in no shard; download the folder again")
+    return state
+
+
+def write_weights(directory: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Writes ``model.safetensors`` under a temporary name, flushes it to disk, then renames it.
+
+    Tensors are made contiguous; two names of one tensor are refused (ValueError): the caller leaves one out.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / (WEIGHTS + ".tmp")
+    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
+    pointers = [tensor.data_ptr() for tensor in plain.values() if tensor.numel()]
+    if len(set(pointers)) != len(pointers):
+        raise ValueError("two names share one tensor; leave one of them out")
+    save_file(plain, temporary, metadata={"format": "pt"})  # transformers asks for this mark
+    _settle(temporary, folder / WEIGHTS)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; download the folder again") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or not safetensors ({error}); write or download it again") from None
+    return state
+
+
+def _settle(temporary: Path, path: Path) -> None:
+    """Renames only what is on disk, so that a kill leaves the old file or the new one."""
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    os.replace(temporary, path)

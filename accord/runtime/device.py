@@ -1,0 +1,44 @@
+"""Where tensors live and in which precision products are made."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from accord.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``: CUDA, else MPS, else the CPU.  Raises UserError where the named device is absent."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: {name!r} is no device; use auto, cpu, cuda, cuda:1 or mps.") from None
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.type, False):
+        raise UserError(f"device: {name!r} is not available on this machine; use device=auto or device=cpu.")
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Products in bfloat16 where asked for; weights, residual stream, softmax and sums stay float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products in bfloat16; torch's own without them are far slower."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def slow_precision(device: torch.device, precision: str) -> str:
+    """A sentence where the precision asked for is the slow one on this machine; empty elsewhere."""
+    if precision == "float32" or device.type != "cpu" or multiplies_bfloat16():
+        return ""
+    return "note: this processor has no bfloat16 instructions; precision=float32 is several times quicker here."

@@ -1,0 +1,54 @@
+"""The stage ``fuse``: several models of one architecture become one."""
+
+from __future__ import annotations
+
+from accord.config.settings import FuseConfig
+from accord.fusion.checks import require_folder
+from accord.fusion.merge import merge
+from accord.fusion.weights import open_weights
+from accord.registry.manifest import read_manifest
+from accord.runtime.run import Run
+
+
+def train(config: FuseConfig, run: Run) -> dict[str, float]:
+    """Merges and leaves ``model/``; returns what was merged, and of a reward model the statistics of its scores."""
+    first = require_folder(config.models[0].model, "models.0.model")
+    tensors = len(open_weights(first).layouts)
+    run.plan(
+        {
+            "method": in_words(config),
+            "models": ", ".join(f"{s.model} (weight {s.weight:g})" for s in config.models),
+            **({"base": config.base} if config.base else {}),
+            "tensors": f"{tensors:,}, one at a time, in float32",
+        }
+    )
+    run.resumable = False
+    run.begin(tensors)
+    seen = 0
+
+    def tick(parameters: int) -> None:
+        nonlocal seen
+        seen += parameters
+        run.tick({"parameters": float(seen)})
+        run.check_stop()
+
+    target = run.directory / "model"
+    merge(config, target, run.name, run.key, tick)
+    metrics = {key: float(value) for key, value in read_manifest(target)["metrics"].items()}
+    run.record(metrics)
+    run.say(f"wrote {target} (opens with transformers)")
+    return metrics
+
+
+def in_words(config: FuseConfig) -> str:
+    """The method with the settings that it heeds."""
+    said: list[str] = [config.method]
+    if config.method in ("slerp", "interpolate"):
+        said.append(f"t {config.t:g}")
+    else:
+        said.append("weights normalised" if config.normalizes else "weights as they are")
+    if config.scaling != 1:
+        said.append(f"task vectors times {config.scaling:g}")
+    if any(s.density < 1 for s in config.models):
+        said.append("density " + ", ".join(f"{s.density:g}" for s in config.models))
+    return ", ".join(said)

@@ -1,0 +1,43 @@
+"""Pretrained: takes a model in, so that every later stage finds an artifact with its digest and its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accord.config.settings import PretrainedConfig
+from accord.errors import UserError
+from accord.models.open import module, open_backbone
+from accord.runtime.run import Run
+from accord.training.artifact import leave_artifact, open_tokenizer
+from accord.training.describe import model_in_words
+
+
+def download(name: str) -> str:
+    """The folder of a Hugging Face id, fetched or from the cache.  Raises UserError where it cannot be had."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"source: {name!r} is no folder or file here, and no Hugging Face id that can be had now"
+            f" ({type(error).__name__})."
+        ) from None
+
+
+def train(config: PretrainedConfig, run: Run) -> dict[str, float]:
+    """Opens the model and leaves it behind as it is."""
+    source = config.source
+    if source == "smollm2":
+        from accord.data.sentiment import smollm2_gguf
+
+        source = str(smollm2_gguf())
+    elif not Path(source).exists():
+        source = download(source)
+    run.say(f"opening {config.source} (a .gguf file takes about a minute)")
+    backbone = open_backbone(source)
+    tokenizer = open_tokenizer(source)
+    run.plan({"model": model_in_words(module(backbone), config.source)})
+    leave_artifact(run, backbone, tokenizer, "pretrained", {})
+    return {"parameters": float(sum(p.numel() for p in module(backbone).parameters()))}
