@@ -206,24 +206,29 @@ class Generation(_Tensors):
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Replies after scoring: what reference, critic and reward say of them."""
+    """``B`` scored replies, as any algorithm may use them: nothing here knows of advantages, critics or KL coefficients."""
 
-    generation: Generation
+    generation: Generation  # prompts, responses, mask, behavior log-probs, ended
+    prompt_rows: Tensor  # (B,) int64, the prompt's row in its dataset; replies with equal rows form a group
+    weight_versions: Tensor  # (B, T) int64, which weights sampled each token (the number of updates' rollouts so far)
     ref_logprobs: Tensor  # (B, T)
-    values: Tensor  # (B, T)
     scores: Tensor  # (B,) the reward of each whole reply, before shaping
-    terms: Mapping[str, Tensor]  # (B,) each: what the score is made of
+    terms: Mapping[str, Tensor]  # (B,) each: the terms that the score is the sum of
+    readout: Tensor | None = None  # (B, T) what a function read from the hidden states that sampled each token
 
     def __post_init__(self) -> None:
         shape = tuple(self.generation.mask.shape)
+        _require("prompt_rows", self.prompt_rows, shape[:1], torch.int64)
+        _require("weight_versions", self.weight_versions, shape, torch.int64)
         _require("ref_logprobs", self.ref_logprobs, shape)
-        _require("values", self.values, shape)
         _require("scores", self.scores, shape[:1])
+        if self.readout is not None:
+            _require("readout", self.readout, shape)
 
 
 @dataclass(frozen=True, slots=True)
 class TextActions(_Tensors):
-    """What a language policy needs to score its replies again."""
+    """Replies as a language policy scores them again."""
 
     prompts: tuple[tuple[int, ...], ...]  # B
     responses: Tensor  # (B, T) int64
@@ -237,39 +242,44 @@ class TextActions(_Tensors):
 
 @dataclass(frozen=True, slots=True)
 class VectorActions(_Tensors):
-    """What a policy on vectors needs to score its actions again."""
+    """Observations and actions as a policy on vectors scores them again."""
 
     observations: Tensor  # (B, obs_dim)
-    actions: Tensor  # (B,)
+    actions: Tensor  # (B,), or (B, action_dim) for continuous actions
 
     def __getitem__(self, rows: Tensor) -> VectorActions:
         return VectorActions(self.observations[rows], self.actions[rows])
 
 
 @dataclass(frozen=True, slots=True)
-class PPOBatch(_Tensors):
-    """What the PPO loss sees: ``B`` rows of at most ``T`` actions.
+class PolicyBatch(_Tensors):
+    """What a policy loss sees: ``B`` rows of at most ``T`` actions.
 
     For a language model a row is a reply and an action a token; for a vector environment a row is one step (T = 1).
-    ``inputs`` carries what the policy needs to score the actions again; the loss does not look into it.
+    ``inputs`` is what the policy needs to score the actions again; the loss does not look into it.  ``values`` and
+    ``returns`` are None without a critic.
     """
 
     inputs: TextActions | VectorActions
     mask: Tensor  # (B, T) bool
-    logprobs: Tensor  # (B, T) under the sampling policy
-    values: Tensor  # (B, T) at sampling time
+    old_logprobs: Tensor  # (B, T) of the policy at the start of this rollout's updates
     advantages: Tensor  # (B, T)
-    returns: Tensor  # (B, T)
+    values: Tensor | None = None  # (B, T) of the critic at the start of this rollout's updates
+    returns: Tensor | None = None  # (B, T)
 
     def __post_init__(self) -> None:
         shape = tuple(self.mask.shape)
         _require("mask", self.mask, shape, torch.bool)
-        for name in ("logprobs", "values", "advantages", "returns"):
-            _require(name, getattr(self, name), shape)
+        for name, tensor in self.tensors().items():
+            _require(name, tensor, shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The (B, T) fields that are not None, by name."""
+        found = {name: getattr(self, name) for name in ("mask", "old_logprobs", "advantages", "values", "returns")}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def __len__(self) -> int:
         return len(self.mask)
 
-    def __getitem__(self, rows: Tensor) -> PPOBatch:
-        tensors = (getattr(self, n)[rows] for n in ("mask", "logprobs", "values", "advantages", "returns"))
-        return PPOBatch(self.inputs[rows], *tensors)
+    def __getitem__(self, rows: Tensor) -> PolicyBatch:
+        return PolicyBatch(self.inputs[rows], **{name: tensor[rows] for name, tensor in self.tensors().items()})

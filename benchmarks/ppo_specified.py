@@ -78,13 +78,12 @@ def run_accord(folder: str) -> dict[str, Any]:
     import torch
     import torch._dynamo
 
-    from accord.algorithms.ppo_control import VectorSource, policy_for, train_on_steps
+    from accord.algorithms.ppo_control import policy_for, train_on_steps
     from accord.config.load import load
     from accord.config.settings import PPOConfig
     from accord.rollout.env.gym import open_vectors
-    from accord.rollout.env.normalization import Normaliser
     from accord.runtime.run import Run
-    from accord.training import numpy_updater as hand_updater
+    from accord.training.numpy_updater import NumpyUpdater
 
     class Silent(Run):
         """Writes nothing while it runs, as stable-baselines3 does where no log is asked for."""
@@ -98,8 +97,8 @@ def run_accord(folder: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     sys.modules.setdefault("ppo_specified", sys.modules[__name__])
     updates = []
-    step = hand_updater.HandUpdater.step
-    hand_updater.HandUpdater.step = lambda *given: (updates.append(1), step(*given))[1]  # type: ignore[method-assign]
+    step = NumpyUpdater.step
+    NumpyUpdater.step = lambda *given: (updates.append(1), step(*given))[1]  # type: ignore[method-assign]
     changes = ["model.policy=vector", "environment=ppo_specified:RandomEnvironment"]
     changes += [f"training.num_epochs={EPOCHS}", f"training.batch_size={BATCH}"]
     config = load(PPOConfig, ROOT / "configs" / "ppo_train.yaml", changes)
@@ -110,8 +109,7 @@ def run_accord(folder: str) -> dict[str, Any]:
     with Silent("ppo", Path(folder) / "ppo", Path(folder) / "logs", config.seed, 10**9, 10**9) as run:
         vectors = open_vectors(config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e))
         model = policy_for(vectors.spaces, config)
-        normaliser = Normaliser(SEEN, training.n_envs, training.gamma, False, False)
-        train_on_steps(config, run, model, VectorSource(config, run, model, vectors, normaliser), {})
+        train_on_steps(config, run, model, vectors, {})
         torch.save(model.state_dict(), f"{folder}/policy.pt")
     seconds = time.process_time() - began
     count = sum(p.numel() for p in model.parameters())

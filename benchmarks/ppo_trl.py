@@ -29,7 +29,8 @@ import resource
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -306,12 +307,11 @@ def check_accord(kind: str, folder: Path) -> dict[str, Any]:
     """TRL's replies through our pass: how far losses, scores, KL and the moved weights lie from what TRL had."""
     import torch
 
-    from accord.algorithms.ppo_core import PPOObjective
-    from accord.algorithms.ppo_language import score_texts
+    from accord.algorithms.ppo import ppo_loss, prepare, score_texts
     from accord.data.tokenizer import Tokenizer
     from accord.models.language import LanguageActorCritic, reply_logprobs
     from accord.models.transformer import Transformer, unfuse
-    from accord.rollout.collect import pack_texts, spread, to_ppo_batch
+    from accord.rollout.collect import read_replies
     from accord.rollout.score import Replies, open_reward
     from accord.training.updater import Updater
     from accord.types import Generation, Rollout
@@ -329,20 +329,19 @@ def check_accord(kind: str, folder: Path) -> dict[str, Any]:
     policy = LanguageActorCritic(moving, "separate")
     policy.value_head.linear.weight.data.copy_(theirs["head"])
     policy.value_head.linear.bias.requires_grad_(False)  # TRL's head has none
-    packed, chosen = pack_texts(prompts, responses, mask)
-    with torch.no_grad():
-        known = spread(reply_logprobs(policy.policy, packed, chosen), mask)
-        values = spread(policy.critic_values(packed, chosen), mask)
-    generation = Generation(prompts, responses, mask, known, torch.ones(len(prompts), dtype=torch.bool))
+    blank = Generation(prompts, responses, mask, torch.zeros(mask.shape), torch.ones(len(prompts), dtype=torch.bool))
+    known = read_replies(blank, len(prompts), lambda packed, at: reply_logprobs(policy.policy, packed, at))
+    generation = replace(blank, logprobs=known)
     replies = Replies([""] * len(prompts), [""] * len(prompts), prompts, responses.tolist())
     scores = open_reward(str(folder / "reward"), tokenizer, "cpu", "reward")(replies)["reward_model"]
-    batch, _ = to_ppo_batch(Rollout(generation, known, values, scores, {}), beta=0.05, gamma=1.0, gae_lambda=0.95)
+    rows, versions = torch.arange(len(prompts)), torch.zeros_like(responses)
+    batch, _ = prepare(Rollout(generation, rows, versions, known, scores, {}), policy, 0.05, config)
     n = mask.sum()
     batch.advantages.mul_(((n - 1) / n).sqrt())
     groups = [(policy.policy_parameters(), config.training.learning_rate)]
     groups.append((policy.critic_parameters(), config.training.learning_rate))
     updater = Updater(groups, config.training, case.epochs)
-    objective = PPOObjective(lambda inputs: score_texts(policy, inputs, 1.0), config.training, config.kl, 0.05, 1.0)
+    objective = ppo_loss(partial(score_texts, policy, 1.0), config.training, config.training.clip_range)
     steps = [updater.step([batch], objective) for _ in range(case.epochs)]
     found = {
         "loss/policy_avg": np.mean([s["policy_loss"] for s in steps]), "objective/scores": float(scores.mean()),

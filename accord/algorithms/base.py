@@ -76,6 +76,6 @@ def train(config: BaseConfig, run: Run) -> dict[str, float]:
             ),
         }
     )
-    metrics = train_texts(run, backbone, examples, config.training, config.precision, lambda epoch, metrics: None)
+    metrics = train_texts(run, backbone, examples, config.training, config.precision)
     leave_model(run, backbone, tokenizer, "base", metrics, {})
     return metrics

@@ -11,13 +11,13 @@ Numbered details:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from accord.config.settings import DPOConfig
-from accord.data.batches import Batches
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair, unit_length, units
 from accord.functional.logprobs import sequence_sums
@@ -25,38 +25,36 @@ from accord.functional.losses import dpo_loss
 from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
 from accord.models.open import module
+from accord.models.reference import FrozenReference, Reference
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import leave_model, open_model, open_tokenizer
-from accord.training.checkpoint import Checkpoint, Resumable, read_pt, write_pt
-from accord.training.cross_entropy import micro_batches
+from accord.training.checkpoint import read_pt, write_pt
 from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
-from accord.training.fit import fit
-from accord.training.last_metrics import Latest
+from accord.training.epochs import Epochs, train_epochs
 from accord.training.pair_data import read_pairs
-from accord.training.updater import Updater
-from accord.types import LossOutput, PreferenceBatch
+from accord.types import LossOutput, Packed, PreferenceBatch
 
 
-def pair_logprobs(backbone: Backbone, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-    """Log-probs of the chosen and of the rejected replies, (B,) each."""
+def pair_logprobs(logprobs: Callable[[Packed, Tensor], Tensor], batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+    """Log-probs of the chosen and of the rejected replies, (B,) each; ``logprobs(packed, at)`` gives those of tokens."""
     packed = batch.packed
     segments = torch.cat([batch.chosen, batch.rejected])
     index, owner = packed.span(segments)
-    chosen, rejected = sequence_sums(reply_logprobs(backbone, packed, index), owner, len(segments)).chunk(2)
+    chosen, rejected = sequence_sums(logprobs(packed, index), owner, len(segments)).chunk(2)
     return chosen, rejected
 
 
 @torch.no_grad()
 def reference_logprobs(
-    backbone: Backbone, pairs: Sequence[PreferencePair], device: torch.device, precision: str, size: int
+    reference: Reference, pairs: Sequence[PreferencePair], device: torch.device, precision: str, size: int
 ) -> Tensor:
     """(n, 2) log-probs of chosen and rejected under the reference, on the CPU."""
     rows = []
     for some in torch.split(torch.arange(len(pairs)), size):
         batch = pack_preferences([pairs[int(r)] for r in some], some.tolist()).to(device)
         with autocast(device, precision):
-            rows.append(torch.stack(pair_logprobs(backbone, batch), 1).float().cpu())
+            rows.append(torch.stack(pair_logprobs(reference.logprobs, batch), 1).float().cpu())
     return torch.cat(rows)
 
 
@@ -64,7 +62,7 @@ def objective(
     backbone: Backbone, batch: PreferenceBatch, reference: Tensor, beta: float, label_smoothing: float
 ) -> LossOutput:
     """The loss of one micro-batch; ``reference`` holds (n, 2) log-probs of the whole data set."""
-    chosen, rejected = pair_logprobs(backbone, batch)
+    chosen, rejected = pair_logprobs(partial(reply_logprobs, backbone), batch)
     ref = reference[batch.indices]
     return dpo_loss(chosen, rejected, ref[:, 0], ref[:, 1], beta, label_smoothing)
 
@@ -94,30 +92,25 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
         reference = read_pt(kept)["logprobs"]
     else:
         size = options.micro_batch_size or options.batch_size
-        reference = reference_logprobs(backbone, [*pairs, *heldout], device, config.precision, size)
+        reference = reference_logprobs(FrozenReference(backbone), [*pairs, *heldout], device, config.precision, size)
         write_pt(kept, {"key": run.key, "logprobs": reference})
     reference = reference.to(device)
-    batches = Batches(lengths, options.batch_size, run.seed, options.num_epochs)
-    updater = Updater([(module(backbone).parameters(), options.learning_rate)], options, len(batches), config.precision)
-    last = Latest()
-    parts: dict[str, Resumable] = {"model": module(backbone), "updater": updater, "data": batches, "metrics": last}
-    checkpoint = Checkpoint(run.directory / "state.pt", run.key, parts)
-    run.begin(len(batches), checkpoint.restore() if run.resume else 0)
 
-    def packed(chosen: Sequence[int]) -> list[PreferenceBatch]:
-        cut = ([r for u in some for r in grouped[u]] for some in micro_batches(chosen, options.micro_batch_size))
-        return [pack_preferences([pairs[r] for r in rows], rows).to(device) for rows in cut]
+    def pack(units_of_pass: Sequence[int]) -> PreferenceBatch:
+        rows = [row for unit in units_of_pass for row in grouped[unit]]
+        return pack_preferences([pairs[r] for r in rows], rows).to(device)
 
-    fit(
-        run,
-        updater,
-        map(packed, batches),
-        lambda b: objective(backbone, b, reference, options.beta, options.label_smoothing),
-        save=lambda: checkpoint.save(run.step),
-        after_step=last.update,
+    data = Epochs(
+        lengths,
+        pack,
+        lambda batch: objective(backbone, batch, reference, options.beta, options.label_smoothing),
+        options,
+        config.precision,
     )
+    groups = [(list(module(backbone).parameters()), options.learning_rate)]
+    last = train_epochs(run, module(backbone), groups, data)
     if heldout:
-        now = reference_logprobs(backbone, heldout, device, config.precision, options.batch_size)
+        now = reference_logprobs(FrozenReference(backbone), heldout, device, config.precision, options.batch_size)
         ratios = now - reference[len(pairs) :].cpu()
         last["heldout_accuracy"] = float((0.5 * (ratios[:, 0] - ratios[:, 1]).sign() + 0.5).mean())
         run.record({"heldout_accuracy": last["heldout_accuracy"]})

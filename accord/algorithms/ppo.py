@@ -1,33 +1,394 @@
-"""PPO: Schulman et al. 2017 (arXiv 1707.06347), with the details of Ziegler et al. 2019 and Huang et al. 2022, 2024.
+"""PPO on a whole language model: replies are sampled and scored, and every token is an action.
 
-Three policies, one core (``ppo_core``): Gymnasium tasks (``ppo_vector``), heads on a frozen language model
-(``ppo_heads``), and a whole language model (``ppo_language``).  Numbered details:
+Schulman et al. 2017 (arXiv 1707.06347), with the details of Ziegler et al. 2019 and Huang et al. 2022, 2024:
  1. the sampling temperature divides the logits in old and new log-probs alike; no top-k, no top-p;
- 2. log-probs and values are kept from the sampling pass, so the first minibatch's ratio is 1; in bfloat16, where
-    sampler and trainer differ, the log-probs are taken anew and the mismatch is logged;
+ 2. old log-probs and values come from the sampling pass, so the first minibatch's ratio is 1; where sampler and trainer
+    differ (bfloat16, an int8 sampler), the trainer recomputes the old log-probs and the mismatch is logged;
  3. there is no dropout;
  4. a reply ends at its EOS, which is an action; nothing after it is scored;
- 5. the score stands once, at the last token; −β(log π − log π_ref) stands on every token (or k2, k3 in the loss);
- 6. β is fixed or steered to a target (Ziegler et al. 2019, section 2.2) and is part of the saved state;
+ 5. the score stands once, at the last token; -beta (log pi - log pi_ref) stands on every token (or k2, k3 in the loss);
+ 6. beta is fixed or adapts to a target (Ziegler et al. 2019, section 2.2) and is part of the saved state;
  7. a reply without EOS gets ``reward.missing_eos_penalty`` instead of its score;
- 8. GAE runs over valid tokens only, γ = 1 and λ = 0.95 being usual for language;
+ 8. GAE runs over valid tokens only;
  9. advantages are whitened once over the rollout's valid tokens (Huang et al. 2022 whiten each minibatch);
-10. value loss 0.5·max of clipped and unclipped; the value head starts at zero, or from the reward model;
-11. Adam's ε is 1e-5; gradients are clipped at norm 0.5.
+10. value loss: half the maximum of clipped and unclipped; the value head starts at zero, or from the reward model;
+11. Adam's epsilon is 1e-5; gradients are clipped at norm 0.5.
+
+``train_on_rollouts`` is the loop that every algorithm on rollouts shares (``ppo_heads``, ``ppo_control``).
 """
 
 from __future__ import annotations
 
-from accord.algorithms import ppo_control as ppo_vector
-from accord.algorithms import ppo_heads, ppo_language
-from accord.config.settings import PPOConfig
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from accord.config.settings import KL, PPOConfig, PPOOptimiser, RewardSettings
+from accord.data.prompts import PromptData, load_prompts
+from accord.data.tokenizer import Tokenizer
+from accord.errors import UserError
+from accord.functional.advantages import explained_variance, token_gae
+from accord.functional.kl import AdaptiveKL, FixedKL
+from accord.functional.masked import whiten
+from accord.models.language import LanguageActorCritic, reply_logprobs
+from accord.models.open import frozen, module
+from accord.models.quantized import for_sampling
+from accord.models.reference import FrozenReference
+from accord.models.reward import RewardModel, is_reward_model
+from accord.rollout.collect import TextTask, pack_texts, read_replies, to_rows
+from accord.rollout.generate import Decoding
+from accord.rollout.score import Reward, WeightedReward, open_reward
+from accord.rollout.shaping import shape_scores, token_rewards, whiten_rewards
+from accord.rollout.text_source import TextSource
+from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
+from accord.training.artifact import leave_model, open_model, open_tokenizer
+from accord.training.checkpoint import Checkpoint, Resumable
+from accord.training.describe import depth, memory_in_words, model_in_words
+from accord.training.fit import Steps, finish_step
+from accord.training.policy_loss import (
+    ActionScores,
+    ClippedSurrogate,
+    EntropyBonus,
+    LossTerm,
+    PolicyLoss,
+    ReferenceKL,
+    ValueLoss,
+)
+from accord.training.rollout_progress import RolloutProgress, RolloutStats, minibatches
+from accord.training.updater import Updater
+from accord.types import PolicyBatch, Rollout, TextActions
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
+# ------------------------------------------------------------------------------------- the loop
+class PolicyUpdater(Steps, Resumable, Protocol):
+    """``Updater`` or ``NumpyUpdater``."""
+
+    device: torch.device
+
+    def adapt_to_kl(self, approx_kl: float, target: float) -> None: ...
+
+
+class Source(Resumable, Protocol[R_co]):
+    """Where rollouts come from; its state is what it remembers between rollouts."""
+
+    def collect(self, iteration: int) -> R_co: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm(Generic[R]):
+    """What an algorithm makes of a rollout: a batch with advantages, and the loss over its minibatches."""
+
+    prepare: Callable[[R, float], tuple[PolicyBatch, RolloutStats]]  # (rollout, KL coefficient)
+    loss: Callable[[int, float], PolicyLoss]  # (iteration, KL coefficient)
+    kl: FixedKL | AdaptiveKL
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutLoop:
+    """How many rollouts there are, and how each is cut into optimizer steps."""
+
+    iterations: int
+    rows: int  # of a rollout
+    epochs: int  # passes over a rollout
+    batch_size: int  # rows of a minibatch
+    micro_batch_size: int = 0  # rows of a forward pass; 0: the whole minibatch
+    target_kl: float = 0.0  # 0: approximate KLs stop nothing
+    adaptive_rate: bool = False  # the learning rate follows the approximate KL, in place of early stopping
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps where nothing stops early."""
+        return self.iterations * self.epochs * -(-self.rows // self.batch_size)
+
+
+def train_on_rollouts(
+    run: Run, model: nn.Module, updater: PolicyUpdater, source: Source[R], algorithm: Algorithm[R], loop: RolloutLoop
+) -> RolloutStats:
+    """Collect, prepare, optimize, adapt the KL coefficient, ``loop.iterations`` times; returns the last rollout's numbers.
+
+    A run that resumes continues with the next minibatch of the rollout that it was in.
+    """
+    progress = RolloutProgress(algorithm.kl)
+    parts: dict[str, Resumable] = {"model": model, "updater": updater, "source": source, "progress": progress}
+    checkpoint = Checkpoint(run.directory / "state.pt", run.key, parts)
+    run.begin(loop.steps, checkpoint.restore() if run.resume else 0)
+
+    while progress.iteration < loop.iterations:
+        iteration, beta = progress.iteration, progress.kl.beta
+        batch = progress.batch
+        if batch is None:
+            batch, stats = algorithm.prepare(source.collect(iteration), beta)
+            progress.begin_rollout(batch, stats)
+            run.record({**stats.metrics, "beta": beta}, prefix="rollout/")
+        batch = batch.to(updater.device)
+        loss = algorithm.loss(iteration, beta)
+        done = 0
+        for epoch in range(loop.epochs):
+            order = run.derive("minibatches", iteration, epoch)
+            for minibatch in minibatches(batch, loop.batch_size, loop.micro_batch_size, order):
+                done += 1
+                if done <= progress.minibatch or progress.stopped_early:
+                    continue  # done before this run resumed, or the rollout has moved the policy far enough
+                metrics = updater.step(minibatch, loss)
+                progress.minibatch = done
+                if loop.adaptive_rate:
+                    updater.adapt_to_kl(metrics["approx_kl"], loop.target_kl)
+                elif loop.target_kl and metrics["approx_kl"] > 1.5 * loop.target_kl:
+                    progress.stopped_early = True
+                finish_step(run, checkpoint, metrics)
+        progress.finish_rollout()
+    return progress.stats
+
+
+# ------------------------------------------------------------------------------------- the loss
+def ppo_loss(
+    score: Callable[[Any], ActionScores],
+    training: PPOOptimiser,
+    clip_range: float,
+    policy_weight: float = 1.0,
+    more_terms: Sequence[tuple[float, LossTerm]] = (),
+) -> PolicyLoss:
+    """policy_weight · (clipped surrogate − ent_coef · entropy) + vf_coef · value loss + more terms."""
+    return PolicyLoss(
+        score,
+        [
+            (policy_weight, ClippedSurrogate(clip_range)),
+            (training.vf_coef, ValueLoss(training.clip_range_vf)),
+            (policy_weight * training.ent_coef, EntropyBonus(metric_only=not training.ent_coef)),
+            *more_terms,
+        ],
+    )
+
+
+def clip_range_at(training: PPOOptimiser, iteration: int, iterations: int) -> float:
+    """The clip range of a rollout: constant, or falling linearly to zero over the rollouts."""
+    return training.clip_range * (1.0 - iteration / iterations * (training.clip_schedule == "linear"))
+
+
+def kl_controller(settings: KL) -> FixedKL | AdaptiveKL:
+    """The KL coefficient: fixed, or adapting to ``target`` nats per reply."""
+    return AdaptiveKL(settings.beta, settings.target, settings.horizon) if settings.target else FixedKL(settings.beta)
+
+
+# ------------------------------------------------------------------------------------- replies to a batch
+def prepare(
+    rollout: Rollout, policy: LanguageActorCritic, beta: float, config: PPOConfig
+) -> tuple[PolicyBatch, RolloutStats]:
+    """Old log-probs and values of a rollout, then the batch of ``token_batch``."""
+    old_logprobs, values, mismatch = policy_pass(rollout, policy, config)
+    batch, explained = token_batch(rollout, old_logprobs, values, beta, config)
+    log_ratios = torch.where(batch.mask, old_logprobs - rollout.ref_logprobs, 0.0)
+    return batch, text_stats(rollout, float(log_ratios.sum(1).mean()), {"explained_variance": explained, **mismatch})
+
+
+def token_batch(
+    rollout: Rollout, old_logprobs: Tensor, values: Tensor, beta: float, config: PPOConfig
+) -> tuple[PolicyBatch, float]:
+    """Token rewards with the KL penalty of coefficient ``beta``, and GAE; also the explained variance of the values."""
+    training, shaping, generation, mask = config.training, config.reward, rollout.generation, rollout.generation.mask
+    scores = shape_scores(
+        rollout.scores,
+        generation.ended,
+        scale=shaping.scale,
+        clip=shaping.clip,
+        missing_eos_penalty=shaping.missing_eos_penalty,
+    )
+    penalty = beta if config.kl.placement == "reward" else 0.0
+    rewards = token_rewards(scores, old_logprobs, rollout.ref_logprobs, mask, penalty)
+    if shaping.whiten:
+        rewards = whiten_rewards(rewards, mask)
+    advantages, returns = token_gae(rewards, values, mask, training.gamma, training.gae_lambda)
+    explained = explained_variance(values, returns, mask)
+    if training.normalize_advantages:
+        advantages = whiten(advantages, mask)
+    inputs = TextActions(generation.prompts, generation.responses, mask, rollout.ref_logprobs)
+    return PolicyBatch(inputs, mask, old_logprobs, advantages, values, returns), float(explained)
+
+
+def policy_pass(
+    rollout: Rollout, policy: LanguageActorCritic, config: PPOConfig
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Old log-probs (B, T), values (B, T), and how far sampler and trainer are apart.
+
+    Both come from the sampling pass where the policy itself sampled in float32 and the critic shares its trunk; what
+    does not is recomputed in passes over whole replies.
+    """
+    generation, temperature = rollout.generation, config.sampling.temperature
+    size = config.training.micro_batch_size or config.training.batch_size
+    logprobs, values = generation.logprobs, rollout.readout
+    mismatch: dict[str, float] = {}
+    with autocast(next(policy.parameters()).device, config.precision):
+        if values is None:
+            values = read_replies(generation, size, policy.critic_values)
+        if config.precision != "float32" or config.sampling.weights != "float32":
+            logprobs = read_replies(
+                generation, size, lambda packed, at: reply_logprobs(policy.policy, packed, at, temperature)
+            )
+            apart = (logprobs - generation.logprobs)[generation.mask].abs()
+            mismatch = {"mismatch_mean": float(apart.mean()), "mismatch_max": float(apart.max())}
+    return logprobs, values, mismatch
+
+
+def text_stats(rollout: Rollout, kl: float, more: dict[str, float]) -> RolloutStats:
+    """What is logged of a rollout of text; ``kl`` in nats per reply."""
+    generation = rollout.generation
+    metrics = {
+        "score": float(rollout.scores.mean()),
+        "score_std": float(rollout.scores.std(correction=0)),
+        "kl": kl,
+        "length": float(generation.lengths.float().mean()),
+        "replies": float(len(generation.prompts)),
+        "eos_rate": float(generation.ended.float().mean()),
+        **more,
+        **{f"term/{name}": float(values.mean()) for name, values in rollout.terms.items()},
+    }
+    return RolloutStats(kl, len(generation.prompts), metrics)
+
+
+def score_texts(policy: LanguageActorCritic, temperature: float, inputs: TextActions) -> ActionScores:
+    """(B, T) log-probs, entropies and values of replies under the current policy."""
+    packed, at = pack_texts(inputs.prompts, inputs.responses, inputs.mask)
+    scores = policy.score(packed, at, temperature)
+    return ActionScores(*(to_rows(x.float(), inputs.mask) for x in (scores.logprobs, scores.entropy, scores.values)))
+
+
+# ------------------------------------------------------------------------------------- the stage
 def train(config: PPOConfig, run: Run) -> dict[str, float]:
-    """Trains the policy that ``model.policy`` names; returns the last rollout's numbers."""
-    if config.model.policy == "language":
-        return ppo_language.train(config, run)
-    if config.model.policy == "heads":
-        return ppo_heads.train(config, run)
-    return ppo_vector.train(config, run)
+    """Trains policy and critic and leaves the policy as the stage's model; returns the last rollout's numbers."""
+    _check(config)
+    device, training, sampling = resolve_device(config.device), config.training, config.sampling
+    tokenizer = open_tokenizer(config.model.base_model)
+    backbone = open_model(config.model.base_model, device)
+    reference = frozen(open_model(config.reference or config.model.base_model, device))
+    reward = open_rewards(config.reward, tokenizer, device)
+    policy = LanguageActorCritic(backbone, config.model.critic, critic_start(config, tokenizer)).to(device)
+    prompts = load_prompts(config.prompts, tokenizer, max(1, config.model.max_length - sampling.max_new_tokens))
+    loop = RolloutLoop(
+        training.iterations,
+        training.replies,
+        training.num_epochs,
+        training.batch_size,
+        training.micro_batch_size,
+        training.target_kl,
+        adaptive_rate=training.schedule == "kl_adaptive",
+    )
+    describe(run, config, policy, prompts, loop, [module(reference)])
+    updater = Updater(
+        [
+            (policy.policy_parameters(), training.learning_rate),
+            (policy.critic_parameters(), training.critic_learning_rate or training.learning_rate),
+        ],
+        training,
+        loop.steps,
+        config.precision,
+    )
+    task = TextTask(
+        prompts,
+        tokenizer,
+        Decoding(sampling.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, sampling.temperature),
+        training.samples_per_prompt,
+        reward,
+        FrozenReference(reference, sampling.temperature),
+        training.micro_batch_size or training.batch_size,
+    )
+    source = TextSource(
+        run,
+        task,
+        lambda: backbone if sampling.weights == "float32" else for_sampling(backbone, sampling.weights),
+        training.replies // training.samples_per_prompt,
+        device,
+        config.precision,
+        policy.values if policy.values_come_with_sampling and sampling.weights == "float32" else None,
+    )
+
+    def loss(iteration: int, beta: float) -> PolicyLoss:
+        weight = 0.0 if iteration < training.value_warmup else 1.0  # in the warm-up the critic alone learns
+        in_loss = config.kl.placement == "loss"
+        kl: list[tuple[float, LossTerm]] = [(weight * beta, ReferenceKL(config.kl.estimator))] if in_loss else []
+        clip_range = clip_range_at(training, iteration, loop.iterations)
+        return ppo_loss(partial(score_texts, policy, sampling.temperature), training, clip_range, weight, kl)
+
+    algorithm = Algorithm[Rollout](
+        lambda rollout, beta: prepare(rollout, policy, beta, config), loss, kl_controller(config.kl)
+    )
+    last = dict(train_on_rollouts(run, policy, updater, source, algorithm, loop).metrics)
+    leave_model(run, backbone, tokenizer, "ppo", last, {"policy": "language"})
+    return last
+
+
+def _check(config: PPOConfig) -> None:
+    """Raises UserError for settings that do not fit each other."""
+    training = config.training
+    if training.replies % training.samples_per_prompt:
+        raise UserError(
+            f"training.replies ({training.replies}) must be a multiple of training.samples_per_prompt"
+            f" ({training.samples_per_prompt})."
+        )
+    if training.value_warmup and config.model.critic == "shared":
+        raise UserError(
+            "training.value_warmup needs a critic that does not move the policy's trunk:"
+            " model.critic=shared_detached, separate or reward."
+        )
+
+
+def open_rewards(settings: RewardSettings, tokenizer: Tokenizer, device: torch.device) -> Reward:
+    """The reward that a config names."""
+    if not settings.terms:
+        return open_reward(settings.source, tokenizer, device, "reward.source")
+    terms = [
+        (t.weight, open_reward(t.source, tokenizer, device, f"reward.terms.{i}.source"))
+        for i, t in enumerate(settings.terms)
+    ]
+    return WeightedReward(tuple(terms))
+
+
+def critic_start(config: PPOConfig, tokenizer: Tokenizer) -> RewardModel | None:
+    """The reward model that ``critic=reward`` starts from.  Raises UserError where there is none, or where it reads
+    other tokens than the policy."""
+    if config.model.critic != "reward":
+        return None
+    source = config.reward.source
+    if config.reward.terms or not is_reward_model(source):
+        raise UserError(
+            "model.critic=reward starts from the reward model; set reward.source to one, without reward.terms."
+        )
+    if Tokenizer.open(source).digest() != tokenizer.digest():
+        raise UserError(f"model.critic=reward: {source} has another tokenizer than the policy; use critic=separate.")
+    return RewardModel.open(source)
+
+
+def describe(
+    run: Run,
+    config: PPOConfig,
+    policy: LanguageActorCritic,
+    prompts: PromptData,
+    loop: RolloutLoop,
+    frozen_models: list[nn.Module],
+) -> None:
+    """The screen before training."""
+    training, sampling = config.training, config.sampling
+    tokens = training.micro_batch_size or training.batch_size
+    tokens *= sampling.max_new_tokens + sum(map(len, prompts.prompts)) // len(prompts.prompts)
+    source = " + ".join(f"{t.weight} x {t.source}" for t in config.reward.terms) or config.reward.source
+    adapts = f", adapting to {config.kl.target} nats per reply" if config.kl.target else ", fixed"
+    run.plan(
+        {
+            "policy": model_in_words(policy, f"{config.model.base_model} with a {config.model.critic} critic"),
+            "prompts": prompts.report.describe(),
+            "reward": source,
+            "KL": f"beta {config.kl.beta}{adapts}, in the {config.kl.placement} ({config.kl.estimator})",
+            "rollout": f"{training.replies} replies ({training.samples_per_prompt} to a prompt) of up to"
+            f" {sampling.max_new_tokens} tokens at temperature {sampling.temperature}",
+            "steps": f"{loop.iterations} rollouts x {loop.epochs} epochs x {-(-loop.rows // loop.batch_size)}"
+            f" minibatches of {loop.batch_size} replies = {loop.steps} steps",
+            "memory": memory_in_words([policy], frozen_models, tokens, policy.policy.width, depth(policy)),
+        }
+    )

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from accord.config.settings import RewardConfig
-from accord.data.batches import Batches
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair, unit_length, units
 from accord.data.tokenizer import Tokenizer
@@ -31,12 +30,9 @@ from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import leave_artifact, leave_pt, open_model, open_tokenizer
-from accord.training.checkpoint import Checkpoint
-from accord.training.cross_entropy import micro_batches
 from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
-from accord.training.fit import fit
+from accord.training.epochs import Epochs, train_epochs
 from accord.training.pair_data import read_pairs
-from accord.training.updater import Updater
 from accord.types import LossOutput, PreferenceBatch
 
 MEASURED = 256
@@ -145,15 +141,10 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
             ),
         }
     )
-    batches = Batches(lengths, options.batch_size, run.seed, options.num_epochs)
-    groups = [
-        (list(module(backbone).parameters()), options.learning_rate),
-        (list(model.head.parameters()), options.head_learning_rate or options.learning_rate),
-    ]
-    updater = Updater(groups, options, len(batches), config.precision)
-    checkpoint = Checkpoint(run.directory / "state.pt", run.key, {"model": model, "updater": updater, "data": batches})
-    start = checkpoint.restore() if run.resume else 0
-    if start == 0 and isinstance(model.head, ScalarHead):
+
+    def fit_head_first() -> None:
+        if not isinstance(model.head, ScalarHead):
+            return
         seen = pairs if options.probe_decay else pairs[:MEASURED]
         features = reply_features(model, seen, device, config.precision)
         model.head.measure(features)
@@ -161,13 +152,17 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
             margins = torch.tensor([pair.margin for pair in seen], device=device)
             accuracy = fit_head(model.head, features, margins, options.probe_decay)
             run.say(f"head fitted to the untouched model's features: it orders {accuracy:.0%} of the training pairs")
-    run.begin(len(batches), start)
 
-    def packed(chosen: Sequence[int]) -> list[PreferenceBatch]:
-        cut = ([r for u in some for r in grouped[u]] for some in micro_batches(chosen, options.micro_batch_size))
-        return [pack_preferences([pairs[r] for r in rows], rows).to(device) for rows in cut]
+    def pack(units_of_pass: Sequence[int]) -> PreferenceBatch:
+        rows = [row for unit in units_of_pass for row in grouped[unit]]
+        return pack_preferences([pairs[r] for r in rows], rows).to(device)
 
-    fit(run, updater, map(packed, batches), lambda b: objective(model, b, kind), lambda: checkpoint.save(run.step))
+    data = Epochs(lengths, pack, lambda batch: objective(model, batch, kind), options, config.precision)
+    groups = [
+        (list(module(backbone).parameters()), options.learning_rate),
+        (list(model.head.parameters()), options.head_learning_rate or options.learning_rate),
+    ]
+    train_epochs(run, model, groups, data, before_first_step=fit_head_first)
     return finish(run, model, tokenizer, pairs, heldout, device, config)
 
 

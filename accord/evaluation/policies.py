@@ -13,22 +13,22 @@ import torch
 from accord.config.settings import PPOConfig
 from accord.models.heads import AnyActorCritic
 from accord.rollout.env.gym import make_environment, open_vectors, spaces_of
-from accord.rollout.env.normalization import Normaliser
+from accord.rollout.env.normalization import Normalizer
 from accord.runtime.run import Run
 
 _SIDE_BY_SIDE = 20
 
 
 @torch.no_grad()
-def _act(model: AnyActorCritic, normaliser: Normaliser, observations: np.ndarray) -> np.ndarray:
+def _act(model: AnyActorCritic, normalizer: Normalizer, observations: np.ndarray) -> np.ndarray:
     """The likeliest actions at (n, obs_dim) raw observations; the running scales stay as they are."""
-    seen = torch.from_numpy(normaliser.observations(observations, learn=False))
+    seen = torch.from_numpy(normalizer.observations(observations, learn=False))
     device = next(model.parameters()).device
     actions: np.ndarray = model.get_action_and_value(seen.to(device), deterministic=True)[0].cpu().numpy()
     return actions
 
 
-def evaluate(config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser) -> dict[str, float]:
+def evaluate(config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer) -> dict[str, float]:
     """Returns of ``evaluation.episodes`` episodes, by the task's own rewards.
 
     Environments and seeds are evaluation's own, the same each time; no random state of the training is touched.
@@ -36,7 +36,7 @@ def evaluate(config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Nor
     wanted, returns, lengths = config.evaluation.episodes, [], []
     for first in range(0, wanted, _SIDE_BY_SIDE):
         n = min(_SIDE_BY_SIDE, wanted - first)
-        some, steps = _episodes(config, run, model, normaliser, first, n)
+        some, steps = _episodes(config, run, model, normalizer, first, n)
         returns.append(some)
         lengths.append(steps)
     found = np.concatenate(returns)
@@ -49,13 +49,13 @@ def evaluate(config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Nor
 
 
 def _episodes(
-    config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser, first: int, n: int
+    config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer, first: int, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n,) returns and (n,) lengths: one episode in each of ``n`` environments, so that short ones count no more."""
     vectors = open_vectors(config.environment, n, lambda i, episode: run.derive("evaluation", first + i, episode))
     returns, lengths, going = np.zeros(n), np.zeros(n), np.ones(n, dtype=bool)
     for _ in range(config.evaluation.max_steps):
-        stepped = vectors.step(_act(model, normaliser, vectors.observations))
+        stepped = vectors.step(_act(model, normalizer, vectors.observations))
         returns += stepped.rewards * going
         lengths += going
         going &= ~(stepped.terminated | stepped.truncated)
@@ -92,7 +92,7 @@ def leave_curve(config: PPOConfig, run: Run) -> None:
     run.say(f"wrote {run.directory / 'curve.png'}")
 
 
-def leave_video(config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser) -> None:
+def leave_video(config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer) -> None:
     """``episode.gif``, where it is asked for; says what is missing where it cannot be made."""
     if not config.evaluation.video:
         return
@@ -107,7 +107,7 @@ def leave_video(config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: 
     try:
         pictures = [
             Image.fromarray(np.asarray(frame)).reduce(2)
-            for frame in _frames(config, run, model, normaliser, environment)
+            for frame in _frames(config, run, model, normalizer, environment)
         ]
     except (gymnasium.error.Error, ImportError) as error:
         run.say(f"no episode.gif: {error}")
@@ -122,7 +122,7 @@ def leave_video(config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: 
 
 
 def _frames(
-    config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser, environment: Any
+    config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer, environment: Any
 ) -> Iterator[Any]:
     """Every second picture of one episode."""
     spaces = spaces_of(config.environment, environment.observation_space, environment.action_space)
@@ -130,7 +130,7 @@ def _frames(
     for step in range(config.evaluation.max_steps):
         if step % 2 == 0 and (frame := environment.render()) is not None:
             yield frame
-        action = spaces.acted(_act(model, normaliser, np.asarray(seen, dtype=np.float32)[None]))[0]
+        action = spaces.acted(_act(model, normalizer, np.asarray(seen, dtype=np.float32)[None]))[0]
         seen, _, terminated, truncated, _ = environment.step(action)
         if terminated or truncated:
             return

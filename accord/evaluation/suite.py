@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from accord.config.load import load_function
 from accord.config.settings import CompareConfig
@@ -33,12 +34,12 @@ from accord.models.language import reply_logprobs
 from accord.models.open import frozen, module, open_backbone
 from accord.models.reward import RewardModel
 from accord.registry.manifest import versions
-from accord.rollout.collect import pack_texts, spread
+from accord.rollout.collect import read_replies
 from accord.rollout.generate import Decoding, generate
 from accord.rollout.score import TextReward, call_function
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run, console
-from accord.types import Generation
+from accord.types import Generation, Packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +76,11 @@ def sums_under(
     backbone: Backbone, generations: Sequence[Generation], temperature: float, size: int = 64
 ) -> list[float]:
     """Log-probs of whole replies under another model."""
-    sums = []
-    for g in generations:
-        for rows in torch.split(torch.arange(len(g.prompts)), size):
-            mask = g.mask[rows]
-            packed, chosen = pack_texts([g.prompts[int(r)] for r in rows], g.responses[rows], mask)
-            sums += spread(reply_logprobs(backbone, packed, chosen, temperature).float(), mask).sum(1).tolist()
-    return sums
+
+    def logprobs(packed: Packed, at: Tensor) -> Tensor:
+        return reply_logprobs(backbone, packed, at, temperature)
+
+    return [x for g in generations for x in read_replies(g, size, logprobs).sum(1).tolist()]
 
 
 def measure(

@@ -1,20 +1,21 @@
-"""The tanh networks of ``ActorCritic`` and ``GaussianActorCritic``, run and differentiated by hand in numpy.
+"""Two tanh networks, a policy and a critic, run and differentiated in NumPy: the fast path of PPO on vectors.
 
-A step of PPO on networks this small is some sixty operations of a few microseconds each; torch and its autograd add more to
-every one than it takes.  Loss and gradient are those of ``algorithms/ppo_core.PPOObjective``, to rounding.
+A step of PPO on networks this small is some sixty operations of a few microseconds each; torch and its autograd add
+more to each than it takes.  Equals ``ActorCritic`` and ``GaussianActorCritic`` (models/heads.py) with the terms
+``ClippedSurrogate``, ``ValueLoss`` and ``EntropyBonus`` (training/policy_loss.py), to rounding:
+tests/training/test_numpy_updater.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
-
-from accord.models.heads import ActorCritic, AnyActorCritic, GaussianActorCritic, PolicyNetwork, ValueNetwork
+from torch import Tensor
 
 Array = np.ndarray
 _HALF_LOG_TWO_PI, _ONE = np.float32(0.5 * math.log(2 * math.pi)), np.float32(1)
@@ -22,69 +23,57 @@ _TINY = 1e-30  # below torch.rand's smallest number but 0, whose logarithm is no
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
-    """``B`` actions and what was known when they were taken; float32, ``actions`` int64 where they are numbers."""
+class StepBatch:
+    """``B`` actions and what was known when they were taken; float32, ``actions`` int64 where they are discrete."""
 
     observations: Array  # (B, obs_dim)
     actions: Array  # (B,) or (B, action_dim)
-    logprobs: Array  # (B,)
+    old_logprobs: Array  # (B,)
     values: Array  # (B,)
     advantages: Array  # (B,)
     returns: Array  # (B,)
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """The numbers of the loss; ``clip_range_vf`` 0: values are not clipped."""
+class LossCoefficients:
+    """All that the loss of this path consists of; ``clip_range_vf`` 0: values are not clipped."""
 
+    policy: float  # weight of the clipped surrogate
     clip_range: float
+    value: float
     clip_range_vf: float
-    vf_coef: float
-    ent_coef: float
-    policy: float  # of the policy's own terms; 0 while only the critic learns
+    entropy: float
 
 
-def has_hand_gradient(model: object) -> bool:
-    """Whether a model is of the kind that ``HandGradient`` computes: two networks apart, in float32 on a CPU."""
-    if not (isinstance(model, (ActorCritic, GaussianActorCritic)) and isinstance(model.critic, ValueNetwork)):
-        return False
-    first = next(model.parameters())
-    return first.device.type == "cpu" and all(p.dtype is torch.float32 and p.requires_grad for p in model.parameters())
-
-
-ToOutput = Callable[[Array, Weights], Array]
+ToOutput = Callable[[Array, LossCoefficients], Array]
 """From the loss's derivative by log-probability (B,) to that by the policy's output (B, action_dim)."""
 
 
-class HandGradient:
-    """Shares its memory with a model: what one changes, the other sees.
+class NumpyActorCritic:
+    """The networks whose parameters it is given; it computes on the parameters' own memory, so both see every change.
 
     All parameters lie in one flat array, the two networks side by side, so that both run in the same calls.
     """
 
-    def __init__(self, model: AnyActorCritic, compiled: bool = False) -> None:
-        """``compiled``: element-wise passes by ``hand_kernels``, whose loading pays after some thousand steps."""
+    def __init__(self, parameters: Sequence[Tensor], discrete: bool, compiled: bool = False) -> None:
+        """``parameters``: views, one after another, of one flat float32 array on the CPU, as ``one_array`` makes them.
+
+        ``compiled``: element-wise passes by ``tanh_numba``, whose loading pays after some thousand steps.
+        """
         self.tanh_of_sum, self.through_tanh = _tanh_of_sum, _through_tanh
         if compiled:
             from accord.kernels.tanh_numba import tanh_of_sum, through_tanh
 
             self.tanh_of_sum, self.through_tanh = tanh_of_sum, through_tanh
-        policy, critic = model.policy, model.critic
-        assert isinstance(critic, ValueNetwork)
-        self.discrete = isinstance(model, ActorCritic)
-        self.obs_dim, self.action_dim, width = model.obs_dim, model.action_dim, policy.head.in_features
-        self.width = width
-        order = _in_order(policy, critic, None if isinstance(model, ActorCritic) else model.log_std)
-        self.flat = np.concatenate([p.detach().numpy().reshape(-1) for p in order])
+        self.discrete = discrete
+        self.width, self.obs_dim = (int(size) for size in parameters[0].shape)
+        self.action_dim = int(parameters[8].shape[0])
+        numbers = sum(p.numel() for p in parameters)
+        self.flat: Array = parameters[0].detach().as_strided((numbers,), (1,)).numpy()
         self.gradient = np.zeros_like(self.flat)
-        place = 0
-        for parameter in order:
-            view = torch.from_numpy(self.flat[place : place + parameter.numel()]).view(parameter.shape)
-            parameter.data = view
-            place += parameter.numel()
         self._weights, self._gradients = self._views(self.flat), self._views(self.gradient)
         w1, b1, w2, b2, wp, bp = self._weights[:6]
-        self._policy = (w1[:width].T, b1[:width], w2[0].T, b2[0], wp.T, bp)
+        self._policy = (w1[: self.width].T, b1[: self.width], w2[0].T, b2[0], wp.T, bp)
 
     def _views(self, flat: Array) -> list[Array]:
         shapes: list[tuple[int, ...]] = [
@@ -133,8 +122,8 @@ class HandGradient:
         """(B,) from (B, obs_dim)."""
         return self._run(observations)[3]
 
-    def chances(self, shape: tuple[int, ...], generator: torch.Generator) -> Array:
-        """What ``draw`` draws with, for a whole rollout at once, (*shape, action_dim): Gumbel or normal numbers."""
+    def sampling_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Array:
+        """The random numbers of ``sample`` for a whole rollout, (*shape, action_dim): Gumbel or normal."""
         if not self.discrete:
             normal: Array = torch.randn((*shape, self.action_dim), generator=generator).numpy()
             return normal
@@ -142,65 +131,65 @@ class HandGradient:
         gumbel: Array = uniform.log_().neg_().log_().neg_().numpy()
         return gumbel
 
-    def draw(self, observations: Array, chances: Array) -> Array:
-        """Actions, (B,) or (B, action_dim); ``assess`` says of a whole rollout's what the policy thinks of them.
+    def sample(self, observations: Array, noise: Array) -> Array:
+        """Actions, (B,) or (B, action_dim), without their log-probabilities, which ``score`` gives for a whole rollout.
 
         The largest of logits plus Gumbel numbers is an action drawn from their softmax (Maddison et al. 2014).
         """
         output = self._output(observations)
         if self.discrete:
-            output += chances
+            output += noise
             actions: Array = output.argmax(1)
             return actions
-        output += chances * np.exp(self._weights[8])
+        output += noise * np.exp(self._weights[8])
         return output
 
-    def assess(self, observations: Array, actions: Array) -> tuple[Array, Array]:
+    def score(self, observations: Array, actions: Array) -> tuple[Array, Array]:
         """Log-probabilities (B,) of actions taken, and values (B,)."""
         _, _, output, values = self._run(observations)
         if self.discrete:
             return _log_softmax(output)[0][np.arange(len(actions)), actions], values
         return self._score_normal(output, actions)[0], values
 
-    def differentiate(self, steps: Steps, weights: Weights) -> dict[str, float]:
+    def differentiate(self, steps: StepBatch, weights: LossCoefficients) -> dict[str, float]:
         """Sets ``gradient`` to that of the loss summed over the steps; returns the sums of loss and metrics."""
         first, second, output, values = self._run(steps.observations)
         score = self._score_discrete if self.discrete else self._score_normal
         new, entropy, to_output = score(output, steps.actions)
-        log_ratio = new - steps.logprobs
+        log_ratio = new - steps.old_logprobs
         ratio = np.exp(log_ratio)
         unclipped = ratio * steps.advantages
         clipped = np.minimum(np.maximum(ratio, 1 - weights.clip_range), 1 + weights.clip_range) * steps.advantages
-        bites = clipped < unclipped
+        clip_active = clipped < unclipped
         objective = np.minimum(unclipped, clipped)
-        value_loss, to_value, value_bites = _value_loss(values, steps, weights.clip_range_vf)
-        policy, value, freedom = -_sum(objective), _sum(value_loss), _sum(entropy)
-        unclipped[bites] = 0
+        value_loss, to_value, value_clip_active = _value_loss(values, steps, weights.clip_range_vf)
+        policy, value, entropy_sum = -_sum(objective), _sum(value_loss), _sum(entropy)
+        unclipped[clip_active] = 0
         unclipped *= np.float32(-weights.policy)
-        to_value *= np.float32(weights.vf_coef)
+        to_value *= np.float32(weights.value)
         self._back(steps.observations, first, second, to_output(unclipped, weights), to_value)
         return {
-            "loss": weights.policy * (policy - weights.ent_coef * freedom) + weights.vf_coef * value,
+            "loss": weights.policy * policy - weights.entropy * entropy_sum + weights.value * value,
             "policy_loss": policy,
             "value_loss": value,
-            "clip_fraction": float(np.count_nonzero(bites)),
+            "clip_fraction": float(np.count_nonzero(clip_active)),
             "approx_kl": _sum(np.expm1(log_ratio) - log_ratio),
             "ratio": _sum(ratio),
-            "value_clip_fraction": float(value_bites),
+            "value_clip_fraction": float(value_clip_active),
             "value": _sum(values),
-            "entropy": freedom,
+            "entropy": entropy_sum,
         }
 
     def _score_discrete(self, logits: Array, actions: Array) -> tuple[Array, Array, ToOutput]:
-        logprobs, chances = _log_softmax(logits)
-        entropies = -np.einsum("ba,ba->b", chances, logprobs)
+        logprobs, probs = _log_softmax(logits)
+        entropies = -np.einsum("ba,ba->b", probs, logprobs)
         chosen = np.arange(len(actions)), actions
 
-        def to_output(to_logprob: Array, weights: Weights) -> Array:
-            gradient: Array = chances * -to_logprob[:, None]
+        def to_output(to_logprob: Array, weights: LossCoefficients) -> Array:
+            gradient: Array = probs * -to_logprob[:, None]
             gradient[chosen] += to_logprob
-            if scale := weights.policy * weights.ent_coef:
-                gradient += np.float32(scale) * chances * (logprobs + entropies[:, None])
+            if scale := weights.entropy:
+                gradient += np.float32(scale) * probs * (logprobs + entropies[:, None])
             return gradient
 
         return logprobs[chosen], entropies, to_output
@@ -210,9 +199,9 @@ class HandGradient:
         scaled = (actions - means) * np.exp(-log_std)
         entropy = np.full(len(means), (log_std + np.float32(0.5) + _HALF_LOG_TWO_PI).sum(), dtype=np.float32)
 
-        def to_output(to_logprob: Array, weights: Weights) -> Array:
+        def to_output(to_logprob: Array, weights: LossCoefficients) -> Array:
             np.dot(to_logprob, scaled * scaled - 1, out=self._gradients[8])
-            self._gradients[8][:] -= np.float32(weights.policy * weights.ent_coef * len(means))
+            self._gradients[8][:] -= np.float32(weights.entropy * len(means))
             to_means: Array = to_logprob[:, None] * scaled * np.exp(-log_std)
             return to_means
 
@@ -237,13 +226,11 @@ class HandGradient:
         np.dot(outer.T, observations, out=d_w1)
 
 
-def _in_order(
-    policy: PolicyNetwork, critic: ValueNetwork, log_std: torch.nn.Parameter | None
-) -> list[torch.nn.Parameter]:
-    layers = [(policy.trunk[0], critic.trunk[0]), (policy.trunk[2], critic.trunk[2])]
-    order = [p for both in layers for name in ("weight", "bias") for p in (getattr(layer, name) for layer in both)]
-    order += [policy.head.weight, policy.head.bias, critic.head.weight, critic.head.bias]
-    return order if log_std is None else [*order, log_std]
+def one_array(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of the tensors as views, one after another, of one new flat array."""
+    flat = torch.cat([t.detach().reshape(-1) for t in tensors])
+    parts = torch.split(flat, [t.numel() for t in tensors])
+    return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
 @lru_cache(maxsize=8)
@@ -259,11 +246,11 @@ def _sum(x: Array) -> float:
 def _log_softmax(logits: Array) -> tuple[Array, Array]:
     """The logarithm of the softmax, and the softmax."""
     shifted: Array = logits - np.maximum.reduce(logits, 1, keepdims=True)
-    chances = np.exp(shifted)
-    total = np.dot(chances, _ones(chances.shape[1]))[:, None]
-    chances /= total
+    probs = np.exp(shifted)
+    total = np.dot(probs, _ones(probs.shape[1]))[:, None]
+    probs /= total
     shifted -= np.log(total)
-    return shifted, chances
+    return shifted, probs
 
 
 def _tanh_of_sum(x: Array, bias: Array) -> None:
@@ -280,7 +267,7 @@ def _through_tanh(gradient: Array, activation: Array, to_bias: Array) -> None:
     np.dot(_ones(len(gradient)), gradient, out=to_bias)
 
 
-def _value_loss(values: Array, steps: Steps, clip_range: float) -> tuple[Array, Array, int]:
+def _value_loss(values: Array, steps: StepBatch, clip_range: float) -> tuple[Array, Array, int]:
     """Half the squared error (B,), its derivative, and how often the clipped error is the worse of the two."""
     error = values - steps.returns
     if not clip_range:
@@ -292,8 +279,8 @@ def _value_loss(values: Array, steps: Steps, clip_range: float) -> tuple[Array, 
     near -= steps.returns
     near *= near
     far = error * error
-    bites = (near > far) & beyond
+    clip_active = (near > far) & beyond
     loss = np.maximum(near, far)
     loss /= 2
-    error[bites] = 0
-    return loss, error, int(np.count_nonzero(bites))
+    error[clip_active] = 0
+    return loss, error, int(np.count_nonzero(clip_active))

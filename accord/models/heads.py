@@ -14,6 +14,8 @@ from typing import TypeAlias, cast
 import torch
 from torch import Generator, Tensor, nn
 
+from accord.kernels.numpy_actor_critic import NumpyActorCritic, one_array
+
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -201,3 +203,31 @@ class GaussianActorCritic(nn.Module):
 
 
 AnyActorCritic: TypeAlias = "ActorCritic | GaussianActorCritic"
+
+
+def numpy_networks(model: AnyActorCritic, compiled: bool = False) -> NumpyActorCritic | None:
+    """The model's networks in NumPy, for a float32 model on the CPU with two trunks and no hooks; None for any other.
+
+    The model's parameters move into one flat array, which both share from then on: each sees the other's changes.
+    ``compiled``: see ``NumpyActorCritic``.
+    """
+    if type(model) not in (ActorCritic, GaussianActorCritic) or type(model.critic) is not ValueNetwork:
+        return None
+    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()):
+        return None
+    parameters = list(model.parameters())
+    if any(p.device.type != "cpu" or p.dtype is not torch.float32 or not p.requires_grad for p in parameters):
+        return None
+    ordered = networks_side_by_side(model)
+    for parameter, view in zip(ordered, one_array(ordered), strict=True):
+        parameter.data = view
+    return NumpyActorCritic(ordered, discrete=isinstance(model, ActorCritic), compiled=compiled)
+
+
+def networks_side_by_side(model: AnyActorCritic) -> list[nn.Parameter]:
+    """The parameters in the order of ``NumpyActorCritic``: layer by layer, policy before critic, weights before biases."""
+    policy, critic = model.policy, cast(ValueNetwork, model.critic)
+    layers = [(policy.trunk[0], critic.trunk[0]), (policy.trunk[2], critic.trunk[2])]
+    order = [getattr(layer, name) for both in layers for name in ("weight", "bias") for layer in both]
+    order += [policy.head.weight, policy.head.bias, critic.head.weight, critic.head.bias]
+    return [*order, model.log_std] if isinstance(model, GaussianActorCritic) else order

@@ -32,7 +32,7 @@ STAGES: dict[str, tuple[str, str, int]] = {
     "sft": ("accord.algorithms.sft", "train", 2),
     "pairs": ("accord.stage_kinds.pairs", "train", 4),
     "reward": ("accord.algorithms.reward_model", "train", 3),
-    "ppo": ("accord.algorithms.ppo", "train", 4),
+    "ppo": ("accord.stage_kinds.ppo", "train", 4),
     "dpo": ("accord.algorithms.dpo", "train", 2),
     "compare": ("accord.evaluation.suite", "compare", 3),
     "fuse": ("accord.stage_kinds.fuse", "train", 1),

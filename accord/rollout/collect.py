@@ -1,23 +1,34 @@
-"""From a policy and prompts to a scored rollout, and from that to what the PPO loss sees."""
+"""From prompts to scored replies.  Nothing here knows which algorithm learns from them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from accord.data.packing import pack_continuations
-from accord.data.rows import Prompt
+from accord.data.prompts import PromptData
 from accord.data.tokenizer import Tokenizer
-from accord.functional.advantages import explained_variance, token_gae
-from accord.functional.masked import whiten
 from accord.models.backbone import Backbone
-from accord.models.language import LanguageActorCritic, reply_logprobs
+from accord.models.reference import Reference
 from accord.rollout.generate import Decoding, generate
 from accord.rollout.score import Replies, Reward, total
-from accord.rollout.shaping import shape_scores, token_rewards, whiten_rewards
-from accord.types import Generation, Packed, PPOBatch, Rollout, TextActions
+from accord.types import Generation, Packed, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class TextTask:
+    """What is asked, how replies are drawn, and what scores them."""
+
+    prompts: PromptData
+    tokenizer: Tokenizer
+    decoding: Decoding
+    samples_per_prompt: int
+    reward: Reward
+    reference: Reference
+    chunk: int  # replies that go through a scoring model at a time
 
 
 def pack_texts(prompts: Sequence[tuple[int, ...]], responses: Tensor, mask: Tensor) -> tuple[Packed, Tensor]:
@@ -28,103 +39,52 @@ def pack_texts(prompts: Sequence[tuple[int, ...]], responses: Tensor, mask: Tens
     return packed, packed.span(segments.to(responses.device))[0]
 
 
-def spread(values: Tensor, mask: Tensor) -> Tensor:
+def to_rows(values: Tensor, mask: Tensor) -> Tensor:
     """(N,) numbers of valid tokens, row after row, into (B, T) with zeros elsewhere."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
 
+def chunks(generation: Generation, size: int) -> Iterator[tuple[Packed, Tensor]]:
+    """The replies as packed rows of ``size`` replies each, with the indices of the replies' tokens."""
+    for rows in torch.split(torch.arange(len(generation.prompts)), size):
+        some = [generation.prompts[int(r)] for r in rows]
+        yield pack_texts(some, generation.responses[rows], generation.mask[rows])
+
+
+@torch.no_grad()
+def read_replies(generation: Generation, size: int, read: Callable[[Packed, Tensor], Tensor]) -> Tensor:
+    """(B, T) float32: ``read(packed, at)`` of every reply's tokens, ``size`` replies at a time; 0 under the mask."""
+    return to_rows(torch.cat([read(packed, at) for packed, at in chunks(generation, size)]).float(), generation.mask)
+
+
 @torch.no_grad()
 def collect(
-    policy: LanguageActorCritic,
-    reference: Backbone,
-    reward: Reward,
-    tokenizer: Tokenizer,
-    prompts: Sequence[tuple[int, ...]],
-    sources: Sequence[Prompt],
-    decoding: Decoding,
+    task: TextTask,
+    sampler: Backbone,
+    rows: Sequence[int],
     generator: torch.Generator,
-    samples: int,
-    chunk: int,
-    recompute: bool,
-    sampler: Backbone | None = None,
-) -> tuple[Rollout, dict[str, float]]:
-    """Replies by the policy to each prompt, scored by reference, critic and reward.
+    version: int = 0,
+    readout: Callable[[Tensor], Tensor] | None = None,
+) -> Rollout:
+    """Replies of ``sampler`` to the task's prompts ``rows``, scored by the reward and read by the reference.
 
-    Log-probs and values are kept from the sampling pass.  ``recompute`` takes the log-probs anew from the trainer's
-    pass (where precision makes the two differ: bfloat16) and reports the mismatch.  ``chunk`` replies go through the
-    reference at a time.  ``sampler`` writes in the policy's place, a copy with other weights: log-probs and values are
-    then the policy's.
+    ``version`` numbers the sampler's weights.  ``readout`` maps the hidden states (B, D) in which tokens are chosen
+    to numbers (B,) that the rollout keeps: a value head that shares the sampler's trunk costs no pass of its own.
     """
-    recompute = recompute or sampler is not None
-    value = policy.values if policy.values_come_with_sampling and sampler is None else None
-    generation, values = generate(sampler or policy.policy, prompts, decoding, generator, samples, value)
-    metrics: dict[str, float] = {}
-    ref_flat, value_flat, new_flat = [], [], []
-    for rows in torch.split(torch.arange(len(generation.prompts)), chunk):
-        some = [generation.prompts[int(r)] for r in rows]
-        packed, chosen = pack_texts(some, generation.responses[rows], generation.mask[rows])
-        ref_flat.append(reply_logprobs(reference, packed, chosen, decoding.temperature))
-        if value is None:
-            value_flat.append(policy.critic_values(packed, chosen))
-        if recompute:
-            new_flat.append(reply_logprobs(policy.policy, packed, chosen, decoding.temperature))
-    mask = generation.mask
-    if value is None:
-        values = spread(torch.cat(value_flat).float(), mask)
-    if recompute:
-        new = spread(torch.cat(new_flat).float(), mask)
-        difference = (new - generation.logprobs)[mask].abs()
-        metrics = {"mismatch_mean": float(difference.mean()), "mismatch_max": float(difference.max())}
-        generation = Generation(generation.prompts, generation.responses, mask, new, generation.ended)
-    replies = generation.replies()
-    terms = reward(
-        Replies(
-            [sources[b // samples] for b in range(len(replies))],
-            [tokenizer.decode(r) for r in replies],
-            generation.prompts,
-            replies,
-            generation.ended.tolist(),
-        )
+    prompts = [task.prompts.prompts[row] for row in rows]
+    generation, read = generate(sampler, prompts, task.decoding, generator, task.samples_per_prompt, readout)
+    ref_logprobs = read_replies(generation, task.chunk, task.reference.logprobs)
+    prompt_rows = torch.tensor(rows).repeat_interleave(task.samples_per_prompt)
+    tokens = generation.replies()
+    replies = Replies(
+        [task.prompts.sources[row] for row in prompt_rows.tolist()],
+        [task.tokenizer.decode(reply) for reply in tokens],
+        generation.prompts,
+        tokens,
+        generation.ended.tolist(),
     )
-    terms = {name: scores.to(mask.device) for name, scores in terms.items()}
-    return Rollout(generation, spread(torch.cat(ref_flat).float(), mask), values, total(terms), terms), metrics
-
-
-def to_ppo_batch(
-    rollout: Rollout,
-    *,
-    beta: float,
-    gamma: float,
-    gae_lambda: float,
-    scale: float = 1.0,
-    clip: float = 0.0,
-    missing_eos_penalty: float | None = None,
-    whiten_token_rewards: bool = False,
-    normalize_advantages: bool = True,
-) -> tuple[PPOBatch, dict[str, float]]:
-    """Rewards shaped, advantages over valid tokens, and the rollout's numbers for the log."""
-    generation, mask = rollout.generation, rollout.generation.mask
-    scores = shape_scores(
-        rollout.scores, generation.ended, scale=scale, clip=clip, missing_eos_penalty=missing_eos_penalty
+    terms = {name: scores.to(generation.mask.device) for name, scores in task.reward(replies).items()}
+    versions = torch.full_like(generation.responses, version)
+    return Rollout(
+        generation, prompt_rows, versions, ref_logprobs, total(terms), terms, None if readout is None else read
     )
-    rewards = token_rewards(scores, generation.logprobs, rollout.ref_logprobs, mask, beta)
-    if whiten_token_rewards:
-        rewards = whiten_rewards(rewards, mask)
-    advantages, returns = token_gae(rewards, rollout.values, mask, gamma, gae_lambda)
-    variance = explained_variance(rollout.values, returns, mask)
-    if normalize_advantages:
-        advantages = whiten(advantages, mask)
-    inputs = TextActions(generation.prompts, generation.responses, mask, rollout.ref_logprobs)
-    batch = PPOBatch(inputs, mask, generation.logprobs, rollout.values, advantages, returns)
-    kl = torch.where(mask, generation.logprobs - rollout.ref_logprobs, 0.0).sum(1)
-    metrics = {
-        "score": float(rollout.scores.mean()),
-        "score_std": float(rollout.scores.std(correction=0)),
-        "kl": float(kl.mean()),
-        "length": float(generation.lengths.float().mean()),
-        "replies": float(len(generation.prompts)),
-        "eos_rate": float(generation.ended.float().mean()),
-        "explained_variance": float(variance),
-        **{f"term/{name}": float(values.mean()) for name, values in rollout.terms.items()},
-    }
-    return batch, metrics

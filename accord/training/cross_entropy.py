@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from accord.config.settings import Optimiser
-from accord.data.batches import Batches
 from accord.data.packing import pack_supervised
 from accord.data.supervised import SupervisedExample
 from accord.functional.logprobs import token_logprobs
@@ -17,10 +16,8 @@ from accord.models.backbone import Backbone
 from accord.models.chosen import head_weight, hidden_at
 from accord.models.open import module
 from accord.runtime.run import Run
-from accord.training.checkpoint import Checkpoint, Resumable
-from accord.training.fit import fit
+from accord.training.epochs import Epochs, train_epochs
 from accord.training.last_metrics import Latest
-from accord.training.updater import Updater
 from accord.types import LossOutput, Packed
 
 
@@ -39,46 +36,31 @@ def cross_entropy(backbone: Backbone, packed: Packed) -> LossOutput:
     return nll_loss(label_nll(hidden, weight, targets), len(targets))
 
 
-def micro_batches(rows: Sequence[int], micro_batch_size: int) -> Iterator[list[int]]:
-    """The rows of one step, cut into passes."""
-    size = micro_batch_size or len(rows)
-    for i in range(0, len(rows), size):
-        yield list(rows[i : i + size])
-
-
 def train_texts(
     run: Run,
     backbone: Backbone,
     examples: Sequence[SupervisedExample],
     settings: Optimiser,
     precision: str,
-    after_epoch: Callable[[int, dict[str, float]], None],
-) -> dict[str, float]:
-    """Trains to the end of the last epoch, from the saved state where the run resumes; returns the last metrics."""
-    device = next(module(backbone).parameters()).device
-    batches = Batches([len(e.tokens) for e in examples], settings.batch_size, run.seed, settings.num_epochs)
-    updater = Updater([(module(backbone).parameters(), settings.learning_rate)], settings, len(batches), precision)
-    last = Latest()
-    parts: dict[str, Resumable] = {"model": module(backbone), "updater": updater, "data": batches, "metrics": last}
-    checkpoint = Checkpoint(run.directory / "state.pt", run.key, parts)
-    run.begin(len(batches), checkpoint.restore() if run.resume else 0)
-    steps_per_epoch = len(batches) // settings.num_epochs
+    after_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
+) -> Latest:
+    """Trains to the end of the last epoch, from the saved state where the run resumes; returns the last metrics.
 
-    def packed(rows: Sequence[int]) -> list[Packed]:
-        cut = micro_batches(rows, settings.micro_batch_size)
-        return [pack_supervised([examples[r] for r in some]).to(device) for some in cut]
+    ``after_epoch`` gets the number of the epoch, counted from 0, and the metrics of its last step.
+    """
+    device, model = next(module(backbone).parameters()).device, module(backbone)
+    data = Epochs(
+        [len(e.tokens) for e in examples],
+        lambda rows: pack_supervised([examples[r] for r in rows]).to(device),
+        lambda packed: cross_entropy(backbone, packed),
+        settings,
+        precision,
+    )
+    steps_per_epoch = -(-len(examples) // settings.batch_size)
 
     def after_step(metrics: dict[str, float]) -> None:
-        last.update(metrics)
         if (run.step + 1) % steps_per_epoch == 0:
             after_epoch(run.step // steps_per_epoch, metrics)
 
-    fit(
-        run,
-        updater,
-        map(packed, batches),
-        lambda batch: cross_entropy(backbone, batch),
-        save=lambda: checkpoint.save(run.step),
-        after_step=after_step,
-    )
-    return last
+    groups = [(list(model.parameters()), settings.learning_rate)]
+    return train_epochs(run, model, groups, data, after_step=after_step)

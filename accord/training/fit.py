@@ -1,4 +1,4 @@
-"""The loop that every stage shares: one optimiser step per batch; ``Run`` says when to log, save and stop."""
+"""The optimizer steps that every stage shares: one step per batch; ``Run`` says when to log, save and stop."""
 
 from __future__ import annotations
 
@@ -6,15 +6,27 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from accord.runtime.run import Run
+from accord.training.checkpoint import Checkpoint
 from accord.types import LossOutput
 
 B = TypeVar("B")
 
 
 class Steps(Protocol):
-    """What makes an optimiser step of a batch and an objective: an ``Updater``, or the quick one of plain PPO."""
+    """What turns a batch and an objective into one optimizer step: ``Updater`` or ``NumpyUpdater``."""
 
     def step(self, batch: Sequence[Any], objective: Any) -> dict[str, float]: ...
+
+
+def finish_step(run: Run, checkpoint: Checkpoint, metrics: dict[str, float]) -> None:
+    """Logs one optimizer step, saves the state where it is due, and ends the run where the user asked for it.
+
+    Raises Interrupted after the state is saved.
+    """
+    run.tick(metrics)
+    if run.should_save:
+        checkpoint.save(run.step)
+    run.check_stop()
 
 
 def fit(
@@ -22,18 +34,15 @@ def fit(
     updater: Steps,
     batches: Iterable[Sequence[B]],
     objective: Callable[[B], LossOutput],
-    save: Callable[[], None],
+    checkpoint: Checkpoint,
     after_step: Callable[[dict[str, float]], None] | None = None,
 ) -> None:
-    """One optimiser step for each batch; each batch is a sequence of micro-batches.
+    """One optimizer step for each batch; each batch is a sequence of micro-batches.
 
-    ``save`` writes the resumable state; it is called at the run's cadence and before a stop.  Raises Interrupted.
+    ``after_step`` runs before the step is logged and saved.  Raises Interrupted.
     """
     for batch in batches:
         metrics = updater.step(batch, objective)
         if after_step is not None:
             after_step(metrics)
-        run.tick(metrics)
-        if run.should_save:
-            save()
-        run.check_stop()
+        finish_step(run, checkpoint, metrics)

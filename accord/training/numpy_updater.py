@@ -1,4 +1,4 @@
-"""``Updater`` for the small networks of plain PPO: the same step, without torch's cost for each operation."""
+"""``Updater`` for the small networks of PPO on vectors: the same step without torch's cost for each operation."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from typing import Any
 import numpy as np
 import torch
 
-from accord.algorithms.ppo_core import PPOObjective
 from accord.config.settings import Optimiser
-from accord.kernels.numpy_actor_critic import HandGradient, Steps, Weights, has_hand_gradient
-from accord.models.heads import AnyActorCritic
+from accord.kernels.numpy_actor_critic import LossCoefficients, NumpyActorCritic, StepBatch
+from accord.training.policy_loss import ClippedSurrogate, EntropyBonus, PolicyLoss, ValueLoss
 from accord.training.updater import adapted, not_finite, schedule_factor
-from accord.types import PPOBatch, VectorActions
+from accord.types import PolicyBatch, VectorActions
 
-COMPILED_FROM = 2000
-"""Optimiser steps from which on the compiled passes repay their loading."""
-
-
-def hand_for(model: AnyActorCritic, settings: Optimiser, total_steps: int) -> HandGradient | None:
-    """The quick path's view of a model; None where only the plain one serves: a GPU, a shared trunk, weight decay."""
-    if settings.weight_decay or not has_hand_gradient(model):
-        return None
-    return HandGradient(model, compiled=total_steps >= COMPILED_FROM)
+MIN_STEPS_FOR_JIT = 2000
+"""Optimizer steps from which on the compiled passes repay their loading."""
 
 
-class HandUpdater:
-    """Adam (Kingma and Ba 2015) with a schedule and a clipped global norm, on the flat arrays of a ``HandGradient``."""
+class NumpyUpdater:
+    """Adam (Kingma and Ba 2015) with a schedule and a clipped global norm, on the flat arrays of a ``NumpyActorCritic``.
 
-    def __init__(self, hand: HandGradient, settings: Optimiser, total_steps: int) -> None:
-        self.hand, self.settings, self.total_steps = hand, settings, total_steps
+    Raises ValueError for weight decay, which it does not compute.
+    """
+
+    def __init__(self, networks: NumpyActorCritic, settings: Optimiser, total_steps: int) -> None:
+        if settings.weight_decay:
+            raise ValueError("NumpyUpdater computes no weight decay; use Updater")
+        self.networks, self.settings, self.total_steps = networks, settings, total_steps
         self.device = torch.device("cpu")
         self.steps = 0
         self.adaptive = 1.0
-        self.first, self.second, self.work = (np.zeros_like(hand.flat) for _ in range(3))
-        self.unpacked: tuple[PPOBatch | None, Steps] = (None, Steps(*[np.zeros(0, dtype=np.float32)] * 6))
+        self.first, self.second, self.work = (np.zeros_like(networks.flat) for _ in range(3))
+        self.unpacked: tuple[PolicyBatch | None, StepBatch] = (None, StepBatch(*[np.zeros(0, dtype=np.float32)] * 6))
 
-    def step(self, batch: Sequence[PPOBatch], objective: PPOObjective) -> dict[str, float]:
-        """As ``Updater.step``; the objective gives its numbers, its loss and gradient come from ``HandGradient``."""
-        hand, weights = self.hand, _weights(objective)
+    def step(self, batch: Sequence[PolicyBatch], objective: PolicyLoss) -> dict[str, float]:
+        """As ``Updater.step``; the objective gives its terms, the networks compute loss and gradient.
+
+        Raises TypeError for a term that the networks do not compute.
+        """
+        networks, coefficients = self.networks, coefficients_of(objective)
         count = 0
         sums: dict[str, float] = {}
-        gradient = hand.gradient
+        gradient = networks.gradient
         for number, micro in enumerate(batch):
-            if micro is not self.unpacked[0]:  # one batch of all comes again in every epoch
-                self.unpacked = (micro, _taken(micro))
+            if micro is not self.unpacked[0]:  # one batch of all rows comes again in every epoch
+                self.unpacked = (micro, valid_steps(micro))
             steps = self.unpacked[1]
-            count += len(steps.logprobs)
-            found = hand.differentiate(steps, weights)
+            count += len(steps.old_logprobs)
+            found = networks.differentiate(steps, coefficients)
             sums = {key: sums.get(key, 0.0) + value for key, value in found.items()} if number else found
             if len(batch) > 1:
-                gradient = gradient + hand.gradient if number else hand.gradient.copy()
+                gradient = gradient + networks.gradient if number else networks.gradient.copy()
         count = max(count, 1)
         metrics = {key: value / count for key, value in sums.items()}
         norm = math.sqrt(float(np.dot(gradient, gradient))) / count
@@ -77,7 +77,7 @@ class HandUpdater:
         work += np.float32(self.settings.adam_eps)
         np.divide(self.first, work, out=work)
         work *= np.float32(rate / (1 - beta1**self.steps))
-        self.hand.flat -= work
+        self.networks.flat -= work
 
     def adapt_to_kl(self, approx_kl: float, target: float) -> None:
         self.adaptive = adapted(self.adaptive, approx_kl, target)
@@ -91,17 +91,32 @@ class HandUpdater:
         self.steps, self.adaptive = int(state["steps"]), float(state["adaptive"])
 
 
-def _weights(objective: PPOObjective) -> Weights:
-    settings = objective.settings
-    return Weights(
-        settings.clip_range, settings.clip_range_vf, settings.vf_coef, settings.ent_coef, objective.policy_weight
+def coefficients_of(objective: PolicyLoss) -> LossCoefficients:
+    """The numbers of a loss of a clipped surrogate, a value loss and an entropy bonus, each once, in any order.
+
+    Raises TypeError for any other term or a missing one: a term left out in silence would train something else.
+    """
+    by_kind = {type(term): (weight, term) for weight, term in objective.terms}
+    expected = {ClippedSurrogate, ValueLoss, EntropyBonus}
+    if by_kind.keys() != expected or len(objective.terms) != len(expected):
+        names = ", ".join(type(term).__name__ for _, term in objective.terms)
+        raise TypeError(
+            f"the NumPy path computes ClippedSurrogate, ValueLoss and EntropyBonus, once each, not {names}; use Updater"
+        )
+    (policy, surrogate), (value, value_loss) = by_kind[ClippedSurrogate], by_kind[ValueLoss]
+    (entropy, bonus) = by_kind[EntropyBonus]
+    assert isinstance(surrogate, ClippedSurrogate) and isinstance(value_loss, ValueLoss)  # noqa: PT018
+    assert isinstance(bonus, EntropyBonus)
+    return LossCoefficients(
+        policy, surrogate.clip_range, value, value_loss.clip_range, 0.0 if bonus.metric_only else entropy
     )
 
 
-def _taken(batch: PPOBatch) -> Steps:
-    """The rows whose action was taken."""
-    assert isinstance(batch.inputs, VectorActions)
+def valid_steps(batch: PolicyBatch) -> StepBatch:
+    """The rows under the mask as arrays.  Raises TypeError for text, or a batch without a critic's numbers."""
+    if not isinstance(batch.inputs, VectorActions) or batch.values is None or batch.returns is None:
+        raise TypeError("the NumPy path takes observations and actions, with a critic's values and returns")
     arrays = [x.numpy() for x in (batch.inputs.observations, batch.inputs.actions)]
-    arrays += [x.numpy()[:, 0] for x in (batch.logprobs, batch.values, batch.advantages, batch.returns)]
+    arrays += [x.numpy()[:, 0] for x in (batch.old_logprobs, batch.values, batch.advantages, batch.returns)]
     mask = batch.mask.numpy()[:, 0]
-    return Steps(*arrays) if mask.all() else Steps(*(x[mask] for x in arrays))
+    return StepBatch(*arrays) if mask.all() else StepBatch(*(x[mask] for x in arrays))

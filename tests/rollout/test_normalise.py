@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from accord.rollout.env.normalization import EPSILON, Normaliser, RunningMoments
+from accord.rollout.env.normalization import EPSILON, Normalizer, RunningMoments
 
 
 def batches(*sizes: int, shift: float = 0.0) -> list[np.ndarray]:
@@ -41,37 +41,37 @@ def test_moments_agree_with_gymnasium() -> None:
 
 
 def test_observations_are_scaled_by_what_was_seen_and_clipped() -> None:
-    normaliser = Normaliser(4, 3, 0.9, observations=True, rewards=False, clip=1.5)
+    normalizer = Normalizer(4, 3, 0.9, observations=True, rewards=False, clip=1.5)
     first, second = (b.astype(np.float32) for b in batches(3, 3))
-    normaliser.observations(first)
-    found = normaliser.observations(second)
+    normalizer.observations(first)
+    found = normalizer.observations(second)
     whole = np.concatenate([first, second]).astype(np.float64)
     expected = np.clip((second - whole.mean(0)) / np.sqrt(whole.var(0) + EPSILON), -1.5, 1.5)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert found.dtype == np.float32
     assert np.abs(found).max() <= 1.5
-    before = normaliser.state_dict()["seen"]["count"]
-    frozen = normaliser.observations(second, learn=False)
-    assert normaliser.state_dict()["seen"]["count"] == before == 6
+    before = normalizer.state_dict()["seen"]["count"]
+    frozen = normalizer.observations(second, learn=False)
+    assert normalizer.state_dict()["seen"]["count"] == before == 6
     np.testing.assert_array_equal(frozen, found)  # evaluation sees what training saw, and teaches nothing
 
 
 def test_rows_that_no_action_follows_are_not_learnt_from() -> None:
-    normaliser = Normaliser(4, 3, 0.9, observations=True, rewards=False)
+    normalizer = Normalizer(4, 3, 0.9, observations=True, rewards=False)
     rows = batches(3)[0].astype(np.float32)
-    normaliser.observations(rows, valid=np.array([True, False, True]))
-    assert normaliser.seen is not None
-    np.testing.assert_allclose(normaliser.seen.mean, rows[[0, 2]].mean(0), rtol=1e-6)
+    normalizer.observations(rows, valid=np.array([True, False, True]))
+    assert normalizer.seen is not None
+    np.testing.assert_allclose(normalizer.seen.mean, rows[[0, 2]].mean(0), rtol=1e-6)
 
 
 def test_rewards_are_divided_by_the_deviation_of_their_discounted_sum() -> None:
     rng = np.random.default_rng(1)
-    normaliser = Normaliser(2, 3, 0.9, observations=False, rewards=True, clip=2.0)
+    normalizer = Normalizer(2, 3, 0.9, observations=False, rewards=True, clip=2.0)
     sums, seen = [0.0] * 3, []
     clipped = 0
     for _ in range(60):
         raw, ended, valid = rng.normal(1, 3, 3), rng.random(3) < 0.2, rng.random(3) < 0.8
-        found = normaliser.rewards(raw, ended & valid, valid)
+        found = normalizer.rewards(raw, ended & valid, valid)
         for i in range(3):
             if valid[i]:
                 sums[i] = 0.9 * sums[i] + raw[i]
@@ -87,27 +87,27 @@ def test_rewards_are_divided_by_the_deviation_of_their_discounted_sum() -> None:
 
 
 def test_what_is_off_passes_unchanged() -> None:
-    normaliser = Normaliser(4, 3, 0.9, observations=False, rewards=False)
+    normalizer = Normalizer(4, 3, 0.9, observations=False, rewards=False)
     rows, rewards = batches(3)[0].astype(np.float32), np.array([1e9, -2.0, 0.5])
     nothing = np.zeros(3, dtype=bool)
-    assert normaliser.observations(rows) is rows
-    assert normaliser.rewards(rewards, nothing, ~nothing) is rewards
+    assert normalizer.observations(rows) is rows
+    assert normalizer.rewards(rewards, nothing, ~nothing) is rewards
 
 
 def test_a_saved_state_gives_the_same_scales_bit_for_bit() -> None:
-    def steps(normaliser: Normaliser, seed: int) -> list[Any]:
+    def steps(normalizer: Normalizer, seed: int) -> list[Any]:
         rng = np.random.default_rng(seed)
         found = []
         for _ in range(20):
             seen, raw, ended = rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=3), rng.random(3) < 0.1
-            found += [normaliser.observations(seen), normaliser.rewards(raw, ended, np.ones(3, dtype=bool))]
+            found += [normalizer.observations(seen), normalizer.rewards(raw, ended, np.ones(3, dtype=bool))]
         return found
 
-    whole = Normaliser(4, 3, 0.99, observations=True, rewards=True)
+    whole = Normalizer(4, 3, 0.99, observations=True, rewards=True)
     steps(whole, 0)
     state = whole.state_dict()
     expected = steps(whole, 1)
-    resumed = Normaliser(4, 3, 0.99, observations=True, rewards=True)
+    resumed = Normalizer(4, 3, 0.99, observations=True, rewards=True)
     resumed.load_state_dict(state)
     for ours, theirs in zip(steps(resumed, 1), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)

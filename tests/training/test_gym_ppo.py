@@ -20,7 +20,7 @@ from accord.errors import UserError
 from accord.models.heads import ActorCritic, GaussianActorCritic
 from accord.pipeline.stage import run_stage
 from accord.rollout.env.gym import Spaces, Stepped, open_vectors
-from accord.rollout.env.normalization import Normaliser
+from accord.rollout.env.normalization import Normalizer
 from accord.runtime.run import Run
 from accord.training.numpy_updater import HandUpdater
 from accord.types import VectorActions
@@ -98,8 +98,8 @@ def test_no_transition_crosses_an_episodes_border(new_run: NewRun, continuous: b
     torch.manual_seed(0)
     model = GaussianActorCritic(3, 2, 8) if continuous else ActorCritic(3, 2, 8)
     vectors = Scripted(continuous)
-    normaliser = Normaliser(3, 2, 0.99, observations=False, rewards=False)
-    batch, metrics = VectorSource(config, new_run(), model, vectors, normaliser).collect(0, 0.0)
+    normalizer = Normalizer(3, 2, 0.99, observations=False, rewards=False)
+    batch, metrics = VectorSource(config, new_run(), model, vectors, normalizer).collect(0, 0.0)
     assert isinstance(batch.inputs, VectorActions)
     seen = batch.inputs.observations.reshape(13, 2, 3)
 
@@ -143,7 +143,7 @@ def test_real_valued_actions_are_trained_on_as_drawn(new_run: NewRun) -> None:
     vectors = open_vectors("Pendulum-v1", 2, lambda i, episode: i)
     torch.manual_seed(0)
     model = GaussianActorCritic(3, 1, 8, log_std=1.5)
-    source = VectorSource(config, new_run(), model, vectors, Normaliser(3, 2, 0.9, False, False))
+    source = VectorSource(config, new_run(), model, vectors, Normalizer(3, 2, 0.9, False, False))
     batch, _ = source.collect(0, 0.0)
     assert isinstance(batch.inputs, VectorActions)
     assert batch.inputs.actions.shape == (64, 1)
@@ -156,15 +156,15 @@ def test_rewards_are_scaled_for_learning_and_reported_as_they_are(new_run: NewRu
     config = build(PPOConfig, values("Scripted", training={"n_steps": 13}), {}, "the test")
     torch.manual_seed(0)
     model = ActorCritic(3, 2, 8)
-    normaliser = Normaliser(3, 2, 0.99, observations=True, rewards=True)
-    source = VectorSource(config, new_run(), model, Scripted(False), normaliser)
+    normalizer = Normalizer(3, 2, 0.99, observations=True, rewards=True)
+    source = VectorSource(config, new_run(), model, Scripted(False), normalizer)
     batch, metrics = source.collect(0, 0.0)
     assert metrics["episode_return"] == pytest.approx((3 * 6 + 2 * 3 + 3 * 6) / 8)
     assert source.buffer.rewards[5:].max() < 2  # 3 without; the first few, with no deviation to speak of, are cut at 10
     assert isinstance(batch.inputs, VectorActions)
     assert batch.inputs.observations.abs().max() < 4
-    assert normaliser.seen is not None
-    assert normaliser.seen.count == 2 * 14 - 3  # each observation that was acted on, and those to act on next; once
+    assert normalizer.seen is not None
+    assert normalizer.seen.count == 2 * 14 - 3  # each observation that was acted on, and those to act on next; once
 
 
 # ------------------------------------------------------------------------------------- a run
@@ -182,7 +182,7 @@ def test_a_run_starts_each_rollout_at_ratio_one(stage: Any, lines: Any, tmp_path
     model = kind(content["obs_dim"], content["action_dim"], content["hidden_dim"])
     model.load_state_dict(content["model_state_dict"])
     assert content["continuous"] is (environment == "Pendulum-v1")
-    assert 120 < content["normaliser"]["seen"]["count"] <= 130
+    assert 120 < content["normalizer"]["seen"]["count"] <= 130
     found = outcome.done["metrics"]
     assert found["timesteps"] == 128
     last = lines("ppo")[-1]

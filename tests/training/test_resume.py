@@ -142,7 +142,7 @@ class Ends:
     def __init__(self, tmp_path: Path, kind: str, name: str) -> None:
         out = tmp_path / "out" / name
         final = torch.load(out / FINAL.get(kind, f"{kind}_final.pt"), weights_only=True)
-        self.weights, self.normaliser = final["model_state_dict"], str(final.get("normaliser"))
+        self.weights, self.normalizer = final["model_state_dict"], str(final.get("normaliser"))
         lines = (tmp_path / "logs" / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         self.metrics = [json.loads(line) for line in lines]
         self.done = json.loads((out / "done.json").read_text(encoding="utf-8"))["metrics"]
@@ -152,7 +152,7 @@ class Ends:
         assert self.weights.keys() == other.weights.keys()
         for name, value in self.weights.items():
             assert torch.equal(value, other.weights[name]), name
-        assert self.normaliser == other.normaliser
+        assert self.normalizer == other.normalizer
         assert self.metrics == other.metrics  # no step twice, none missing, the same numbers
         assert self.done == other.done
         assert self.left == other.left

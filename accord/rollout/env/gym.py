@@ -10,66 +10,17 @@ Gymnasium's vector environments begin an episode anew by themselves, each kind a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from accord.config.load import load_function
 from accord.errors import UserError
+from accord.rollout.env.episodes import EpisodeVectors, SeedOf, Spaces, Stepped, Vectors
 
-SeedOf = Callable[[int, int], int]
-"""(environment, episode) to a seed."""
 _NEEDS = "policy=vector needs Gymnasium (1.1 or later): pip install 'accord[gym]'."
-
-
-@dataclass(frozen=True, slots=True)
-class Spaces:
-    """What is seen, a vector, and what may be done: one of ``action_dim`` actions, or a vector of that length."""
-
-    obs_dim: int
-    action_dim: int
-    continuous: bool
-    start: int  # the number of the first discrete action
-    low: np.ndarray  # (action_dim,) bounds of continuous ones
-    high: np.ndarray
-
-    def acted(self, actions: np.ndarray) -> np.ndarray:
-        """What the task is given: the policy's actions, counted from ``start``, or clipped to the bounds."""
-        if self.continuous:
-            clipped: np.ndarray = np.clip(actions, self.low, self.high)
-            return clipped
-        return actions + self.start if self.start else actions
-
-
-class Stepped(NamedTuple):
-    """One step of ``n`` environments."""
-
-    rewards: np.ndarray  # (n,) float64
-    terminated: np.ndarray  # (n,) bool: the episode is over
-    truncated: np.ndarray  # (n,) bool: the episode was cut
-    valid: np.ndarray  # (n,) bool: false where the action was not taken (``waiting`` before the step)
-    final: np.ndarray  # (n, obs_dim) float32: where the step led to, before any reset
-
-
-class GymVectors(Protocol):
-    """Several environments side by side."""
-
-    spaces: Spaces
-    observations: np.ndarray
-    """(n, obs_dim) float32: what the next action is chosen by."""
-    waiting: np.ndarray
-    """(n,) bool: where the next action will not be taken, since that step only begins an episode."""
-
-    def step(self, actions: np.ndarray) -> Stepped: ...
-
-    def close(self) -> None: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def _gymnasium() -> Any:
@@ -107,15 +58,15 @@ def spaces_of(name: str, observations: Any, actions: Any) -> Spaces:
     kinds = _gymnasium().spaces
     if not isinstance(observations, kinds.Box) or len(observations.shape) != 1:
         raise UserError(f"environment: {name!r} shows {observations}, needed is a vector (a Box of one dimension).")
-    obs_dim, none = int(observations.shape[0]), np.zeros(0, dtype=np.float32)
+    obs_dim = int(observations.shape[0])
     if isinstance(actions, kinds.Discrete):
-        return Spaces(obs_dim, int(actions.n), False, int(actions.start), none, none)
+        return Spaces(obs_dim, int(actions.n), start=int(actions.start))
     if isinstance(actions, kinds.Box) and len(actions.shape) == 1 and np.issubdtype(actions.dtype, np.floating):
         return Spaces(obs_dim, int(actions.shape[0]), True, 0, actions.low, actions.high)
     raise UserError(f"environment: {name!r} takes {actions}, needed is a Discrete space or a Box of one dimension.")
 
 
-def open_vectors(name: str, n: int, seed_of: SeedOf) -> GymVectors:
+def open_vectors(name: str, n: int, seed_of: SeedOf) -> Vectors:
     """``n`` environments of a Gymnasium id or a ``module:Class``, each at the start of its first episode.
 
     Raises UserError where Gymnasium is absent, the name unknown, or the spaces of a kind that no policy here serves.
@@ -129,76 +80,9 @@ def open_vectors(name: str, n: int, seed_of: SeedOf) -> GymVectors:
                 return arrays
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise UserError(f"environment: {name!r} cannot be made ({error}).") from None
-    return EpisodeVectors(name, [make_environment(name) for _ in range(n)], seed_of)
-
-
-class EpisodeVectors:
-    """Environments of one kind; where an episode ends, the next begins within the step, from its seed.
-
-    ``gymnasium.vector.SyncVectorEnv`` would take several times as long for a step as a quick task.
-    The state is the number of each one's episode and its actions since; loading acts them again.
-    """
-
-    def __init__(self, name: str, environments: Sequence[Any], seed_of: SeedOf) -> None:
-        self.environments, self.seed_of = environments, seed_of
-        n = len(environments)
-        self.spaces = spaces_of(name, environments[0].observation_space, environments[0].action_space)
-        self.episodes = [0] * n
-        self.starts = [0] * n  # where in actions each one's episode begins
-        self.actions: list[np.ndarray] = []
-        self.waiting, self.valid = np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
-        self.observations = self._begun(np.empty((n, self.spaces.obs_dim), dtype=np.float32), range(n))
-
-    def _begun(self, observations: np.ndarray, which: Iterable[int]) -> np.ndarray:
-        """The same array (n, obs_dim) with the first observations of new episodes where ``which`` says."""
-        for i in which:
-            seed = self.seed_of(i, self.episodes[i]) % 2**31
-            observations[i], _ = self.environments[i].reset(seed=seed, options={})
-        return observations
-
-    def step(self, actions: np.ndarray) -> Stepped:
-        """Acts in each; ``observations`` are the next episode's first ones where one has ended."""
-        acted, n, over = self.spaces.acted(actions), len(self.environments), []
-        final, rewards = np.empty((n, self.spaces.obs_dim), dtype=np.float32), np.empty(n)
-        terminated, truncated = np.empty(n, dtype=bool), np.empty(n, dtype=bool)
-        for i, environment in enumerate(self.environments):
-            final[i], rewards[i], ended, cut, _ = environment.step(acted[i])
-            terminated[i], truncated[i] = ended, cut
-            if ended or cut:
-                over.append(i)
-        self.actions.append(acted)
-        self.observations = final
-        if over:
-            for i in over:
-                self.episodes[i] += 1
-                self.starts[i] = len(self.actions)
-            self.observations = self._begun(final.copy(), over)
-            oldest = min(self.starts)
-            if oldest > 1000:  # what lies before every present episode is not needed again
-                del self.actions[:oldest]
-                self.starts = [start - oldest for start in self.starts]
-        return Stepped(rewards, terminated, truncated, self.valid, final)
-
-    def close(self) -> None:
-        for environment in self.environments:
-            environment.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        oldest = min(self.starts)
-        actions = np.stack(self.actions[oldest:]) if len(self.actions) > oldest else np.zeros(0)
-        return {
-            "episodes": list(self.episodes),
-            "starts": [start - oldest for start in self.starts],
-            "actions": torch.from_numpy(actions),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.episodes, self.starts = list(state["episodes"]), list(state["starts"])
-        self.actions = list(state["actions"].numpy())
-        self.observations = self._begun(np.empty_like(self.observations), range(len(self.episodes)))
-        for i, environment in enumerate(self.environments):
-            for action in self.actions[self.starts[i] :]:
-                self.observations[i] = environment.step(action[i])[0]
+    environments = [make_environment(name) for _ in range(n)]
+    spaces = spaces_of(name, environments[0].observation_space, environments[0].action_space)
+    return EpisodeVectors(environments, spaces, seed_of)
 
 
 def _as_arrays(name: str, vector: Any, seed_of: SeedOf) -> ArrayVectors | None:

@@ -48,7 +48,7 @@ class RunningMoments:
         self.mean, self.variance = state["mean"].numpy().copy(), state["variance"].numpy().copy()
 
 
-class Normaliser:
+class Normalizer:
     """Observations to mean 0 and deviation 1; rewards divided by the deviation of their discounted running sum.
 
     Rewards are not shifted: that would change what is optimal.  Both are clipped at ``clip``.  What is switched off

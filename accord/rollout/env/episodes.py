@@ -1,0 +1,141 @@
+"""Environments side by side, stepped in one call, resumable bit-exactly: what the step collector reads from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+SeedOf = Callable[[int, int], int]
+"""(environment, episode) to a seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spaces:
+    """Observations are vectors of ``obs_dim``; actions one of ``action_dim``, or vectors of that length."""
+
+    obs_dim: int
+    action_dim: int
+    continuous: bool = False
+    start: int = 0  # the number of the first discrete action
+    low: np.ndarray | None = None  # (action_dim,) bounds of continuous actions
+    high: np.ndarray | None = None
+
+    def acted(self, actions: np.ndarray) -> np.ndarray:
+        """The task's actions from the policy's: counted from ``start``, or clipped to the bounds."""
+        if self.continuous:
+            clipped: np.ndarray = np.clip(actions, self.low, self.high)
+            return clipped
+        return actions + self.start if self.start else actions
+
+
+class Stepped(NamedTuple):
+    """One step of ``n`` environments."""
+
+    rewards: np.ndarray  # (n,) float64
+    terminated: np.ndarray  # (n,) bool: the episode is over
+    truncated: np.ndarray  # (n,) bool: the episode was cut
+    valid: np.ndarray  # (n,) bool: false where the action was not taken (``waiting`` before the step)
+    final: np.ndarray  # (n, obs_dim) float32: the observation that the step led to, before any reset
+    ref_logprobs: np.ndarray | None = None  # (n,) float64, of the actions under a reference policy, where there is one
+
+
+class Vectors(Protocol):
+    """Several environments side by side."""
+
+    spaces: Spaces
+    observations: np.ndarray
+    """(n, obs_dim) float32: what the next action is chosen by."""
+    waiting: np.ndarray
+    """(n,) bool: where the next action will not be taken, since that step only begins an episode."""
+
+    def step(self, actions: np.ndarray) -> Stepped: ...
+
+    def close(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class EpisodeVectors:
+    """Environments of one kind; where an episode ends, the next begins within the step, from its seed.
+
+    ``gymnasium.vector.SyncVectorEnv`` would take several times as long for a step as a quick task.
+    The state is the number of each one's episode and its actions since; loading replays them from the episode's seed,
+    which serves every task that is a function of seed and actions.
+    """
+
+    def __init__(
+        self, environments: Sequence[Any], spaces: Spaces, seed_of: SeedOf, with_reference: bool = False
+    ) -> None:
+        """``with_reference``: every step's ``info`` has "ref_logprob"."""
+        self.environments, self.spaces, self.seed_of, self.with_reference = (
+            environments,
+            spaces,
+            seed_of,
+            with_reference,
+        )
+        n = len(environments)
+        self.episodes = [0] * n
+        self.starts = [0] * n  # where in actions each one's episode begins
+        self.actions: list[np.ndarray] = []
+        self.waiting, self.valid = np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
+        self.observations = self._begin_episodes(np.empty((n, self.spaces.obs_dim), dtype=np.float32), range(n))
+
+    def _begin_episodes(self, observations: np.ndarray, which: Iterable[int]) -> np.ndarray:
+        """The same array (n, obs_dim) with the first observations of new episodes where ``which`` says."""
+        for i in which:
+            seed = self.seed_of(i, self.episodes[i]) % 2**31
+            observations[i], _ = self.environments[i].reset(seed=seed, options={})
+        return observations
+
+    def step(self, actions: np.ndarray) -> Stepped:
+        """Acts in each; ``observations`` are the next episode's first ones where one has ended."""
+        acted, n, over = self.spaces.acted(actions), len(self.environments), []
+        final, rewards = np.empty((n, self.spaces.obs_dim), dtype=np.float32), np.empty(n)
+        terminated, truncated = np.empty(n, dtype=bool), np.empty(n, dtype=bool)
+        reference = np.empty(n) if self.with_reference else None
+        for i, environment in enumerate(self.environments):
+            final[i], rewards[i], ended, cut, info = environment.step(acted[i])
+            terminated[i], truncated[i] = ended, cut
+            if reference is not None:
+                reference[i] = info["ref_logprob"]
+            if ended or cut:
+                over.append(i)
+        self.actions.append(acted)
+        self.observations = final
+        if over:
+            for i in over:
+                self.episodes[i] += 1
+                self.starts[i] = len(self.actions)
+            self.observations = self._begin_episodes(final.copy(), over)
+            oldest = min(self.starts)
+            if oldest > 1000:  # what lies before every present episode is not needed again
+                del self.actions[:oldest]
+                self.starts = [start - oldest for start in self.starts]
+        return Stepped(rewards, terminated, truncated, self.valid, final, reference)
+
+    def close(self) -> None:
+        for environment in self.environments:
+            environment.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        oldest = min(self.starts)
+        actions = np.stack(self.actions[oldest:]) if len(self.actions) > oldest else np.zeros(0)
+        return {
+            "episodes": list(self.episodes),
+            "starts": [start - oldest for start in self.starts],
+            "actions": torch.from_numpy(actions),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.episodes, self.starts = list(state["episodes"]), list(state["starts"])
+        self.actions = list(state["actions"].numpy())
+        self.observations = self._begin_episodes(np.empty_like(self.observations), range(len(self.episodes)))
+        for i, environment in enumerate(self.environments):
+            for action in self.actions[self.starts[i] :]:
+                self.observations[i] = environment.step(action[i])[0]
