@@ -316,7 +316,7 @@ def train(config: PPOConfig, run: Run) -> dict[str, float]:
         clip_range = clip_range_at(training, iteration, loop.iterations)
         return ppo_loss(partial(score_texts, policy, sampling.temperature), training, clip_range, weight, kl)
 
-    algorithm = Algorithm[Rollout](
+    algorithm: Algorithm[Rollout] = Algorithm(
         lambda rollout, beta: prepare(rollout, policy, beta, config), loss, kl_controller(config.kl)
     )
     last = dict(train_on_rollouts(run, policy, updater, source, algorithm, loop).metrics)

@@ -165,7 +165,7 @@ def train_on_steps(
         log_probs, values, entropy = model.evaluate(inputs.observations, inputs.actions)
         return ActionScores(log_probs[:, None], entropy[:, None], values[:, None])
 
-    algorithm = Algorithm[StepRollout](
+    algorithm: Algorithm[StepRollout] = Algorithm(
         lambda rollout, beta: prepare_steps(rollout, beta, training.normalize_advantages),
         lambda iteration, beta: ppo_loss(score, training, clip_range_at(training, iteration, loop.iterations)),
         kl_controller(config.kl),
