@@ -24,7 +24,6 @@ from accord.functional.logprobs import sequence_sums
 from accord.functional.losses import dpo_loss
 from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
-from accord.models.open import module
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import leave_model, open_model, open_tokenizer
@@ -81,12 +80,12 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     tokens = sum(lengths) * options.batch_size // len(grouped)
     run.plan(
         {
-            "model": model_in_words(module(backbone), config.model.base_model),
+            "model": model_in_words(backbone, config.model.base_model),
             "data": f"{config.data.train}: {report}",
             "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
             "reference": "the same model; its log-probs are computed once and kept",
             "steps": steps_in_words(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
-            "memory": memory_in_words([module(backbone)], [], tokens, backbone.width, depth(module(backbone))),
+            "memory": memory_in_words([backbone], [], tokens, backbone.width, depth(backbone)),
         }
     )
     kept = run.directory / "reference.pt"
@@ -98,9 +97,9 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
         write_pt(kept, {"key": run.key, "logprobs": reference})
     reference = reference.to(device)
     batches = Batches(lengths, options.batch_size, run.seed, options.num_epochs)
-    updater = Updater([(module(backbone).parameters(), options.learning_rate)], options, len(batches), config.precision)
+    updater = Updater([(backbone.parameters(), options.learning_rate)], options, len(batches), config.precision)
     last = Latest()
-    parts: dict[str, Resumable] = {"model": module(backbone), "updater": updater, "data": batches, "metrics": last}
+    parts: dict[str, Resumable] = {"model": backbone, "updater": updater, "data": batches, "metrics": last}
     checkpoint = Checkpoint(run.directory / "state.pt", run.key, parts)
     run.begin(len(batches), checkpoint.restore() if run.resume else 0)
 

@@ -12,7 +12,6 @@ from accord.config.settings import PPOConfig
 from accord.data.prompts import load_prompts
 from accord.errors import UserError
 from accord.models.heads import ActorCritic
-from accord.models.open import frozen
 from accord.rollout.env.buffer import RolloutBuffer
 from accord.rollout.env.tokens import Environment, TokenEnvironment, Vectors
 from accord.rollout.score import Replies, total
@@ -85,7 +84,7 @@ def heads_environments(config: PPOConfig) -> tuple[list[Environment], int, int]:
     """The frozen language model as environments, with obs_dim and action_dim.  Raises UserError where sizes differ."""
     device = resolve_device(config.device)
     tokenizer = open_tokenizer(config.model.base_model)
-    backbone = frozen(open_model(config.model.base_model, device))
+    backbone = open_model(config.model.base_model, device).requires_grad_(False)
     for key, expected, found in (
         ("obs_dim", config.model.obs_dim, backbone.width),
         ("action_dim", config.model.action_dim, backbone.vocab_size),

@@ -13,7 +13,6 @@ from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic
-from accord.models.open import frozen, module
 from accord.models.quantized import for_sampling
 from accord.models.reward import RewardModel, is_reward_model
 from accord.rollout.collect import collect, pack_texts, spread, to_ppo_batch
@@ -145,7 +144,7 @@ def train(config: PPOConfig, run: Run) -> dict[str, float]:
         )
     tokenizer = open_tokenizer(config.model.base_model)
     backbone = open_model(config.model.base_model, device)
-    reference = frozen(open_model(config.reference or config.model.base_model, device))
+    reference = open_model(config.reference or config.model.base_model, device).requires_grad_(False)
     reward = open_rewards(config.reward, tokenizer, device)
     policy = LanguageActorCritic(backbone, config.model.critic, critic_start(config, tokenizer)).to(device)
     prompts = load_prompts(config.prompts, tokenizer, max(1, config.model.max_length - config.sampling.max_new_tokens))
@@ -196,6 +195,6 @@ def describe(
             f" {config.sampling.max_new_tokens} tokens at temperature {config.sampling.temperature}",
             "steps": f"{training.iterations} rollouts x {training.num_epochs} epochs x {minibatches} minibatches of"
             f" {training.batch_size} replies = {training.iterations * training.num_epochs * minibatches} steps",
-            "memory": memory_in_words([policy], [module(reference)], tokens, policy.policy.width, depth(policy)),
+            "memory": memory_in_words([policy], [reference], tokens, policy.policy.width, depth(policy)),
         }
     )

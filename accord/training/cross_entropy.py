@@ -14,8 +14,6 @@ from accord.functional.logprobs import token_logprobs
 from accord.functional.losses import nll_loss, sft_loss
 from accord.kernels.vocabulary_head import label_nll
 from accord.models.backbone import Backbone
-from accord.models.chosen import head_weight, hidden_at
-from accord.models.open import module
 from accord.runtime.run import Run
 from accord.training.checkpoint import Checkpoint, Resumable
 from accord.training.fit import fit
@@ -32,8 +30,8 @@ def labels(packed: Packed) -> torch.Tensor:
 def cross_entropy(backbone: Backbone, packed: Packed) -> LossOutput:
     """−Σ log p(label) over the count of labels."""
     chosen = labels(packed)
-    hidden, targets = hidden_at(backbone, packed, packed.previous[chosen]), packed.tokens[chosen]
-    weight = head_weight(backbone)
+    hidden, targets = backbone(packed, packed.previous[chosen]), packed.tokens[chosen]
+    weight = backbone.head_weight()
     if weight is None:
         return sft_loss(token_logprobs(backbone.logits, hidden, targets)[0])
     return nll_loss(label_nll(hidden, weight, targets), len(targets))
@@ -55,11 +53,11 @@ def train_texts(
     after_epoch: Callable[[int, dict[str, float]], None],
 ) -> dict[str, float]:
     """Trains to the end of the last epoch, from the saved state where the run resumes; returns the last metrics."""
-    device = next(module(backbone).parameters()).device
+    device = next(backbone.parameters()).device
     batches = Batches([len(e.tokens) for e in examples], settings.batch_size, run.seed, settings.num_epochs)
-    updater = Updater([(module(backbone).parameters(), settings.learning_rate)], settings, len(batches), precision)
+    updater = Updater([(backbone.parameters(), settings.learning_rate)], settings, len(batches), precision)
     last = Latest()
-    parts: dict[str, Resumable] = {"model": module(backbone), "updater": updater, "data": batches, "metrics": last}
+    parts: dict[str, Resumable] = {"model": backbone, "updater": updater, "data": batches, "metrics": last}
     checkpoint = Checkpoint(run.directory / "state.pt", run.key, parts)
     run.begin(len(batches), checkpoint.restore() if run.resume else 0)
     steps_per_epoch = len(batches) // settings.num_epochs
