@@ -40,7 +40,7 @@ def load(model: str | Path, device: str = "cpu") -> LoadedModel | LoadedReward:
 
     A reward model comes with ``score``, every other one with ``generate``.  Raises UserError where there is none.
     """
-    from accord.models.open import frozen, module, open_backbone
+    from accord.models.open import open_backbone
     from accord.models.reward import RewardModel, is_reward_model
     from accord.runtime.device import resolve_device
     from accord.training.artifact import model_folder, open_tokenizer
@@ -52,8 +52,7 @@ def load(model: str | Path, device: str = "cpu") -> LoadedModel | LoadedReward:
         reward = RewardModel.open(folder)
         reward.to(where).eval().requires_grad_(False)
         return LoadedReward(folder, reward, tokenizer)
-    backbone = frozen(open_backbone(folder))
-    module(backbone).to(where).eval()
+    backbone = open_backbone(folder).to(where).requires_grad_(False).eval()
     return LoadedModel(folder, backbone, tokenizer)
 
 

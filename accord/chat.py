@@ -6,7 +6,7 @@ import torch
 
 from accord.data.chat import prompt_ids
 from accord.data.rows import Message
-from accord.models.open import frozen, module, open_backbone
+from accord.models.open import open_backbone
 from accord.rollout.generate import Decoding, stream
 from accord.runtime.run import console
 
@@ -17,8 +17,7 @@ def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed:
 
     source = model_folder(path)
     tokenizer = open_tokenizer(str(source))
-    backbone = frozen(open_backbone(source))
-    module(backbone).eval()
+    backbone = open_backbone(source).requires_grad_(False).eval()
     decoding = Decoding(max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, temperature, top_p)
     generator = torch.Generator().manual_seed(seed)
     messages: list[Message] = [{"role": "system", "content": system}] if system else []

@@ -157,11 +157,11 @@ def load_kernels() -> None:
     """Compiled, or read from their place on disk, before the clock runs: a run of many rollouts does it once."""
     import torch
 
-    from accord.models.open import module, small_backbone
+    from accord.models.open import small_backbone
     from accord.rollout.generate import Decoding, generate
 
     small = small_backbone("transformer", 32, 2, 4096, 1, 0)
-    module(small).eval()
+    small.eval()
     generate(small, [(1, 2)] * 64, Decoding(33, 4097, 0), torch.Generator())
 
 

@@ -14,7 +14,7 @@ from accord.data.rows import Where, messages_field, read_jsonl, text_field
 from accord.data.supervised import SupervisedExample
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.errors import UserError
-from accord.models.open import module, small_backbone
+from accord.models.open import small_backbone
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import leave_model
@@ -58,21 +58,21 @@ def train(config: BaseConfig, run: Run) -> dict[str, float]:
         tokenizer.eos_id,
         tokenizer.pad_id,
     )
-    module(backbone).to(device)
+    backbone.to(device)
     examples = read_texts(config.data.train, tokenizer, settings.max_length)
     examples = examples[: config.data.limit or None]
     tokens = sum(len(e.tokens) for e in examples)
     run.plan(
         {
-            "model": model_in_words(module(backbone), settings.base_model),
+            "model": model_in_words(backbone, settings.base_model),
             "data": f"{config.data.train}: {len(examples):,} texts, {tokens:,} tokens, every token a label",
             "steps": steps_in_words(len(examples), config.training),
             "memory": memory_in_words(
-                [module(backbone)],
+                [backbone],
                 [],
                 tokens * config.training.batch_size // len(examples),
                 backbone.width,
-                depth(module(backbone)),
+                depth(backbone),
             ),
         }
     )

@@ -24,7 +24,6 @@ from accord.functional.logprobs import sequence_sums
 from accord.functional.losses import dpo_loss
 from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
-from accord.models.open import module
 from accord.models.reference import FrozenReference, Reference
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
@@ -79,12 +78,12 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     tokens = sum(lengths) * options.batch_size // len(grouped)
     run.plan(
         {
-            "model": model_in_words(module(backbone), config.model.base_model),
+            "model": model_in_words(backbone, config.model.base_model),
             "data": f"{config.data.train}: {report}",
             "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
             "reference": "the same model; its log-probs are computed once and kept",
             "steps": steps_in_words(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
-            "memory": memory_in_words([module(backbone)], [], tokens, backbone.width, depth(module(backbone))),
+            "memory": memory_in_words([backbone], [], tokens, backbone.width, depth(backbone)),
         }
     )
     kept = run.directory / "reference.pt"
@@ -107,8 +106,8 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
         options,
         config.precision,
     )
-    groups = [(list(module(backbone).parameters()), options.learning_rate)]
-    last = train_epochs(run, module(backbone), groups, data)
+    groups = [(list(backbone.parameters()), options.learning_rate)]
+    last = train_epochs(run, backbone, groups, data)
     if heldout:
         now = reference_logprobs(FrozenReference(backbone), heldout, device, config.precision, options.batch_size)
         ratios = now - reference[len(pairs) :].cpu()

@@ -35,7 +35,6 @@ from accord.functional.advantages import explained_variance, token_gae
 from accord.functional.kl import AdaptiveKL, FixedKL
 from accord.functional.masked import whiten
 from accord.models.language import LanguageActorCritic, reply_logprobs
-from accord.models.open import frozen, module
 from accord.models.quantized import for_sampling
 from accord.models.reference import FrozenReference
 from accord.models.reward import RewardModel, is_reward_model
@@ -267,7 +266,7 @@ def train(config: PPOConfig, run: Run) -> dict[str, float]:
     device, training, sampling = resolve_device(config.device), config.training, config.sampling
     tokenizer = open_tokenizer(config.model.base_model)
     backbone = open_model(config.model.base_model, device)
-    reference = frozen(open_model(config.reference or config.model.base_model, device))
+    reference = open_model(config.reference or config.model.base_model, device).requires_grad_(False)
     reward = open_rewards(config.reward, tokenizer, device)
     policy = LanguageActorCritic(backbone, config.model.critic, critic_start(config, tokenizer)).to(device)
     prompts = load_prompts(config.prompts, tokenizer, max(1, config.model.max_length - sampling.max_new_tokens))
@@ -280,7 +279,7 @@ def train(config: PPOConfig, run: Run) -> dict[str, float]:
         training.target_kl,
         adaptive_rate=training.schedule == "kl_adaptive",
     )
-    describe(run, config, policy, prompts, loop, [module(reference)])
+    describe(run, config, policy, prompts, loop, [reference])
     updater = Updater(
         [
             (policy.policy_parameters(), training.learning_rate),

@@ -14,7 +14,6 @@ from accord.config.settings import PPOConfig
 from accord.data.prompts import load_prompts
 from accord.errors import UserError
 from accord.models.heads import ActorCritic
-from accord.models.open import frozen
 from accord.rollout.env.episodes import EpisodeVectors, Spaces
 from accord.rollout.env.tokens import TokenEnvironment
 from accord.rollout.score import Replies, total
@@ -27,7 +26,7 @@ def open_token_environments(config: PPOConfig, run: Run) -> EpisodeVectors:
     """The frozen language model as environments.  Raises UserError where the config's sizes are not the model's."""
     device = resolve_device(config.device)
     tokenizer = open_tokenizer(config.model.base_model)
-    backbone = frozen(open_model(config.model.base_model, device))
+    backbone = open_model(config.model.base_model, device).requires_grad_(False)
     for key, expected, found in (
         ("obs_dim", config.model.obs_dim, backbone.width),
         ("action_dim", config.model.action_dim, backbone.vocab_size),

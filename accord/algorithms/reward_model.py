@@ -24,8 +24,7 @@ from accord.data.preferences import PreferencePair, unit_length, units
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.functional.losses import bradley_terry_loss, mse_loss
-from accord.models.chosen import hidden_at
-from accord.models.open import keep_layers, module
+from accord.models.open import keep_layers
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
@@ -43,7 +42,7 @@ def objective(model: RewardModel, batch: PreferenceBatch, kind: str) -> LossOutp
     """The loss of one micro-batch of pairs."""
     both = torch.cat([batch.chosen, batch.rejected])
     if model.pooling == "last":
-        scores = model.head(hidden_at(model.backbone, batch.packed, batch.packed.last[both]))
+        scores = model.head(model.backbone(batch.packed, batch.packed.last[both]))
     else:
         scores = model.raw(batch.packed, both)
     chosen, rejected = scores.chunk(2)
@@ -116,7 +115,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     if settings.kind == "features":
         if settings.layers or options.probe_decay:
             raise UserError("model.layers and training.probe_decay are for model.kind=language; leave them out.")
-        module(backbone).requires_grad_(False)
+        backbone.requires_grad_(False)
         if settings.input_dim != backbone.width:
             raise UserError(
                 f"model.input_dim is {settings.input_dim}, {settings.base_model} has width {backbone.width}."
@@ -159,7 +158,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
 
     data = Epochs(lengths, pack, lambda batch: objective(model, batch, kind), options, config.precision)
     groups = [
-        (list(module(backbone).parameters()), options.learning_rate),
+        (list(backbone.parameters()), options.learning_rate),
         (list(model.head.parameters()), options.head_learning_rate or options.learning_rate),
     ]
     train_epochs(run, model, groups, data, before_first_step=fit_head_first)

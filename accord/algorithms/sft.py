@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from accord.config.settings import SFTConfig
 from accord.data.supervised import load_supervised
-from accord.models.open import module
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import leave_model, leave_pt, open_model, open_tokenizer
@@ -29,22 +28,22 @@ def train(config: SFTConfig, run: Run) -> dict[str, float]:
     tokens = sum(len(e.tokens) for e in examples)
     run.plan(
         {
-            "model": model_in_words(module(backbone), config.model.base_model),
+            "model": model_in_words(backbone, config.model.base_model),
             "data": f"{config.data.train}: {data.report.describe()}",
             "labels": f"{sum(sum(e.loss_mask) for e in examples):,} of {tokens:,} tokens: the assistant's, final EOS included",
             "steps": steps_in_words(len(examples), config.training),
             "memory": memory_in_words(
-                [module(backbone)],
+                [backbone],
                 [],
                 tokens * config.training.batch_size // len(examples),
                 backbone.width,
-                depth(module(backbone)),
+                depth(backbone),
             ),
         }
     )
 
     def after_epoch(epoch: int, metrics: dict[str, float]) -> None:
-        leave_pt(run, f"sft_epoch_{epoch}.pt", module(backbone), {"epoch": epoch, "metrics": dict(metrics)})
+        leave_pt(run, f"sft_epoch_{epoch}.pt", backbone, {"epoch": epoch, "metrics": dict(metrics)})
 
     metrics = train_texts(run, backbone, examples, config.training, config.precision, after_epoch)
     leave_model(run, backbone, tokenizer, "sft", metrics, {"base_model": config.model.base_model})

@@ -31,7 +31,7 @@ from accord.evaluation.metrics import (
 from accord.evaluation.report import ModelRow, markdown_samples, markdown_table, side_by_side, table, write_results
 from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
-from accord.models.open import frozen, module, open_backbone
+from accord.models.open import open_backbone
 from accord.models.reward import RewardModel
 from accord.registry.manifest import versions
 from accord.rollout.collect import read_replies
@@ -227,8 +227,7 @@ def compare(config: CompareConfig, run: Run) -> dict[str, float]:
 
 
 def _open(folder: str, device: torch.device) -> Backbone:
-    backbone = frozen(open_backbone(folder))
-    module(backbone).to(device).eval()
+    backbone = open_backbone(folder).to(device).requires_grad_(False).eval()
     return backbone
 
 

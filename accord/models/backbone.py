@@ -1,10 +1,11 @@
-"""What every language backbone offers, whatever its family, and how one is built or opened."""
+"""What every language backbone offers, whatever its family."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import Any, Protocol, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from accord.types import Packed
 
@@ -17,35 +18,45 @@ class Cache(Protocol):
         ...
 
 
-@runtime_checkable
-class Backbone(Protocol):
+class Backbone(nn.Module, ABC):
     """A causal language model, split where RLHF needs it split: hidden states apart from the vocabulary head.
 
-    Implementations are ``nn.Module``s; dropout is absent.  All hidden states are those after the final norm.
+    Call it, so that hooks (DDP, FSDP) run.  Dropout is absent.  All hidden states are those after the final norm.
     """
 
     width: int
     vocab_size: int
 
-    def hidden(self, packed: Packed) -> Tensor:
-        """(L, D) hidden states; the one at token t sees t and what precedes it in its text, nothing else."""
-        ...
+    def __call__(self, packed: Packed, at: Tensor | None = None) -> Tensor:
+        """``forward``, with the hooks of ``nn.Module``."""
+        return cast(Tensor, super().__call__(packed, at))
 
+    @abstractmethod
+    def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
+        """(L, D) hidden states, or those at the indices ``at`` (N,) into the packed row, (N, D).
+
+        The one at token t sees t and what precedes it in its text, nothing else.
+        """
+
+    @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) from (N, D)."""
-        ...
 
+    def head_weight(self) -> Tensor | None:
+        """(V, D) where ``logits`` is a product with this matrix alone, for losses that make no logits; else None."""
+        return None
+
+    @abstractmethod
     def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, Cache]:
         """Reads ``S`` prompts (segments without parents): the hidden state at each last token, (S, D), and their cache.
 
         ``capacity`` is the number of tokens that ``step`` may add.
         """
-        ...
 
+    @abstractmethod
     def step(self, tokens: Tensor, cache: Any) -> Tensor:
         """Appends one token (B,) to each row of the cache, in place; (B, D) hidden states at those tokens."""
-        ...
 
+    @abstractmethod
     def save(self, directory: str) -> None:
         """Writes ``config.json`` and ``model.safetensors`` in the Hugging Face layout of the family."""
-        ...

@@ -1,4 +1,4 @@
-"""Any other causal language model of transformers behind the ``Backbone`` protocol: right before fast.
+"""Any other causal language model of transformers as a ``Backbone``: right before fast.
 
 Every text is a padded row, and a step reads the whole text again: that is right for attention and state-space models
 alike, whatever their caches look like, and costs a factor of the length.  Families worth more have a file of their own.
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from accord.errors import UserError
+from accord.models.backbone import Backbone
 from accord.types import Packed
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class TextCache:
         return TextCache([list(self.texts[row]) for row in rows.tolist()])
 
 
-class CausalLM(nn.Module):
-    """A ``Backbone`` around a causal model of transformers, with dropout off also after ``train()``.
+class CausalLM(Backbone):
+    """A causal model of transformers, with dropout off also after ``train()``.
 
     Raises UserError naming the model type where the parts do not give the model's own logits.
     """
@@ -56,8 +57,8 @@ class CausalLM(nn.Module):
         self.model.eval()  # dropout would make the ratio of new to old probabilities differ from 1 at the first step
         return self
 
-    def hidden(self, packed: Packed) -> Tensor:
-        """(L, D); see ``Backbone.hidden``.  A shared prompt is read once for each of its texts."""
+    def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
+        """See ``Backbone.forward``.  A shared prompt is read once for each of its texts."""
         rows, columns = packed.texts.shape
         inputs: dict[str, Any] = {
             "input_ids": packed.tokens[packed.texts.clamp(min=0)],  # after a text's end: any token, nobody reads it
@@ -67,7 +68,8 @@ class CausalLM(nn.Module):
         }
         found = self.model.base_model(**{key: value for key, value in inputs.items() if key in self._accepts})
         states: Tensor = found[0]
-        return states.flatten(0, 1).index_select(0, packed.slots)
+        states = states.flatten(0, 1).index_select(0, packed.slots)
+        return states if at is None else states[at]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) from (N, D), with the scale (Cohere, Granite) and the soft cap (Gemma) that the config names."""
@@ -84,7 +86,7 @@ class CausalLM(nn.Module):
         if bool((packed.parents >= 0).any()):
             raise ValueError("prefill reads prompts: segments without parents")
         texts = [part.tolist() for part in torch.tensor_split(packed.tokens, packed.offsets[1:-1].cpu())]
-        return self.hidden(packed).index_select(0, packed.last), TextCache(texts)
+        return self(packed).index_select(0, packed.last), TextCache(texts)
 
     @torch.no_grad()
     def step(self, tokens: Tensor, cache: TextCache) -> Tensor:
@@ -92,7 +94,7 @@ class CausalLM(nn.Module):
         for text, token in zip(cache.texts, tokens.tolist(), strict=True):
             text.append(token)
         packed = Packed.of(cache.texts).to(tokens.device)
-        return self.hidden(packed).index_select(0, packed.last)
+        return self(packed).index_select(0, packed.last)
 
     @classmethod
     def open(cls, directory_or_id: str | Path) -> CausalLM:
@@ -124,7 +126,7 @@ def _check(ours: CausalLM) -> None:
     device = next(ours.model.parameters()).device
     texts: Sequence[list[int]] = [[token % ours.vocab_size for token in text] for text in ([5, 6, 7], [5, 6])]
     packed = Packed.of(texts).to(device)
-    found = ours.logits(ours.hidden(packed)).float()
+    found = ours.logits(ours(packed)).float()
     alone = [ours.model(input_ids=torch.tensor([text], device=device)).logits[0] for text in texts]
     wanted = torch.cat([*alone, alone[1]]).float()
     found = torch.cat([found, found[:2]])

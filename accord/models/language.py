@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from accord.functional.logprobs import token_logprobs
 from accord.kernels.vocabulary_head import label_logprobs
 from accord.models.backbone import Backbone
-from accord.models.chosen import head_weight, hidden_at
-from accord.models.open import module
 from accord.models.reward import RewardModel
 from accord.types import Packed
 
@@ -66,15 +64,15 @@ class LanguageActorCritic(nn.Module):
             self.critic_backbone = copy.deepcopy(reward_model.backbone)
             self.value_head = centred_head(reward_model)
         if self.critic_backbone is not None:
-            module(self.critic_backbone).requires_grad_(True)
+            self.critic_backbone.requires_grad_(True)
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Those that only the value loss moves."""
-        trunk = [] if self.critic_backbone is None else list(module(self.critic_backbone).parameters())
+        trunk = [] if self.critic_backbone is None else list(self.critic_backbone.parameters())
         return [*trunk, *self.value_head.parameters()]
 
     def policy_parameters(self) -> list[nn.Parameter]:
-        return list(module(self.policy).parameters())
+        return list(self.policy.parameters())
 
     @property
     def values_come_with_sampling(self) -> bool:
@@ -84,13 +82,13 @@ class LanguageActorCritic(nn.Module):
     def score(self, packed: Packed, chosen: Tensor, temperature: float) -> Scores:
         """Log-probs, entropies and values of the tokens at ``chosen``, (N,) indices into the packed row."""
         before = packed.previous[chosen]
-        state = hidden_at(self.policy, packed, before)
+        state = self.policy(packed, before)
         targets, size = packed.tokens[chosen], self.policy.vocab_size
         logprobs, entropy = token_logprobs(
             self.policy.logits, state, targets, temperature, KEPT_LOGITS, vocab_size=size
         )
         if self.critic_backbone is not None:
-            state = hidden_at(self.critic_backbone, packed, before)
+            state = self.critic_backbone(packed, before)
         return Scores(logprobs, entropy, self.values(state))
 
     def values(self, state: Tensor) -> Tensor:
@@ -101,7 +99,7 @@ class LanguageActorCritic(nn.Module):
     def critic_values(self, packed: Packed, chosen: Tensor) -> Tensor:
         """(N,) values of a separate critic, in one pass over whole replies."""
         trunk = self.policy if self.critic_backbone is None else self.critic_backbone
-        return self.values(hidden_at(trunk, packed, packed.previous[chosen]))
+        return self.values(trunk(packed, packed.previous[chosen]))
 
 
 def centred_head(reward_model: RewardModel) -> nn.Module:
@@ -119,8 +117,8 @@ def reply_logprobs(backbone: Backbone, packed: Packed, chosen: Tensor, temperatu
 
     Raises ValueError for a temperature that is not positive.
     """
-    hidden, targets = hidden_at(backbone, packed, packed.previous[chosen]), packed.tokens[chosen]
-    weight = head_weight(backbone)
+    hidden, targets = backbone(packed, packed.previous[chosen]), packed.tokens[chosen]
+    weight = backbone.head_weight()
     if weight is None or temperature != 1:
         return token_logprobs(backbone.logits, hidden, targets, temperature)[0]
     return label_logprobs(hidden, weight, targets)  # makes no entropies

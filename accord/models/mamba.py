@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from accord.errors import UserError
 from accord.kernels.selective_scan import causal_conv, flat, gated, runs_compiled, selective_scan, softplus
+from accord.models.backbone import Backbone
 from accord.models.hf_format import read_json, read_weights, write_json, write_weights
 from accord.types import Packed
 
@@ -205,8 +206,8 @@ class Layer(nn.Module):
         self.mixer = Mixer(config)
 
 
-class Mamba(nn.Module):
-    """The ``Backbone`` of the Mamba family."""
+class Mamba(Backbone):
+    """A backbone of the Mamba family."""
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
@@ -220,12 +221,13 @@ class Mamba(nn.Module):
     def _layers(self) -> list[Layer]:
         return cast("list[Layer]", list(self.layers))
 
-    def hidden(self, packed: Packed) -> Tensor:
-        """(L, D) hidden states after the final norm; the one at token t sees t and what precedes it in its text."""
+    def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
+        """See ``Backbone.forward``."""
         h = self.embeddings(packed.tokens)
         for layer in self._layers():
             h = h + layer.mixer(layer.norm(h), packed)[0]
-        return self.norm_f(h)  # type: ignore[no-any-return]
+        states: Tensor = self.norm_f(h)
+        return states if at is None else states[at]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) from (N, D)."""

@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
-
-from torch import nn
 
 from accord.errors import UserError
 from accord.io.digests import verify
-
-if TYPE_CHECKING:
-    from accord.models.backbone import Backbone
+from accord.models.backbone import Backbone
 
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def open_backbone(path: str | Path) -> Backbone:
-    """The model in a folder (ours or Hugging Face's) or in a .gguf file, in float32, without dropout.
+    """The model in a folder (ours or Hugging Face's) or in a .gguf file, in float32, without dropout, on the CPU.
+
+    Its parameters require gradients; who wants a fixed model calls ``requires_grad_(False)``.
 
     Raises UserError where nothing can be opened, or where a folder of ours holds other bytes than its manifest says.
     """
@@ -65,17 +62,6 @@ def small_backbone(family: str, d_model: int, n_layers: int, vocab_size: int, eo
     from accord.models.transformer import small_transformer
 
     return small_transformer(d_model, n_layers, vocab_size, eos_id, pad_id)
-
-
-def module(backbone: Backbone) -> nn.Module:
-    """The same object, as the ``nn.Module`` that every backbone is."""
-    return cast(nn.Module, backbone)
-
-
-def frozen(backbone: Backbone) -> Backbone:
-    """The same object with gradients off."""
-    module(backbone).requires_grad_(False)
-    return backbone
 
 
 def keep_layers(backbone: Backbone, layers: int) -> None:

@@ -25,6 +25,7 @@ from accord.errors import UserError
 from accord.models.backbone import Backbone
 from accord.models.transformer import Layer, Transformer
 from accord.runtime.device import multiplies_bfloat16
+from accord.types import Packed
 
 Weights = Literal["bfloat16", "int8"]
 PIECE = 2**19  # weights that are rounded at a time: what is made on the way stays in the cache
@@ -107,8 +108,8 @@ class SamplingTransformer(Transformer):
         return None
 
     @torch.no_grad()
-    def hidden_at(self, packed: object, at: Tensor | None = None) -> Tensor:
-        states = self.hidden_plain(packed)  # type: ignore[arg-type]
+    def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
+        states = self.forward_plain(packed)
         return states if at is None else states[at]
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from accord.errors import UserError
 from accord.models.backbone import Backbone
-from accord.models.open import module, open_backbone
+from accord.models.open import open_backbone
 from accord.types import Packed
 
 HEAD_FILE = "reward_head.safetensors"
@@ -91,7 +91,7 @@ class RewardModel(nn.Module):
 
     def features(self, packed: Packed, segments: Tensor) -> Tensor:
         """(B, D) features of the replies that are the named segments (B,)."""
-        hidden = self.backbone.hidden(packed)
+        hidden = self.backbone(packed)
         if self.pooling == "last":
             return hidden[packed.last[segments]]
         index, owner = packed.span(segments)
@@ -147,7 +147,7 @@ class RewardModel(nn.Module):
         missing, unexpected = model.load_state_dict(state, strict=False)
         if unexpected or any(not m.startswith("backbone.") for m in missing):
             raise UserError(f"{source / HEAD_FILE}: does not fit the head that {HEAD_CONFIG} describes.")
-        module(backbone).eval()
+        backbone.eval()
         return model
 
 

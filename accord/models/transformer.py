@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from accord.errors import UserError
 from accord.kernels import transformer_training
 from accord.kernels.decoding import Decoder, by_length, few_rows, lay_out, product, runs_compiled
+from accord.models.backbone import Backbone
 from accord.models.hf_format import read_json, read_weights, write_json, write_weights
 from accord.models.transformer_config import TransformerConfig, one_or_many
 from accord.types import Packed
@@ -149,8 +150,8 @@ def _select(x: Tensor, rows: Tensor, used: int) -> Tensor:
     return chosen
 
 
-class Transformer(nn.Module):
-    """A ``Backbone`` of the Llama family.
+class Transformer(Backbone):
+    """A backbone of the Llama family.
 
     New weights are N(0, 0.02²), those that write into the residual stream N(0, 0.02² / (2 · layers)) as in GPT-2.
     """
@@ -170,15 +171,11 @@ class Transformer(nn.Module):
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.n_layers) if residual else 0.02)
 
-    def hidden(self, packed: Packed) -> Tensor:
-        """(L, D); see ``Backbone.hidden``."""
-        return self.hidden_at(packed)
-
-    def hidden_at(self, packed: Packed, at: Tensor | None = None) -> Tensor:
-        """``hidden(packed)[at]`` for (N,) indices: the last layer is computed no further than they need."""
+    def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
+        """See ``Backbone.forward``; the last layer is computed no further than ``at`` needs."""
         if transformer_training.suits(self):
             return transformer_training.hidden(self, packed, rotation(self.config, packed.positions), at)
-        states = self.hidden_plain(packed)
+        states = self.forward_plain(packed)
         return states if at is None else states[at]
 
     def head_weight(self) -> Tensor | None:
@@ -187,8 +184,8 @@ class Transformer(nn.Module):
             return self.embed_tokens.weight
         return self.lm_head.weight if type(self.lm_head) is nn.Linear else None
 
-    def hidden_plain(self, packed: Packed) -> Tensor:
-        """``hidden`` by autograd alone: on every device, and what the pass for CPUs is tested against."""
+    def forward_plain(self, packed: Packed) -> Tensor:
+        """``forward`` by autograd alone, (L, D): on every device, and what the pass for CPUs is tested against."""
         rows, columns = packed.texts.shape
         places = _places(packed)
         window = self._window(columns, packed.texts.device)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from accord.models.backbone import Backbone
-from accord.models.open import module
 from accord.types import Generation, Packed
 
 WORTH = 2**22  # logits of a whole job from which the compiled draw pays for loading the compiler
@@ -92,7 +91,7 @@ def generate(
     which a token is chosen; without it the values are zeros.  EOS is an action with a log-prob; after it the mask is
     false.
     """
-    device = next(module(backbone).parameters()).device
+    device = next(backbone.parameters()).device
     rows, steps = len(prompts) * samples, decoding.max_new_tokens
     responses = torch.full((rows, steps), decoding.pad_id, device=device)
     logprobs = torch.zeros(rows, steps, device=device)
@@ -131,7 +130,7 @@ def generate(
 @torch.no_grad()
 def stream(backbone: Backbone, prompt: Sequence[int], decoding: Decoding, generator: torch.Generator) -> Iterator[int]:
     """The tokens of one reply as they are written, without the final EOS."""
-    device = next(module(backbone).parameters()).device
+    device = next(backbone.parameters()).device
     hidden, cache = backbone.prefill(Packed.of([prompt]).to(device), decoding.max_new_tokens)
     pick = _draw_of(decoding, device, decoding.max_new_tokens * backbone.vocab_size)
     for _ in range(decoding.max_new_tokens):

@@ -16,7 +16,6 @@ from accord.data.prompts import plain_text
 from accord.data.rows import Prompt
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
-from accord.models.open import module
 from accord.models.reward import RewardModel
 
 TextReward = Callable[[list[str], list[str]], Sequence[float]]
@@ -77,7 +76,7 @@ class ModelReward:
 
     @torch.no_grad()
     def __call__(self, replies: Replies) -> dict[str, Tensor]:
-        device = next(module(self.model.backbone).parameters()).device
+        device = next(self.model.backbone.parameters()).device
         scores = []
         for i in range(0, len(replies.texts), self.batch_size):
             rows = range(i, min(i + self.batch_size, len(replies.texts)))

@@ -18,7 +18,6 @@ from accord.config.settings import PairsConfig
 from accord.data.prompts import load_prompts
 from accord.data.rows import write_jsonl
 from accord.errors import UserError
-from accord.models.open import frozen, module
 from accord.rollout.generate import Decoding, generate
 from accord.rollout.score import TextReward, call_function
 from accord.runtime.device import autocast, resolve_device
@@ -59,7 +58,7 @@ def train(config: PairsConfig, run: Run) -> dict[str, float]:
     """Writes ``preferences.jsonl`` (or ``sft.jsonl``) into the stage's folder; returns counts."""
     device = resolve_device(config.device)
     tokenizer = open_tokenizer(config.model.base_model)
-    backbone = frozen(open_model(config.model.base_model, device))
+    backbone = open_model(config.model.base_model, device).requires_grad_(False)
     room = config.model.prompt_room
     data = load_prompts(config.prompts, tokenizer, room, limit=config.limit)
     asked = data.prompts
@@ -70,7 +69,7 @@ def train(config: PairsConfig, run: Run) -> dict[str, float]:
     annotator = load_function(config.annotator, "annotator")
     run.plan(
         {
-            "model": model_in_words(module(backbone), config.model.base_model),
+            "model": model_in_words(backbone, config.model.base_model),
             "prompts": data.report.describe(),
             "replies": f"{config.replies} to each prompt, up to {config.max_new_tokens} tokens, at temperatures"
             f" {', '.join(map(str, config.temperatures))}",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accord.config.settings import PretrainedConfig
 from accord.errors import UserError
-from accord.models.open import module, open_backbone
+from accord.models.open import open_backbone
 from accord.runtime.run import Run
 from accord.training.artifact import leave_artifact, open_tokenizer
 from accord.training.describe import model_in_words
@@ -38,6 +38,6 @@ def train(config: PretrainedConfig, run: Run) -> dict[str, float]:
     run.say(f"opening {config.source} (a .gguf file takes about a minute)")
     backbone = open_backbone(source)
     tokenizer = open_tokenizer(source)
-    run.plan({"model": model_in_words(module(backbone), config.source)})
+    run.plan({"model": model_in_words(backbone, config.source)})
     leave_artifact(run, backbone, tokenizer, "pretrained", {})
-    return {"parameters": float(sum(p.numel() for p in module(backbone).parameters()))}
+    return {"parameters": float(sum(p.numel() for p in backbone.parameters()))}

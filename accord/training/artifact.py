@@ -13,7 +13,7 @@ from torch import nn
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.models.backbone import Backbone
-from accord.models.open import module, open_backbone
+from accord.models.open import open_backbone
 from accord.registry.family import ancestors, plain_settings, write_lineage
 from accord.registry.manifest import publish, versions
 from accord.runtime.run import Run
@@ -57,10 +57,11 @@ def open_tokenizer(source: str) -> Tokenizer:
 
 
 def open_model(source: str, device: torch.device) -> Backbone:
-    """A model on its device, gradients on, dropout off."""
-    backbone = open_backbone(source)
-    module(backbone).to(device).requires_grad_(True).eval()
-    return backbone
+    """A model on its device, dropout off.
+
+    Its parameters require gradients, as those of every opened model; who wants a fixed reference freezes it.
+    """
+    return open_backbone(source).to(device).eval()
 
 
 def leave_model(
@@ -73,7 +74,7 @@ def leave_model(
 ) -> None:
     """``<stage>_final.pt`` as specified, and the artifact folder ``model/`` that transformers opens."""
     leave_artifact(run, backbone, tokenizer, kind, metrics)
-    leave_pt(run, f"{kind}_final.pt", module(backbone), {"metrics": dict(metrics), **extra})
+    leave_pt(run, f"{kind}_final.pt", backbone, {"metrics": dict(metrics), **extra})
     run.say(f"wrote {run.directory / 'model'} (opens with transformers) and {run.directory / f'{kind}_final.pt'}")
 
 

@@ -13,8 +13,6 @@ from accord.functional.logprobs import token_logprobs
 from accord.functional.losses import nll_loss, sft_loss
 from accord.kernels.vocabulary_head import label_nll
 from accord.models.backbone import Backbone
-from accord.models.chosen import head_weight, hidden_at
-from accord.models.open import module
 from accord.runtime.run import Run
 from accord.training.epochs import Epochs, train_epochs
 from accord.training.last_metrics import Latest
@@ -29,8 +27,8 @@ def labels(packed: Packed) -> torch.Tensor:
 def cross_entropy(backbone: Backbone, packed: Packed) -> LossOutput:
     """−Σ log p(label) over the count of labels."""
     chosen = labels(packed)
-    hidden, targets = hidden_at(backbone, packed, packed.previous[chosen]), packed.tokens[chosen]
-    weight = head_weight(backbone)
+    hidden, targets = backbone(packed, packed.previous[chosen]), packed.tokens[chosen]
+    weight = backbone.head_weight()
     if weight is None:
         return sft_loss(token_logprobs(backbone.logits, hidden, targets)[0])
     return nll_loss(label_nll(hidden, weight, targets), len(targets))
@@ -48,7 +46,7 @@ def train_texts(
 
     ``after_epoch`` gets the number of the epoch, counted from 0, and the metrics of its last step.
     """
-    device, model = next(module(backbone).parameters()).device, module(backbone)
+    device = next(backbone.parameters()).device
     data = Epochs(
         [len(e.tokens) for e in examples],
         lambda rows: pack_supervised([examples[r] for r in rows]).to(device),
@@ -62,5 +60,5 @@ def train_texts(
         if (run.step + 1) % steps_per_epoch == 0:
             after_epoch(run.step // steps_per_epoch, metrics)
 
-    groups = [(list(model.parameters()), settings.learning_rate)]
-    return train_epochs(run, model, groups, data, after_step=after_step)
+    groups = [(list(backbone.parameters()), settings.learning_rate)]
+    return train_epochs(run, backbone, groups, data, after_step=after_step)

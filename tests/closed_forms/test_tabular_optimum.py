@@ -1,7 +1,7 @@
 """PPO, DPO and the reward model each reach the optimum that is known: pi*(y|x) in proportion to ref(y|x) exp(r/beta).
 
 Two prompts, four tokens (one of them ends a reply), at most three to a reply: 40 replies to each prompt, all of them
-enumerated.  The policy is a table of logits with a row for every prefix, behind the same protocol as a language model,
+enumerated.  The policy is a table of logits with a row for every prefix, under the same base class as a language model,
 so what learns here is the code that trains one: sampling, shaping, GAE, objectives, updater and loops.
 """
 
@@ -27,6 +27,7 @@ from accord.data.packing import pack_continuations, pack_preferences
 from accord.data.preferences import PreferencePair
 from accord.data.prompts import PromptData
 from accord.functional.logprobs import sequence_sums
+from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic, reply_logprobs
 from accord.models.reward import RewardModel, ScalarHead
 from accord.rollout.score import Replies
@@ -57,7 +58,7 @@ class Prefixes:
         return Prefixes(self.at[rows])
 
 
-class Table(nn.Module):
+class Table(Backbone):
     """A backbone whose hidden state is a row of logits of its own for every prefix."""
 
     width = vocab_size = V
@@ -67,18 +68,19 @@ class Table(nn.Module):
         rows = (V + 1) ** (LONGEST + 2)  # a prefix is its tokens plus one, as the digits of a number
         self.table = nn.Parameter(torch.randn(rows, V, generator=torch.Generator().manual_seed(seed)))
 
-    def hidden(self, packed: Packed) -> Tensor:
-        at: list[int] = []
+    def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
+        prefixes: list[int] = []
         for token, before in zip(packed.tokens.tolist(), packed.previous.tolist(), strict=True):
-            at.append((V + 1) * (at[before] if before >= 0 else 0) + token + 1)
-        return self.table[torch.tensor(at)]
+            prefixes.append((V + 1) * (prefixes[before] if before >= 0 else 0) + token + 1)
+        states = self.table[torch.tensor(prefixes)]
+        return states if at is None else states[at]
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
 
     def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, Prefixes]:
         assert len(packed) == len(packed.parents)  # prompts of one token
-        return self.hidden(packed), Prefixes(packed.tokens + 1)
+        return self(packed), Prefixes(packed.tokens + 1)
 
     def step(self, tokens: Tensor, cache: Prefixes) -> Tensor:
         cache.at = (V + 1) * cache.at + tokens + 1

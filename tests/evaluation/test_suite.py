@@ -76,7 +76,7 @@ def written(model: Backbone, tokenizer: Tokenizer, data: PromptData, decoding: D
 @torch.no_grad()
 def logprob_alone(backbone: Backbone, prompt: tuple[int, ...], reply: list[int], temperature: float) -> float:
     """The plain way: one text, all logits, a sum."""
-    hidden = backbone.hidden(Packed.of([(*prompt, *reply)]))
+    hidden = backbone(Packed.of([(*prompt, *reply)]))
     logprobs = (backbone.logits(hidden).double() / temperature).log_softmax(-1)
     places = range(len(prompt) - 1, len(prompt) + len(reply) - 1)
     return sum(float(logprobs[at, token]) for at, token in zip(places, reply, strict=True))
@@ -272,7 +272,7 @@ def test_reward_figures(tmp_path: Path, tokenizer: Tokenizer) -> None:
     def score(prompt: str, reply: str) -> float:
         before, after = prompt_ids(tokenizer, prompt), reply_ids(tokenizer, prompt, reply)
         with torch.no_grad():
-            features = model.backbone.hidden(Packed.of([(*before, *after)]))[len(before) :].mean(0)
+            features = model.backbone(Packed.of([(*before, *after)]))[len(before) :].mean(0)
             return float(model.head(features[None]))
 
     ours = [(score(r["prompt"], r["chosen"]), score(r["prompt"], r["rejected"])) for r in rows]

@@ -13,7 +13,7 @@ from torch import nn
 
 from accord.data.tokenizer import small_tokenizer
 from accord.models.backbone import Backbone
-from accord.models.open import module, small_backbone
+from accord.models.open import small_backbone
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 
 WIDTH = 32
@@ -27,9 +27,9 @@ def tiny(family: str = "transformer", seed: int = 0, layers: int = 2, width: int
     torch.manual_seed(seed)
     if seed:
         with torch.no_grad():
-            for parameter in module(made).parameters():
+            for parameter in made.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    module(made).eval()
+    made.eval()
     return made
 
 

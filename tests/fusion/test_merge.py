@@ -19,7 +19,7 @@ from accord.errors import UserError
 from accord.fusion.merge import merge
 from accord.fusion.weights import Layout, open_weights, write_streamed
 from accord.models.hf_format import INDEX, WEIGHTS
-from accord.models.open import module, open_backbone
+from accord.models.open import open_backbone
 from accord.registry.manifest import content_digest
 
 Save = Callable[..., str]
@@ -75,11 +75,11 @@ def test_it_is_the_average_and_its_logits_open_everywhere(save: Save, tmp_path: 
         torch.testing.assert_close(merged[name], (3 * tensor + weights(second)[name]) / 4)
     theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path / "out"), local_files_only=True).eval()
     ours = open_backbone(tmp_path / "out")
-    module(ours).eval()
+    ours.eval()
     tokens = AutoTokenizer.from_pretrained(str(tmp_path / "out"))("what is it?", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         expected = theirs(torch.tensor([tokens])).logits[0]
-        torch.testing.assert_close(ours.logits(ours.hidden(Packed.of([tokens]))), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours.logits(ours(Packed.of([tokens]))), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_manifest_names_parents_kind_and_settings(save: Save, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from accord.kernels import decoding
 from accord.kernels.decoding import few_rows, product
-from accord.models.open import module, small_backbone
+from accord.models.open import small_backbone
 from accord.rollout.generate import Decoding, generate
 
 
@@ -79,7 +79,7 @@ def test_replies_are_those_of_torch_s_products(tied: bool, monkeypatch: pytest.M
     if not tied:
         model.config = replace(model.config, tied=False)  # type: ignore[attr-defined]
         model.lm_head = nn.Linear(64, 500, bias=False)  # type: ignore[attr-defined]
-    module(model).eval()
+    model.eval()
     prompts = [tuple(range(3, 6 + i % 4)) for i in range(64)]
     greedy = Decoding(40, 1, 0, temperature=0.0)
     plain, _ = generate(model, prompts, greedy, torch.Generator())

@@ -61,7 +61,7 @@ def test_is_a_backbone_with_the_sizes_of_its_model(model: CausalLM) -> None:
 @torch.no_grad()
 def test_packed_logits_are_the_models_own(model: CausalLM) -> None:
     texts = tokens(11, 3, 8)
-    logits = model.logits(model.hidden(Packed.of(texts)))
+    logits = model.logits(model(Packed.of(texts)))
     wanted = torch.cat([alone(model, text) for text in texts])
     torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-5)
 
@@ -71,7 +71,7 @@ def test_a_shared_prompt_gives_the_states_and_gradients_of_separate_texts(model:
 
     def run(packed: Packed, places: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         model.zero_grad()
-        logits = model.logits(model.hidden(packed)[places])
+        logits = model.logits(model(packed)[places])
         logits.logsumexp(-1).sum().backward()
         return logits.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
@@ -87,7 +87,7 @@ def test_a_shared_prompt_gives_the_states_and_gradients_of_separate_texts(model:
 def test_no_position_sees_the_future_or_another_text(model: CausalLM) -> None:
     texts = tokens(5, 8)
     changed = [texts[0], [*texts[1][:6], (texts[1][6] + 1) % 61, texts[1][7]]]
-    before, after = (model.hidden(Packed.of(some)) for some in (texts, changed))
+    before, after = (model(Packed.of(some)) for some in (texts, changed))
     torch.testing.assert_close(before[:11], after[:11], rtol=1e-6, atol=1e-6)
     assert not torch.allclose(before[11], after[11])
 
@@ -97,7 +97,7 @@ def test_prefill_and_steps_are_hidden_with_rows_repeated_and_dropped(model: Caus
     texts = tokens(3, 7, 1)
 
     def check(states: torch.Tensor) -> None:
-        wanted = torch.stack([model.hidden(Packed.of([text]))[-1] for text in texts])
+        wanted = torch.stack([model(Packed.of([text]))[-1] for text in texts])
         torch.testing.assert_close(states, wanted, rtol=1e-5, atol=1e-5)
 
     states, cache = model.prefill(Packed.of(texts), capacity=3)
@@ -113,7 +113,7 @@ def test_prefill_and_steps_are_hidden_with_rows_repeated_and_dropped(model: Caus
 def test_rotary_positions_and_a_soft_cap(kind: str) -> None:
     model = CausalLM(peer_of(kind))
     texts = tokens(9, 4)
-    logits = model.logits(model.hidden(Packed.of(texts)))
+    logits = model.logits(model(Packed.of(texts)))
     torch.testing.assert_close(logits, torch.cat([alone(model, text) for text in texts]), rtol=1e-4, atol=1e-5)
 
 
@@ -121,7 +121,7 @@ def test_dropout_stays_off() -> None:
     model = CausalLM(peer_of("gpt_neox")).train()
     packed = Packed.of(tokens(9))
     assert not any(part.training for part in model.model.modules())
-    assert torch.equal(model.hidden(packed), model.hidden(packed))
+    assert torch.equal(model(packed), model(packed))
 
 
 @torch.no_grad()
@@ -129,7 +129,7 @@ def test_saved_and_opened_again(model: CausalLM, tmp_path: Path) -> None:
     model.save(tmp_path)
     again = CausalLM.open(tmp_path)
     packed = Packed.of(tokens(6, 4))
-    assert torch.equal(again.logits(again.hidden(packed)), model.logits(model.hidden(packed)))
+    assert torch.equal(again.logits(again(packed)), model.logits(model(packed)))
     assert (tmp_path / "model.safetensors").is_file()
 
 

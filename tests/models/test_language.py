@@ -8,7 +8,7 @@ from torch import Tensor
 
 from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic, reply_logprobs
-from accord.models.open import frozen, module, small_backbone
+from accord.models.open import small_backbone
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.types import Packed
 
@@ -54,7 +54,7 @@ def test_logprobs_and_entropies_are_those_of_a_naive_loop(family: str, temperatu
     for prompt, reply in (([5, 6, 7, 3], [8, 2, 1]), ([5, 6, 7, 3], [4, 4, 9, 1, 2]), ([9, 3], [6, 1])):
         for t, token in enumerate(reply):
             seen = prompt + reply[:t]
-            logits = policy.policy.logits(policy.policy.hidden(Packed.of([seen]))[-1:])[0].detach()
+            logits = policy.policy.logits(policy.policy(Packed.of([seen]))[-1:])[0].detach()
             oracle = torch.distributions.Categorical(logits=logits / temperature)
             expected.append((oracle.log_prob(torch.tensor(token)), oracle.entropy()))
     torch.testing.assert_close(scores.logprobs, torch.stack([e[0] for e in expected]), rtol=0, atol=2e-6)
@@ -115,14 +115,14 @@ def test_critic_values_are_those_of_the_training_pass(critic: str) -> None:
 
 
 def test_a_separate_critic_is_a_copy_that_goes_its_own_way() -> None:
-    policy = LanguageActorCritic(frozen(tiny()), "separate")
+    policy = LanguageActorCritic(tiny().requires_grad_(False), "separate")
     assert policy.critic_backbone is not None
     with torch.no_grad():
-        before = policy.policy.hidden(PACKED)
-        assert torch.equal(policy.critic_backbone.hidden(PACKED), before)
-        for p in module(policy.critic_backbone).parameters():
+        before = policy.policy(PACKED)
+        assert torch.equal(policy.critic_backbone(PACKED), before)
+        for p in policy.critic_backbone.parameters():
             p.add_(0.3)
-        assert torch.equal(policy.policy.hidden(PACKED), before)
+        assert torch.equal(policy.policy(PACKED), before)
     assert all(p.requires_grad for p in policy.critic_parameters())  # though its pattern was frozen
 
 
@@ -134,11 +134,11 @@ def test_a_critic_from_the_reward_model_starts_at_its_centred_scores(family: str
     last = torch.tensor([int(PACKED.last[s]) for s in (1, 2, 4)])
     after = PACKED.previous[CHOSEN]  # values stand at the token before the chosen one
     values = policy.score(PACKED, CHOSEN, 1.0).values
-    expected = (model.head(model.backbone.hidden(PACKED)[after]) - 5.25) / 0.25
+    expected = (model.head(model.backbone(PACKED)[after]) - 5.25) / 0.25
     torch.testing.assert_close(values, expected, rtol=0, atol=2e-5)
     assert values.std() > 0
     scores = model(PACKED, torch.tensor([1, 2, 4]))
-    ends = policy.values(policy.critic_backbone.hidden(PACKED)[last])  # type: ignore[union-attr]
+    ends = policy.values(policy.critic_backbone(PACKED)[last])  # type: ignore[union-attr]
     torch.testing.assert_close(ends, scores, rtol=0, atol=2e-5)
     with torch.no_grad():
         for p in policy.critic_parameters():

@@ -56,7 +56,7 @@ def words(*lengths: int, seed: int = 1) -> list[list[int]]:
 
 
 def alone(model: Mamba, text: list[int]) -> Tensor:
-    return model.hidden(Packed.of([text]))
+    return model(Packed.of([text]))
 
 
 # ------------------------------------------------------------------------------------------- transformers
@@ -87,7 +87,7 @@ def test_transformers_opens_ours(tmp_path: Path, changes: dict[str, object], way
     assert not report["missing_keys"] - ({"lm_head.weight"} if model.config.tied else set())
     assert not report["unexpected_keys"]
     texts = words(11, 7)
-    logits = model.logits(model.hidden(Packed.of(texts))).split([11, 7])
+    logits = model.logits(model(Packed.of(texts))).split([11, 7])
     for text, found in zip(texts, logits, strict=True):
         with torch.no_grad():
             torch.testing.assert_close(found, theirs(torch.tensor([text])).logits[0], rtol=1e-4, atol=1e-4)
@@ -153,7 +153,7 @@ def test_is_a_backbone() -> None:
 
 def test_packed_equals_alone(way: str) -> None:
     model, texts = tiny(), words(5, 1, 40, 2, 3)
-    found = model.hidden(Packed.of(texts)).split([len(t) for t in texts])
+    found = model(Packed.of(texts)).split([len(t) for t in texts])
     for text, hidden in zip(texts, found, strict=True):
         torch.testing.assert_close(hidden, alone(model, text), **CLOSE)
 
@@ -162,7 +162,7 @@ def test_shared_prompt_equals_separate(way: str) -> None:
     """Prompts shorter and longer than the convolution; a reply that is itself continued."""
     model = tiny()
     p, a, b, q, c, d = words(2, 5, 1, 35, 4, 3)
-    shared = model.hidden(Packed.of([p, a, b, q, c, d], parents=[-1, 0, 0, -1, 3, 1])).split([2, 5, 1, 35, 4, 3])
+    shared = model(Packed.of([p, a, b, q, c, d], parents=[-1, 0, 0, -1, 3, 1])).split([2, 5, 1, 35, 4, 3])
     for chain in ([(p, 0), (a, 1)], [(p, 0), (b, 2)], [(q, 3), (c, 4)], [(p, 0), (a, 1), (d, 5)]):
         expected = alone(model, [token for text, _ in chain for token in text])
         torch.testing.assert_close(torch.cat([shared[i] for _, i in chain]), expected, **CLOSE)
@@ -178,7 +178,7 @@ def test_gradient_adds_over_the_replies(way: str) -> None:
         if separate:
             h = torch.cat([alone(model, p + a), alone(model, p + b)])
         else:
-            h = model.hidden(Packed.of([p, a, b], parents=[-1, 0, 0]))
+            h = model(Packed.of([p, a, b], parents=[-1, 0, 0]))
             h = torch.cat([h[:10], h[:6], h[10:]])
         (h * weights).sum().backward()
         grads.append({name: q.grad.clone() for name, q in model.named_parameters()})
@@ -199,10 +199,10 @@ def test_no_leak_from_a_neighbour(way: str) -> None:
     """A token whose embedding is NaN poisons its own text from there on, and nothing else."""
     model = tiny()
     texts = [[1, 2, 3, 4], [5, 6, 22, 7, 8], [9, 10, 11]]
-    clean = model.hidden(Packed.of(texts))
+    clean = model(Packed.of(texts))
     with torch.no_grad():
         model.embeddings.weight[22] = math.nan
-    poisoned = model.hidden(Packed.of(texts))
+    poisoned = model(Packed.of(texts))
     safe = torch.tensor([0, 1, 2, 3, 4, 5, 9, 10, 11])
     assert torch.equal(poisoned[safe], clean[safe])
     assert poisoned[6:9].isnan().all()
@@ -211,7 +211,7 @@ def test_no_leak_from_a_neighbour(way: str) -> None:
 @pytest.mark.parametrize("changes", [{}, {"tied": False, "use_bias": True}])
 def test_gradient_reaches_every_parameter(changes: dict[str, object], way: str) -> None:
     model = tiny(**changes)
-    model.logits(model.hidden(Packed.of(words(7, 3)))).square().sum().backward()
+    model.logits(model(Packed.of(words(7, 3)))).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
@@ -323,7 +323,7 @@ def test_learns_to_copy() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     for _ in range(60):
         tokens = torch.randint(0, 8, (16, 12))
-        logits = model.logits(model.hidden(Packed.of(tokens.tolist()))).view(16, 12, 8)
+        logits = model.logits(model(Packed.of(tokens.tolist()))).view(16, 12, 8)
         loss = torch.nn.functional.cross_entropy(logits[:, 2:].reshape(-1, 8), tokens[:, :-2].reshape(-1))
         optimizer.zero_grad()
         loss.backward()

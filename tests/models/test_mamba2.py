@@ -31,7 +31,7 @@ def texts() -> list[list[int]]:
 
 @torch.no_grad()
 def test_packed_is_alone(model: CausalLM) -> None:
-    found = model.logits(model.hidden(Packed.of(texts())))
+    found = model.logits(model(Packed.of(texts())))
     wanted = torch.cat([model.model(input_ids=torch.tensor([text])).logits[0] for text in texts()])
     assert wanted.std() > 0.1
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -44,6 +44,6 @@ def test_steps_are_the_whole_text(model: CausalLM) -> None:
     grown = texts()
     for new in ([4, 5, 6, 7], [8, 9, 10, 11]):
         for row, text in enumerate(grown):
-            torch.testing.assert_close(hidden[row], model.hidden(Packed.of([text]))[-1], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(hidden[row], model(Packed.of([text]))[-1], rtol=1e-5, atol=1e-5)
         hidden = model.step(torch.tensor(new), cache)
         grown = [[*text, token] for text, token in zip(grown, new, strict=True)]

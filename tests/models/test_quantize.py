@@ -90,8 +90,8 @@ def test_a_copy_writes_nearly_what_the_policy_would(weights: str, kind: dict[str
     packed, chosen = pack_texts(generation.prompts, generation.responses, generation.mask)
     with torch.no_grad():
         before = packed.previous[chosen]
-        exact = policy.logits(policy.hidden(packed)[before]).log_softmax(-1)
-        own = copy.logits(copy.hidden(packed)[before]).log_softmax(-1)
+        exact = policy.logits(policy(packed)[before]).log_softmax(-1)
+        own = copy.logits(copy(packed)[before]).log_softmax(-1)
     picked = packed.tokens[chosen][:, None]
     mismatch = (generation.logprobs[generation.mask] - exact.gather(1, picked).squeeze(1)).abs()
     assert 0 < mismatch.max() < 0.05
@@ -106,13 +106,13 @@ def test_a_copy_holds_what_the_policy_was() -> None:
     copy = for_sampling(policy, "bfloat16")
     assert not [p for n, p in copy.named_parameters() if "proj" in n]
     packed = Packed.of(PROMPTS)
-    before = copy.hidden(packed)
+    before = copy(packed)
     assert not before.requires_grad
     with torch.no_grad():
         for layer in policy.layers:
             layer.mlp.down_proj.weight.zero_()
-    assert torch.equal(copy.hidden(packed), before)
-    assert not torch.allclose(for_sampling(policy, "bfloat16").hidden(packed), before)
+    assert torch.equal(copy(packed), before)
+    assert not torch.allclose(for_sampling(policy, "bfloat16")(packed), before)
     assert isinstance(policy.layers[0].mlp.down_proj, nn.Linear)
 
 

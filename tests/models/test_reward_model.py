@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from accord.errors import UserError
-from accord.models.open import keep_layers, module, open_backbone, small_backbone
+from accord.models.open import keep_layers, open_backbone, small_backbone
 from accord.models.reward import HEAD_CONFIG, HEAD_FILE, RewardMLP, RewardModel, ScalarHead, is_reward_model
 from accord.types import Packed
 
@@ -84,18 +84,18 @@ def test_a_feature_that_never_varies_gives_no_nan() -> None:
 def test_the_first_layers_only(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole, cut = (small_backbone(family, 32, 3, 20, 1, 0) for _ in range(2))
-    module(cut).load_state_dict(module(whole).state_dict())
+    cut.load_state_dict(whole.state_dict())
     keep_layers(cut, 2)
-    for name, weight in module(whole).named_parameters():
+    for name, weight in whole.named_parameters():
         if name.startswith("layers.2") and name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight")):
             torch.nn.init.zeros_(weight)  # the third layer then writes nothing
-    torch.testing.assert_close(cut.hidden(PACKED), whole.hidden(PACKED), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(cut(PACKED), whole(PACKED), rtol=1e-5, atol=1e-6)
     cut.save(str(tmp_path))
     again = open_backbone(tmp_path)
-    torch.testing.assert_close(again.hidden(PACKED), cut.hidden(PACKED))
-    assert not any("layers.2" in name for name in module(again).state_dict())
+    torch.testing.assert_close(again(PACKED), cut(PACKED))
+    assert not any("layers.2" in name for name in again.state_dict())
     keep_layers(whole, 0)
-    assert any("layers.2" in name for name in module(whole).state_dict())
+    assert any("layers.2" in name for name in whole.state_dict())
     with pytest.raises(UserError, match=r"model\.layers is 3, but the model has 2"):
         keep_layers(cut, 3)
 
@@ -109,7 +109,7 @@ def test_features_are_of_the_reply_and_of_nothing_else(pooling: str, family: str
     for row, (prompt, reply) in enumerate(
         (([5, 6, 7, 3], [8, 2, 1]), ([5, 6, 7, 3], [4, 4, 9, 1, 2]), ([9, 3], [6, 1]))
     ):
-        hidden = model.backbone.hidden(Packed.of([prompt + reply]))[len(prompt) :]
+        hidden = model.backbone(Packed.of([prompt + reply]))[len(prompt) :]
         expected = hidden[-1] if pooling == "last" else hidden.mean(0)
         torch.testing.assert_close(features[row], expected, rtol=0, atol=2e-6)
     order = torch.tensor([2, 0, 1, 0])
@@ -166,8 +166,8 @@ def test_the_backbone_of_a_reward_folder_is_a_model_of_its_own(tmp_path: Path) -
     model = tiny()
     model.save(str(tmp_path))
     alone = open_backbone(tmp_path)
-    for name, value in module(model.backbone).state_dict().items():
-        assert torch.equal(module(alone).state_dict()[name], value)
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(alone.state_dict()[name], value)
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def ours(request) -> Transformer:
 
 
 def alone(model: Transformer, text: list[int]) -> torch.Tensor:
-    return model.hidden(Packed.of([text]))
+    return model(Packed.of([text]))
 
 
 def test_is_a_backbone() -> None:
@@ -111,7 +111,7 @@ def test_is_a_backbone() -> None:
 def test_logits_are_those_of_transformers(pair) -> None:
     model, peer = pair
     texts = tokens(23, 4, 11)
-    logits = model.logits(model.hidden(Packed.of(texts)))
+    logits = model.logits(model(Packed.of(texts)))
     wanted = torch.cat([peer(torch.tensor([text])).logits[0] for text in texts])
     assert wanted.abs().max() > 2
     torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
@@ -155,7 +155,7 @@ def test_gradients_are_those_of_transformers(pair) -> None:
     peer.zero_grad()
     packed = Packed.of(texts)
     rows = packed.previous >= 0
-    logits = model.logits(model.hidden(packed))[packed.previous[rows]]
+    logits = model.logits(model(packed))[packed.previous[rows]]
     F.cross_entropy(logits, packed.tokens[rows], reduction="sum").backward()
     for text in texts:
         ids = torch.tensor(text)
@@ -169,7 +169,7 @@ def test_gradients_are_those_of_transformers(pair) -> None:
 @torch.no_grad()
 def test_packed_is_alone(ours: Transformer) -> None:
     texts = tokens(7, 1, 12, 5)
-    together = ours.hidden(Packed.of(texts))
+    together = ours(Packed.of(texts))
     torch.testing.assert_close(together, torch.cat([alone(ours, t) for t in texts]), rtol=1e-5, atol=1e-5)
 
 
@@ -180,7 +180,7 @@ def test_a_shared_prompt_gives_the_states_and_gradients_of_separate_texts(ours: 
 
     def replies(packed: Packed, places: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         ours.zero_grad()
-        states = ours.hidden(packed)[places]
+        states = ours(packed)[places]
         (ours.logits(states).tanh() @ weight).sum().backward()
         return states.detach(), [p.grad.clone() for p in ours.parameters()]
 
@@ -195,11 +195,11 @@ def test_a_shared_prompt_gives_the_states_and_gradients_of_separate_texts(ours: 
 @torch.no_grad()
 def test_no_position_sees_the_future_or_another_text(ours: Transformer) -> None:
     texts = tokens(9, 8, 10)
-    before = ours.hidden(Packed.of(texts))
+    before = ours(Packed.of(texts))
     for place in (0, 4, 7):
         changed = [list(t) for t in texts]
         changed[1][place] = (changed[1][place] + 1) % 61
-        after = ours.hidden(Packed.of(changed))
+        after = ours(Packed.of(changed))
         same = torch.ones(27, dtype=torch.bool)
         same[9 + place : 17] = False
         assert torch.equal(before[same], after[same])
@@ -214,7 +214,7 @@ def test_what_is_not_a_number_in_one_text_stays_there(ours: Transformer) -> None
     wanted = alone(broken, text)
     broken.embed_tokens.weight[60] = torch.nan
     packed = Packed.of([[60] * 9, text])
-    states = broken.hidden(packed)
+    states = broken(packed)
     assert states[:9].isnan().all()
     torch.testing.assert_close(states[9:], wanted, rtol=1e-5, atol=1e-5)
     _, cache = broken.prefill(packed, 1)
@@ -270,14 +270,14 @@ def test_prefill_refuses_replies(ours: Transformer) -> None:
 @torch.no_grad()
 def test_bfloat16_weights_and_autocast_stay_near_float32(ours: Transformer) -> None:
     packed = Packed.of(tokens(7, 12))
-    wanted = ours.hidden(packed)
+    wanted = ours(packed)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = ours.hidden(packed)
+        mixed = ours(packed)
         _, cache = ours.prefill(packed, 2)
         assert ours.step(torch.tensor([4, 5]), cache).isfinite().all()
     half = Transformer(ours.config).to(torch.bfloat16)
     half.load_state_dict(ours.state_dict())
-    for found in (mixed, half.hidden(packed)):
+    for found in (mixed, half(packed)):
         assert (found.float() - wanted).norm() / wanted.norm() < 0.05
 
 
@@ -421,6 +421,6 @@ def test_smollm2_from_gguf_gives_the_logits_of_transformers() -> None:
     model = open_gguf(path)
     peer = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
     text = torch.randint(5, 40_000, (24,), generator=torch.Generator().manual_seed(0))
-    logits, wanted = model.logits(model.hidden(Packed.of([text.tolist()]))), peer(text[None]).logits[0]
+    logits, wanted = model.logits(model(Packed.of([text.tolist()]))), peer(text[None]).logits[0]
     assert wanted.abs().max() > 10
     torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)

@@ -49,7 +49,7 @@ def packed() -> Packed:
 
 def plain_nll(model: Transformer, rows: Packed) -> torch.Tensor:
     at = labels(rows)
-    states = model.hidden_plain(rows)[rows.previous[at]]
+    states = model.forward_plain(rows)[rows.previous[at]]
     return -token_logprobs(model.logits, states, rows.tokens[at])[0].sum()
 
 
@@ -77,9 +77,9 @@ def test_loss_and_gradients_are_those_of_the_plain_pass(shape: str, dtype: torch
 @torch.no_grad()
 def test_chosen_tokens_have_the_hidden_states_of_all(shape: str) -> None:
     model, rows = model_of(shape), packed()
-    wanted, at = model.hidden_plain(rows), torch.tensor([3, 0, 60, 3])
-    torch.testing.assert_close(model.hidden(rows), wanted, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model.hidden_at(rows, at), wanted[at], rtol=1e-4, atol=1e-5)
+    wanted, at = model.forward_plain(rows), torch.tensor([3, 0, 60, 3])
+    torch.testing.assert_close(model(rows), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(rows, at), wanted[at], rtol=1e-4, atol=1e-5)
 
 
 def test_dpo_and_reward_gradients_with_shared_prompts() -> None:
@@ -140,15 +140,15 @@ def test_a_wrapped_layer_is_called() -> None:
     model, rows = model_of(), packed()
     model.layers[0].mlp.down_proj.__class__ = Doubled
     model.layers[1].self_attn.qkv_proj.__class__ = Doubled
-    torch.testing.assert_close(model.hidden(rows), model.hidden_plain(rows), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(rows), model.forward_plain(rows), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_what_is_not_a_number_in_one_text_stays_there() -> None:
     model, rows = model_of(), Packed.of([[60] * 9, [5, 6, 7, 8, 9, 10, 11, 12]])
-    wanted = model.hidden(rows)
+    wanted = model(rows)
     model.embed_tokens.weight[60] = torch.nan
-    found = model.hidden(rows)
+    found = model(rows)
     assert found[:9].isnan().all()
     torch.testing.assert_close(found[9:], wanted[9:])
 
@@ -213,5 +213,5 @@ def test_far_less_is_kept_than_by_the_plain_pass() -> None:
     torch.manual_seed(0)
     model = Transformer(TransformerConfig(97, 64, 12, 4, 2, 16, 176, tied=True))
     rows = Packed.of([list(range(3, 90))] * 4)
-    plain, fast = (peak(lambda form=form: form(rows).sum()) for form in (model.hidden_plain, model.hidden))
+    plain, fast = (peak(lambda form=form: form(rows).sum()) for form in (model.forward_plain, model))
     assert fast < 0.6 * plain

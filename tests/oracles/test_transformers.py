@@ -16,7 +16,7 @@ from accord.data.packing import pack_supervised
 from accord.data.supervised import SupervisedExample
 from accord.models.backbone import Backbone
 from accord.models.mamba import Mamba
-from accord.models.open import module, open_backbone
+from accord.models.open import open_backbone
 from accord.models.transformer import Transformer, unfuse
 from accord.training.cross_entropy import cross_entropy
 
@@ -61,7 +61,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Backbone, torc
 
 def gradients(model: Backbone) -> dict[str, torch.Tensor]:
     """By the names that transformers gives them."""
-    grads = {name: p.grad for name, p in module(model).named_parameters() if p.grad is not None}
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     if isinstance(model, Transformer):
         return unfuse(model.config, grads)
     return {name if name.startswith("lm_head.") else f"backbone.{name}": grad for name, grad in grads.items()}

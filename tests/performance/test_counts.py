@@ -31,7 +31,7 @@ from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
 from accord.models.language import LanguageActorCritic
-from accord.models.open import module, small_backbone
+from accord.models.open import small_backbone
 from accord.models.reward import RewardModel, ScalarHead
 from accord.rollout.generate import Decoding, generate
 from accord.training.cross_entropy import cross_entropy
@@ -78,7 +78,7 @@ def sft(family: str) -> Callable[[], Any]:
     model = tiny(family)
     masks = [(False,) * len(p.prompt) + (True,) * len(p.chosen) for p in rows()]
     packed = pack_supervised([SupervisedExample((*p.prompt, *p.chosen), m) for p, m in zip(rows(), masks, strict=True)])
-    return stepping(module(model).parameters(), [packed], lambda b: cross_entropy(model, b))
+    return stepping(model.parameters(), [packed], lambda b: cross_entropy(model, b))
 
 
 def reward(family: str) -> Callable[[], Any]:
@@ -90,7 +90,7 @@ def reward(family: str) -> Callable[[], Any]:
 def preference(family: str) -> Callable[[], Any]:
     model, batch = tiny(family), pack_preferences(rows(), range(8))
     known = torch.zeros(8, 2)
-    return stepping(module(model).parameters(), [batch], lambda b: dpo.objective(model, b, known, 0.1, 0.0))
+    return stepping(model.parameters(), [batch], lambda b: dpo.objective(model, b, known, 0.1, 0.0))
 
 
 def ppo(family: str) -> Callable[[], Any]:

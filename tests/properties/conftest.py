@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from accord.models.backbone import Backbone
-from accord.models.open import module, small_backbone
+from accord.models.open import small_backbone
 
 
 def _loud(family: str) -> Backbone:
@@ -16,10 +16,10 @@ def _loud(family: str) -> Backbone:
     backbone = small_backbone(family, 32, 2, 24, 1, 0)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for name, weight in module(backbone).named_parameters():
+        for name, weight in backbone.named_parameters():
             if weight.ndim == 2 and "A_log" not in name:
                 weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
-    module(backbone).double().eval()
+    backbone.double().eval()
     return backbone
 
 

@@ -20,7 +20,6 @@ from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
 from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic
-from accord.models.open import module
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.rollout.collect import to_ppo_batch
 from accord.training.cross_entropy import cross_entropy
@@ -99,7 +98,7 @@ def test_of_sft(double: Double, family: str, rows: list[SupervisedExample], data
         return cross_entropy(backbone, pack_supervised([rows[r] for r in chosen]))
 
     split = data.draw(splits(len(rows)))
-    assert_rows_may_be_split(loss, len(rows), split, module(backbone).parameters(), 1e-6)
+    assert_rows_may_be_split(loss, len(rows), split, backbone.parameters(), 1e-6)
 
 
 pairs = st.lists(
@@ -122,7 +121,7 @@ def test_of_dpo(double: Double, family: str, rows: list[PreferencePair], seed: i
         return dpo.objective(backbone, pack_preferences([rows[r] for r in chosen], chosen), reference, 0.1, 0.1)
 
     split = data.draw(splits(len(rows)))
-    assert_rows_may_be_split(loss, len(rows), split, module(backbone).parameters(), 1e-6)
+    assert_rows_may_be_split(loss, len(rows), split, backbone.parameters(), 1e-6)
 
 
 @pytest.mark.parametrize(

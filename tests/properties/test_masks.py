@@ -26,9 +26,7 @@ from accord.functional.advantages import (
 )
 from accord.functional.losses import entropy_bonus, kl_penalty_loss, ppo_policy_loss, ppo_value_loss
 from accord.functional.masked import centred, keep, masked_mean, masked_var, mean_over, whiten
-from accord.models.backbone import Backbone
-from accord.models.chosen import head_weight, hidden_at
-from accord.models.open import module
+from accord.models.backbone import Backbone, Cache
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.training.cross_entropy import cross_entropy
 from accord.types import LossOutput, Packed, PPOBatch, PreferenceBatch, TextActions
@@ -196,15 +194,16 @@ def test_ppo_reads_valid_actions_only(placement: str, mask: Tensor, seed: int, f
 
 
 # ------------------------------------------------------------------------------------- objectives of texts
-class Poisoned:
+class Poisoned(Backbone):
     """A backbone whose hidden states are unfit to be read outside of the named places of each text.
 
     ``reads`` are pairs: a text's tokens up to and with a place from which something is read.
     """
 
     def __init__(self, backbone: Backbone, reads: set[tuple[int, ...]], filler: float) -> None:
+        super().__init__()
         self.backbone, self.reads, self.filler = backbone, reads, filler
-        self.width, self.logits = backbone.width, backbone.logits
+        self.width = backbone.width
 
     def allowed(self, packed: Packed) -> Tensor:
         """(L,) bool."""
@@ -217,14 +216,24 @@ class Poisoned:
             allowed.append(tuple(text[::-1]) in self.reads)
         return torch.tensor(allowed)
 
-    def hidden(self, packed: Packed) -> Tensor:
-        return torch.where(self.allowed(packed)[:, None], self.backbone.hidden(packed), self.filler)
+    def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
+        allowed = self.allowed(packed)
+        return torch.where((allowed if at is None else allowed[at])[:, None], self.backbone(packed, at), self.filler)
 
-    def hidden_at(self, packed: Packed, at: Tensor) -> Tensor:
-        return torch.where(self.allowed(packed)[at, None], hidden_at(self.backbone, packed, at), self.filler)
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.backbone.logits(hidden)
 
     def head_weight(self) -> Tensor | None:
-        return head_weight(self.backbone)
+        return self.backbone.head_weight()
+
+    def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, Cache]:
+        raise NotImplementedError
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        raise NotImplementedError
+
+    def save(self, directory: str) -> None:
+        raise NotImplementedError
 
 
 words = st.lists(st.integers(2, 23), min_size=1, max_size=5).map(tuple)
@@ -232,7 +241,7 @@ words = st.lists(st.integers(2, 23), min_size=1, max_size=5).map(tuple)
 
 def gradients(backbone: Backbone, output: LossOutput) -> dict[str, Tensor]:
     """The loss and the gradients of all weights."""
-    named = dict(module(backbone).named_parameters())
+    named = dict(backbone.named_parameters())
     found = torch.autograd.grad(output.loss.total, list(named.values()), allow_unused=True, materialize_grads=True)
     return {"loss": output.loss.total.detach(), **dict(zip(named, found, strict=True))}
 
@@ -259,7 +268,7 @@ def test_sft_reads_what_stands_before_a_label_only(
     backbone = double(family)
     reads = {e.tokens[:t] for e in rows for t, label in enumerate(e.loss_mask) if label}
     packed = pack_supervised(rows)
-    found = gradients(backbone, cross_entropy(Poisoned(backbone, reads, filler), packed))  # type: ignore[arg-type]
+    found = gradients(backbone, cross_entropy(Poisoned(backbone, reads, filler), packed))
     assert_same(found, gradients(backbone, cross_entropy(backbone, packed)))
 
 
@@ -284,7 +293,7 @@ def test_dpo_reads_what_stands_before_a_reply_s_tokens_only(
     replies = [(pair.prompt, reply) for pair in rows for reply in (pair.chosen, pair.rejected)]
     reads = {prompt + reply[:t] for prompt, reply in replies for t in range(len(reply))}
     reference = torch.zeros(len(rows), 2, dtype=torch.float64)
-    found = dpo.objective(Poisoned(backbone, reads, filler), batch, reference, 0.1, 0.1)  # type: ignore[arg-type]
+    found = dpo.objective(Poisoned(backbone, reads, filler), batch, reference, 0.1, 0.1)
     assert_same(gradients(backbone, found), gradients(backbone, dpo.objective(backbone, batch, reference, 0.1, 0.1)))
 
 

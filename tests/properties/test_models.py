@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from accord.models.backbone import Backbone
-from accord.models.open import module
 from accord.types import Packed
 
 Double = Callable[[str], Backbone]
@@ -40,7 +39,7 @@ def chain(parents: list[int], segment: int) -> list[int]:
 
 @torch.no_grad()
 def alone(backbone: Backbone, text: list[int]) -> Tensor:
-    return backbone.hidden(Packed.of([text]))
+    return backbone(Packed.of([text]))
 
 
 @families
@@ -50,7 +49,7 @@ def test_packed_is_alone(double: Double, family: str, tree: tuple[list[list[int]
     """A segment has the hidden states that it has in a row of its own, behind its ancestors (trap 4)."""
     backbone, (segments, parents) = double(family), tree
     with torch.no_grad():
-        found = backbone.hidden(Packed.of(segments, parents)).split([len(s) for s in segments])
+        found = backbone(Packed.of(segments, parents)).split([len(s) for s in segments])
     for s, hidden in enumerate(found):
         text = [token for part in chain(parents, s) for token in segments[part]]
         torch.testing.assert_close(hidden, alone(backbone, text)[-len(hidden) :], **EXACT)
@@ -64,14 +63,14 @@ def test_gradients_of_a_packed_row_are_those_of_its_texts(
 ) -> None:
     """A segment's states weigh in the loss once, whether it is read once or under every text that continues it."""
     backbone, (segments, parents) = double(family), tree
-    weights = list(module(backbone).parameters())
+    weights = list(backbone.parameters())
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
     slopes = [torch.randn(len(s), backbone.width, generator=generator, dtype=torch.float64) for s in segments]
-    together = (backbone.hidden(Packed.of(segments, parents)) * torch.cat(slopes)).sum()
+    together = (backbone(Packed.of(segments, parents)) * torch.cat(slopes)).sum()
     apart = torch.zeros((), dtype=torch.float64)
     for s, slope in enumerate(slopes):
         text = [token for part in chain(parents, s) for token in segments[part]]
-        apart = apart + (backbone.hidden(Packed.of([text]))[-len(slope) :] * slope).sum()
+        apart = apart + (backbone(Packed.of([text]))[-len(slope) :] * slope).sum()
     found = torch.autograd.grad(together, weights, allow_unused=True, materialize_grads=True)
     expected = torch.autograd.grad(apart, weights, allow_unused=True, materialize_grads=True)
     for a, b in zip(found, expected, strict=True):
@@ -96,8 +95,8 @@ def test_no_position_sees_the_future_or_another_text(
     changed = [[*s] for s in segments]
     changed[where][cut] = other
     with torch.no_grad():
-        before = backbone.hidden(Packed.of(segments, parents)).split([len(s) for s in segments])
-        after = backbone.hidden(Packed.of(changed, parents)).split([len(s) for s in segments])
+        before = backbone(Packed.of(segments, parents)).split([len(s) for s in segments])
+        after = backbone(Packed.of(changed, parents)).split([len(s) for s in segments])
     for s, (a, b) in enumerate(zip(before, after, strict=True)):
         if s == where:
             assert torch.equal(a[:cut], b[:cut])
@@ -124,13 +123,13 @@ def test_a_later_token_may_be_nan(
     clean = [[*s] for s in segments]
     clean[where][cut] = 1  # a token that stands nowhere else
     sizes = [len(s) for s in segments]
-    embedding = next(module(backbone).parameters())
+    embedding = next(backbone.parameters())
     kept = embedding[1].detach().clone()
     with torch.no_grad():
-        expected = backbone.hidden(Packed.of(clean, parents)).split(sizes)
+        expected = backbone(Packed.of(clean, parents)).split(sizes)
         embedding[1] = math.nan
         try:
-            found = backbone.hidden(Packed.of(clean, parents)).split(sizes)
+            found = backbone(Packed.of(clean, parents)).split(sizes)
         finally:
             embedding[1] = kept
     root = chain(parents, where)[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 from accord.data.packing import pack_continuations
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.models.backbone import Backbone
-from accord.models.open import module, small_backbone
+from accord.models.open import small_backbone
 from accord.models.reward import RewardModel, ScalarHead
 from accord.rollout.score import ModelReward, Replies
 
@@ -40,10 +40,10 @@ def reward_model(tokenizer: Tokenizer) -> Callable[[str, str], RewardModel]:
         torch.manual_seed(4)
         made[family] = small_backbone(family, 32, 2, tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id)
         with torch.no_grad():
-            for weight in module(made[family]).parameters():
+            for weight in made[family].parameters():
                 if weight.ndim == 2:
                     weight.add_(0.1 * torch.randn_like(weight))
-        module(made[family]).double()
+        made[family].double()
 
     def model(family: str, pooling: str) -> RewardModel:
         torch.manual_seed(5)

@@ -140,7 +140,7 @@ def test_an_export_opens_without_accord(store: Store, tmp_path: Path) -> None:
     other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     ours = open_model(str(tmp_path / "out"), torch.device("cpu"))
     expected = other(torch.tensor([ids])).logits[0]
-    torch.testing.assert_close(ours.logits(ours.hidden(Packed.of([ids]))), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.logits(ours(Packed.of([ids]))), expected, rtol=1e-4, atol=1e-5)
     assert open_tokenizer(str(tmp_path / "out")).digest() == tokenizer.digest()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from accord.data.tokenizer import small_tokenizer
 from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic, reply_logprobs
-from accord.models.open import module, small_backbone
+from accord.models.open import small_backbone
 from accord.rollout.collect import collect, to_ppo_batch
 from accord.rollout.generate import Decoding
 from accord.rollout.score import FunctionReward, Replies, WeightedReward
@@ -28,7 +28,7 @@ def tiny(seed: int) -> Backbone:
     torch.manual_seed(seed)
     backbone = small_backbone("mamba", 32, 2, 50, TOKENIZER.eos_id, TOKENIZER.pad_id)
     with torch.no_grad():
-        for name, parameter in module(backbone).named_parameters():
+        for name, parameter in backbone.named_parameters():
             if parameter.ndim == 2 and not name.endswith(("A_log", "dt_proj.weight")):
                 parameter.mul_(2)
     return backbone

@@ -39,7 +39,7 @@ def environment(scored: list[tuple[int, list[int], bool]]) -> TokenEnvironment:
 @torch.no_grad()
 def features(tokens: list[int]) -> torch.Tensor:
     """(L, D) of the whole text, read at once."""
-    return tiny().hidden(Packed.of([tokens]))
+    return tiny()(Packed.of([tokens]))
 
 
 @pytest.mark.parametrize("actions", [[3, 4, EOS], [3, 4, 5, 6], [EOS]])

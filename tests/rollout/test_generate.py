@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic
-from accord.models.open import module, small_backbone
+from accord.models.open import small_backbone
 from accord.rollout.collect import pack_texts, spread
 from accord.rollout.generate import Decoding, draw, generate, stream
 from accord.types import Generation, Packed
@@ -26,10 +26,10 @@ def tiny(family: str) -> Backbone:
     torch.manual_seed(3)
     backbone = small_backbone(family, 32, 2, VOCAB, 1, PAD)
     with torch.no_grad():  # a fresh model repeats one token for ever; a wild one writes
-        for name, parameter in module(backbone).named_parameters():
+        for name, parameter in backbone.named_parameters():
             if parameter.ndim == 2 and not name.endswith(("A_log", "dt_proj.weight")):
                 parameter.mul_(3 if family == "mamba" else 8)
-    module(backbone).eval()
+    backbone.eval()
     return backbone
 
 
@@ -42,7 +42,7 @@ def naive_greedy(backbone: Backbone, prompt: Sequence[int], steps: int, eos: int
     """The whole text through the model for every token: no cache, no batch."""
     tokens = list(prompt)
     for _ in range(steps):
-        hidden = backbone.hidden(Packed.of([tokens]))[-1:]
+        hidden = backbone(Packed.of([tokens]))[-1:]
         tokens.append(int(backbone.logits(hidden)[0].argmax()))
         if tokens[-1] == eos:
             break

@@ -63,7 +63,7 @@ def test_compiled_steps_are_the_whole_pass_with_rows_repeated_dropped_and_reorde
             assert cache.compiled
             for text, token in zip(texts, tokens.tolist(), strict=True):
                 text.append(token)
-            whole = torch.stack([ours.hidden_plain(Packed.of([text]))[-1] for text in texts])
+            whole = torch.stack([ours.forward_plain(Packed.of([text]))[-1] for text in texts])
             torch.testing.assert_close(states, whole, rtol=0, atol=2e-5)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from accord.models.backbone import Backbone
-from accord.models.open import module, open_backbone, small_backbone
+from accord.models.open import open_backbone, small_backbone
 from accord.rollout.generate import Decoding, generate
 from accord.types import Generation
 
@@ -18,7 +18,7 @@ PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12)]
 
 
 def drawn(backbone: Backbone) -> Generation:
-    module(backbone).eval()
+    backbone.eval()
     decoding = Decoding(8, eos_id=1, pad_id=0)
     return generate(backbone, PROMPTS, decoding, torch.Generator().manual_seed(0), samples=8)[0]
 

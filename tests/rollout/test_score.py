@@ -138,7 +138,7 @@ def test_the_score_is_read_at_the_last_token_of_the_reply() -> None:
     for r, (prompt, said) in enumerate(zip(ASKED, SAID, strict=True)):
         text = tokenizer.encode(f"<user>{prompt}<assistant>{said}<eos>")
         with torch.no_grad():
-            raw = model.head(model.backbone.hidden(Packed.of([text]))[-1:])
+            raw = model.head(model.backbone(Packed.of([text]))[-1:])
         assert float(scores[r]) == pytest.approx((float(raw) - 0.3) / 2.0, abs=1e-5)
 
 

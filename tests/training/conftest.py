@@ -18,7 +18,7 @@ from accord.config.load import build
 from accord.config.settings import CONFIGS
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.models.backbone import Backbone
-from accord.models.open import module, small_backbone
+from accord.models.open import small_backbone
 from accord.models.reward import RewardModel, ScalarHead
 from accord.pipeline.stage import Outcome, run_stage
 from accord.runtime.run import Run
@@ -165,7 +165,7 @@ def weights_of() -> Callable[[Path], dict[str, Tensor]]:
 def make_tiny() -> Callable[..., Backbone]:
     def make(family: str, seed: int = 0) -> Backbone:
         backbone = tiny(family, seed)
-        module(backbone).eval()
+        backbone.eval()
         return backbone
 
     return make

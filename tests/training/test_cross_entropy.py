@@ -16,14 +16,14 @@ from accord.data.supervised import SupervisedExample, load_supervised
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.models.backbone import Backbone
-from accord.models.open import module, open_backbone
+from accord.models.open import open_backbone
 from accord.training.cross_entropy import cross_entropy, labels, micro_batches
 from accord.types import Packed
 
 
 def naive(backbone: Backbone, example: SupervisedExample) -> tuple[float, int]:
     """−Σ log p of the labels of one text, each predicted from the token before it (trap 5)."""
-    logits = backbone.logits(backbone.hidden(Packed.of([example.tokens]))).detach()
+    logits = backbone.logits(backbone(Packed.of([example.tokens]))).detach()
     total, count = 0.0, 0
     for t in range(1, len(example.tokens)):
         if example.loss_mask[t]:
@@ -99,7 +99,7 @@ def test_base_leaves_a_model_that_opens(stage: Any, world: Any, tmp_path: Path, 
     outcome = stage("base", {"model": model, "data": {"train": world.base}, "training": {"batch_size": 4}})
     opened = open_backbone(tmp_path / "out" / "base" / "model")
     state = torch.load(tmp_path / "out" / "base" / "base_final.pt", weights_only=True)
-    for name, value in module(opened).state_dict().items():
+    for name, value in opened.state_dict().items():
         assert torch.equal(value, state["model_state_dict"][name])
     assert state["metrics"] == outcome.done["metrics"]
     rows = lines("base")

@@ -31,7 +31,7 @@ PAIRS = [
 
 def naive(backbone: Backbone, prompt: tuple[int, ...], reply: tuple[int, ...]) -> float:
     """Log p of the reply, its end included, the prompt's own left out (trap 49); a loop over one text."""
-    logits = backbone.logits(backbone.hidden(Packed.of([[*prompt, *reply]]))).detach().log_softmax(-1)
+    logits = backbone.logits(backbone(Packed.of([[*prompt, *reply]]))).detach().log_softmax(-1)
     return sum(float(logits[len(prompt) + t - 1, token]) for t, token in enumerate(reply))
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from accord.data.tokenizer import Tokenizer
-from accord.models.open import module, open_backbone
+from accord.models.open import open_backbone
 
 
 def loud(folder: str, by: float, target: Path, tokenizer: Tokenizer) -> str:
     """A copy with weights so large that rounding to bfloat16 is felt."""
     backbone = open_backbone(folder)
     with torch.no_grad():
-        for name, weight in module(backbone).named_parameters():
+        for name, weight in backbone.named_parameters():
             if weight.ndim == 2 and not name.endswith(("A_log", "dt_proj.weight")):
                 weight.mul_(by)
     target.mkdir()

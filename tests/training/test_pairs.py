@@ -13,7 +13,7 @@ import pytest
 
 from accord.config.settings import PairsConfig
 from accord.errors import UserError
-from accord.models.open import module, open_backbone
+from accord.models.open import open_backbone
 from accord.stage_kinds.pairs import pair_up, prefer
 
 
@@ -89,7 +89,7 @@ def talker(world: Any, tokenizer: Any, tmp_path: Path) -> str:
     folder = tmp_path / "talker"
     folder.mkdir()
     with torch.no_grad():
-        for name, p in module(backbone).named_parameters():
+        for name, p in backbone.named_parameters():
             if name == "embeddings.weight":
                 p.mul_(2)
                 p[tokenizer.eos_id] = p[5:31].mean(0) * 8  # near to all letters

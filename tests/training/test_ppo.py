@@ -19,7 +19,7 @@ from accord.config.settings import KL, PPOConfig, PPOOptimiser
 from accord.errors import UserError
 from accord.functional.kl import AdaptiveKL, FixedKL
 from accord.models.heads import ActorCritic
-from accord.models.open import module, open_backbone
+from accord.models.open import open_backbone
 from accord.models.reward import RewardMLP, RewardModel
 from accord.rollout.env.tokens import Step, Vectors
 from accord.runtime.run import Run
@@ -311,8 +311,8 @@ def test_a_warm_up_moves_the_critic_alone(stage: Any, world: Any, rewards: str, 
     for name, warmup in (("warm", 2), ("half", 1)):
         training = {"value_warmup": warmup, "iterations": 2}
         stage("ppo", language(world, rewards, model={"critic": "separate"}, training=training), name)
-    start = module(open_backbone(world.mamba)).state_dict()
-    warm, half = (module(open_backbone(tmp_path / "out" / n / "model")).state_dict() for n in ("warm", "half"))
+    start = open_backbone(world.mamba).state_dict()
+    warm, half = (open_backbone(tmp_path / "out" / n / "model").state_dict() for n in ("warm", "half"))
     assert all(torch.equal(warm[k], v) for k, v in start.items())
     assert any(not torch.equal(half[k], v) for k, v in start.items())
     values = [r["value"] for r in steps(lines("warm"))]
@@ -327,8 +327,8 @@ def test_the_critic_does_not_move_the_policy(stage: Any, world: Any, rewards: st
     reward = {"source": world.reward, "scale": 0.0}
     stage("ppo", language(world, rewards, model={"critic": critic}, reward=reward, kl={"beta": 0.0}, training={
         **training, "value_warmup": 1}))  # fmt: skip
-    start = module(open_backbone(world.mamba)).state_dict()
-    end = module(open_backbone(tmp_path / "out" / "ppo" / "model")).state_dict()
+    start = open_backbone(world.mamba).state_dict()
+    end = open_backbone(tmp_path / "out" / "ppo" / "model").state_dict()
     assert all(torch.equal(end[k], v) for k, v in start.items())
 
 

@@ -42,7 +42,7 @@ def policy_of(critic: str) -> LanguageActorCritic:
 def plain_row(model: Transformer, prompt: tuple[int, ...], reply: list[int]) -> Tensor:
     """(t, D): states in which the tokens of one reply were chosen, its text alone in a row of its own."""
     packed, _ = pack_texts([prompt], torch.tensor([reply]), torch.ones(1, len(reply), dtype=torch.bool))
-    states: Tensor = model.hidden_plain(packed)
+    states: Tensor = model.forward_plain(packed)
     return states[len(prompt) - 1 : -1]
 
 

@@ -17,7 +17,7 @@ from accord.data.preferences import PreferencePair, load_preferences
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.models.backbone import Backbone
-from accord.models.open import module, open_backbone
+from accord.models.open import open_backbone
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 
 PAIRS = [
@@ -124,8 +124,8 @@ def test_features_leave_the_backbone_alone_and_the_mlp_as_specified(
 ) -> None:
     outcome = stage("reward", values(world, "features", num_epochs=20))
     before, after = open_backbone(world.mamba), open_backbone(tmp_path / "out" / "reward" / "model")
-    for name, value in module(before).state_dict().items():
-        assert torch.equal(module(after).state_dict()[name], value)
+    for name, value in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], value)
     state = weights_of(tmp_path / "out" / "reward" / "reward_model_final.pt")
     RewardMLP(input_dim=32, hidden_dim=16, num_layers=2).load_state_dict(state)
     assert outcome.done["metrics"]["train_accuracy"] >= 0.8
@@ -135,10 +135,10 @@ def test_language_learns_with_the_whole_model(stage: Any, world: Any, tmp_path: 
     outcome = stage("reward", values(world, "language", num_epochs=6, head_learning_rate=0.05))
     before, after = open_backbone(world.mamba), open_backbone(tmp_path / "out" / "reward" / "model")
     moved = [
-        name for name, value in module(before).state_dict().items()
-        if not torch.equal(module(after).state_dict()[name], value)
+        name for name, value in before.state_dict().items()
+        if not torch.equal(after.state_dict()[name], value)
     ]  # fmt: skip
-    assert len(moved) == len(module(before).state_dict())
+    assert len(moved) == len(before.state_dict())
     rows = lines("reward")
     assert rows[0]["loss"] > 2 * rows[-2]["loss"]
     metrics = outcome.done["metrics"]
@@ -176,7 +176,7 @@ def test_a_probe_and_fewer_layers_reach_the_artifact(stage: Any, world: Any, tmp
     still = {"num_epochs": 1, "learning_rate": 0.0, "probe_decay": 0.001, "model": {"layers": 1}}
     metrics = stage("reward", values(world, "language", **still)).done["metrics"]
     model = RewardModel.open(tmp_path / "out" / "reward" / "model")
-    base, mine = module(open_backbone(world.mamba)).state_dict(), module(model.backbone).state_dict()
+    base, mine = open_backbone(world.mamba).state_dict(), model.backbone.state_dict()
     assert {name for name in base if not name.startswith("layers.1")} == set(mine)
     assert all(torch.equal(base[name], value) for name, value in mine.items())
     assert metrics["train_accuracy"] >= 0.9

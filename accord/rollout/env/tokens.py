@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from accord.models.backbone import Backbone, Cache
-from accord.models.open import module
 from accord.types import Packed
 
 Observation = np.ndarray
@@ -46,7 +45,7 @@ class TokenEnvironment:
         """A prompt drawn by the seed."""
         self.prompt = int(np.random.default_rng(seed).integers(len(self.prompts)))
         self.tokens = []
-        device = next(module(self.backbone).parameters()).device
+        device = next(self.backbone.parameters()).device
         packed = Packed.of([self.prompts[self.prompt]]).to(device)
         self._hidden, self._cache = self.backbone.prefill(packed, self.max_new_tokens)
         return self._hidden[0].float().cpu().numpy(), {}
