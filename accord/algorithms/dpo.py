@@ -21,7 +21,7 @@ from accord.data.batches import Batches
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair, unit_length, units
 from accord.functional.logprobs import sequence_sums
-from accord.functional.losses import dpo_loss
+from accord.functional.losses.preference import dpo_loss
 from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
 from accord.models.open import module

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from accord.config.settings import KL, PPOOptimiser
 from accord.functional.kl import AdaptiveKL, FixedKL
-from accord.functional.losses import combine, entropy_bonus, kl_penalty_loss, ppo_policy_loss, ppo_value_loss
+from accord.functional.losses.policy import entropy_bonus, kl_penalty_loss, ppo_policy_loss, ppo_value_loss
+from accord.functional.losses.terms import combine
 from accord.runtime.run import Run
 from accord.training.checkpoint import Checkpoint, Resumable
 from accord.training.fit import Steps, fit

@@ -24,7 +24,8 @@ from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair, unit_length, units
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
-from accord.functional.losses import bradley_terry_loss, mse_loss
+from accord.functional.losses.preference import bradley_terry_loss
+from accord.functional.losses.supervised import mse_loss
 from accord.models.chosen import hidden_at
 from accord.models.open import keep_layers, module
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead

@@ -11,7 +11,7 @@ from accord.data.batches import Batches
 from accord.data.packing import pack_supervised
 from accord.data.supervised import SupervisedExample
 from accord.functional.logprobs import token_logprobs
-from accord.functional.losses import nll_loss, sft_loss
+from accord.functional.losses.supervised import nll_loss, sft_loss
 from accord.kernels.vocabulary_head import label_nll
 from accord.models.backbone import Backbone
 from accord.models.chosen import head_weight, hidden_at
