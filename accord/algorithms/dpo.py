@@ -32,7 +32,7 @@ from accord.training.checkpoint import Checkpoint, Resumable, read_pt, write_pt
 from accord.training.cross_entropy import micro_batches
 from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
 from accord.training.fit import fit
-from accord.training.last_metrics import Latest
+from accord.training.last_metrics import LastMetrics
 from accord.training.pair_data import read_pairs
 from accord.training.updater import Updater
 from accord.types import LossOutput, PreferenceBatch
@@ -99,7 +99,7 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     reference = reference.to(device)
     batches = Batches(lengths, options.batch_size, run.seed, options.num_epochs)
     updater = Updater([(module(backbone).parameters(), options.learning_rate)], options, len(batches), config.precision)
-    last = Latest()
+    last = LastMetrics()
     parts: dict[str, Resumable] = {"model": module(backbone), "updater": updater, "data": batches, "metrics": last}
     checkpoint = Checkpoint(run.directory / "state.pt", run.key, parts)
     run.begin(len(batches), checkpoint.restore() if run.resume else 0)

@@ -36,8 +36,9 @@ from accord.registry.manifest import versions
 from accord.rollout.collect import pack_texts, spread
 from accord.rollout.generate import Decoding, generate
 from accord.rollout.score import TextReward, call_function
+from accord.runtime.console import console
 from accord.runtime.device import resolve_device
-from accord.runtime.run import Run, console
+from accord.runtime.run import Run
 from accord.types import Generation
 
 
@@ -193,8 +194,7 @@ def compare(config: CompareConfig, run: Run) -> dict[str, float]:
     opened = {name: _open(folder, device) for name, folder in others.items()}
     answers: dict[str, Answers] = {}
     again = {"sft again": config.models["sft"]} if config.redraw else {}
-    run.resumable = False
-    run.begin(len(config.models) + len(again))
+    run.begin(len(config.models) + len(again), resumable=False)
     for name, folder in {**config.models, **again}.items():
         model = opened["reference"] if folder == config.reference else _open(folder, device)
         seeds = partial(run.generator, f"replies {name}")

@@ -22,8 +22,7 @@ def train(config: FuseConfig, run: Run) -> dict[str, float]:
             "tensors": f"{tensors:,}, one at a time, in float32",
         }
     )
-    run.resumable = False
-    run.begin(tensors)
+    run.begin(tensors, resumable=False)
     seen = 0
 
     def tick(parameters: int) -> None:

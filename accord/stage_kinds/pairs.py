@@ -83,8 +83,7 @@ def train(config: PairsConfig, run: Run) -> dict[str, float]:
     groups = [range(i, min(i + size, len(asked))) for i in range(0, len(asked), size)]
     replies: list[list[str]] = [[] for _ in asked]
     dropped = 0
-    run.resumable = False
-    run.begin(len(groups) * len(drawn))
+    run.begin(len(groups) * len(drawn), resumable=False)
     for r, (temperature, samples) in enumerate(drawn.items()):
         decoding = Decoding(config.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, temperature)
         for g, rows in enumerate(groups):

@@ -19,7 +19,7 @@ from accord.models.open import module
 from accord.runtime.run import Run
 from accord.training.checkpoint import Checkpoint, Resumable
 from accord.training.fit import fit
-from accord.training.last_metrics import Latest
+from accord.training.last_metrics import LastMetrics
 from accord.training.updater import Updater
 from accord.types import LossOutput, Packed
 
@@ -58,7 +58,7 @@ def train_texts(
     device = next(module(backbone).parameters()).device
     batches = Batches([len(e.tokens) for e in examples], settings.batch_size, run.seed, settings.num_epochs)
     updater = Updater([(module(backbone).parameters(), settings.learning_rate)], settings, len(batches), precision)
-    last = Latest()
+    last = LastMetrics()
     parts: dict[str, Resumable] = {"model": module(backbone), "updater": updater, "data": batches, "metrics": last}
     checkpoint = Checkpoint(run.directory / "state.pt", run.key, parts)
     run.begin(len(batches), checkpoint.restore() if run.resume else 0)

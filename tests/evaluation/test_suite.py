@@ -310,6 +310,7 @@ def test_compare(
     data: PromptData,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    open_run: Callable[..., Run],
 ) -> None:
     (tmp_path / "gold_of_the_tests.py").write_text(
         "def gold(prompts, replies):\n    return [float(len(r)) for r in replies]\n"
@@ -326,8 +327,8 @@ def test_compare(
         max_new_tokens=10,
         samples=2,
     )
-    directory = tmp_path / "out"
-    with Run("compare", directory, tmp_path / "logs", 0, 1, 1) as run:
+    directory = tmp_path / "out" / "compare"
+    with open_run("compare") as run:
         means = compare(config, run)
     results = json.loads((directory / "results.json").read_text())
     assert set(results) == {"sft", "same", "other", "sft_again", "seed", "versions", "prompts", "replies_per_prompt"}
@@ -346,24 +347,24 @@ def test_compare(
     assert text.count("> ") == 2  # samples: two prompts, the models side by side
     single = config.model_copy(update={"limit": 1})
     few = r"prompts.jsonl: intervals over prompts need at least 2 of them, found 1"
-    with Run("compare", tmp_path / "one", tmp_path / "logs1", 0, 1, 1) as run, pytest.raises(UserError, match=few):
+    with open_run("one") as run, pytest.raises(UserError, match=few):
         compare(single, run)
-    with Run("compare", tmp_path / "again", tmp_path / "logs2", 0, 1, 1) as run:
+    with open_run("again") as run:
         compare(config.model_copy(update={"redraw": False, "batch_size": 128}), run)
-    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    again = json.loads((tmp_path / "out" / "again" / "results.json").read_text())
     assert "sft_again" not in again
     assert {name: again[name] for name in config.models} == {name: results[name] for name in config.models}
 
 
-def test_samples_of_models_stand_beside_their_prompt(tmp_path: Path) -> None:
+def test_samples_of_models_stand_beside_their_prompt(open_run: Callable[..., Run]) -> None:
     config = CompareConfig(models={"sft": "x", "dpo": "y"}, samples=2)
     prompts = [f"question {i}?" for i in range(4)]
     shown = {name: [f"{name} answers {i}" for i in range(4)] for name in config.models}
     sft = made([[1.0]] * 2 + [[0.0]] * 2)
     results = {name: figures(sft, sft, 0) for name in config.models}
-    with Run("compare", tmp_path / "out", tmp_path / "logs", 0, 1, 1) as run:
+    with open_run("compare") as run:
         leave(run, config, results, prompts, shown)
-    page = (tmp_path / "out" / "results.md").read_text()
+    page = (run.directory / "results.md").read_text()
     for i in range(4):
         after = page[page.index(f"question {i}?") :]
         assert after.index(f"sft answers {i}") < after.index(f"dpo answers {i}") < 400
