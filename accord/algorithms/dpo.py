@@ -19,7 +19,7 @@ from torch import Tensor
 from accord.config.settings import DPOConfig
 from accord.data.batches import Batches
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PreferencePair, unit_length, units
+from accord.data.preferences import PreferencePair, read_pairs, unit_length, units
 from accord.functional.logprobs import sequence_sums
 from accord.functional.losses.preference import dpo_loss
 from accord.models.backbone import Backbone
@@ -33,7 +33,6 @@ from accord.training.cross_entropy import micro_batches
 from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
 from accord.training.fit import fit
 from accord.training.last_metrics import LastMetrics
-from accord.training.pair_data import read_pairs
 from accord.training.updater import Updater
 from accord.types import LossOutput, PreferenceBatch
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from accord.config.settings import RewardConfig
 from accord.data.batches import Batches
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PreferencePair, unit_length, units
+from accord.data.preferences import PreferencePair, read_pairs, unit_length, units
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.functional.losses.preference import bradley_terry_loss
@@ -36,7 +36,6 @@ from accord.training.checkpoint import Checkpoint
 from accord.training.cross_entropy import micro_batches
 from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
 from accord.training.fit import fit
-from accord.training.pair_data import read_pairs
 from accord.training.updater import Updater
 from accord.types import LossOutput, PreferenceBatch
 
