@@ -27,16 +27,16 @@ from accord.runtime.run import Run, StageIdentity
 
 # What a stage calls, and the version of what it does: raised when a change of ours changes its results.
 STAGES: dict[str, tuple[str, str, int]] = {
-    "demo": ("accord.stage_kinds.demo", "train", 1),
-    "pretrained": ("accord.stage_kinds.pretrained", "train", 1),
+    "demo": ("accord.stage_kinds.demo", "run_demo", 1),
+    "pretrained": ("accord.stage_kinds.pretrained", "run_pretrained", 1),
     "base": ("accord.algorithms.base", "train", 2),
     "sft": ("accord.algorithms.sft", "train", 2),
-    "pairs": ("accord.stage_kinds.pairs", "train", 4),
+    "pairs": ("accord.stage_kinds.pairs", "run_pairs", 4),
     "reward": ("accord.algorithms.reward_model", "train", 3),
     "ppo": ("accord.algorithms.ppo", "train", 4),
     "dpo": ("accord.algorithms.dpo", "train", 2),
-    "compare": ("accord.evaluation.suite", "compare", 3),
-    "fuse": ("accord.stage_kinds.fuse", "train", 1),
+    "compare": ("accord.stage_kinds.compare", "run_compare", 3),
+    "fuse": ("accord.stage_kinds.fuse", "run_fuse", 1),
 }
 
 
