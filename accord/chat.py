@@ -8,7 +8,7 @@ from accord.data.chat import prompt_ids
 from accord.data.rows import Message
 from accord.models.open import open_backbone
 from accord.rollout.generate import Decoding, stream
-from accord.runtime.run import console
+from accord.runtime.console import console
 
 
 def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed: int, system: str) -> int:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from accord.config.settings import DPOConfig
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PreferencePair, unit_length, units
+from accord.data.preferences import PreferencePair, read_pairs, unit_length, units
 from accord.functional.logprobs import sequence_sums
-from accord.functional.losses import dpo_loss
+from accord.functional.losses.preference import dpo_loss
 from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
 from accord.models.reference import FrozenReference, Reference
@@ -31,7 +31,6 @@ from accord.training.artifact import leave_model, open_model, open_tokenizer
 from accord.training.checkpoint import read_pt, write_pt
 from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
 from accord.training.epochs import Epochs, train_epochs
-from accord.training.pair_data import read_pairs
 from accord.types import LossOutput, Packed, PreferenceBatch
 
 

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from accord.config.settings import RewardConfig
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PreferencePair, unit_length, units
+from accord.data.preferences import PreferencePair, read_pairs, unit_length, units
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
-from accord.functional.losses import bradley_terry_loss, mse_loss
+from accord.functional.losses.preference import bradley_terry_loss
+from accord.functional.losses.supervised import mse_loss
 from accord.models.open import keep_layers
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.runtime.device import autocast, resolve_device
@@ -31,7 +32,6 @@ from accord.runtime.run import Run
 from accord.training.artifact import leave_artifact, leave_pt, open_model, open_tokenizer
 from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
 from accord.training.epochs import Epochs, train_epochs
-from accord.training.pair_data import read_pairs
 from accord.types import LossOutput, PreferenceBatch
 
 MEASURED = 256

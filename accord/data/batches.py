@@ -23,9 +23,8 @@ def seeded(seed: int, purpose: str, epoch: int) -> np.random.Generator:
 class Batches:
     """Iterates over lists of row indices, ``epochs`` times over all rows, from the current position on.
 
-    A batch counts as done as soon as it is handed out: a state taken while it is worked on resumes behind it, so save
-    after its update.  ``bucket`` puts rows of similar length together.  ``drop_last`` leaves out an epoch's incomplete
-    batch, unless it is the only one.  A batch size beyond the data gives one batch of all rows.
+    A batch counts as done as soon as it is handed out: a state taken during its update resumes after it, so save after
+    the update.  Rows of similar length go together.  A batch size beyond the data gives one batch of all rows.
 
     >>> batches = Batches([3, 1, 2, 9], batch_size=2, seed=0, epochs=2)
     >>> first = next(iter(batches))
@@ -33,21 +32,11 @@ class Batches:
     (4, {'epoch': 0, 'position': 1})
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        batch_size: int,
-        seed: int,
-        epochs: int,
-        bucket: bool = True,
-        drop_last: bool = False,
-    ) -> None:
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, epochs: int) -> None:
         if not len(lengths) or batch_size < 1 or epochs < 0:
             raise ValueError(f"{len(lengths)} rows, batch_size {batch_size}, epochs {epochs}: expected ≥ 1, ≥ 1, ≥ 0")
         self.lengths, self.batch_size, self.seed, self.epochs = lengths, batch_size, seed, epochs
-        self.bucket, self.drop_last = bucket, drop_last
-        full, rest = divmod(len(lengths), batch_size)
-        self.per_epoch = full + (1 if rest and not (drop_last and full) else 0)
+        self.per_epoch = -(-len(lengths) // batch_size)
         self._epoch = self._position = 0
 
     def __len__(self) -> int:
@@ -56,15 +45,7 @@ class Batches:
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """The batches of one epoch."""
-        generator = seeded(self.seed, "batches", epoch)
-        if self.bucket:
-            batches = length_buckets(self.lengths, self.batch_size, generator)
-        else:
-            order = generator.permutation(len(self.lengths)).tolist()
-            batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        if self.drop_last and len(batches) > 1:
-            batches = [batch for batch in batches if len(batch) == self.batch_size]
-        return batches
+        return length_buckets(self.lengths, self.batch_size, seeded(self.seed, "batches", epoch))
 
     def __iter__(self) -> Iterator[list[int]]:
         while self._epoch < self.epochs:

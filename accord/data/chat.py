@@ -1,25 +1,18 @@
 """Messages to tokens: the one place that builds what policies, references and reward models read.
 
 The boundary between prompt and reply is that of the prompt's own ids, since those are what a model is given to
-continue.  Where prompt and reply joined would share a token, the reply is tokenised apart.
+continue.  Where prompt and reply joined would share a token, the reply is tokenized separately.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn
 
+from accord.data.chat_template import render_template
 from accord.data.rows import Message, Prompt
+from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
-
-if TYPE_CHECKING:
-    import jinja2
-
-    from accord.data.tokenizer import Tokenizer
 
 Offsets = list[tuple[int, int]]
 
@@ -30,7 +23,7 @@ class ChatTokens:
 
     ids: list[int]
     loss_mask: list[bool]  # true on the assistant's tokens, end tokens included
-    apart: bool  # whether a boundary had to be tokenised apart
+    apart: bool  # whether a boundary had to be tokenized separately
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +35,7 @@ class Exchange:
     apart: bool
 
 
-# ------------------------------------------------------------------ rendering
+# ------------------------------------------------------------------ text
 def render(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> str:
     """The chat template's text.  Raises UserError where there is no template or it refuses the messages."""
     if tokenizer.chat_template is None:
@@ -50,71 +43,7 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_pro
             "these are chat messages and the tokenizer has no chat template; add chat_template.jinja to its folder, or "
             "use plain text"
         )
-    import jinja2
-
-    try:
-        return str(
-            _compiled(tokenizer.chat_template).render(
-                messages=[dict(m) for m in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **tokenizer.specials,
-            )
-        )
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"the chat template is broken at line {error.lineno}: {error.message}") from None
-    except (jinja2.TemplateError, TypeError) as error:
-        roles = ", ".join(str(m.get("role")) for m in messages) or "none"
-        raise UserError(f"the chat template refuses messages with roles {roles}: {error}") from None
-
-
-@lru_cache(maxsize=8)
-def _compiled(template: str) -> jinja2.Template:
-    """Untrusted text from a model's folder: sandboxed, with the names that templates are written against."""
-    import jinja2
-    from jinja2 import nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """``{% generation %} … {% endgeneration %}`` marks the assistant's words; we find them without it."""
-
-        tags = {"generation"}  # noqa: RUF012  (jinja2's interface)
-
-        def parse(self, parser: Any) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body).set_lineno(line)
-
-    def refuse(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def to_json(
-        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = to_json  # without jinja2's HTML escapes
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(template)
-
-
-def end_of_reply(tokenizer: Tokenizer) -> int | None:
-    """The id that the chat template writes behind an assistant's content; None where it writes none."""
-    asked: list[Message] = [{"role": "user", "content": "ask"}]
-    head = render(tokenizer, asked, True)
-    full = render(tokenizer, [*asked, {"role": "assistant", "content": "told"}], False)
-    content = full.find("told", len(head))
-    if not full.startswith(head) or content < 0:
-        return None
-    ids, offsets = tokenizer.encode_with_offsets(full)
-    behind = (i for i, (start, _) in zip(ids, offsets, strict=True) if start >= content + len("told"))
-    return next((i for i in behind if i in tokenizer.added_ids), None)
+    return render_template(tokenizer.chat_template, tokenizer.specials, messages, add_generation_prompt)
 
 
 # ------------------------------------------------------------------ tokens
@@ -127,7 +56,7 @@ def tokenize_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[li
 def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> ChatTokens:
     """A conversation with labels on what the assistant wrote, each turn up to and including its end token.
 
-    What the template writes before and behind a turn is no label; what follows the last label is left out.
+    What the template writes before and after a turn is no label; what follows the last label is left out.
     Raises UserError where there is no assistant turn, or where the template does not show the prompt of a turn as the
     start of the whole (it rewrites history), or writes no end token.
     """
@@ -155,7 +84,7 @@ def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> ChatTokens
 
 
 def _pieces(tokenizer: Tokenizer, full: str, spans: Sequence[tuple[int, int]]) -> ChatTokens:
-    """The conversation cut at the turns' boundaries, every piece tokenised apart."""
+    """The conversation cut at the turns' boundaries, every piece tokenized separately."""
     ids: list[int] = []
     mask: list[bool] = []
     done = 0
@@ -174,7 +103,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 
 
 def reply_ids(tokenizer: Tokenizer, prompt: Prompt, reply: str) -> list[int]:
-    """The reply's tokens, its end token last; behind ``prompt_ids`` they are what training sees."""
+    """The reply's tokens, its end token last; after ``prompt_ids`` they are what training sees."""
     return exchange(tokenizer, prompt, reply).reply
 
 
@@ -207,12 +136,12 @@ def exchange(tokenizer: Tokenizer, prompt: Prompt, reply: str) -> Exchange:
         raise _no_end(tokenizer)
     stop = len(full) if end is None else offsets[end][1]
     apart = not _starts_with(ids, asked)
-    told = tokenizer.encode(full[len(head) : stop]) if apart else ids[len(asked) : None if end is None else end + 1]
-    return Exchange(asked, told if end is not None else [*told, tokenizer.eos_id], apart)
+    tokens = tokenizer.encode(full[len(head) : stop]) if apart else ids[len(asked) : None if end is None else end + 1]
+    return Exchange(asked, tokens if end is not None else [*tokens, tokenizer.eos_id], apart)
 
 
 def document_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """A text of its own, without turns: BOS in front where the tokenizer's makers put one, the end token behind."""
+    """A text of its own, without turns: BOS first where the tokenizer's makers put one, the end token last."""
     bos = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.adds_bos else []
     ids = tokenizer.encode(text)
     return [*(bos if ids[:1] != bos else []), *ids, *([] if ids[-1:] == [tokenizer.eos_id] else [tokenizer.eos_id])]
@@ -224,7 +153,7 @@ def _as_messages(prompt: Prompt) -> list[Message]:
 
 def _encode(tokenizer: Tokenizer, text: str) -> tuple[list[int], Offsets]:
     """Ids and offsets with at most one BOS in front: plain text gets the one its makers put there, a template writes
-    its own, and of two one goes."""
+    its own, and a doubled one is removed."""
     ids, offsets = tokenizer.encode_with_offsets(text)
     bos = tokenizer.bos_id
     if bos is None:
@@ -237,7 +166,7 @@ def _encode(tokenizer: Tokenizer, text: str) -> tuple[list[int], Offsets]:
 
 
 def _end(tokenizer: Tokenizer, ids: Sequence[int], offsets: Offsets, start: int) -> int | None:
-    """The index of the first end token at or behind character ``start``."""
+    """The index of the first end token at or after character ``start``."""
     return next((k for k, i in enumerate(ids) if i == tokenizer.eos_id and offsets[k][0] >= start), None)
 
 

@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from accord.config.settings import SplitData, TextModel
 from accord.data.chat import exchange
 from accord.data.prompts import Side, is_blank, is_heldout, kept_places
 from accord.data.rows import Report, Row, Tally, Where, preference_fields, read_jsonl
+from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 
-if TYPE_CHECKING:
-    from accord.data.tokenizer import Tokenizer
-
 ReplyCut = Literal["right", "drop"]
-"""Of a reply that is too long: lose its right (keep the start, without an end token), or drop the pair."""
+"""A reply that is too long loses its right (the start stays, without an end token), or the pair is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,42 +53,45 @@ class PreferenceData:
         return len(self.pairs)
 
 
-def load_preferences(
-    path: str | Path,
-    tokenizer: Tokenizer,
-    max_prompt_length: int,
-    max_length: int,
-    truncate_prompt: Side = "left",
-    truncate_reply: ReplyCut = "right",
-    limit: int = 0,
-) -> PreferenceData:
-    """Reads ``{"prompt", "chosen", "rejected"}`` rows with an optional "margin": plain strings or messages, with the
-    prompt apart or as the part that both share.
+@dataclass(frozen=True, slots=True)
+class PairLengths:
+    """How many tokens a pair may have, and what a longer one loses; ``total`` bounds prompt and reply together.
 
-    A pair is kept or dropped whole: ties (the same reply twice, before or after cutting) and empty ones are dropped.
-    ``max_length`` bounds prompt and reply together.  ``limit`` > 0 reads the first rows only.
-    Raises UserError, naming file and row.
+    Raises UserError where that leaves no room for a prompt or for a reply.
     """
-    if not 1 <= max_prompt_length < max_length:
-        raise UserError(
-            f"max_prompt_length: {max_prompt_length}, expected at least 1 and less than max_length ({max_length}), "
-            "which bounds prompt and reply together"
-        )
+
+    prompt: int
+    total: int
+    cut_prompt: Side = "left"
+    cut_reply: ReplyCut = "right"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.prompt < self.total:
+            raise UserError(
+                f"max_prompt_length: {self.prompt}, expected at least 1 and less than max_length ({self.total}), "
+                "which bounds prompt and reply together"
+            )
+
+
+def load_preferences(path: str | Path, tokenizer: Tokenizer, lengths: PairLengths, limit: int = 0) -> PreferenceData:
+    """Reads ``{"prompt", "chosen", "rejected"}`` rows with an optional "margin": plain strings or messages, with the
+    prompt in a field of its own or as the part that both share.
+
+    A pair is used or dropped whole: ties (the same reply twice, before or after cutting) and empty ones are dropped.
+    ``limit`` > 0 reads the first rows only.  Raises UserError, naming file and row.
+    """
     tally = Tally()
-    limits, sides = (max_prompt_length, max_length), (truncate_prompt, truncate_reply)
     pairs = []
     for number, row in islice(read_jsonl(path), limit or None):
         tally.rows += 1
-        pair = _pair(row, Where(str(path), number), tokenizer, limits, sides, tally)
+        pair = _pair(row, Where(str(path), number), tokenizer, lengths, tally)
         if pair is not None:
             tally.tokens += len(pair)
             pairs.append(pair)
     return PreferenceData(tuple(pairs), tally.report(path))
 
 
-def _pair(
-    row: Row, where: Where, tokenizer: Tokenizer, limits: tuple[int, int], sides: tuple[Side, ReplyCut], tally: Tally
-) -> PreferencePair | None:
+def _pair(row: Row, where: Where, tokenizer: Tokenizer, lengths: PairLengths, tally: Tally) -> PreferencePair | None:
     prompt, chosen, rejected, margin = preference_fields(row, where)
     reason = None
     if is_blank(prompt):
@@ -102,25 +104,25 @@ def _pair(
         tally.dropped[reason] += 1
         return None
     with where.named():
-        told = [exchange(tokenizer, prompt, reply) for reply in (chosen, rejected)]
-    asked = told[0].prompt
-    places = kept_places(asked, limits[0], sides[0], tokenizer.bos_id)
+        exchanges = [exchange(tokenizer, prompt, reply) for reply in (chosen, rejected)]
+    prompt_tokens = exchanges[0].prompt
+    places = kept_places(prompt_tokens, lengths.prompt, lengths.cut_prompt, tokenizer.bos_id)
     if places is None:
         tally.dropped["prompt too long"] += 1
         return None
-    room = limits[1] - len(places)
-    cut = sum(len(t.reply) > room for t in told)
-    if cut and sides[1] == "drop":
+    room = lengths.total - len(places)
+    cut = sum(len(e.reply) > room for e in exchanges)
+    if cut and lengths.cut_reply == "drop":
         tally.dropped["reply too long"] += 1
         return None
-    replies = [tuple(t.reply[:room]) for t in told]
+    replies = [tuple(e.reply[:room]) for e in exchanges]
     if replies[0] == replies[1]:
         tally.dropped["tie" if not cut else "tie once cut"] += 1
         return None
-    tally.truncated_prompts += len(places) < len(asked)
+    tally.truncated_prompts += len(places) < len(prompt_tokens)
     tally.truncated_replies += cut
-    tally.retokenized += any(t.apart for t in told)
-    return PreferencePair(tuple(asked[i] for i in places), replies[0], replies[1], margin)
+    tally.retokenized += any(e.apart for e in exchanges)
+    return PreferencePair(tuple(prompt_tokens[i] for i in places), replies[0], replies[1], margin)
 
 
 def split_by_prompt(
@@ -130,6 +132,28 @@ def split_by_prompt(
     sides = [is_heldout(pair.prompt, heldout_fraction, seed) for pair in pairs]
     train = [pair for pair, held in zip(pairs, sides, strict=True) if not held]
     return train, [pair for pair, held in zip(pairs, sides, strict=True) if held]
+
+
+def read_pairs(
+    data: SplitData, model: TextModel, tokenizer: Tokenizer, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair], str]:
+    """(training pairs, held-out pairs, report in words) of a stage.
+
+    Raises UserError where nothing is left to train on.
+    """
+    lengths = PairLengths(model.prompt_room, model.max_length)
+    found = load_preferences(data.train, tokenizer, lengths)
+    pairs, report = list(found.pairs)[: data.limit or None], found.report.describe()
+    if data.heldout:
+        return pairs, list(load_preferences(data.heldout, tokenizer, lengths).pairs), report
+    if data.heldout_fraction == 0:
+        return pairs, [], report
+    train, heldout = split_by_prompt(pairs, data.heldout_fraction, seed)
+    if not train:
+        raise UserError(
+            "data.heldout_fraction holds every prompt out, so no pair is left to train on; make it smaller."
+        )
+    return train, heldout, report
 
 
 def units(pairs: Sequence[PreferencePair], by_prompt: bool) -> list[list[int]]:

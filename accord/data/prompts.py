@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from accord.data.chat import prompt_ids
 from accord.data.rows import Prompt, Report, Tally, Where, prompt_field, read_jsonl
+from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
-
-if TYPE_CHECKING:
-    from accord.data.tokenizer import Tokenizer
 
 Side = Literal["left", "right", "drop"]
 """Of a prompt that is too long: lose its left (keep the end), lose its right (keep the start), or drop the row."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from accord.data.chat import chat_tokens, document_ids, exchange
 from accord.data.prompts import kept_places
@@ -21,10 +21,8 @@ from accord.data.rows import (
     require,
     text_field,
 )
+from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
-
-if TYPE_CHECKING:
-    from accord.data.tokenizer import Tokenizer
 
 Cut = Literal["reply", "prompt", "drop"]
 """What a row that is too long loses: the end of its last reply, the start of what precedes that reply, or all."""

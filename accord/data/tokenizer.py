@@ -1,8 +1,8 @@
 """Text to token ids and back: a ``tokenizers`` backend with its special tokens, apart from transformers.
 
-Three rules of this room: ``encode`` never adds a token that the text does not spell; the pad token is never the end
+Three rules hold here: ``encode`` never adds a token that the text does not spell; the pad token is never the end
 token (a model whose end is masked as padding never learns to stop); the end token is the one that the chat template
-writes behind a reply, whatever the config calls EOS.
+writes after a reply, whatever the config calls EOS.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accord.data.chat_template import sample_reply
 from accord.errors import UserError
 from accord.io.digests import TOKENIZER_FILES, verify
 
@@ -151,7 +152,7 @@ class Tokenizer:
 
     # -------------------------------------------------------------- text and ids
     def encode(self, text: str) -> list[int]:
-        """Ids of the text and nothing else; special tokens that the text spells are recognised."""
+        """Ids of the text and nothing else; special tokens that the text spells are recognized."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -176,7 +177,7 @@ class Tokenizer:
 
     @cached_property
     def added_ids(self) -> frozenset[int]:
-        """Ids of tokens that are recognised whole, wherever they stand."""
+        """Ids of tokens that are recognized whole, wherever they stand."""
         return frozenset(self._backend.get_added_tokens_decoder())
 
     # -------------------------------------------------------------- choosing the special tokens
@@ -184,14 +185,21 @@ class Tokenizer:
         return self._backend.token_to_id(self.specials[name]) if name in self.specials else None
 
     def _find_eos(self) -> int:
-        if self.chat_template is not None:
-            from accord.data.chat import end_of_reply
-
-            if (written := end_of_reply(self)) is not None:
-                return written
+        if (written := self._end_of_reply()) is not None:
+            return written
         if (eos := self._named_id("eos_token")) is None:
             raise UserError('the tokenizer has no end token; set "eos_token" in tokenizer_config.json')
         return eos
+
+    def _end_of_reply(self) -> int | None:
+        """The id that the chat template writes after an assistant's content; None where it writes none."""
+        sample = sample_reply(self.chat_template, self.specials) if self.chat_template is not None else None
+        if sample is None:
+            return None
+        text, end = sample
+        ids, offsets = self.encode_with_offsets(text)
+        after = (i for i, (start, _) in zip(ids, offsets, strict=True) if start >= end)
+        return next((i for i in after if i in self.added_ids), None)
 
     def _find_pad(self) -> int:
         named = self._named_id("pad_token")
@@ -203,7 +211,7 @@ class Tokenizer:
         free = {text: i for text, i in special.items() if i not in taken and text not in template}
         if (spare := _first_spare(free, self.specials.get("unk_token"))) is not None:
             return free[spare]
-        # GPT-2 and its like have one special token.  Padding is only ever a filler behind a mask here, so that any
+        # GPT-2 and its like have one special token.  Padding is only ever a filler under a mask here, so that any
         # other token serves; the last one is a rare one.
         return next(i for i in reversed(range(self.vocab_size)) if i not in taken and self.token(i))
 

@@ -137,22 +137,16 @@ def effect_in_sd(a: PerPrompt, b: PerPrompt) -> float:
     return float(difference / spread)
 
 
-def win_rate(
-    ours: PerPrompt, theirs: PerPrompt, seed: int, *, matched: bool = False, n: int = 2000, level: float = 0.95
-) -> Interval:
+def win_rate(ours: PerPrompt, theirs: PerPrompt, seed: int, n: int = 2000, level: float = 0.95) -> Interval:
     """The share of comparisons that ``ours`` wins, ties counting one half, with a bootstrap interval over prompts.
 
-    Within a prompt each of our replies meets each of theirs; with ``matched`` reply j meets reply j only.
-    Prompts weigh alike.
+    Within a prompt each of our replies is compared with each of theirs; all prompts have the same weight.
     """
     first, second = _rows(ours, "ours"), _rows(theirs, "theirs")
     _same_length(first, second, "prompts of ours and theirs")
     rates = []
-    for i, (a, b) in enumerate(zip(first, second, strict=True)):
-        if matched:
-            _same_length(a, b, f"replies of ours and theirs, prompt {i}")
-        gap = a - b if matched else a[:, None] - b[None, :]
-        rates.append((np.sign(gap).mean() + 1) / 2)
+    for a, b in zip(first, second, strict=True):
+        rates.append((np.sign(a[:, None] - b[None, :]).mean() + 1) / 2)
     return _bootstrap(np.array(rates), seed, n, level)
 
 

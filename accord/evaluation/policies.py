@@ -35,8 +35,8 @@ def evaluate(config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: Nor
     """
     wanted, returns, lengths = config.evaluation.episodes, [], []
     for first in range(0, wanted, _SIDE_BY_SIDE):
-        n = min(_SIDE_BY_SIDE, wanted - first)
-        some, steps = _episodes(config, run, model, normalizer, first, n)
+        numbers = range(first, min(first + _SIDE_BY_SIDE, wanted))
+        some, steps = _episodes(config, run, model, normalizer, numbers)
         returns.append(some)
         lengths.append(steps)
     found = np.concatenate(returns)
@@ -49,10 +49,11 @@ def evaluate(config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: Nor
 
 
 def _episodes(
-    config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer, first: int, n: int
+    config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer, numbers: range
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) returns and (n,) lengths: one episode in each of ``n`` environments, so that short ones count no more."""
-    vectors = open_vectors(config.environment, n, lambda i, episode: run.derive("evaluation", first + i, episode))
+    """(n,) returns and (n,) lengths: one episode in each of n environments, so that short ones count no more."""
+    n = len(numbers)
+    vectors = open_vectors(config.environment, n, lambda i, episode: run.derive("evaluation", numbers[i], episode))
     returns, lengths, going = np.zeros(n), np.zeros(n), np.ones(n, dtype=bool)
     for _ in range(config.evaluation.max_steps):
         stepped = vectors.step(_act(model, normalizer, vectors.observations))

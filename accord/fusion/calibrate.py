@@ -1,4 +1,4 @@
-"""The scores of a merged reward model: centred and scaled anew on replies that the user names."""
+"""The scores of a merged reward model: centered and scaled again on replies that the user names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from accord.config.settings import FuseConfig
 from accord.data.packing import pack_preferences
-from accord.data.preferences import load_preferences
+from accord.data.preferences import PairLengths, load_preferences
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.fusion.head import read_head, write_head
@@ -22,13 +22,12 @@ ROWS = 32
 def calibrate(folder: Path, config: FuseConfig) -> tuple[float, float]:
     """Measures mean and deviation of the raw scores on the replies of ``config.calibrate`` and writes them to the head.
 
-    As a reward model's training does at its end.  An average of M models calibrated to deviation 1 has a smaller one: scores
+    The end of a reward model's training does the same.  An average of M models calibrated to deviation 1 has a smaller one: scores
     that agree with correlation ρ only have √((1 + (M − 1) ρ)/M).  Raises UserError where the file has no pairs.
     """
     device = resolve_device(config.device)
-    data = load_preferences(
-        config.calibrate, Tokenizer.open(folder), max(1, config.max_length * 3 // 4), config.max_length
-    )
+    lengths = PairLengths(max(1, config.max_length * 3 // 4), config.max_length)
+    data = load_preferences(config.calibrate, Tokenizer.open(folder), lengths)
     if not data.pairs:
         raise UserError(f"calibrate: {config.calibrate} has no pairs that can be used; name another file.")
     model = RewardModel.open(folder).to(device).eval()

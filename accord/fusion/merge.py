@@ -61,9 +61,9 @@ class Recipe:
         config = self.config
         weights = [source.weight for source in config.models]
         densities = [source.density for source in config.models]
-        normalize, scaling = config.normalizes, config.scaling
+        mixture = methods.Mixture(weights, config.normalizes, config.scaling)
         if config.method == "linear":
-            return methods.linear(tensors, weights, normalize)
+            return methods.linear(tensors, weights, config.normalizes)
         if config.method == "slerp":
             first, second = tensors
             return methods.slerp(first, second, config.t)
@@ -72,11 +72,11 @@ class Recipe:
             (only,) = tensors
             return methods.interpolate(base, only, config.t)
         if config.method == "task_arithmetic":
-            return methods.task_arithmetic(base, tensors, weights, normalize, scaling)
+            return methods.task_arithmetic(base, tensors, mixture)
         if config.method == "ties":
-            return methods.ties(base, tensors, weights, densities, normalize, scaling)
+            return methods.ties(base, tensors, mixture, densities)
         dare = methods.dare_linear if config.method == "dare_linear" else methods.dare_ties
-        return dare(base, tensors, weights, densities, self.generators(name), normalize, scaling)
+        return dare(base, tensors, mixture, methods.Thinning(densities, self.generators(name)))
 
     def generators(self, name: str) -> list[torch.Generator]:
         """One for each model: from the seed, the tensor's name, the model's bytes, and which copy of the model it is."""

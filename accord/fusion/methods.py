@@ -1,8 +1,8 @@
 """How tensors of one name are merged: pure functions in the tensors' own dtype (the caller gives float32).
 
 ``θ_i`` is the tensor of model i, ``θ_0`` that of the base, ``δ_i = θ_i − θ_0`` a task vector, ``w_i`` a weight, ``λ`` the
-scaling.  All tensors of a call have one shape, and none is changed.  Models are gone through once, in order, so that they may
-be read as they are asked for: sums hold one of them at a time, TIES and DARE-TIES one task vector for each.
+scaling.  All tensors of a call have one shape, and none is changed.  The models are iterated once, in order, so that they may
+be read lazily: sums hold one of them at a time, TIES and DARE-TIES one task vector for each.
 
 Numbered details:
 1. linear, SLERP and TIES give what mergekit 0.1.5 gives (oracle test); so the angle of SLERP is that between whole tensors,
@@ -15,6 +15,7 @@ Numbered details:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,6 +30,28 @@ CHUNK = 1 << 17
 """Entries that are looked at together where several temporary tensors are needed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """How task vectors are added up: λ Σ w_i δ_i, the sum over Σ w_i where ``normalize``."""
+
+    weights: Sequence[float]
+    normalize: bool
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
+class Thinning:
+    """DARE's random choice of entries, by model: the share that stays, and the random state that draws it."""
+
+    densities: Sequence[float]
+    generators: Sequence[torch.Generator]
+
+    def deltas(self, base: Tensor, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The task vectors, thinned by ``drop``, one at a time."""
+        for tensor, density, generator in zip(tensors, self.densities, self.generators, strict=True):
+            yield drop(tensor - base, density, generator)
+
+
 def linear(tensors: Iterable[Tensor], weights: Sequence[float], normalize: bool) -> Tensor:
     """Σ w_i θ_i, over Σ w_i where ``normalize``.
 
@@ -37,7 +60,7 @@ def linear(tensors: Iterable[Tensor], weights: Sequence[float], normalize: bool)
     """
     total = sum(weights)
     if normalize and abs(total) < SMALL_SUM:
-        raise ValueError(f"weights {list(weights)} sum to zero, so they cannot be normalised")
+        raise ValueError(f"weights {list(weights)} sum to zero, so they cannot be normalized")
     result = _sum(tensors, weights)
     return result.div_(total) if normalize else result
 
@@ -63,63 +86,35 @@ def slerp(first: Tensor, second: Tensor, t: float) -> Tensor:
 def interpolate(base: Tensor, tensor: Tensor, eta: float) -> Tensor:
     """θ_0 + η (θ − θ_0): on the line from the base (η = 0) through the model (η = 1), and beyond.
 
-    WARP's linear interpolation towards initialisation, LITI (Ramé et al. 2024, arXiv 2406.16768, stage 3); η between 0 and
+    WARP's linear interpolation towards initialization, LITI (Ramé et al. 2024, arXiv 2406.16768, stage 3); η between 0 and
     1 is WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), η above 1 ExPO (Zheng et al. 2024, arXiv 2404.16792).
     """
     return base + eta * (tensor - base)
 
 
-def task_arithmetic(
-    base: Tensor, tensors: Iterable[Tensor], weights: Sequence[float], normalize: bool, scaling: float
-) -> Tensor:
+def task_arithmetic(base: Tensor, tensors: Iterable[Tensor], mixture: Mixture) -> Tensor:
     """θ_0 + λ Σ w_i δ_i, the sum over Σ w_i where ``normalize`` (Ilharco et al. 2022, arXiv 2212.04089, section 2)."""
-    return _added(base, (x - base for x in tensors), weights, normalize, scaling)
+    return _added(base, (x - base for x in tensors), mixture)
 
 
-def ties(
-    base: Tensor,
-    tensors: Iterable[Tensor],
-    weights: Sequence[float],
-    densities: Sequence[float],
-    normalize: bool,
-    scaling: float,
-) -> Tensor:
+def ties(base: Tensor, tensors: Iterable[Tensor], mixture: Mixture, densities: Sequence[float]) -> Tensor:
     """Trim, elect, merge (Yadav et al. 2023, arXiv 2306.01708, algorithm 1).
 
     Each δ_i keeps its ``density`` of largest entries; at each place the sign of Σ w_i δ_i is elected; the entries that have it
     are summed, over the sum of their weights where ``normalize`` (the paper's disjoint mean).
     Departure, as in mergekit: models have weights, and they count in the election.
     """
-    deltas = [trim(x - base, density) for x, density in zip(tensors, densities, strict=True)]
-    return _elected(base, deltas, weights, normalize, scaling)
+    return _elected(base, [trim(x - base, density) for x, density in zip(tensors, densities, strict=True)], mixture)
 
 
-def dare_linear(
-    base: Tensor,
-    tensors: Iterable[Tensor],
-    weights: Sequence[float],
-    densities: Sequence[float],
-    generators: Sequence[torch.Generator],
-    normalize: bool,
-    scaling: float,
-) -> Tensor:
+def dare_linear(base: Tensor, tensors: Iterable[Tensor], mixture: Mixture, thinning: Thinning) -> Tensor:
     """Task arithmetic on task vectors thinned by ``drop`` (Yu et al. 2023, arXiv 2311.03099, section 3)."""
-    deltas = (drop(x - base, d, g) for x, d, g in zip(tensors, densities, generators, strict=True))
-    return _added(base, deltas, weights, normalize, scaling)
+    return _added(base, thinning.deltas(base, tensors), mixture)
 
 
-def dare_ties(
-    base: Tensor,
-    tensors: Iterable[Tensor],
-    weights: Sequence[float],
-    densities: Sequence[float],
-    generators: Sequence[torch.Generator],
-    normalize: bool,
-    scaling: float,
-) -> Tensor:
+def dare_ties(base: Tensor, tensors: Iterable[Tensor], mixture: Mixture, thinning: Thinning) -> Tensor:
     """TIES with ``drop`` in place of ``trim`` (Yu et al. 2023)."""
-    deltas = [drop(x - base, d, g) for x, d, g in zip(tensors, densities, generators, strict=True)]
-    return _elected(base, deltas, weights, normalize, scaling)
+    return _elected(base, list(thinning.deltas(base, tensors)), mixture)
 
 
 def trim(delta: Tensor, density: float) -> Tensor:
@@ -167,27 +162,25 @@ def _sum(tensors: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
     return result
 
 
-def _added(base: Tensor, deltas: Iterable[Tensor], weights: Sequence[float], normalize: bool, scaling: float) -> Tensor:
-    mixed, total = _sum(deltas, weights), sum(weights)
-    if normalize and abs(total) >= SMALL_SUM:
+def _added(base: Tensor, deltas: Iterable[Tensor], mixture: Mixture) -> Tensor:
+    mixed, total = _sum(deltas, mixture.weights), sum(mixture.weights)
+    if mixture.normalize and abs(total) >= SMALL_SUM:
         mixed.div_(total)
-    return mixed.mul_(scaling).add_(base)
+    return mixed.mul_(mixture.scaling).add_(base)
 
 
-def _elected(
-    base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], normalize: bool, scaling: float
-) -> Tensor:
+def _elected(base: Tensor, deltas: Sequence[Tensor], mixture: Mixture) -> Tensor:
     """The sum over entries of the elected sign; ``+`` where the votes cancel."""
     result = base.clone(memory_format=torch.contiguous_format)
     flat, flats = result.view(-1), [delta.reshape(-1) for delta in deltas]
     for part in _parts(len(flat)):
-        weighted = torch.stack([delta[part] * weight for delta, weight in zip(flats, weights, strict=True)])
+        weighted = torch.stack([delta[part] * weight for delta, weight in zip(flats, mixture.weights, strict=True)])
         elected = torch.where(weighted.sum(0) >= 0, 1, -1)
         agrees = weighted.sign() == elected
         mixed = torch.where(agrees, weighted, 0).sum(0)
-        if normalize:
-            shares = torch.tensor(weights, dtype=base.dtype)[:, None]
+        if mixture.normalize:
+            shares = torch.tensor(mixture.weights, dtype=base.dtype)[:, None]
             counted = (agrees * shares).sum(0)
             mixed.div_(torch.where(counted == 0, 1, counted))
-        flat[part] += scaling * mixed
+        flat[part] += mixture.scaling * mixed
     return result

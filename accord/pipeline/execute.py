@@ -11,7 +11,7 @@ from typing import Protocol
 from accord.errors import Interrupted
 from accord.pipeline.plan import Planned
 from accord.pipeline.stage import Outcome
-from accord.runtime.run import StopSignal
+from accord.runtime.stop_signal import StopSignal
 
 
 class View(Protocol):

@@ -20,7 +20,7 @@ from accord.pipeline.stage import Outcome, failure, folder, kept, logs, run_stag
 from accord.pipeline.status import progress, standings
 from accord.pipeline.view import LiveTable, view_for
 from accord.registry.manifest import versions, write_json
-from accord.runtime.run import console
+from accord.runtime.console import console
 
 LAST = "pipeline.json"
 

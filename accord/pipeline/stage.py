@@ -22,20 +22,21 @@ from accord.pipeline.why import differences
 from accord.registry.manifest import MANIFEST, content_digest, versions, write_json
 from accord.runtime.allocator import keep_memory
 from accord.runtime.peak_memory import peak, reset_peak
-from accord.runtime.run import Beat, Run
+from accord.runtime.progress_file import ProgressFile
+from accord.runtime.run import Run, StageIdentity
 
 # What a stage calls, and the version of what it does: raised when a change of ours changes its results.
 STAGES: dict[str, tuple[str, str, int]] = {
-    "demo": ("accord.stage_kinds.demo", "train", 1),
-    "pretrained": ("accord.stage_kinds.pretrained", "train", 1),
+    "demo": ("accord.stage_kinds.demo", "run_demo", 1),
+    "pretrained": ("accord.stage_kinds.pretrained", "run_pretrained", 1),
     "base": ("accord.algorithms.base", "train", 2),
     "sft": ("accord.algorithms.sft", "train", 2),
-    "pairs": ("accord.stage_kinds.pairs", "train", 4),
+    "pairs": ("accord.stage_kinds.pairs", "run_pairs", 4),
     "reward": ("accord.algorithms.reward_model", "train", 3),
     "ppo": ("accord.stage_kinds.ppo", "train", 4),
     "dpo": ("accord.algorithms.dpo", "train", 2),
-    "compare": ("accord.evaluation.suite", "compare", 3),
-    "fuse": ("accord.stage_kinds.fuse", "train", 1),
+    "compare": ("accord.stage_kinds.compare", "run_compare", 3),
+    "fuse": ("accord.stage_kinds.fuse", "run_fuse", 1),
 }
 
 
@@ -175,7 +176,7 @@ def run_stage(
         (directory / DONE).unlink(missing_ok=True)
         _tidy(directory, finished=False)
         if not goes_on:
-            for old in (STATE, Beat.FILE):
+            for old in (STATE, ProgressFile.NAME):
                 (directory / old).unlink(missing_ok=True)
             write_json(directory / BEGUN, {**task.record(), "why": why})
         noted = partial(note, journal, directory.name, task.key)
@@ -190,9 +191,8 @@ def _worked(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Call
     config, directory, name = task.config, task.directory, task.directory.name
     place, started = logs(config, task.kind), time.time()
     reset_peak()
-    with Run(name, directory, place, config.seed, config.log_every, config.save_every, resume, bar) as run:
-        run.key, run.parents = task.key, dict(task.inputs)
-        run.sources, run.settings = dict(task.sources), dict(task.settings)
+    identity = StageIdentity(name, directory, place, config.seed, task.key, task.inputs, task.sources, task.settings)
+    with Run(identity, config.log_every, config.save_every, resume, bar) as run:
         try:
             (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
             module, function, _ = STAGES[task.kind]
@@ -264,7 +264,7 @@ def _register(run: Run) -> None:
 
 def _tidy_done(directory: Path) -> None:
     """A kill behind the last line of a stage leaves things to take away; nobody is at it, or it is left alone."""
-    leftovers = [directory / name for name in (STATE, BEGUN, LOCK, Beat.FILE, FAILED)]
+    leftovers = [directory / name for name in (STATE, BEGUN, LOCK, ProgressFile.NAME, FAILED)]
     if any(path.exists() for path in leftovers) or any(directory.glob(".*")):
         try:
             with held(directory):
@@ -281,7 +281,7 @@ def _tidy(directory: Path, finished: bool) -> None:
         else:
             leftover.unlink(missing_ok=True)
     if finished:
-        for name in (STATE, BEGUN, Beat.FILE, FAILED):
+        for name in (STATE, BEGUN, ProgressFile.NAME, FAILED):
             (directory / name).unlink(missing_ok=True)
 
 

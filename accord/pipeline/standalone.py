@@ -10,7 +10,7 @@ from accord.config.settings import CONFIGS, BaseConfig, Stage, TextModel
 from accord.pipeline.records import DONE, read_done
 from accord.pipeline.references import SMALL, references, require, resolve
 from accord.pipeline.stage import Outcome, folder, run_stage
-from accord.runtime.run import console
+from accord.runtime.console import console
 
 
 def run_alone(kind: str, config: Stage, resume: bool) -> Outcome:

@@ -16,7 +16,7 @@ from accord.pipeline.records import BEGUN, read_done, read_record
 from accord.pipeline.references import require, resolve
 from accord.pipeline.stage import kept, task_of
 from accord.pipeline.why import NEVER, differences
-from accord.runtime.run import Beat
+from accord.runtime.progress_file import ProgressFile
 
 State = Literal["done", "running", "failed", "interrupted", "runs", "may run"]
 FIGURES = ("rollout/score", "rollout/episode_return", "rollout/kl", "heldout_accuracy", "accuracy", "loss", "gold")
@@ -74,7 +74,7 @@ def _unless_done(directory: Path) -> tuple[str, ...]:
 
 def progress(directory: Path) -> dict[str, Any]:
     """What progress.json says; empty where there is none."""
-    return read_record(directory / Beat.FILE)
+    return read_record(directory / ProgressFile.NAME)
 
 
 def time_left(beat: Mapping[str, Any]) -> float | None:

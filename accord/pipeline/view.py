@@ -16,7 +16,7 @@ from rich.text import Text
 from accord.pipeline.plan import Planned
 from accord.pipeline.stage import Outcome
 from accord.pipeline.status import figures, progress, span, time_left
-from accord.runtime.run import console
+from accord.runtime.console import console
 
 MARKS = {"done": "✓", "failed": "✗", "not run": "-", "running": "▶", "waiting": "·"}
 STYLES = {"done": "green", "failed": "red", "not run": "yellow", "running": "bold", "waiting": "dim"}

@@ -85,7 +85,7 @@ def _store() -> Store:
 
 
 def _print(*things: Any) -> None:
-    from accord.runtime.run import console
+    from accord.runtime.console import console
 
     width = None if console.is_terminal else WIDE
     for thing in things:

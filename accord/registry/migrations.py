@@ -14,11 +14,30 @@ import sqlalchemy as sa
 
 from accord.errors import UserError
 from accord.io.digests import LINEAGE, MANIFEST
-from accord.registry.schema import FORMAT, format_of
+from accord.registry.schema import FORMAT, format_of, writing
 
 
-def migrate(connection: sa.Connection, path: Path) -> None:
-    """Applies what is missing; ``connection`` is within a write transaction.  Raises UserError for format 0."""
+def upgrade(path: Path, engine: sa.Engine) -> None:
+    """Brings an older registry up to date.  Raises UserError for a newer one, or where this is no registry."""
+    try:
+        with engine.connect() as connection:
+            found = format_of(connection)
+        if found < FORMAT:
+            with writing(engine) as connection:
+                _migrate(connection, path)
+    except sa.exc.DatabaseError as error:
+        raise UserError(
+            f"{path}: not a registry that can be read ({error.orig}); move it away to begin a new one."
+        ) from None
+    if found > FORMAT:
+        raise UserError(
+            f"{path}: was written by a newer accord (format {found}; this one knows {FORMAT}); update accord, or set"
+            " ACCORD_REGISTRY to another file."
+        )
+
+
+def _migrate(connection: sa.Connection, path: Path) -> None:
+    """Applies the missing steps; ``connection`` is within a write transaction.  Raises UserError for format 0."""
     found = format_of(connection)  # read again: another process may have been quicker
     if found == 0:
         raise UserError(f"{path}: is a database, but no registry of accord's; set ACCORD_REGISTRY to another file.")

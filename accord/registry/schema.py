@@ -145,26 +145,5 @@ def create(path: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def check(path: Path, engine: sa.Engine) -> None:
-    """Brings an older registry up to date.  Raises UserError for a newer one, or where this is no registry."""
-    from accord.registry.migrations import migrate
-
-    try:
-        with engine.connect() as connection:
-            found = format_of(connection)
-        if found < FORMAT:
-            with writing(engine) as connection:
-                migrate(connection, path)
-    except sa.exc.DatabaseError as error:
-        raise UserError(
-            f"{path}: not a registry that can be read ({error.orig}); move it away to begin a new one."
-        ) from None
-    if found > FORMAT:
-        raise UserError(
-            f"{path}: was written by a newer accord (format {found}; this one knows {FORMAT}); update accord, or set"
-            " ACCORD_REGISTRY to another file."
-        )
-
-
 def format_of(connection: sa.Connection) -> int:
     return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from accord.errors import UserError
 from accord.io.digests import read_manifest
 from accord.registry import artifact_files as objects
-from accord.registry import schema
+from accord.registry import migrations, schema
 from accord.registry.family import Family, Record, from_json, of_manifest, of_path, to_json
 from accord.registry.schema import aliases, models, names, parents, reading, tags, writing
 
@@ -77,7 +77,7 @@ class Store:
         self.path = path
         self._engine = schema.engine_of(path)
         if path.exists():
-            schema.check(path, self._engine)
+            migrations.upgrade(path, self._engine)
 
     @property
     def root(self) -> Path:

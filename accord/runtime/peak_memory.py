@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from pathlib import Path
-
-from accord.runtime.run import peak_rss_mb
 
 
 def reset_peak() -> None:
-    """Linux forgets the process's peak of resident memory when asked to; elsewhere peaks only grow."""
+    """Resets the process's peak of resident memory on Linux; elsewhere peaks only grow."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -25,3 +25,9 @@ def peak() -> float:
     except OSError:
         pass
     return peak_rss_mb()
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of the whole process, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024 if sys.platform != "darwin" else peak / 1024**2

@@ -1,4 +1,4 @@
-"""Run: the folder, seeds, log file, metrics and progress of one stage, and *when* to log, save and stop."""
+"""Run: seeds, log file, metrics and progress of one stage, and when to log, save and stop."""
 
 from __future__ import annotations
 
@@ -6,153 +6,86 @@ import hashlib
 import json
 import logging
 import os
-import resource
-import signal
-import sys
-import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from accord.errors import Interrupted
+from accord.runtime.console import console
+from accord.runtime.progress_file import ProgressFile
+from accord.runtime.stop_signal import StopSignal
 
 if TYPE_CHECKING:
     import torch
 
-console = Console(highlight=False, soft_wrap=True)
 
+@dataclass(frozen=True, slots=True)
+class StageIdentity:
+    """Which stage a run belongs to, where it writes, and what its result comes from."""
 
-class StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a flag that loops look at; the second one stops at once."""
-
-    def __init__(self) -> None:
-        self.raised = False
-        self._previous: dict[signal.Signals, Any] = {}
-        self._teller: threading.Thread | None = None
-
-    def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._previous[number] = signal.signal(number, self._handle)
-            except ValueError:  # not the main thread: a notebook's worker, say
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if self._teller is not None:
-            self._teller.join()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.raised:
-            raise KeyboardInterrupt
-        self.raised = True
-        # In a thread: a signal comes between any two lines, those of a print or of an import among them.
-        self._teller = threading.Thread(
-            target=console.print, args=("stopping at the next step; once more stops at once",)
-        )
-        self._teller.start()
-
-
-class Beat:
-    """``progress.json`` in a stage's folder: how far it is, for whoever looks, from here or from another terminal.
-
-    The first one is renamed into place; later ones are written over it at one go, filled up to one length, at most
-    twice a second.  It stays where a stage is stopped or killed: then it says how far it was.
-    """
-
-    FILE, LENGTH, EVERY = "progress.json", 1024, 0.5
-
-    def __init__(self, directory: Path, step: int, total: int) -> None:
-        self.path, self.first, self.total = directory / self.FILE, step, total
-        self.begun, self.next = time.time(), 0.0
-        self.metrics: dict[str, float] = {}
-        aside = directory / f".{self.FILE}.{os.getpid()}.tmp"
-        aside.write_bytes(self._text(step))
-        os.replace(aside, self.path)
-        self._file = os.open(self.path, os.O_WRONLY)
-
-    def note(self, step: int, metrics: Mapping[str, float], last: bool = False) -> None:
-        """``metrics`` are shown with those of before; ``last``: now, whatever the time."""
-        now = time.monotonic()
-        if now < self.next and not last:
-            return
-        self.next = now + self.EVERY
-        self.metrics |= {k: float(v) for k, v in metrics.items()}
-        os.pwrite(self._file, self._text(step), 0)
-
-    def _text(self, step: int) -> bytes:
-        known = {"pid": os.getpid(), "step": step, "total": self.total, "first": self.first, "begun": self.begun}
-        kept = dict(list(self.metrics.items())[-24:])
-        text = json.dumps({**known, "updated": time.time(), "metrics": kept})
-        while len(text) > self.LENGTH and kept:
-            kept.popitem()
-            text = json.dumps({**known, "updated": time.time(), "metrics": kept})
-        return text.ljust(self.LENGTH).encode()
-
-    def close(self) -> None:
-        os.close(self._file)
+    name: str
+    directory: Path
+    """For results."""
+    logs: Path
+    seed: int
+    key: str = ""
+    """Digest of everything that can change the result; empty outside a pipeline."""
+    parents: Mapping[str, str] = field(default_factory=dict)
+    """Config key: digest of what it names."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Config key: path of what it names."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Those that change results, with the inputs blanked."""
 
 
 class Run:
     """One stage's run: ``directory`` for results, ``logs`` for what happened.
 
-    ``tick`` is called once for each optimiser step.  The run holds no tensors and no random state: every random
-    draw comes from ``generator(purpose, counters)``, so that resuming needs only counters.
+    ``tick`` is called once for each optimizer step.  ``bar`` shows a progress bar of its own, for a stage that no view
+    of a whole pipeline shows.  The run holds no tensors and no random state: every random draw comes from
+    ``generator(purpose, counters)``, so that resuming needs only counters.
     """
 
     def __init__(
-        self,
-        name: str,
-        directory: Path,
-        logs: Path,
-        seed: int,
-        log_every: int,
-        save_every: int,
-        resume: bool = False,
-        bar: bool = True,
+        self, identity: StageIdentity, log_every: int, save_every: int, resume: bool = False, bar: bool = True
     ) -> None:
-        self.name, self.directory, self.logs, self.seed = name, directory, logs, seed
+        self.name, self.directory, self.logs = identity.name, identity.directory, identity.logs
+        self.seed, self.key = identity.seed, identity.key
+        self.parents, self.sources, self.settings = identity.parents, identity.sources, identity.settings
         self.log_every, self.save_every, self.resume = log_every, save_every, resume
         self.step = 0
         self.total_steps = 0
         self.started = time.monotonic()
         self.stop = StopSignal()
-        self.key = ""
-        self.resumable = True
-        self.parents: dict[str, str] = {}  # config key: digest of what it names
-        self.sources: dict[str, str] = {}  # config key: its path
-        self.settings: dict[str, Any] = {}  # those that change results, inputs blanked
-        directory.mkdir(parents=True, exist_ok=True)
-        logs.mkdir(parents=True, exist_ok=True)
-        self._log = logging.getLogger(f"accord.log.{name}.{id(self)}")
+        self._resumable = True
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self._log = logging.getLogger(f"accord.log.{self.name}.{id(self)}")
         self._log.setLevel(logging.INFO)
         self._log.propagate = False
-        handler = logging.FileHandler(logs / f"{name}.log", mode="a" if resume else "w", encoding="utf-8")
+        handler = logging.FileHandler(self.logs / f"{self.name}.log", mode="a" if resume else "w", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self._log.addHandler(handler)
-        self._metrics = logs / "metrics.jsonl"
+        self._metrics = self.logs / "metrics.jsonl"
         if not resume:
             self._metrics.write_text("")
-            for old in logs.glob("events.out.tfevents.*"):
+            for old in self.logs.glob("events.out.tfevents.*"):
                 old.unlink()
         self._writer: Any = None
-        self._progress: Progress | None = None
-        self._bar = bar  # of its own; without it, a view of the whole pipeline shows how far this is
-        self._beat: Beat | None = None
+        self._bar: Progress | None = None
+        self._shows_bar = bar
+        self._progress_file: ProgressFile | None = None
 
     # ---------------------------------------------------------------- words
     def say(self, text: str) -> None:
         """To the screen and into the log file."""
         for line in text.splitlines():
             self._log.info(line)
-        (self._progress.console if self._progress else console).print(text, markup=False)
+        (self._bar.console if self._bar else console).print(text, markup=False)
 
     def log_failure(self, error: BaseException) -> None:
         """The traceback, into the log file only."""
@@ -177,24 +110,25 @@ class Run:
         return torch.Generator(device).manual_seed(self.derive(purpose, *counters))
 
     # ---------------------------------------------------------------- steps
-    def begin(self, total_steps: int, step: int = 0) -> None:
-        """Starts counting at ``step`` of ``total_steps``; metrics of what will be done again are dropped.
+    def begin(self, total_steps: int, step: int = 0, *, resumable: bool = True) -> None:
+        """Starts counting at ``step`` of ``total_steps``; metrics of steps that will be repeated are dropped.
 
-        Of step s, the state's own, only the optimiser's line stays: what else is told there (a rollout, the closing
-        figures) comes after the state is saved, so it will be told again.
+        Of the saved step itself only the optimizer's line stays: what else is logged there (a rollout, the closing
+        figures) comes after the state is saved and will be logged again.  ``resumable``: whether the stage saves a
+        state that a later run can continue from.
         """
-        self.total_steps, self.step = total_steps, step
+        self.total_steps, self.step, self._resumable = total_steps, step, resumable
         rows = _whole_rows(self._metrics)
         before = [r for r in rows if r["step"] < step or (r["step"] == step and "learning_rate" in r)]
         aside = self._metrics.with_name(".metrics.jsonl.tmp")  # a kill here must not cost the lines
         aside.write_text("".join(json.dumps(row) + "\n" for row in before))
         os.replace(aside, self._metrics)
-        if self._beat:
-            self._beat.close()
-        self._beat = Beat(self.directory, step, total_steps)
-        if console.is_terminal and self._bar:
+        if self._progress_file:
+            self._progress_file.close()
+        self._progress_file = ProgressFile(self.directory, step, total_steps)
+        if console.is_terminal and self._shows_bar:
             columns = ("[bold]{task.description}", "{task.fields[note]}")
-            self._progress = Progress(
+            self._bar = Progress(
                 TextColumn(columns[0]),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -204,19 +138,19 @@ class Run:
                 console=console,
                 transient=True,
             )
-            self._progress.start()
-            self._progress.add_task(self.name, total=total_steps, completed=step, note="")
+            self._bar.start()
+            self._bar.add_task(self.name, total=total_steps, completed=step, note="")
 
     def tick(self, metrics: Mapping[str, float]) -> None:
-        """One optimiser step is done."""
+        """One optimizer step is done."""
         self.step += 1
         if self.step % self.log_every == 0 or self.step == self.total_steps or self.step == 1:
             self.record(metrics)
-        if self._beat:
-            self._beat.note(self.step, metrics, last=self.step == self.total_steps)
-        if self._progress:
+        if self._progress_file:
+            self._progress_file.update(self.step, metrics, last=self.step == self.total_steps)
+        if self._bar:
             note = "  ".join(f"{k} {v:.3g}" for k, v in list(metrics.items())[:3])
-            self._progress.update(self._progress.task_ids[0], completed=self.step, note=note)
+            self._bar.update(self._bar.task_ids[0], completed=self.step, note=note)
 
     def record(self, metrics: Mapping[str, float], prefix: str = "") -> None:
         """Writes a line of metrics at the current step, to metrics.jsonl, TensorBoard and the log."""
@@ -229,8 +163,8 @@ class Run:
             self._writer = SummaryWriter(str(self.logs))
         for key, value in named.items():
             self._writer.add_scalar(key, value, self.step)
-        if self._beat:
-            self._beat.metrics |= named  # of a rollout, say: told with the next step
+        if self._progress_file:
+            self._progress_file.metrics |= named  # of a rollout, say: shown with the next step
         text = f"step {self.step}/{self.total_steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in named.items())
         self._log.info(text)
         if not console.is_terminal and (self.step in (1, self.total_steps) or self.step % (10 * self.log_every) == 0):
@@ -243,10 +177,10 @@ class Run:
     def check_stop(self) -> None:
         """Raises Interrupted if the user asked to stop; called after the state is saved."""
         if self.stop.raised:
-            if self._beat:
-                self._beat.note(self.step, {}, last=True)
-            kept = "the state is saved." if self.resumable else "this stage keeps no state and will begin anew."
-            raise Interrupted(f"{self.name}: stopped at step {self.step} of {self.total_steps}; {kept}")
+            if self._progress_file:
+                self._progress_file.update(self.step, {}, last=True)
+            state = "the state is saved." if self._resumable else "this stage keeps no state and will begin anew."
+            raise Interrupted(f"{self.name}: stopped at step {self.step} of {self.total_steps}; {state}")
 
     # ---------------------------------------------------------------- begin and end
     def __enter__(self) -> Run:
@@ -255,12 +189,12 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.stop.__exit__()
-        if self._progress:
-            self._progress.stop()
-            self._progress = None
-        if self._beat:
-            self._beat.close()
-            self._beat = None
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+        if self._progress_file:
+            self._progress_file.close()
+            self._progress_file = None
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -282,9 +216,3 @@ def _whole_rows(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def peak_rss_mb() -> float:
-    """The most resident memory this process has had, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024 if sys.platform != "darwin" else peak / 1024**2

@@ -10,7 +10,7 @@ from accord.registry.manifest import read_manifest
 from accord.runtime.run import Run
 
 
-def train(config: FuseConfig, run: Run) -> dict[str, float]:
+def run_fuse(config: FuseConfig, run: Run) -> dict[str, float]:
     """Merges and leaves ``model/``; returns what was merged, and of a reward model the statistics of its scores."""
     first = require_folder(config.models[0].model, "models.0.model")
     tensors = len(open_weights(first).layouts)
@@ -22,8 +22,7 @@ def train(config: FuseConfig, run: Run) -> dict[str, float]:
             "tensors": f"{tensors:,}, one at a time, in float32",
         }
     )
-    run.resumable = False
-    run.begin(tensors)
+    run.begin(tensors, resumable=False)
     seen = 0
 
     def tick(parameters: int) -> None:

@@ -26,7 +26,7 @@ def download(name: str) -> str:
         ) from None
 
 
-def train(config: PretrainedConfig, run: Run) -> dict[str, float]:
+def run_pretrained(config: PretrainedConfig, run: Run) -> dict[str, float]:
     """Opens the model and leaves it behind as it is."""
     source = config.source
     if source == "smollm2":

@@ -10,12 +10,12 @@ from accord.config.settings import Optimiser
 from accord.data.packing import pack_supervised
 from accord.data.supervised import SupervisedExample
 from accord.functional.logprobs import token_logprobs
-from accord.functional.losses import nll_loss, sft_loss
+from accord.functional.losses.supervised import nll_loss, sft_loss
 from accord.kernels.vocabulary_head import label_nll
 from accord.models.backbone import Backbone
 from accord.runtime.run import Run
 from accord.training.epochs import Epochs, train_epochs
-from accord.training.last_metrics import Latest
+from accord.training.last_metrics import LastMetrics
 from accord.types import LossOutput, Packed
 
 
@@ -41,7 +41,7 @@ def train_texts(
     settings: Optimiser,
     precision: str,
     after_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
-) -> Latest:
+) -> LastMetrics:
     """Trains to the end of the last epoch, from the saved state where the run resumes; returns the last metrics.
 
     ``after_epoch`` gets the number of the epoch, counted from 0, and the metrics of its last step.

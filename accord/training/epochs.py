@@ -13,7 +13,7 @@ from accord.data.batches import Batches
 from accord.runtime.run import Run
 from accord.training.checkpoint import Checkpoint, Resumable
 from accord.training.fit import fit
-from accord.training.last_metrics import Latest
+from accord.training.last_metrics import LastMetrics
 from accord.training.updater import Updater
 from accord.types import LossOutput
 
@@ -40,7 +40,7 @@ def train_epochs(
     data: Epochs[B],
     before_first_step: Callable[[], None] = lambda: None,
     after_step: Callable[[dict[str, float]], None] = lambda metrics: None,
-) -> Latest:
+) -> LastMetrics:
     """Trains to the end of the last epoch, from the saved state where the run resumes; returns the last step's metrics.
 
     ``before_first_step`` is skipped where the run resumes from a saved state.
@@ -48,7 +48,7 @@ def train_epochs(
     settings = data.settings
     batches = Batches(data.lengths, settings.batch_size, run.seed, settings.num_epochs)
     updater = Updater(groups, settings, len(batches), data.precision)
-    last = Latest()
+    last = LastMetrics()
     parts: dict[str, Resumable] = {"model": model, "updater": updater, "data": batches, "metrics": last}
     checkpoint = Checkpoint(run.directory / "state.pt", run.key, parts)
     start = checkpoint.restore() if run.resume else 0

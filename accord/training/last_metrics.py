@@ -1,11 +1,11 @@
-"""The metrics of the newest step, kept with the resumable state: a run that goes on behind its last step still has them."""
+"""The metrics of the newest step, saved with the state: a run resumed after its last step still has them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-class Latest(dict[str, float]):
+class LastMetrics(dict[str, float]):
     """Metrics by name, replaced at every step."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from accord.functional.losses import combine, entropy_bonus, kl_penalty_loss, ppo_policy_loss, ppo_value_loss
+from accord.functional.losses.policy import entropy_bonus, kl_penalty_loss, ppo_policy_loss, ppo_value_loss
+from accord.functional.losses.terms import combine
 from accord.types import LossOutput, PolicyBatch, TextActions
 
 

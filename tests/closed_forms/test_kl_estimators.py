@@ -29,7 +29,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from accord.functional.advantages import token_gae
 from accord.functional.kl import categorical_kl, k1, k2, k3
-from accord.functional.losses import kl_penalty_loss, ppo_policy_loss
+from accord.functional.losses.policy import kl_penalty_loss, ppo_policy_loss
 from accord.rollout.shaping import token_rewards
 
 Estimator = Callable[[Tensor], Tensor]

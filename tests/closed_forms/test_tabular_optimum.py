@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -168,8 +167,8 @@ class Lookup:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    with Run("tabular", tmp_path, tmp_path / "logs", 0, 1000, 1000) as made:
+def run(open_run: Callable[..., Run]) -> Iterator[Run]:
+    with open_run("tabular", log_every=1000, save_every=1000) as made:
         yield made
 
 

@@ -17,7 +17,7 @@ from accord.cli import main, parse
 from accord.config.load import known_keys, load
 from accord.config.settings import CONFIGS
 from accord.errors import UserError
-from accord.evaluation.suite import reward_figures
+from accord.evaluation.reward_models import reward_figures
 from accord.pipeline.orchestrator import plan
 
 REPO = Path(__file__).parents[2]

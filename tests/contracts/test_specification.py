@@ -242,7 +242,7 @@ def test_advantages_as_written() -> None:
 
 def test_ppo_loss_as_written() -> None:
     """loss = −min(ratio·A, clip(ratio, 1−ε, 1+ε)·A)"""
-    from accord.functional.losses import ppo_policy_loss
+    from accord.functional.losses.policy import ppo_policy_loss
 
     old = torch.zeros(1, 4, dtype=torch.float64)
     new = torch.tensor([[1.5, 0.5, 1.5, 0.5]], dtype=torch.float64).log()
@@ -254,7 +254,7 @@ def test_ppo_loss_as_written() -> None:
 
 def test_dpo_loss_as_written() -> None:
     """loss = −log_sigmoid(beta·(policy_logratios − ref_logratios))"""
-    from accord.functional.losses import dpo_loss
+    from accord.functional.losses.preference import dpo_loss
 
     chosen, rejected, ref_chosen, ref_rejected = (torch.tensor([x]) for x in (-3.0, -5.0, -4.0, -4.5))
     loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, 0.1, 0.0).loss

@@ -18,8 +18,6 @@ settings_of_batches = st.fixed_dictionaries(
         "batch_size": st.integers(1, 30),
         "seed": st.integers(0, 3),
         "epochs": st.integers(0, 3),
-        "bucket": st.booleans(),
-        "drop_last": st.booleans(),
     }
 )
 
@@ -46,13 +44,11 @@ def test_each_epoch_sees_each_row_once(how: dict[str, object]) -> None:
     n, size = len(batches.lengths), batches.batch_size
     for epoch in range(batches.epochs):
         rows = Counter(itertools.chain(*batches.epoch(epoch)))
-        assert set(rows.values()) <= {1}
-        left_out = n % size if batches.drop_last and n > size else 0
-        assert len(rows) == n - left_out
+        assert rows == Counter(range(n))
         assert all(len(b) <= size for b in batches.epoch(epoch))
 
 
-def test_a_state_taken_at_work_resumes_behind_the_batch() -> None:
+def test_a_state_taken_at_work_resumes_after_the_batch() -> None:
     batches = Batches([1] * 6, 2, seed=0, epochs=2)
     assert batches.state_dict() == {"epoch": 0, "position": 0}
     iterator = iter(batches)
@@ -76,16 +72,14 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_batch_size_beyond_the_data() -> None:
-    batches = Batches([3, 1, 2], 100, seed=0, epochs=2, drop_last=True)
+    batches = Batches([3, 1, 2], 100, seed=0, epochs=2)
     assert [sorted(batch) for batch in batches] == [[0, 1, 2]] * 2
     assert len(batches) == 2
 
 
-def test_drop_last_and_buckets() -> None:
-    assert [len(b) for b in Batches([1] * 7, 3, 0, 1, drop_last=True)] == [3, 3]
+def test_rows_of_one_length_go_together() -> None:
     lengths = [1, 9] * 32
     assert all(len({lengths[i] for i in batch}) == 1 for batch in Batches(lengths, 8, 0, 2))
-    assert any(len({lengths[i] for i in batch}) == 2 for batch in Batches(lengths, 8, 0, 2, bucket=False))
 
 
 def test_refusals() -> None:

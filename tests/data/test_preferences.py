@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accord.data.chat import prompt_ids, reply_ids
-from accord.data.preferences import PreferencePair, load_preferences, split_by_prompt
+from accord.data.preferences import PairLengths, PreferencePair, load_preferences, split_by_prompt
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 
@@ -22,7 +22,7 @@ def row(prompt: str = "hi", chosen: str = "yes", rejected: str = "no", **more: A
 
 
 def test_a_pair_by_hand(rows: Rows, small: Tokenizer) -> None:
-    data = load_preferences(rows(row(chosen="b", rejected="cd", margin=0.5)), small, 16, 32)
+    data = load_preferences(rows(row(chosen="b", rejected="cd", margin=0.5)), small, PairLengths(16, 32))
     assert data.pairs == (PreferencePair((3, 12, 13, 4), (6, 1), (7, 8, 1), 0.5),)
     assert len(data.pairs[0]) == 9
     assert (data.report.rows, data.report.tokens, data.report.dropped) == (1, 9, {})
@@ -37,7 +37,7 @@ def test_shapes_agree(rows: Rows, chatml: Tokenizer) -> None:
         {"chosen": [ask, a], "rejected": [ask, b]},
         {"prompt": "Who?", "chosen": [ask, a], "rejected": [ask, b]},
     )
-    data = load_preferences(path, chatml, 100, 200)
+    data = load_preferences(path, chatml, PairLengths(100, 200))
     assert len(data) == 4
     assert len(set(data.pairs)) == 1
     pair = data.pairs[0]
@@ -55,37 +55,37 @@ def test_ties_and_empty_rows_go_as_pairs(rows: Rows, small: Tokenizer) -> None:
         row(prompt=" "),
         row(),
     )
-    data = load_preferences(path, small, 4, 8)
+    data = load_preferences(path, small, PairLengths(4, 8))
     assert data.report.dropped == {"tie": 2, "tie once cut": 1, "empty reply": 2, "empty prompt": 1}
     assert (data.report.rows, data.report.kept, len(data)) == (7, 1, 1)
 
 
 def test_both_replies_follow_the_same_cut_prompt(rows: Rows, small: Tokenizer) -> None:
     path = rows(row(prompt="abcdef", chosen="xyxyxy", rejected="z"))
-    (pair,) = (data := load_preferences(path, small, 4, 7)).pairs
+    (pair,) = (data := load_preferences(path, small, PairLengths(4, 7))).pairs
     assert pair.prompt == (8, 9, 10, 4)  # def<assistant>: the end is kept
     assert pair.chosen == (28, 29, 28)  # cut: no end token
     assert pair.rejected == (30, 1)
     assert (data.report.truncated_prompts, data.report.truncated_replies) == (1, 1)
-    (right,) = load_preferences(path, small, 4, 7, truncate_prompt="right").pairs
+    (right,) = load_preferences(path, small, PairLengths(4, 7, cut_prompt="right")).pairs
     assert right.prompt == (3, 5, 6, 7)
 
 
 def test_too_long_can_mean_dropped(rows: Rows, small: Tokenizer) -> None:
     path = rows(row(prompt="abcdef"), row(chosen="yes yes yes"), row())
-    report = load_preferences(path, small, 6, 10, truncate_prompt="drop", truncate_reply="drop").report
+    report = load_preferences(path, small, PairLengths(6, 10, cut_prompt="drop", cut_reply="drop")).report
     assert report.dropped == {"prompt too long": 1, "reply too long": 1}
     assert (report.truncated_prompts, report.truncated_replies) == (0, 0)
 
 
 def test_errors_name_the_row(rows: Rows, small: Tokenizer, plain: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"rows\.jsonl, row 2: no 'rejected' \(did you mean 'rejectd'"):
-        load_preferences(rows(row(), {"prompt": "a", "chosen": "b", "rejectd": "c"}), small, 8, 16)
+        load_preferences(rows(row(), {"prompt": "a", "chosen": "b", "rejectd": "c"}), small, PairLengths(8, 16))
     ask = [{"role": "user", "content": "a"}]
     with pytest.raises(UserError, match=r"rows\.jsonl, row 1: .*no chat template"):
-        load_preferences(rows({"prompt": ask, "chosen": "b", "rejected": "c"}), plain, 8, 16)
+        load_preferences(rows({"prompt": ask, "chosen": "b", "rejected": "c"}), plain, PairLengths(8, 16))
     with pytest.raises(UserError, match=r"max_prompt_length: 8.*max_length \(8\)"):
-        load_preferences("x", small, 8, 8)
+        load_preferences("x", small, PairLengths(8, 8))
 
 
 def test_pairs_are_checked() -> None:

@@ -126,15 +126,12 @@ def test_effect_by_hand():
 def test_identical_models_win_half():
     gold = np.random.default_rng(0).normal(size=(40, 4))
     assert win_rate(gold, gold, seed=0) == (0.5, 0.5, 0.5)
-    assert win_rate(gold, gold, seed=0, matched=True) == (0.5, 0.5, 0.5)
 
 
 def test_win_rate_by_hand():
     ours, theirs = [[1.0, 2.0], [0.0]], [[1.0, 3.0], [0.0, -1.0]]
     # prompt 0: 1=1 (.5), 1<3, 2>1, 2<3 -> 1.5/4; prompt 1: 0=0 (.5), 0>-1 -> 1.5/2
     assert win_rate(ours, theirs, seed=0).mean == pytest.approx((0.375 + 0.75) / 2, rel=1e-12)
-    matched = win_rate([[1.0, 2.0], [0.0, 0.0]], theirs, seed=0, matched=True)
-    assert matched.mean == pytest.approx((0.25 + 0.75) / 2, rel=1e-12)
 
 
 def test_win_rate_of_a_gaussian_shift_has_its_closed_form():
@@ -231,7 +228,6 @@ def test_shares_and_lengths():
         (lambda: paired_difference([[1.0], [2.0]], [[1.0]], 0), "2 against 1"),
         (lambda: effect_in_sd([[1.0], [2.0]], [[3.0], [3.0]]), "do not vary"),
         (lambda: win_rate([[1.0], [2.0]], [[1.0], [float("inf")]], 0), "theirs, prompt 1"),
-        (lambda: win_rate([[1.0], [2.0]], [[1.0], [2.0, 3.0]], 0, matched=True), "prompt 1: 1 against 2"),
         (lambda: pair_agreement([], []), "empty"),
         (lambda: pair_agreement([1, 2], [3, 3]), "no two rows differ"),
         (lambda: pair_agreement([1, 2, 3], [1, 2]), "3 against 2"),

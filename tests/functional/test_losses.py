@@ -12,17 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from accord.functional.logprobs import token_logprobs
-from accord.functional.losses import (
-    bradley_terry_loss,
-    combine,
-    dpo_loss,
-    entropy_bonus,
-    kl_penalty_loss,
-    mse_loss,
-    ppo_policy_loss,
-    ppo_value_loss,
-    sft_loss,
-)
+from accord.functional.losses.policy import entropy_bonus, kl_penalty_loss, ppo_policy_loss, ppo_value_loss
+from accord.functional.losses.preference import bradley_terry_loss, dpo_loss
+from accord.functional.losses.supervised import mse_loss, sft_loss
+from accord.functional.losses.terms import combine
 from accord.types import LossOutput
 
 LN2 = math.log(2)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from accord.config.settings import FuseConfig
 from accord.data.packing import pack_preferences
-from accord.data.preferences import load_preferences
+from accord.data.preferences import PairLengths, load_preferences
 from accord.data.tokenizer import small_tokenizer
 from accord.errors import UserError
 from accord.fusion.head import dressed, plain, read_head
@@ -110,7 +110,7 @@ def test_a_base_without_a_head_counts_as_silence(save: Save, tmp_path: Path) -> 
 def test_calibration_centres_and_scales_the_merged_scores(head: str, save: Save, tmp_path: Path, pairs: str) -> None:
     folders = [save(f"m{i}", head=head, seed=i) for i in (1, 2, 3)]
     merged = fuse(tmp_path / "out", folders, calibrate=pairs)
-    rows = load_preferences(pairs, small_tokenizer(), 192, 256).pairs
+    rows = load_preferences(pairs, small_tokenizer(), PairLengths(192, 256)).pairs
     batch = pack_preferences(rows, range(len(rows)))
     with torch.no_grad():
         scores = merged(batch.packed, torch.cat([batch.chosen, batch.rejected]))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from accord.fusion import methods
+from accord.fusion.methods import Mixture, Thinning
 
 MAKER = Path(__file__).parents[1] / "oracles" / "make_mergekit_golden.py"
 
@@ -42,10 +43,10 @@ def ours(method: str, parameters: dict[str, Any], tensors: list[Tensor]) -> Tens
         return methods.slerp(base, models[0], parameters["t"])
     if method == "linear":
         return methods.linear(models, golden.WEIGHTS, parameters["normalize"])
-    last = (parameters["normalize"], parameters["lambda"])
+    mixture = Mixture(golden.WEIGHTS, parameters["normalize"], parameters["lambda"])
     if method == "ties":
-        return methods.ties(base, models, golden.WEIGHTS, golden.DENSITIES, *last)
-    return methods.task_arithmetic(base, models, golden.WEIGHTS, *last)
+        return methods.ties(base, models, mixture, golden.DENSITIES)
+    return methods.task_arithmetic(base, models, mixture)
 
 
 def draws(seed: int, count: int = 1) -> list[torch.Generator]:
@@ -112,9 +113,9 @@ def test_slerp_of_nearly_parallel_tensors_is_the_straight_line(cosine: float, st
 def test_task_arithmetic_by_hand() -> None:
     base = torch.tensor([1.0, 1.0])
     tensors = [torch.tensor([2.0, 1.0]), torch.tensor([1.0, 5.0])]
-    assert methods.task_arithmetic(base, tensors, [0.5, 0.25], False, 2.0).tolist() == [2.0, 3.0]
-    assert methods.task_arithmetic(base, tensors, [0.5, 0.5], True, 1.0).tolist() == [1.5, 3.0]
-    assert methods.task_arithmetic(base, tensors[:1], [-1.0], False, 1.0).tolist() == [0.0, 1.0], "forgetting"
+    assert methods.task_arithmetic(base, tensors, Mixture([0.5, 0.25], False, 2.0)).tolist() == [2.0, 3.0]
+    assert methods.task_arithmetic(base, tensors, Mixture([0.5, 0.5], True, 1.0)).tolist() == [1.5, 3.0]
+    assert methods.task_arithmetic(base, tensors[:1], Mixture([-1.0], False, 1.0)).tolist() == [0.0, 1.0], "forgetting"
 
 
 def test_ties_by_hand() -> None:
@@ -122,11 +123,11 @@ def test_ties_by_hand() -> None:
     base = torch.zeros(4)
     first, second = torch.tensor([3.0, -1.0, 0.1, 2.0]), torch.tensor([-1.0, -2.0, 4.0, 0.2])
     # density 3/4 drops 0.1 of the first and 0.2 of the second; column 0 elects +, and only the first has it
-    merged = methods.ties(base, [first, second], [1.0, 1.0], [0.75, 0.75], True, 1.0)
+    merged = methods.ties(base, [first, second], Mixture([1.0, 1.0], True, 1.0), [0.75, 0.75])
     assert merged.tolist() == [3.0, -1.5, 4.0, 2.0]
-    merged = methods.ties(base, [first, second], [1.0, 1.0], [0.75, 0.75], False, 0.5)
+    merged = methods.ties(base, [first, second], Mixture([1.0, 1.0], False, 0.5), [0.75, 0.75])
     assert merged.tolist() == [1.5, -1.5, 2.0, 1.0]
-    merged = methods.ties(base, [first, second], [1.0, 4.0], [1.0, 1.0], True, 1.0)
+    merged = methods.ties(base, [first, second], Mixture([1.0, 4.0], True, 1.0), [1.0, 1.0])
     assert merged[0] == -1.0, "weights count in the election"
     assert merged[1].item() == pytest.approx(-1.8)
 
@@ -169,23 +170,23 @@ def test_dare_keeps_the_density_and_is_unbiased(density: float) -> None:
 
 def test_dare_is_a_function_of_its_seed() -> None:
     base, *models = some(3, 40, 40)
-    given: Any = (base, models, [0.5, 0.8], [0.3, 0.5])
+    given: Any = (base, models, Mixture([0.5, 0.8], False, 1.0))
     for method in (methods.dare_linear, methods.dare_ties):
-        first = method(*given, draws(5, 2), False, 1.0)
-        assert torch.equal(first, method(*given, draws(5, 2), False, 1.0))
-        assert not torch.equal(first, method(*given, draws(6, 2), False, 1.0))
+        first = method(*given, Thinning([0.3, 0.5], draws(5, 2)))
+        assert torch.equal(first, method(*given, Thinning([0.3, 0.5], draws(5, 2))))
+        assert not torch.equal(first, method(*given, Thinning([0.3, 0.5], draws(6, 2))))
 
 
 def test_dare_at_full_density_is_what_it_thins() -> None:
     base, *models = some(4, 6, 7)
     weights, full = [0.5, 0.8, -0.1], [1.0] * 3
     assert torch.equal(
-        methods.dare_linear(base, models, weights, full, draws(0, 3), False, 0.7),
-        methods.task_arithmetic(base, models, weights, False, 0.7),
+        methods.dare_linear(base, models, Mixture(weights, False, 0.7), Thinning(full, draws(0, 3))),
+        methods.task_arithmetic(base, models, Mixture(weights, False, 0.7)),
     )
     assert torch.equal(
-        methods.dare_ties(base, models, weights, full, draws(0, 3), True, 0.7),
-        methods.ties(base, models, weights, full, True, 0.7),
+        methods.dare_ties(base, models, Mixture(weights, True, 0.7), Thinning(full, draws(0, 3))),
+        methods.ties(base, models, Mixture(weights, True, 0.7), full),
     )
 
 
@@ -193,7 +194,7 @@ def test_dare_ties_counts_only_what_survived() -> None:
     """Where one of two survives, ``normalize`` divides by its weight alone."""
     base = torch.zeros(1000)
     models = [torch.full((1000,), 1.0), torch.full((1000,), 3.0)]
-    merged = methods.dare_ties(base, models, [1.0, 1.0], [0.5, 0.5], draws(0, 2), True, 1.0)
+    merged = methods.dare_ties(base, models, Mixture([1.0, 1.0], True, 1.0), Thinning([0.5, 0.5], draws(0, 2)))
     assert sorted(set(merged.tolist())) == [0.0, 2.0, 4.0, 6.0]
 
 
@@ -206,10 +207,10 @@ def everything(base: Tensor, models: list[Tensor], weights: list[float], seed: i
     return {
         "linear": methods.linear(models, weights, True),
         "sum": methods.linear(models, weights, False),
-        "task_arithmetic": methods.task_arithmetic(base, models, weights, False, 1.0),
-        "ties": methods.ties(base, models, weights, densities, True, 1.0),
-        "dare_linear": methods.dare_linear(base, models, weights, densities, generators, False, 1.0),
-        "dare_ties": methods.dare_ties(base, models, weights, densities, again, True, 1.0),
+        "task_arithmetic": methods.task_arithmetic(base, models, Mixture(weights, False, 1.0)),
+        "ties": methods.ties(base, models, Mixture(weights, True, 1.0), densities),
+        "dare_linear": methods.dare_linear(base, models, Mixture(weights, False, 1.0), Thinning(densities, generators)),
+        "dare_ties": methods.dare_ties(base, models, Mixture(weights, True, 1.0), Thinning(densities, again)),
     }
 
 
@@ -229,8 +230,8 @@ def test_the_order_of_models_does_not_matter(seed: int, shape: list[int]) -> Non
 @given(st.integers(0, 10_000), st.sampled_from([1.0, 0.3, -0.5, 2.0]), st.booleans())
 def test_ties_of_one_model_at_full_density_is_task_arithmetic(seed: int, weight: float, normalize: bool) -> None:
     base, model = some(2, 4, 3, seed=seed)
-    ties = methods.ties(base, [model], [weight], [1.0], normalize, 0.8)
-    torch.testing.assert_close(ties, methods.task_arithmetic(base, [model], [weight], normalize, 0.8))
+    ties = methods.ties(base, [model], Mixture([weight], normalize, 0.8), [1.0])
+    torch.testing.assert_close(ties, methods.task_arithmetic(base, [model], Mixture([weight], normalize, 0.8)))
 
 
 @settings(max_examples=25, deadline=None)
@@ -242,12 +243,16 @@ def test_a_model_with_itself_is_itself(seed: int, t: float) -> None:
         "linear": methods.linear(pair, [0.3, 0.9], True),
         "slerp": methods.slerp(model, model, t),
         "interpolate": methods.interpolate(model, model, t),
-        "task_arithmetic": methods.task_arithmetic(base, pair, halves, False, 1.0),
-        "task_arithmetic on itself": methods.task_arithmetic(model, pair, [3.0, -1.0], False, 2.0),
-        "ties": methods.ties(base, pair, [1.0, 1.0], [1.0, 1.0], True, 1.0),
-        "ties on itself": methods.ties(model, pair, [1.0, 1.0], [0.2, 0.2], False, 5.0),
-        "dare on itself": methods.dare_linear(model, pair, halves, [0.1, 0.1], draws(0, 2), False, 1.0),
-        "dare ties on itself": methods.dare_ties(model, pair, halves, [0.1, 0.1], draws(0, 2), True, 1.0),
+        "task_arithmetic": methods.task_arithmetic(base, pair, Mixture(halves, False, 1.0)),
+        "task_arithmetic on itself": methods.task_arithmetic(model, pair, Mixture([3.0, -1.0], False, 2.0)),
+        "ties": methods.ties(base, pair, Mixture([1.0, 1.0], True, 1.0), [1.0, 1.0]),
+        "ties on itself": methods.ties(model, pair, Mixture([1.0, 1.0], False, 5.0), [0.2, 0.2]),
+        "dare on itself": methods.dare_linear(
+            model, pair, Mixture(halves, False, 1.0), Thinning([0.1, 0.1], draws(0, 2))
+        ),
+        "dare ties on itself": methods.dare_ties(
+            model, pair, Mixture(halves, True, 1.0), Thinning([0.1, 0.1], draws(0, 2))
+        ),
     }.items():
         torch.testing.assert_close(merged, model, rtol=1e-5, atol=1e-5, msg=name)
 

@@ -36,16 +36,18 @@ def maker() -> ModuleType:
     return loaded
 
 
-def ours(method: str, given: dict[str, Any], tensors: list[Tensor], weights: list[float], kept: list[float]) -> Tensor:
+def ours(
+    method: str, given: dict[str, Any], tensors: list[Tensor], weights: list[float], densities: list[float]
+) -> Tensor:
     base, models = tensors[0], tensors[1:]
     if method == "slerp":
         return methods.slerp(base, models[0], given["t"])
     if method == "linear":
         return methods.linear(models, weights, given["normalize"])
-    last = (given["normalize"], given["lambda"])
+    mixture = methods.Mixture(weights, given["normalize"], given["lambda"])
     if method == "ties":
-        return methods.ties(base, models, weights, kept, *last)
-    return methods.task_arithmetic(base, models, weights, *last)
+        return methods.ties(base, models, mixture, densities)
+    return methods.task_arithmetic(base, models, mixture)
 
 
 def test_tensors_large_and_small() -> None:

@@ -21,7 +21,7 @@ from accord.config.settings import Optimiser
 from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
-from accord.functional.losses import bradley_terry_loss
+from accord.functional.losses.preference import bradley_terry_loss
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.models.transformer import Transformer, unfuse
 from accord.training.cross_entropy import cross_entropy

@@ -13,7 +13,7 @@ from accord.pipeline import view as module
 from accord.pipeline.plan import Planned
 from accord.pipeline.stage import Outcome
 from accord.pipeline.view import Lines, LiveTable, view_for
-from accord.runtime.run import Beat
+from accord.runtime.progress_file import ProgressFile
 
 
 def table(names: list[str], out: Path) -> LiveTable:
@@ -34,10 +34,10 @@ def test_every_state_has_its_line(tmp_path: Path) -> None:
     view.started("b")
     view.failed("c", "no room")
     view.not_run("d", "c")
-    beat = Beat(tmp_path / "b", 0, 200)
-    beat.metrics |= {"rollout/score": 1.5, "rollout/kl": 0.25}
-    beat.note(50, {"loss": 3.0}, last=True)
-    beat.close()
+    progress = ProgressFile(tmp_path / "b", 0, 200)
+    progress.metrics |= {"rollout/score": 1.5, "rollout/kl": 0.25}
+    progress.update(50, {"loss": 3.0}, last=True)
+    progress.close()
     lines = shown(view)
     assert lines[0].startswith("✓  a")
     assert lines[0].endswith("unchanged  loss 0.5")
@@ -52,7 +52,7 @@ def test_every_state_has_its_line(tmp_path: Path) -> None:
 def test_progress_of_an_earlier_run_is_not_shown(tmp_path: Path) -> None:
     """A file that a killed run left says nothing of the one that has just begun."""
     (tmp_path / "a").mkdir()
-    Beat(tmp_path / "a", 0, 200).close()
+    ProgressFile(tmp_path / "a", 0, 200).close()
     view = table(["a"], tmp_path)
     view.started("a")
     assert "/200" not in shown(view)[0]

@@ -24,7 +24,7 @@ from accord.functional.advantages import (
     normalize_rewards,
     token_gae,
 )
-from accord.functional.losses import entropy_bonus, kl_penalty_loss, ppo_policy_loss, ppo_value_loss
+from accord.functional.losses.policy import entropy_bonus, kl_penalty_loss, ppo_policy_loss, ppo_value_loss
 from accord.functional.masked import centred, keep, masked_mean, masked_var, mean_over, whiten
 from accord.models.backbone import Backbone, Cache
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -118,15 +119,16 @@ def test_records_survive_the_file(world: dict[str, Path]) -> None:
         read_lineage(world["sft"])
 
 
-def test_a_stage_leaves_an_artifact_complete_by_itself(world: dict[str, Path], tmp_path: Path) -> None:
+def test_a_stage_leaves_an_artifact_complete_by_itself(
+    world: dict[str, Path], tmp_path: Path, open_run: Callable[..., Run]
+) -> None:
     """Manifest, config, tokenizer, metrics, lineage; opens by itself; a changed byte is refused by name."""
     sources = {"model.base_model": str(world["sft"]), "data.train": str(world["pairs"]), "reward.source": "my:judge"}
-    with Run("dpo", tmp_path / "out", tmp_path / "logs", 5, 10, 10) as run:
-        run.sources = sources
-        run.parents = {k: content_digest(Path(v)) if k != "reward.source" else v for k, v in sources.items()}
-        run.settings = {"training": {"beta": 0.1}, "out": "somewhere", "seed": 5}
+    parents = {k: content_digest(Path(v)) if k != "reward.source" else v for k, v in sources.items()}
+    settings = {"training": {"beta": 0.1}, "out": "somewhere", "seed": 5}
+    with open_run("dpo", seed=5, sources=sources, parents=parents, settings=settings) as run:
         leave_artifact(run, small_transformer(32, 1, 50, 1, 0), small_tokenizer(), "dpo", {"accuracy": 0.7})
-    model = tmp_path / "out" / "model"
+    model = tmp_path / "out" / "dpo" / "model"
     manifest = read_manifest(model)
     assert manifest["settings"] == {"training": {"beta": 0.1}, "seed": 5}
     assert manifest["data"] == {"data.train": content_digest(world["pairs"])}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from accord.functional.losses import combine, entropy_bonus, ppo_policy_loss, ppo_value_loss
+from accord.functional.losses.policy import entropy_bonus, ppo_policy_loss, ppo_value_loss
+from accord.functional.losses.terms import combine
 from src.rl.policy import ActorCritic
 from src.rl.rollout_buffer import RolloutBuffer
 from src.training.rl_utils import compute_gae, explained_variance, normalize_advantages, normalize_rewards

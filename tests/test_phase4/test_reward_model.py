@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from accord.functional.losses import mse_loss
+from accord.functional.losses.supervised import mse_loss
 from accord.models.reward import RewardMLP
 
 

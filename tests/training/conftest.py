@@ -125,13 +125,12 @@ def stage(tmp_path: Path) -> Stage:
 
 
 @pytest.fixture
-def new_run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """A run without a stage around it."""
+def new_run(open_run: Callable[..., Run]) -> Iterator[Callable[..., Run]]:
+    """A run without a stage around it, closed at the end of the test."""
     made: list[Run] = []
 
     def make(name: str = "run", resume: bool = False, save_every: int = 100) -> Run:
-        folder = tmp_path / "runs" / name
-        made.append(Run(name, folder, folder / "logs", 0, 1, save_every, resume))
+        made.append(open_run(name, resume=resume, save_every=save_every))
         return made[-1]
 
     yield make

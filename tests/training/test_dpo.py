@@ -13,7 +13,7 @@ from torch import Tensor
 
 from accord.algorithms import dpo
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PreferencePair, load_preferences
+from accord.data.preferences import PairLengths, PreferencePair, load_preferences
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.models.backbone import Backbone
@@ -136,7 +136,7 @@ def test_the_reference_is_the_start_and_is_made_once(
     stage("dpo", values(world), resume=True)
     assert made == [8]
     kept = read_pt(tmp_path / "out" / "dpo" / "reference.pt")["logprobs"]
-    pairs = load_preferences(world.preferences, tokenizer, 72, 96).pairs
+    pairs = load_preferences(world.preferences, tokenizer, PairLengths(72, 96)).pairs
     expected = original(make_tiny("mamba"), pairs, torch.device("cpu"), "float32", 4)
     torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
     stage("dpo", values(world, beta=0.3))  # another start: a reference of its own, though the file is there

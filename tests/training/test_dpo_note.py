@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from accord.algorithms import dpo
-from accord.functional.losses import dpo_loss
+from accord.functional.losses.preference import dpo_loss
 
 
 def test_the_margin_rises_while_both_fall() -> None:

@@ -14,7 +14,8 @@ import pytest
 from accord.config.settings import PairsConfig
 from accord.errors import UserError
 from accord.models.open import open_backbone
-from accord.stage_kinds.pairs import pair_up, prefer
+from accord.stage_kinds.annotator import pair_up, prefer
+from accord.stage_kinds.pairs import sampling_groups
 
 
 @pytest.mark.parametrize("noise", [0.4, 2.0])
@@ -73,6 +74,14 @@ def test_noise_turns_some_pairs_around() -> None:
     rng = random.Random(0)
     outcomes = {tuple(pair_up(["a", "b"], [1.0, 0.5], config_of(noise=1.0), rng)) for _ in range(50)}
     assert outcomes == {(("a", "b"),), (("b", "a"),)}
+
+
+def test_every_prompt_is_answered_once_at_each_temperature() -> None:
+    config = config_of(replies=5, temperatures=(1.0, 0.7), batch_size=6)
+    groups = sampling_groups(config, 5)
+    assert [(g.round, g.number) for g in groups] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert [list(g.prompts) for g in groups] == [[0, 1], [2, 3], [4]] * 2
+    assert [(g.temperature, g.samples) for g in groups] == [(1.0, 3)] * 3 + [(0.7, 2)] * 3
 
 
 # ------------------------------------------------------------------------------------- the stage

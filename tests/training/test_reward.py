@@ -13,7 +13,7 @@ from torch import Tensor
 
 from accord.algorithms.reward_model import fit_head, objective, score_pairs
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PreferencePair, load_preferences
+from accord.data.preferences import PairLengths, PreferencePair, load_preferences
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.models.backbone import Backbone
@@ -99,7 +99,7 @@ def values(world: Any, kind: str, **changes: Any) -> dict[str, Any]:
 def raw_training_scores(model: RewardModel, world: Any, tokenizer: Tokenizer, seed: int) -> Tensor:
     from accord.data.preferences import split_by_prompt
 
-    pairs, _ = split_by_prompt(load_preferences(world.preferences, tokenizer, 72, 96).pairs, 0.3, seed)
+    pairs, _ = split_by_prompt(load_preferences(world.preferences, tokenizer, PairLengths(72, 96)).pairs, 0.3, seed)
     return torch.cat(score_pairs(model, pairs, CPU, "float32"))
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from accord.errors import Interrupted
-from accord.runtime.run import Run, StopSignal, console, peak_rss_mb
+from accord.runtime.run import Run
+
+Make = Callable[..., Run]
 
 
-def make(tmp_path: Path, **given: Any) -> Run:
-    settings = {"seed": 0, "log_every": 4, "save_every": 5, **given}
-    return Run("sft", tmp_path / "out" / "sft", tmp_path / "logs" / "sft", **settings)
+@pytest.fixture
+def make(open_run: Make) -> Make:
+    return partial(open_run, "sft", log_every=4, save_every=5)
 
 
 def rows(run: Run) -> list[dict[str, float]]:
@@ -26,14 +27,14 @@ def rows(run: Run) -> list[dict[str, float]]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    with make(tmp_path) as made:
+def run(make: Make) -> Iterator[Run]:
+    with make() as made:
         yield made
 
 
 # ------------------------------------------------------------------ chance
-def test_seeds_depend_on_seed_purpose_and_counters_only(run: Run, tmp_path: Path) -> None:
-    with make(tmp_path / "b", log_every=1) as other, make(tmp_path / "c", seed=1) as reseeded:
+def test_seeds_depend_on_seed_purpose_and_counters_only(run: Run, make: Make, tmp_path: Path) -> None:
+    with make(folder=tmp_path / "b", log_every=1) as other, make(folder=tmp_path / "c", seed=1) as reseeded:
         assert run.derive("a", 1, 2) == run.derive("a", 1, 2) == other.derive("a", 1, 2)
         seeds = [run.derive("a"), run.derive("b"), run.derive("a", 1), run.derive("a", 1, 2), run.derive("a", 12)]
         seeds += [run.derive("a", 2, 1), reseeded.derive("a")]
@@ -81,23 +82,23 @@ def test_it_saves_at_the_cadence(run: Run) -> None:
     assert saved == [5, 10, 15, 20]
 
 
-def test_going_on_drops_what_will_be_done_again(tmp_path: Path) -> None:
+def test_going_on_drops_what_will_be_done_again(make: Make, tmp_path: Path) -> None:
     """State saved at step 4, killed after step 6: the lines of 5 and 6 are written anew, once."""
-    with make(tmp_path, log_every=1) as first:
+    with make(log_every=1) as first:
         first.begin(8)
         for step in range(6):
             if step % 2 == 0:
                 first.record({"kl": step / 2}, "rollout/")
             first.tick({"loss": float(step), "learning_rate": 0.1})
         first.say("before")
-    with make(tmp_path, log_every=1, resume=True) as second:
+    with make(log_every=1, resume=True) as second:
         second.begin(8, step=4)
         assert second.step == 4
         for step in range(4, 8):
             if step % 2 == 0:
                 second.record({"kl": step / 2}, "rollout/")
             second.tick({"loss": float(step), "learning_rate": 0.1})
-    with make(tmp_path / "whole", log_every=1) as whole:
+    with make(folder=tmp_path / "whole", log_every=1) as whole:
         whole.begin(8)
         for step in range(8):
             if step % 2 == 0:
@@ -107,9 +108,9 @@ def test_going_on_drops_what_will_be_done_again(tmp_path: Path) -> None:
     assert "before" in (second.logs / "sft.log").read_text()
 
 
-def test_starting_anew_forgets(tmp_path: Path) -> None:
+def test_starting_anew_forgets(make: Make) -> None:
     for _ in range(2):
-        with make(tmp_path, log_every=1) as run:
+        with make(log_every=1) as run:
             run.begin(2)
             run.tick({"loss": 1.0})
             run.say("said")
@@ -140,35 +141,12 @@ def test_the_first_signal_asks_and_the_second_stops(run: Run) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_a_signal_is_told_by_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may come in the middle of a print, or of an import that a print needs: printing there breaks both."""
-    threads: list[threading.Thread] = []
-    monkeypatch.setattr(console, "print", lambda *text: threads.append(threading.current_thread()))
-    with StopSignal():
-        signal.raise_signal(signal.SIGINT)
-    assert len(threads) == 1
-    assert threads[0] is not threading.main_thread()
-
-
-def test_sigterm_asks_as_well() -> None:
-    with StopSignal() as stop:
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.raised
-
-
-def test_handlers_are_put_back() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with StopSignal():
-        assert signal.getsignal(signal.SIGINT) != before[0]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-
-
-def test_it_works_in_a_thread(tmp_path: Path) -> None:
+def test_it_works_in_a_thread(make: Make) -> None:
     """Only the main thread may set handlers; elsewhere a run is simply not stoppable by signals."""
     from concurrent.futures import ThreadPoolExecutor
 
     def work() -> int:
-        with make(tmp_path) as run:
+        with make() as run:
             run.begin(1)
             run.tick({"loss": 1.0})
             return run.step
@@ -177,14 +155,24 @@ def test_it_works_in_a_thread(tmp_path: Path) -> None:
         assert pool.submit(work).result() == 1
 
 
-def test_log_files_are_closed(tmp_path: Path) -> None:
+def test_log_files_are_closed(make: Make) -> None:
     import logging
 
-    with make(tmp_path) as run:
+    with make() as run:
         logger = logging.getLogger(f"accord.log.sft.{id(run)}")
         assert logger.handlers
     assert not logger.handlers
 
 
-def test_peak_memory_is_that_of_a_process_with_torch() -> None:
-    assert 50 < peak_rss_mb() < 50_000
+# ------------------------------------------------------------------ what it is
+def test_a_run_knows_its_stage_from_the_start(make: Make) -> None:
+    with make(key="k", parents={"data.train": "d"}, sources={"data.train": "p"}, settings={"seed": 0}) as run:
+        assert (run.key, run.parents, run.sources) == ("k", {"data.train": "d"}, {"data.train": "p"})
+        assert run.settings == {"seed": 0}
+
+
+def test_a_stage_without_a_state_says_so_when_it_is_stopped(run: Run) -> None:
+    run.begin(9, resumable=False)
+    run.stop.raised = True
+    with pytest.raises(Interrupted, match="this stage keeps no state and will begin anew"):
+        run.check_stop()

@@ -1,0 +1,125 @@
+"""The stage ``compare``: several models answer the same held-out prompts and are measured alike."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from accord.config.load import load_function
+from accord.config.settings import CompareConfig
+from accord.data.prompts import PromptData, load_prompts
+from accord.data.tokenizer import Tokenizer
+from accord.errors import UserError
+from accord.evaluation.comparison import Answers, Gold, Measures, Sampling, answer, figures, measure
+from accord.evaluation.report import ModelRow, markdown_samples, markdown_table, side_by_side, table, write_results
+from accord.evaluation.reward_models import reward_figures
+from accord.models.backbone import Backbone
+from accord.models.open import open_backbone
+from accord.registry.manifest import versions
+from accord.rollout.generate import Decoding
+from accord.runtime.console import console
+from accord.runtime.device import resolve_device
+from accord.runtime.run import Run
+
+PROMPT_TOKENS = 1024
+AGAIN = "sft again"
+"""A second draw of the SFT model's replies: how far a model is from itself by chance."""
+
+
+def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
+    """Writes ``results.json``, ``results.md`` and ``results.txt``, prints table and samples; returns the gold means.
+
+    Raises UserError where there is one prompt only.
+    """
+    device = resolve_device(config.device)
+    gold = Gold(load_function(config.gold, "gold"), config.gold)
+    tokenizer = Tokenizer.open(config.models["sft"])
+    data = load_prompts(config.prompts, tokenizer, PROMPT_TOKENS, limit=config.limit)
+    if len(data) < 2:
+        raise UserError(f"{config.prompts}: intervals over prompts need at least 2 of them, found {len(data)}.")
+    run.plan(plan(config, data))
+    decoding = Decoding(config.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, config.temperature)
+    sampling = Sampling(decoding, config.replies, config.batch_size)
+    reference = _open(config.reference, device)
+    base = _open(config.base, device) if config.base else None
+    measures = Measures(gold, reference, base, config.temperature)
+    folders = {**config.models, **({AGAIN: config.models["sft"]} if config.redraw else {})}
+    answers: dict[str, Answers] = {}
+    run.begin(len(folders), resumable=False)
+    for name, folder in folders.items():
+        model = reference if folder == config.reference else _open(folder, device)
+        generations = answer(model, data, sampling, partial(run.generator, f"replies {name}"))
+        answers[name] = measure(generations, tokenizer, data, measures)
+        run.tick({"gold": sum(map(sum, answers[name].gold)) / (config.replies * len(data))})
+        run.check_stop()
+    results: dict[str, Any] = {name: figures(a, answers["sft"], run.seed) for name, a in answers.items()}
+    if AGAIN in results:
+        results["sft_again"] = results.pop(AGAIN)
+    if config.reward_model:
+        results["reward"] = reward_figures(config.reward_model, config.pairs, PROMPT_TOKENS, gold)
+    results |= {"seed": config.seed, "versions": versions(), "prompts": len(data), "replies_per_prompt": config.replies}
+    first = {name: answers[name].texts[:: config.replies] for name in config.models}
+    write_report(run, config, results, list(data.texts), first)
+    return {name: float(results[name]["gold_mean"]) for name in config.models}
+
+
+def plan(config: CompareConfig, data: PromptData) -> dict[str, str]:
+    """What will happen, in words."""
+    return {
+        "models": ", ".join(f"{name} ({folder})" for name, folder in config.models.items()),
+        "prompts": f"held out: {data.report.describe()}",
+        "replies": f"{config.replies} to each prompt, up to {config.max_new_tokens} tokens, temperature {config.temperature}",
+        "gold": f"{config.gold}, which no trainer sees",
+    }
+
+
+def _open(folder: str, device: torch.device) -> Backbone:
+    backbone = open_backbone(folder).requires_grad_(False).to(device).eval()
+    return backbone
+
+
+def write_report(
+    run: Run, config: CompareConfig, results: dict[str, Any], prompts: list[str], replies: dict[str, list[str]]
+) -> None:
+    """Writes the files, and shows the table and samples; ``replies``: by model, one to each prompt."""
+    rows = [_row(name, results[name]) for name in config.models]
+    if "sft_again" in results:
+        rows.append(_row("sft, drawn again", results["sft_again"]))
+    write_results(run.directory / "results.json", results)
+    places = torch.randperm(len(prompts), generator=run.generator("samples")).tolist()
+    page = _picked(prompts, replies, places[: max(10, config.samples)])
+    markdown = [markdown_table(rows), markdown_samples(*page)]
+    (run.directory / "results.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
+    screen = _picked(prompts, replies, places[: config.samples])
+    text = f"\n{table(rows)}\n\n{side_by_side(*screen, min(console.width, 120))}"
+    if "reward" in results:
+        reward = results["reward"]
+        text += (
+            f"\nreward model: {reward['gold_agreement']:.2f} agreement with gold,"
+            f" {reward['heldout_accuracy']:.2f} with the annotator's labels, {reward['n_heldout']} held-out pairs"
+        )
+    run.say(text)
+    (run.directory / "results.txt").write_text(text + "\n", encoding="utf-8")
+
+
+def _picked(
+    prompts: list[str], replies: dict[str, list[str]], places: list[int]
+) -> tuple[list[str], dict[str, list[str]]]:
+    return [prompts[i] for i in places], {name: [texts[i] for i in places] for name, texts in replies.items()}
+
+
+def _row(name: str, numbers: dict[str, Any]) -> ModelRow:
+    low, high = numbers["win_rate_ci95"]
+    itself = name == "sft"
+    return ModelRow(
+        name,
+        numbers["gold_mean"],
+        tuple(numbers["gold_ci95"]),
+        None if itself else numbers["win_rate_vs_sft"],
+        None if itself else (low, high),
+        numbers["kl_mean"],
+        numbers["length_mean"],
+        numbers["eos_rate"],
+    )

@@ -1,0 +1,82 @@
+"""The figures of a reward model, computed in a plainer way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from accord.data.chat import prompt_ids, reply_ids
+from accord.data.tokenizer import small_tokenizer
+from accord.evaluation.comparison import Gold
+from accord.evaluation.reward_models import reward_figures
+from accord.models.backbone import Backbone
+from accord.models.open import small_backbone
+from accord.models.reward import RewardModel, ScalarHead
+from accord.types import Packed
+
+PROMPTS = ["what is red?", "hi", "name a cat and a dog", "two and two?", "the sea?"]
+
+
+def share_of_a(prompts: list[str], replies: list[str]) -> list[float]:
+    return [p.count("a") + r.count("a") / max(len(r), 1) + 1e-3 * len(r) for p, r in zip(prompts, replies, strict=True)]
+
+
+def tiny(seed: int) -> Backbone:
+    tokenizer = small_tokenizer()
+    torch.manual_seed(seed)
+    return small_backbone("transformer", 32, 1, tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id)
+
+
+def test_reward_figures(tmp_path: Path) -> None:
+    """Against the scores of each text alone."""
+    tokenizer = small_tokenizer()
+    torch.manual_seed(3)
+    model = RewardModel(tiny(2), ScalarHead(32), "mean")
+    folder = tmp_path / "reward"
+    folder.mkdir()
+    model.save(str(folder))
+    tokenizer.save(folder)
+    replies = [
+        "fire is.",
+        "a",
+        "the sea, i say",
+        "rex",
+        "no aaaa",
+        "four.",
+        "aa",
+        "five or six",
+        "so it is",
+        "tom a cat",
+    ]
+    rows = [
+        {"prompt": PROMPTS[i % 5], "chosen": replies[i], "rejected": replies[(i * 3 + 1) % 10]}
+        for i in range(10)
+        if replies[i] != replies[(i * 3 + 1) % 10]
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    got = reward_figures(str(folder), str(path), 1024, Gold(share_of_a, "share"))
+
+    def score(prompt: str, reply: str) -> float:
+        before, after = prompt_ids(tokenizer, prompt), reply_ids(tokenizer, prompt, reply)
+        with torch.no_grad():
+            features = model.backbone.hidden(Packed.of([(*before, *after)]))[len(before) :].mean(0)
+            return float(model.head(features[None]))
+
+    ours = [(score(r["prompt"], r["chosen"]), score(r["prompt"], r["rejected"])) for r in rows]
+    true = [tuple(share_of_a([r["prompt"]] * 2, [r["chosen"], r["rejected"]])) for r in rows]
+    right = [a > b for a, b in ours]
+    agree = [(a > b) == (c > d) for (a, b), (c, d) in zip(ours, true, strict=True)]
+    assert 0 < sum(right) < len(rows)  # or the next lines could not tell chosen from rejected
+    assert got["heldout_accuracy"] == pytest.approx(sum(right) / len(rows))
+    assert got["gold_agreement"] == pytest.approx(sum(agree) / len(rows))
+    assert got["label_agreement_with_gold"] == pytest.approx(sum(c > d for c, d in true) / len(rows))
+    assert got["n_heldout"] == len(rows)
+    lengths = [len(reply_ids(tokenizer, r["prompt"], r[k])) for k in ("chosen", "rejected") for r in rows]
+    scores = [x for side in zip(*ours, strict=True) for x in side]
+    expected = torch.corrcoef(torch.tensor([scores, lengths], dtype=torch.float64))[0, 1].item()
+    assert got["length_correlation"] == pytest.approx(expected, abs=1e-4)
+    assert json.loads(json.dumps(got)) == got

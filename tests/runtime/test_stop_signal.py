@@ -1,0 +1,34 @@
+"""StopSignal: the first signal asks, the handlers of before come back."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from accord.runtime.console import console
+from accord.runtime.stop_signal import StopSignal
+
+
+def test_a_signal_is_announced_by_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come in the middle of a print, or of an import that a print needs: printing there breaks both."""
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(console, "print", lambda *text: threads.append(threading.current_thread()))
+    with StopSignal():
+        signal.raise_signal(signal.SIGINT)
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
+
+
+def test_sigterm_asks_as_well() -> None:
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.raised
+
+
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopSignal():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -1,0 +1,110 @@
+"""The stage compare: its files, its screen, and that every model is asked the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from accord.config.settings import CompareConfig
+from accord.data.tokenizer import Tokenizer, small_tokenizer
+from accord.errors import UserError
+from accord.evaluation.comparison import Answers, figures
+from accord.models.backbone import Backbone
+from accord.models.open import small_backbone
+from accord.runtime.run import Run
+from accord.stage_kinds.compare import run_compare, write_report
+
+PROMPTS = ["what is red?", "hi", "name a cat and a dog", "two and two?", "the sea?"]
+
+
+def tiny(seed: int) -> Backbone:
+    tokenizer = small_tokenizer()
+    torch.manual_seed(seed)
+    return small_backbone("transformer", 32, 1, tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return small_tokenizer()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Tokenizer) -> Callable[[int], str]:
+    def made_folder(seed: int) -> str:
+        path = tmp_path / f"model{seed}"
+        tiny(seed).save(str(path))
+        tokenizer.save(path)
+        return str(path)
+
+    return made_folder
+
+
+def test_compare(
+    tmp_path: Path,
+    folder: Callable[[int], str],
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    open_run: Callable[..., Run],
+) -> None:
+    (tmp_path / "gold_of_the_tests.py").write_text(
+        "def gold(prompts, replies):\n    return [float(len(r)) for r in replies]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
+    config = CompareConfig(
+        models={"sft": folder(0), "same": folder(0), "other": folder(1)},
+        reference=folder(0),
+        prompts=str(prompts),
+        gold="gold_of_the_tests:gold",
+        replies=2,
+        max_new_tokens=10,
+        samples=2,
+    )
+    directory = tmp_path / "out" / "compare"
+    with open_run("compare") as run:
+        means = run_compare(config, run)
+    results = json.loads((directory / "results.json").read_text())
+    assert set(results) == {"sft", "same", "other", "sft_again", "seed", "versions", "prompts", "replies_per_prompt"}
+    assert means == {name: results[name]["gold_mean"] for name in config.models}
+    assert results["sft"]["kl_mean"] == pytest.approx(0, abs=1e-4)
+    assert results["same"]["kl_mean"] == pytest.approx(0, abs=1e-4)
+    assert results["other"]["kl_mean"] != pytest.approx(0, abs=1e-2)
+    assert results["same"]["gold_mean"] != results["sft"]["gold_mean"]  # its replies are a draw of their own
+    assert (results["prompts"], results["replies_per_prompt"]) == (5, 2)
+    shown = capsys.readouterr().out
+    text = (directory / "results.txt").read_text()
+    assert text.strip() in shown
+    for name in ("sft", "same", "other", "sft, drawn again"):
+        assert f"\n{name} " in text
+    assert "sft again" not in (directory / "results.md").read_text()
+    assert text.count("> ") == 2  # samples: two prompts, the models side by side
+    single = config.model_copy(update={"limit": 1})
+    few = r"prompts.jsonl: intervals over prompts need at least 2 of them, found 1"
+    with open_run("one") as run, pytest.raises(UserError, match=few):
+        run_compare(single, run)
+    with open_run("again") as run:
+        run_compare(config.model_copy(update={"redraw": False, "batch_size": 128}), run)
+    again = json.loads((tmp_path / "out" / "again" / "results.json").read_text())
+    assert "sft_again" not in again
+    assert {name: again[name] for name in config.models} == {name: results[name] for name in config.models}
+
+
+def test_samples_of_models_stand_beside_their_prompt(open_run: Callable[..., Run]) -> None:
+    config = CompareConfig(models={"sft": "x", "dpo": "y"}, samples=2)
+    prompts = [f"question {i}?" for i in range(4)]
+    shown = {name: [f"{name} answers {i}" for i in range(4)] for name in config.models}
+    gold = [[1.0]] * 2 + [[0.0]] * 2
+    sft = Answers(["a b"] * 4, gold, [0.0] * 4, [2] * 4, [True] * 4, [])
+    results = {name: figures(sft, sft, 0) for name in config.models}
+    with open_run("compare") as run:
+        write_report(run, config, results, prompts, shown)
+    page = (run.directory / "results.md").read_text()
+    for i in range(4):
+        after = page[page.index(f"question {i}?") :]
+        assert after.index(f"sft answers {i}") < after.index(f"dpo answers {i}") < 400
