@@ -1,22 +1,23 @@
-"""One token a row through compiled kernels: what a CPU in float32 runs in place of ``Transformer.step``'s operations.
+"""One token a row through a transformer of the Llama family by compiled kernels, on a CPU in float32.
 
 Norms, rotation, attention over the cache and SwiGLU are three kernels, since one token's work in them is smaller than
 the dispatch of the dozens of operations that they are made of.  Torch keeps the matrix products of models that a cache
 holds; with more weights than that a product of few rows is bound by memory, and torch's reads it at half its speed.
+
+Plain form: ``accord.models.transformer.Transformer.forward_plain``, compared in
+``tests/rollout/test_generate_fast.py``; products of few rows in ``tests/kernels/test_decoding.py``.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from accord.models.transformer import KeyValueCache, Transformer
+from torch import Tensor
 
 WORTH = 4096  # tokens times layers from which a job pays for loading the compiler
 EVERYTHING = 2**62  # a window that holds every text
@@ -27,21 +28,62 @@ MKL = platform.machine() in ("x86_64", "AMD64")
 GROUP = 4  # prompts that are read with the padding of one
 
 Product = Callable[[], Any]
+Linear: TypeAlias = "Tensor | Callable[[Tensor], Tensor]"
+"""A weight (N, K) without bias, or what maps x (B, K) to (B, N) where there is more to it."""
 
 
-def runs_compiled(model: Transformer, rows: int, steps: int) -> bool:
-    """Whether the kernels take this model, and a job of ``rows`` replies of ``steps`` tokens is worth loading them.
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of a transformer of ``layers`` layers: ``heads`` queries and ``kv_heads`` keys of ``head_dim`` numbers each."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One pre-norm block; the rows of q and k that a rotation pairs are adjacent."""
+
+    attention_norm: Tensor  # (D,)
+    qkv: Linear  # D to (H + 2 G) K
+    q_norm: Tensor | None  # (K,)
+    k_norm: Tensor | None  # (K,)
+    output: Linear  # H K to D
+    mlp_norm: Tensor  # (D,)
+    gate_up: Linear  # D to 2 F, gate first
+    down: Linear  # F to D
+    window: int | None  # positions that a token sees, itself included; None for all
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """A transformer without its vocabulary head."""
+
+    sizes: Sizes
+    norm_eps: float
+    embedding: Tensor  # (V, D)
+    layers: Sequence[DecoderLayer]
+    norm: Tensor  # (D,)
+    turns: Tensor  # (C, K), cosine and sine of each position and pair
+    numbers: int  # of all weights: what a step reads from memory
+
+
+def runs_compiled(embedding: Tensor, sizes: Sizes, rows: int, steps: int) -> bool:
+    """Whether the kernels take a model of these sizes, and a job of ``rows`` replies of ``steps`` tokens is worth it.
 
     It depends on the job alone and never on what ran before, so that a resumed run does what the whole one did.
     """
-    config, weight = model.config, model.embed_tokens.weight
     return (
         rows > 1
-        and rows * steps * config.n_layers >= WORTH
-        and weight.device.type == "cpu"
-        and weight.dtype is torch.float32
+        and rows * steps * sizes.layers >= WORTH
+        and embedding.device.type == "cpu"
+        and embedding.dtype is torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not any(size % LANES for size in (config.d_model, config.head_dim, config.d_ff))
+        and not any(size % LANES for size in (sizes.width, sizes.head_dim, sizes.mlp_width))
         and find_spec("numba") is not None
     )
 
@@ -79,71 +121,63 @@ def by_length(lengths: Tensor) -> list[tuple[Tensor, int]]:
     return [(some, int(lengths[some[-1]])) for some in torch.split(order, GROUP)]
 
 
-def lay_out(cache: KeyValueCache) -> None:
-    """The cache as the kernels read it: keys in blocks of ``LANES`` tokens, (B, G, C / LANES, K, LANES)."""
-    for layer, keys in enumerate(cache.keys):
-        rows, groups, columns, width = keys.shape
-        blocks = keys.new_empty(rows, groups, -(-columns // LANES), width, LANES)
-        whole, rest = divmod(cache.used, LANES)
-        known = keys[:, :, : whole * LANES].reshape(rows, groups, whole, LANES, width)
-        blocks[:, :, :whole] = known.transpose(3, 4)
-        if rest:
-            blocks[:, :, whole, :, :rest] = keys[:, :, whole * LANES : cache.used].transpose(2, 3)
-        cache.keys[layer] = blocks
+def in_blocks(keys: Tensor, used: int) -> Tensor:
+    """Keys as the kernels read them, in blocks of ``LANES`` tokens: (B, G, C / LANES, K, LANES) from (B, G, C, K)."""
+    rows, groups, columns, width = keys.shape
+    blocks = keys.new_empty(rows, groups, -(-columns // LANES), width, LANES)
+    whole, rest = divmod(used, LANES)
+    known = keys[:, :, : whole * LANES].reshape(rows, groups, whole, LANES, width)
+    blocks[:, :, :whole] = known.transpose(3, 4)
+    if rest:
+        blocks[:, :, whole, :, :rest] = keys[:, :, whole * LANES : used].transpose(2, 3)
+    return blocks
 
 
 class Decoder:
     """The buffers and flat views for stepping a cache of so many rows.
 
-    Valid while the model's weights stay where they are.  Row b's next token goes to place ``cache.lengths[b]``: columns
-    that another row's prompt would leave unused are not read.
+    ``keys`` (layers of them) are those of ``in_blocks``, ``values`` (B, G, C, K).  Valid while weights and cache stay
+    where they are.  A row's next token goes to the place after its others: columns that another row's prompt would
+    leave unused are not read.
     """
 
-    def __init__(self, model: Transformer, cache: KeyValueCache, turns: Tensor) -> None:
-        """``turns`` (C, K): cosine and sine of each position and pair."""
-        config, rows = model.config, len(cache.lengths)
-        self.model, self.rows, self.turns = model, rows, turns
+    def __init__(self, weights: DecoderWeights, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        sizes, rows = weights.sizes, len(values[0])
+        self.weights, self.rows, self.turns = weights, rows, weights.turns
         self.alone = torch.get_num_threads() == 1
-        self.sizes = (config.n_heads, config.n_kv_heads, config.head_dim)
-        self.capacity = cache.values[0].shape[2]
-        self.x, self.normed, self.delta = (torch.empty(rows, config.d_model) for _ in range(3))
-        self.mixed = torch.empty(rows, config.n_heads * config.head_dim)
-        self.gated = torch.empty(rows, config.d_ff)
-        qkv = torch.empty(rows, (config.n_heads + 2 * config.n_kv_heads) * config.head_dim)
-        gate_up = torch.empty(rows, 2 * config.d_ff)
+        self.heads = (sizes.heads, sizes.kv_heads, sizes.head_dim)
+        self.capacity = values[0].shape[2]
+        self.x, self.normed, self.delta = (torch.empty(rows, sizes.width) for _ in range(3))
+        self.mixed = torch.empty(rows, sizes.heads * sizes.head_dim)
+        self.gated = torch.empty(rows, sizes.mlp_width)
+        qkv = torch.empty(rows, (sizes.heads + 2 * sizes.kv_heads) * sizes.head_dim)
+        gate_up = torch.empty(rows, 2 * sizes.mlp_width)
         self.flat = {name: _flat(getattr(self, name)) for name in ("x", "normed", "mixed", "gated")}
         self.none = _flat(torch.empty(0))
-        self.streamed = few_rows(self.x, sum(p.numel() for p in model.parameters()))
+        self.streamed = few_rows(self.x, weights.numbers)
         self.layers = []
-        for number, layer in enumerate(cast("Any", model.layers)):
-            attention, mlp = layer.self_attn, layer.mlp
-            norms = (attention.q_norm, attention.k_norm) if config.qk_norm else ()
-            far = config.sliding_window is None or number < config.first_window_layer
+        for layer, of_keys, of_values in zip(weights.layers, keys, values, strict=True):
+            norms = (layer.q_norm, layer.k_norm)
             self.layers.append(
                 (
-                    _flat(layer.input_layernorm.weight),
-                    self._product(attention.qkv_proj, self.normed, qkv),
-                    tuple(_flat(norm.weight) for norm in norms) or (self.none, self.none),
-                    (_flat(cache.keys[number]), _flat(cache.values[number])),
-                    EVERYTHING if far else config.sliding_window,
-                    self._product(attention.o_proj, self.mixed, self.delta),
-                    _flat(layer.post_attention_layernorm.weight),
-                    self._product(mlp.gate_up_proj, self.normed, gate_up),
-                    self._product(mlp.down_proj, self.gated, self.delta),
+                    _flat(layer.attention_norm),
+                    self._product(layer.qkv, self.normed, qkv),
+                    tuple(self.none if norm is None else _flat(norm) for norm in norms),
+                    (_flat(of_keys), _flat(of_values)),
+                    EVERYTHING if layer.window is None else layer.window,
+                    self._product(layer.output, self.mixed, self.delta),
+                    _flat(layer.mlp_norm),
+                    self._product(layer.gate_up, self.normed, gate_up),
+                    self._product(layer.down, self.gated, self.delta),
                 )
             )
-        self.last_norm = _flat(model.norm.weight)
+        self.last_norm = _flat(weights.norm)
 
-    def _product(self, linear: nn.Module, x: Tensor, out: Tensor) -> Product:
-        """What computes linear(x), x being read anew at each call, and gives its numbers; ``out`` takes them where it can."""
-        if (
-            type(linear) is not nn.Linear
-            or linear.bias is not None
-            or linear._forward_hooks
-            or linear._forward_pre_hooks
-        ):
+    def _product(self, linear: Linear, x: Tensor, out: Tensor) -> Product:
+        """What applies ``linear`` to the x of the moment of each call and gives its numbers, in ``out`` where it can."""
+        if not isinstance(linear, Tensor):
             return lambda: _flat(linear(x))
-        weight, numbers = linear.weight.detach(), _flat(out)
+        weight, numbers = linear.detach(), _flat(out)
         ours = self.streamed and weight.is_contiguous()
 
         def multiply() -> Any:
@@ -165,27 +199,27 @@ class Decoder:
             share(kernel, *arguments, count=self.rows, work=work)
 
     def step(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """(B, D) hidden states at tokens (B,), each behind the ``lengths`` (B,) tokens of its row."""
+        """(B, D) hidden states at tokens (B,), each after the ``lengths`` (B,) tokens of its row."""
         from accord.kernels import decoding_numba as kernels
 
-        config, flat = self.model.config, self.flat
+        sizes, flat, eps = self.weights.sizes, self.flat, self.weights.norm_eps
         reach, before = int(lengths.max()) + 1, lengths.numpy()
         angles = _flat(self.turns.index_select(0, lengths))
-        torch.index_select(self.model.embed_tokens.weight.detach(), 0, tokens, out=self.x)
+        torch.index_select(self.weights.embedding.detach(), 0, tokens, out=self.x)
         delta = self.none
 
         def norm(delta: Any, weight: Any) -> None:
-            arrays = (flat["x"], delta, weight, flat["normed"], config.norm_eps, config.d_model)
+            arrays = (flat["x"], delta, weight, flat["normed"], eps, sizes.width)
             self.run(kernels.add_norm, *arrays, work=self.x.numel())
 
-        for first_norm, qkv, norms, held, window, output, second_norm, gate_up, down in self.layers:
+        for first_norm, qkv, norms, cached, window, output, second_norm, gate_up, down in self.layers:
             norm(delta, first_norm)
             self.run(
-                kernels.attend, qkv(), angles, *norms, config.norm_eps, *held, before, self.sizes, self.capacity, window,
+                kernels.attend, qkv(), angles, *norms, eps, *cached, before, self.heads, self.capacity, window,
                 flat["mixed"], work=self.mixed.numel() * reach,
             )  # fmt: skip
             norm(output(), second_norm)
-            self.run(kernels.swiglu, gate_up(), flat["gated"], config.d_ff, work=4 * self.gated.numel())
+            self.run(kernels.swiglu, gate_up(), flat["gated"], sizes.mlp_width, work=4 * self.gated.numel())
             delta = down()
         norm(delta, self.last_norm)
         return self.normed.clone()

@@ -1,17 +1,10 @@
-"""The selective scan of Mamba (Gu & Dao 2023, arXiv 2312.00752, eq. 2 with the simplified step for B, section 3.6).
+"""The selective scan of Mamba and what stands around it, by the fastest form for the tensors at hand.
 
-    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t        y_t = C_t . h_t + D x_t
+``selective_scan`` takes the best of three: ``parallel_scan`` is torch for any device and dtype, ``CompiledScan`` is for
+float32 on a CPU, ``selective_scan_triton.TritonScan`` on CUDA.  Shapes are those of ``functional.selective_scan``.
 
-over segments that start at zero or where another segment ended: one prompt, read once, under several replies.  The same
-function four times: ``reference_scan`` is the definition, ``parallel_scan`` is plain torch for any device and dtype,
-``CompiledScan`` is for float32 on a CPU, ``scan_triton.TritonScan`` on CUDA.  ``selective_scan`` takes the best one
-there is.
-
-``E`` is the number of channels (d_inner), ``N`` the size of a channel's state.  Every scan takes
-
-    x, dt (L, E) · A (E, N), negative · B, C (L, N) · D (E,) · offsets (S+1,) · parents (S,), int64, as in ``Packed``
-
-with dt after its softplus, and gives y (L, E) and the state after each segment, (S, E, N).
+Plain form: ``accord.functional.selective_scan.reference_scan``, compared in ``tests/kernels/test_selective_scan.py``.
+Plain form: ``accord.functional.selective_scan.causal_conv``, compared in ``tests/kernels/test_selective_scan.py``.
 """
 
 from __future__ import annotations
@@ -24,26 +17,12 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from accord.functional import selective_scan as functional
+
 STEPS = 64  # tokens that parallel_scan holds the states of at once
-
-
-def reference_scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, offsets: Tensor, parents: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One token after another, as the equations stand: what the others are tested against."""
-    bounds = offsets.tolist()
-    outputs: list[Tensor] = []
-    finals: list[Tensor] = []
-    for s, parent in enumerate(parents.tolist()):
-        h = torch.zeros_like(A) if parent < 0 else finals[parent]
-        for t in range(bounds[s], bounds[s + 1]):
-            h = torch.exp(dt[t, :, None] * A) * h + (dt[t] * x[t])[:, None] * B[t]
-            outputs.append(h @ C[t] + D * x[t])
-        finals.append(h)
-    return torch.stack(outputs), torch.stack(finals)
 
 
 # ------------------------------------------------------------------------------------------- plain torch
@@ -147,9 +126,16 @@ def _numba_found() -> bool:
     return False
 
 
-def runs_compiled(x: Tensor) -> bool:
-    """True where the compiled kernels take a tensor like x (…, E): float32 on a CPU, whole vectors of channels."""
-    return x.device.type == "cpu" and x.dtype is torch.float32 and x.shape[-1] % 16 == 0 and _numba_found()
+def _alike(x: Tensor, *others: Tensor) -> bool:
+    """Whether all are ordinary tensors (not, say, shards of one) of one dtype on one device."""
+    ordinary = all(type(v) in (Tensor, nn.Parameter) for v in (x, *others))
+    return ordinary and all(v.dtype is x.dtype and v.device == x.device for v in others)
+
+
+def runs_compiled(x: Tensor, *others: Tensor) -> bool:
+    """Whether the compiled kernels take x (…, E) and others: all float32 on a CPU, whole vectors of channels in x."""
+    takes = x.device.type == "cpu" and x.dtype is torch.float32 and x.shape[-1] % 16 == 0
+    return takes and _alike(x, *others) and _numba_found()
 
 
 @cache
@@ -157,7 +143,7 @@ def _triton_found() -> bool:
     return find_spec("triton") is not None
 
 
-def flat(tensor: Tensor) -> Any:
+def _flat(tensor: Tensor) -> Any:
     """The numbers of a contiguous tensor in one row, as the kernels take them."""
     return tensor.detach().view(-1).numpy()
 
@@ -177,7 +163,7 @@ def _forward(
     states, width = a.shape
     kept = int(((offsets.diff() + kernels.CHUNK - 1) // kernels.CHUNK).sum()) if keep else 0
     y, finals, marks = torch.empty_like(x), x.new_empty(len(parents), states, width), x.new_empty(kept * states * width)
-    arrays = map(flat, (x, dt, a, B, C, D, offsets, parents, y, finals, marks))
+    arrays = map(_flat, (x, dt, a, B, C, D, offsets, parents, y, finals, marks))
     kernels.share(kernels.scan_forward, *arrays, width, states, count=width // kernels.LANES, work=x.numel() * states)
     return y, finals, marks
 
@@ -210,7 +196,7 @@ class CompiledScan(torch.autograd.Function):
             gh += gfinals.transpose(1, 2)
         gx, gdt, ga, gd = torch.empty_like(x), torch.empty_like(x), torch.zeros_like(rate), torch.empty_like(D)
         gb, gc = x.new_zeros(groups, *B.shape), x.new_zeros(groups, *C.shape)
-        arrays = map(flat, (x, dt, rate, a, B, C, D, offsets, parents, marks, gy, gh, gx, gdt, ga, gb, gc, gd))
+        arrays = map(_flat, (x, dt, rate, a, B, C, D, offsets, parents, marks, gy, gh, gx, gdt, ga, gb, gc, gd))
         kernels.share(kernels.scan_backward, *arrays, width, states, count=groups, work=2 * x.numel() * states)
         # numpy adds the groups one after another, whatever the number of threads
         gB, gC = (torch.from_numpy(g.numpy().sum(0)) for g in (gb, gc))
@@ -231,13 +217,14 @@ def selective_scan(
     kind = x.dtype
     if any(v.dtype in (torch.float16, torch.bfloat16) for v in (x, dt, A, B, C, D)):  # under autocast they mix
         x, dt, A, B, C, D = (v.float() for v in (x, dt, A, B, C, D))
-    if x.device.type == "cuda" and x.dtype is torch.float32 and _triton_found():
+    cuda = x.device.type == "cuda" and x.dtype is torch.float32 and _alike(x, dt, A, B, C, D)
+    if cuda and _triton_found():
         from accord.kernels.selective_scan_triton import TritonScan
 
         inputs = [v.contiguous() for v in (x, dt, A, B, C, D)]
         y, finals = TritonScan.apply(*inputs, offsets, parents, _wants_gradient(inputs))  # type: ignore[no-untyped-call]
         return y.to(kind), finals
-    if not runs_compiled(x):
+    if not runs_compiled(x, dt, A, B, C, D):
         y, finals = parallel_scan(x, dt, A, B, C, D, offsets, parents)
         return y.to(kind), finals
     inputs = [v.contiguous() for v in (x, dt, A, B, C, D)]
@@ -258,7 +245,7 @@ class _CompiledConv(torch.autograd.Function):
 
         taps, y = weight[:, 0].t().contiguous(), x.new_empty(x.shape)
         ctx.save_for_backward(x, taps, bias, previous)
-        arrays = (_rows(x), x.stride(0), *map(flat, (taps, bias, previous, y)))
+        arrays = (_rows(x), x.stride(0), *map(_flat, (taps, bias, previous, y)))
         width = x.shape[1]
         kernels.share(kernels.conv_forward, *arrays, width, count=width // kernels.LANES, work=4 * x.numel())
         return y
@@ -270,26 +257,17 @@ class _CompiledConv(torch.autograd.Function):
 
         x, taps, bias, previous = ctx.saved_tensors
         gx, gtaps, gbias = x.new_zeros(x.shape), torch.zeros_like(taps), torch.zeros_like(bias)
-        arrays = (_rows(x), x.stride(0), *map(flat, (taps, bias, previous, gy.contiguous(), gx, gtaps, gbias)))
+        arrays = (_rows(x), x.stride(0), *map(_flat, (taps, bias, previous, gy.contiguous(), gx, gtaps, gbias)))
         width = x.shape[1]
         kernels.share(kernels.conv_backward, *arrays, width, count=width // kernels.LANES, work=8 * x.numel())
         return gx, gtaps.t()[:, None], gbias, None
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, previous: Tensor) -> Tensor:
-    """SiLU of the depthwise convolution over a token and its K-1 predecessors in its text, zeros before the start.
-
-    x (L, E), its rows contiguous · weight (E, 1, K) · bias (E,) · previous (L,), as in ``Packed``.
-    """
-    if runs_compiled(x) and weight.dtype is x.dtype:
+    """``functional.selective_scan.causal_conv``, compiled where it can be."""
+    if runs_compiled(x, weight, bias) and x.stride(1) == 1:
         return cast(Tensor, _CompiledConv.apply(x, weight, bias, previous))  # type: ignore[no-untyped-call]
-    nowhere = len(x)
-    follow = torch.cat([torch.where(previous < 0, nowhere, previous), previous.new_tensor([nowhere])])
-    back = [torch.arange(nowhere, device=x.device)]
-    for _ in range(weight.shape[2] - 1):
-        back.append(follow[back[-1]])
-    window = F.embedding(torch.stack(back[::-1], 1), torch.cat([x, x.new_zeros(1, x.shape[1])]))  # (L, K, E)
-    return F.silu(torch.einsum("lke,ek->le", window, weight[:, 0]) + bias)
+    return functional.causal_conv(x, weight, bias, previous)
 
 
 class _CompiledSoftplus(torch.autograd.Function):
@@ -299,7 +277,9 @@ class _CompiledSoftplus(torch.autograd.Function):
 
         y = torch.empty_like(x)
         ctx.save_for_backward(x)
-        kernels.share(kernels.softplus_forward, flat(x), flat(y), count=x.numel() // kernels.LANES, work=4 * x.numel())
+        kernels.share(
+            kernels.softplus_forward, _flat(x), _flat(y), count=x.numel() // kernels.LANES, work=4 * x.numel()
+        )
         return y
 
     @staticmethod
@@ -310,14 +290,14 @@ class _CompiledSoftplus(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         gx, arrays = torch.empty_like(x), (x, gy.contiguous())
         kernels.share(
-            kernels.softplus_backward, *map(flat, (*arrays, gx)), count=x.numel() // kernels.LANES, work=4 * x.numel()
+            kernels.softplus_backward, *map(_flat, (*arrays, gx)), count=x.numel() // kernels.LANES, work=4 * x.numel()
         )
         return gx
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)) of (L, E), contiguous; torch's own computes one number at a time on a CPU."""
-    if runs_compiled(x):
+    """log(1 + exp(x)) of (L, E); torch's own computes one number at a time on a CPU."""
+    if runs_compiled(x) and x.is_contiguous():
         return cast(Tensor, _CompiledSoftplus.apply(x))  # type: ignore[no-untyped-call]
     return F.softplus(x)
 
@@ -329,7 +309,7 @@ class _CompiledGate(torch.autograd.Function):
 
         out = torch.empty_like(y)
         ctx.save_for_backward(y, z)
-        arrays = (flat(y), _rows(z), z.stride(0), flat(out))
+        arrays = (_flat(y), _rows(z), z.stride(0), _flat(out))
         kernels.share(kernels.gate_forward, *arrays, y.shape[1], count=len(y), work=4 * y.numel())
         return out
 
@@ -340,13 +320,42 @@ class _CompiledGate(torch.autograd.Function):
 
         y, z = ctx.saved_tensors
         gy, gz = torch.empty_like(y), torch.empty_like(y)
-        arrays = (flat(y), _rows(z), z.stride(0), *map(flat, (g.contiguous(), gy, gz)))
+        arrays = (_flat(y), _rows(z), z.stride(0), *map(_flat, (g.contiguous(), gy, gz)))
         kernels.share(kernels.gate_backward, *arrays, y.shape[1], count=len(y), work=4 * y.numel())
         return gy, gz
 
 
 def gated(y: Tensor, z: Tensor) -> Tensor:
-    """y SiLU(z), both (L, E); y contiguous, the rows of z contiguous."""
-    if runs_compiled(y) and z.dtype is y.dtype:
+    """y SiLU(z), both (L, E)."""
+    if runs_compiled(y, z) and y.is_contiguous() and z.stride(1) == 1:
         return cast(Tensor, _CompiledGate.apply(y, z))  # type: ignore[no-untyped-call]
     return y * F.silu(z)
+
+
+# ------------------------------------------------------------------------------------------- one token at a time
+def conv_step(xz: Tensor, window: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
+    """(B, E) ``causal_conv`` at one new token of each row; ``window`` (B, K-1, E) moves on in place.
+
+    xz (B, 2 E): the new inputs, and others beside them · taps (K, E) · bias (E,), as ``runs_compiled`` takes them.
+    """
+    from accord.kernels import selective_scan_numba as kernels
+
+    rows, width = len(xz), len(bias)
+    x = xz.new_empty(rows, width)
+    kernels.conv_step(*map(_flat, (xz, window, taps, bias, x)), width, 0, rows)
+    return x
+
+
+def scan_step(x: Tensor, dt: Tensor, rates: Tensor, selected: Tensor, D: Tensor, xz: Tensor, state: Tensor) -> Tensor:
+    """(B, E) scan and gate at one new token of each row; ``state`` (B, N, E) moves on in place.
+
+    x, dt (B, E), dt before its softplus · rates (N, E), A log2(e) · selected (B, … + 2 N), which ends in B and C ·
+    D (E,) · xz (B, 2 E), which ends in the gate; as ``runs_compiled`` takes them.
+    """
+    from accord.kernels import selective_scan_numba as kernels
+
+    (states, width), y = rates.shape, torch.empty_like(x)
+    arrays = map(_flat, (x, dt.contiguous(), rates, selected.contiguous(), D, xz, state, y))
+    sizes = (width, states, selected.shape[1] - 2 * states)
+    kernels.share(kernels.scan_step, *arrays, *sizes, count=len(x), work=x.numel() * states)
+    return y

@@ -4,23 +4,23 @@ Of each layer the backward pass keeps its input, rotated q, k and v, the attenti
 normed inputs, padded rows and SwiGLU products anew.  That is a third of what autograd keeps, and less traffic.
 Attention takes texts of like lengths together, so that its square does not run over padding.
 
-``Transformer.hidden_plain`` gives the same numbers by autograd alone, and is what the tests compare with.
+Plain form: ``accord.models.transformer.Transformer.forward_plain``, by autograd alone; compared in
+``tests/kernels/test_transformer_training.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from accord.functional.normalization import rms_norm
 from accord.types import Packed
-
-if TYPE_CHECKING:
-    from accord.models.transformer import MLP, Attention, Layer, RMSNorm, Transformer
 
 ALIKE = 0.85
 """A text joins those of a longer one where it is at least this share of its length."""
@@ -215,60 +215,74 @@ def _split(rows: Tensor, group: Row, heads: Heads) -> tuple[Tensor, Tensor, Tens
 
 
 # ------------------------------------------------------------------ the pass
-def suits(model: Transformer) -> bool:
-    """Whether this pass computes the model: on a CPU, weights in float32 or float64, no layer wrapped or hooked."""
-    weight = model.embed_tokens.weight
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One pre-norm block; the rows of q and k that a rotation pairs are adjacent."""
+
+    attention_norm: Tensor  # (D,)
+    qkv: Tensor  # ((H + 2 G) K, D)
+    qkv_bias: Tensor | None  # ((H + 2 G) K,)
+    q_norm: Tensor | None  # (K,)
+    k_norm: Tensor | None  # (K,)
+    output: Tensor  # (D, H K)
+    mlp_norm: Tensor  # (D,)
+    gate_up: Tensor  # (2 F, D), gate first
+    down: Tensor  # (D, F)
+    window: int | None  # of a sliding window, in tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerWeights:
+    """The layers of a transformer: H queries and G keys of K numbers each."""
+
+    layers: Sequence[LayerWeights]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+
+
+def suits(weight: Tensor) -> bool:
+    """Whether this pass is for a model with weights like this one: on a CPU, in float32 or float64."""
     return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
-
-
-def _plain(linear: nn.Module) -> bool:
-    """A wrapped layer (an adapter, a hook) must be called, not read."""
-    return type(linear) is nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
 
 
 def _dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
-def _norm_linear(norm: RMSNorm, linear: nn.Linear, x: Tensor) -> Tensor:
-    if not _plain(linear):
-        return cast(Tensor, linear(norm(x)))
-    found = _NormLinear.apply(x, norm.weight, linear.weight, linear.bias, norm.eps, _dtype(x))  # type: ignore[no-untyped-call]
-    return cast(Tensor, found)
+def _norm_linear(x: Tensor, scale: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    return cast(Tensor, _NormLinear.apply(x, scale, weight, bias, eps, _dtype(x)))  # type: ignore[no-untyped-call]
 
 
-def _mlp(mlp: MLP, norm: RMSNorm, x: Tensor) -> Tensor:
-    both = _norm_linear(norm, mlp.gate_up_proj, x)
-    if not _plain(mlp.down_proj):
-        gate, up = both.chunk(2, -1)
-        return cast(Tensor, mlp.down_proj(F.silu(gate) * up))
-    return cast(Tensor, _SwiGLULinear.apply(both, mlp.down_proj.weight, _dtype(both)))  # type: ignore[no-untyped-call]
+def _mlp(x: Tensor, layer: LayerWeights, eps: float) -> Tensor:
+    both = _norm_linear(x, layer.mlp_norm, layer.gate_up, None, eps)
+    return cast(Tensor, _SwiGLULinear.apply(both, layer.down, _dtype(both)))  # type: ignore[no-untyped-call]
 
 
-def _attention(attention: Attention, norm: RMSNorm, x: Tensor, heads: Heads) -> Tensor:
+def _attention(x: Tensor, layer: LayerWeights, heads: Heads, model: TransformerWeights) -> Tensor:
     """(L, H*K), before the output projection."""
-    qkv = _norm_linear(norm, attention.qkv_proj, x).view(len(x), -1, attention.head_dim)
-    if attention.qk_norm:
+    qkv = _norm_linear(x, layer.attention_norm, layer.qkv, layer.qkv_bias, model.norm_eps)
+    qkv = qkv.view(len(x), -1, model.head_dim)
+    if layer.q_norm is not None and layer.k_norm is not None:
         q, k, v = qkv.split_with_sizes([heads.heads, heads.kv_heads, heads.kv_heads], 1)
-        qkv = torch.cat([attention.q_norm(q), attention.k_norm(k), v], 1)
+        q, k = rms_norm(q, layer.q_norm, model.norm_eps), rms_norm(k, layer.k_norm, model.norm_eps)
+        qkv = torch.cat([q, k, v], 1)
     return cast(Tensor, _Attend.apply(qkv, heads))  # type: ignore[no-untyped-call]
 
 
-def hidden(model: Transformer, packed: Packed, turn: Tensor, at: Tensor | None = None) -> Tensor:
-    """(L, D) hidden states after the final norm; with ``at`` (N,) indices into L, those (N, D) alone.
+def run_layers(x: Tensor, model: TransformerWeights, packed: Packed, turn: Tensor, at: Tensor | None = None) -> Tensor:
+    """(L, D) what the layers make of the embeddings x (L, D); with ``at`` (N,) indices into L, those (N, D) alone.
 
-    ``turn`` is ``rotation`` at the positions.  What follows the last layer's attention is computed at the named tokens.
+    ``turn`` (L, 1, K/2) complex is the rotation at the positions.  What follows the last layer's attention is computed
+    at the indices only.
     """
-    config, where = model.config, layout(packed)
-    x: Tensor = model.embed_tokens(packed.tokens)
-    last = len(model.layers) - 1
-    for number, module in enumerate(model.layers):
-        layer = cast("Layer", module)
-        window = config.sliding_window if number >= config.first_window_layer else None
-        heads = Heads(config.n_heads, config.n_kv_heads, window, turn, where)
-        seen = _attention(layer.self_attn, layer.input_layernorm, x, heads)
+    where, last = layout(packed), len(model.layers) - 1
+    for number, layer in enumerate(model.layers):
+        heads = Heads(model.heads, model.kv_heads, layer.window, turn, where)
+        seen = _attention(x, layer, heads, model)
         if number == last and at is not None:
             seen, x = seen.index_select(0, at), x.index_select(0, at)
-        x = x + layer.self_attn.o_proj(seen)
-        x = x + _mlp(layer.mlp, layer.post_attention_layernorm, x)
-    return cast(Tensor, model.norm(x))
+        x = x + F.linear(seen, layer.output)
+        x = x + _mlp(x, layer, model.norm_eps)
+    return x

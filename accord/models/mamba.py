@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import torch
@@ -19,12 +19,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accord.errors import UserError
-from accord.kernels.selective_scan import causal_conv, flat, gated, runs_compiled, selective_scan, softplus
+from accord.functional.selective_scan import causal_windows
+from accord.kernels.selective_scan import (
+    causal_conv,
+    conv_step,
+    gated,
+    runs_compiled,
+    scan_step,
+    selective_scan,
+    softplus,
+)
 from accord.models.backbone import Backbone
 from accord.models.hf_format import read_json, read_weights, write_json, write_weights
+from accord.models.plain import are_plain
 from accord.types import Packed
 
 DT_RANGE = (1e-3, 1e-1)  # the step sizes that training starts from
+KNOWN = {
+    *("vocab_size", "d_model", "n_layers", "d_state", "d_conv", "expand", "dt_rank", "norm_eps", "tied"),
+    *("use_bias", "use_conv_bias", "bos_id", "eos_ids", "pad_id"),
+}
+"""The fields of a config that the compiled step follows.  A model whose config has another one does without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +136,7 @@ class MambaCache:
 
     window: Tensor  # (layers, B, K-1, E), the last inputs of the convolution, oldest first
     state: Tensor  # (layers, B, N, E)
-    taps: tuple[Tensor, ...]  # per layer (K, E): the weights as a step reads them, made once
+    taps: tuple[Tensor | None, ...]  # per layer (K, E): the weights as a step reads them, made once; None: call
     rates: tuple[Tensor, ...]  # per layer (N, E), A log2(e)
 
     def select(self, rows: Tensor) -> MambaCache:
@@ -135,7 +150,8 @@ class Mixer(nn.Module):
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
-        inner, self.rank, self.states = config.d_inner, config.dt_rank, config.d_state
+        inner, self.rank, self.states, self.kernel = config.d_inner, config.dt_rank, config.d_state, config.d_conv
+        self.known = {field.name for field in fields(config)} <= KNOWN
         self.in_proj = nn.Linear(config.d_model, 2 * inner, bias=config.use_bias)
         self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner, bias=config.use_conv_bias)
         self.x_proj = nn.Linear(inner, self.rank + 2 * self.states, bias=False)
@@ -157,53 +173,63 @@ class Mixer(nn.Module):
             if linear.bias is not None:
                 linear.bias.zero_()
 
+    def taps(self) -> Tensor | None:
+        """(K, E) the convolution's weights; None where it must be called, or where kernels may not know the layer."""
+        known = type(self) is Mixer and self.known and are_plain([self.conv1d], (nn.Conv1d,))
+        return self.conv1d.weight[:, 0].t().contiguous() if known else None
+
     def conv_bias(self) -> Tensor:
         return self.D.new_zeros(self.D.shape) if self.conv1d.bias is None else self.conv1d.bias
 
     def forward(self, u: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
         """(L, D) to (L, D), with what a cache keeps: the convolution's inputs (L, E) and final states (S, E, N)."""
         before, z = self.in_proj(u).chunk(2, -1)
-        x = causal_conv(before, self.conv1d.weight, self.conv_bias(), packed.previous)
+        if are_plain([self.conv1d], (nn.Conv1d,)):
+            x = causal_conv(before, self.conv1d.weight, self.conv_bias(), packed.previous)
+        else:
+            x = self._convolve(causal_windows(before, packed.previous, self.kernel))
         dt, B, C = self.x_proj(x).split([self.rank, self.states, self.states], -1)
         dt = softplus(self.dt_proj(dt))
         y, finals = selective_scan(x, dt, -self.A_log.exp(), B, C, self.D, packed.offsets, packed.parents)
         return self.out_proj(gated(y, z)), before, finals
 
-    def step(self, u: Tensor, window: Tensor, state: Tensor, taps: Tensor, rates: Tensor) -> Tensor:
+    def _convolve(self, seen: Tensor) -> Tensor:
+        """(N, E) from windows (N, K, E), by a convolution that must be called."""
+        return F.silu(self.conv1d(seen.transpose(1, 2)).squeeze(-1))
+
+    def step(self, u: Tensor, window: Tensor, state: Tensor, taps: Tensor | None, rates: Tensor) -> Tensor:
         """One token for each row, (B, D) to (B, D); ``window`` (B, K-1, E) and ``state`` (B, N, E) move on in place."""
         xz = self.in_proj(u)
-        if runs_compiled(xz) and self.D.shape[0] % 16 == 0:
+        if taps is not None and runs_compiled(xz, window, state, rates, self.D) and self.D.shape[0] % 16 == 0:
             return self._step_compiled(xz, window, state, taps, rates)
         x, z = xz.chunk(2, -1)
         seen = torch.cat([window, x[:, None]], 1)
         window.copy_(seen[:, 1:])
-        x = F.silu((seen * taps).sum(1) + self.conv_bias())
+        x = self._convolve(seen) if taps is None else F.silu((seen * taps).sum(1) + self.conv_bias())
         dt, B, C = self.x_proj(x).split([self.rank, self.states, self.states], -1)
         dt = F.softplus(self.dt_proj(dt))
         state.mul_(torch.exp2(dt[:, None] * rates)).add_((dt * x)[:, None] * B[..., None])
         return self.out_proj(((state * C[..., None]).sum(1) + self.D * x) * F.silu(z))  # type: ignore[no-any-return]
 
     def _step_compiled(self, xz: Tensor, window: Tensor, state: Tensor, taps: Tensor, rates: Tensor) -> Tensor:
-        from accord.kernels import selective_scan_numba as kernels
-
-        rows, width = len(xz), self.D.shape[0]
-        x, y = xz.new_empty(rows, width), xz.new_empty(rows, width)
-        kernels.conv_step(*map(flat, (xz, window, taps, self.conv_bias(), x)), width, 0, rows)
+        x = conv_step(xz, window, taps, self.conv_bias())
         selected = self.x_proj(x)
         dt = self.dt_proj(selected[:, : self.rank])
-        arrays = map(flat, (x, dt, rates, selected, self.D, xz, state, y))
-        sizes = (width, self.states, self.rank)
-        kernels.share(kernels.scan_step, *arrays, *sizes, count=rows, work=x.numel() * self.states)
-        return self.out_proj(y)  # type: ignore[no-any-return]
+        return self.out_proj(scan_step(x, dt, rates, selected, self.D, xz, state))  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
-    """norm and mixer; the sum with the residual is the model's."""
+    """A mixer of normed inputs, added to the residual stream."""
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(config.d_model, config.norm_eps)
         self.mixer = Mixer(config)
+
+    def forward(self, h: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+        """(L, D) to (L, D), with what a cache keeps of the mixer."""
+        out, before, finals = self.mixer(self.norm(h), packed)
+        return h + out, before, finals
 
 
 class Mamba(Backbone):
@@ -224,8 +250,8 @@ class Mamba(Backbone):
     def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
         """See ``Backbone.forward``."""
         h = self.embeddings(packed.tokens)
-        for layer in self._layers():
-            h = h + layer.mixer(layer.norm(h), packed)[0]
+        for layer in self.layers:
+            h = layer(h, packed)[0]
         states: Tensor = self.norm_f(h)
         return states if at is None else states[at]
 
@@ -246,13 +272,12 @@ class Mamba(Backbone):
         back = torch.stack(recent[::-1], 1)[:, : self.config.d_conv - 1]  # (S, K-1), oldest first, -1 before the text
         windows, states = [], []
         for layer in self._layers():
-            out, before, finals = layer.mixer(layer.norm(h), packed)
-            h = h + out
+            h, before, finals = layer(h, packed)
             windows.append(torch.where(back[..., None] < 0, 0.0, before[back]))
             states.append(finals.transpose(1, 2))
         mixers = [layer.mixer for layer in self._layers()]
-        taps = tuple(m.conv1d.weight[:, 0].t().contiguous() for m in mixers)
-        rates = tuple((-m.A_log.exp() / math.log(2)).t().contiguous() for m in mixers)
+        taps = tuple(mixer.taps() for mixer in mixers)
+        rates = tuple((-mixer.A_log.exp() / math.log(2)).t().contiguous() for mixer in mixers)
         return self.norm_f(h[packed.last]), MambaCache(torch.stack(windows), torch.stack(states), taps, rates)
 
     @torch.no_grad()

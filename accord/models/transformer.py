@@ -3,18 +3,15 @@
 Linear layers run on the ``L`` packed tokens, so a shared prompt is computed once and padding never; only attention
 gathers its rows.  Rows are padded on the right, where a causal mask already hides what stands there.
 
-In memory q, k and v are one projection, gate and up another, and the rows of q and k are reordered so that a rotary
-pair is adjacent: rotary embedding is then one complex product.  ``unfuse`` undoes all three for the folder.
-
-Sources: Touvron et al. 2023 (arXiv 2302.13971); RMSNorm, Zhang & Sennrich 2019; rotary embedding, Su et al. 2021;
-SwiGLU, Shazeer 2020; grouped queries, Ainslie et al. 2023.
+In memory projections are fused and rotary pairs adjacent (``transformer_layers``); ``unfuse`` undoes that for the folder.
+Training on a CPU and writing replies there run in kernels, but only where every layer is as it was built.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -25,101 +22,21 @@ from torch import Tensor, nn
 
 from accord.errors import UserError
 from accord.kernels import transformer_training
-from accord.kernels.decoding import Decoder, by_length, few_rows, lay_out, product, runs_compiled
+from accord.kernels.decoding import Decoder, DecoderWeights, by_length, few_rows, in_blocks, product, runs_compiled
 from accord.models.backbone import Backbone
 from accord.models.hf_format import read_json, read_weights, write_json, write_weights
+from accord.models.plain import are_plain
 from accord.models.transformer_config import TransformerConfig, one_or_many
+from accord.models.transformer_kernels import (
+    decoder_layers,
+    decoder_sizes,
+    have_no_bias,
+    kernels_compute,
+    knows,
+    training_weights,
+)
+from accord.models.transformer_layers import Attend, Layer, RMSNorm, rotation
 from accord.types import Packed
-
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q (N,H,K), k and v (N,G,K) -> (N,H*K)
-
-
-class RMSNorm(nn.Module):
-    """``x / rms(x) * weight`` over the last dimension, in float32 at least."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = _at_least_float32(x)
-        return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def rotation(config: TransformerConfig, positions: Tensor) -> Tensor:
-    """(N, 1, K/2) complex64: the rotary factor of each position (N,) and pair of dimensions."""
-    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
-    frequency = 1.0 / config.rope_theta ** (pairs / config.head_dim)
-    if (s := config.rope_scaling) is not None:
-        turns = s.original_max_position_embeddings * frequency / (2 * math.pi)  # whole turns in the first training
-        kept = ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
-        frequency = frequency * (kept + (1 - kept) / s.factor)
-    angle = positions.float()[:, None] * frequency
-    return torch.polar(torch.ones_like(angle), angle)[:, None]
-
-
-def _rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turns the adjacent pairs of x (N, H, K) by (N, 1, K/2)."""
-    pairs = torch.view_as_complex(_at_least_float32(x).reshape(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention; ``attend`` decides what a token can see."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
-        width = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-        self.qkv_proj = nn.Linear(config.d_model, width, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
-        if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
-        self.qk_norm = config.qk_norm
-
-    def forward(self, layer: int, x: Tensor, turn: Tensor, attend: Attend) -> Tensor:
-        both = self.heads + self.kv_heads
-        qkv: Tensor = self.qkv_proj(x).view(len(x), -1, self.head_dim)
-        qk, v = qkv.split_with_sizes([both, self.kv_heads], 1)
-        if self.qk_norm:
-            q, k = qk.split_with_sizes([self.heads, self.kv_heads], 1)
-            qk = torch.cat([self.q_norm(q), self.k_norm(k)], 1)
-        q, k = _rotate(qk, turn).split_with_sizes([self.heads, self.kv_heads], 1)
-        return cast(Tensor, self.o_proj(attend(layer, q, k, v)))
-
-
-class MLP(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.gate_up_proj = nn.Linear(config.d_model, 2 * config.d_ff, bias=False)
-        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, -1)
-        return cast(Tensor, self.down_proj(F.silu(gate) * up))
-
-
-class Layer(nn.Module):
-    """One pre-norm block."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.d_model, config.norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp = MLP(config)
-
-    def forward(self, layer: int, x: Tensor, turn: Tensor, attend: Attend) -> Tensor:
-        x = x + self.self_attn(layer, self.input_layernorm(x), turn, attend)
-        return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
 
 
 @dataclass(slots=True)
@@ -173,16 +90,25 @@ class Transformer(Backbone):
 
     def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
         """See ``Backbone.forward``; the last layer is computed no further than ``at`` needs."""
-        if transformer_training.suits(self):
-            return transformer_training.hidden(self, packed, rotation(self.config, packed.positions), at)
+        blocks = cast("list[Layer]", list(self.layers))
+        if self.has_kernels() and transformer_training.suits(self.embed_tokens.weight) and have_no_bias(blocks):
+            turn, weights = rotation(self.config, packed.positions), training_weights(self.config, blocks)
+            x = transformer_training.run_layers(self.embed_tokens(packed.tokens), weights, packed, turn, at)
+            return cast(Tensor, self.norm(x))
         states = self.forward_plain(packed)
         return states if at is None else states[at]
 
+    def has_kernels(self) -> bool:
+        """Whether the kernels compute this model: all layers as built, and no subclass that they do not know."""
+        return type(self) is Transformer and kernels_compute(self.config, self.children())
+
     def head_weight(self) -> Tensor | None:
-        """(V, D) where ``logits`` is a product with this matrix alone; None where the head is wrapped."""
-        if self.config.tied:
-            return self.embed_tokens.weight
-        return self.lm_head.weight if type(self.lm_head) is nn.Linear else None
+        """(V, D) where ``logits`` is a product with this matrix alone; None where the head is not as it was built."""
+        if type(self) is not Transformer or not knows(self.config):
+            return None
+        head = self.embed_tokens if self.config.tied else self.lm_head
+        biased = isinstance(head, nn.Linear) and head.bias is not None
+        return None if biased or not are_plain([head], (nn.Embedding, nn.Linear)) else head.weight
 
     def forward_plain(self, packed: Packed) -> Tensor:
         """``forward`` by autograd alone, (L, D): on every device, and what the pass for CPUs is tested against."""
@@ -198,12 +124,12 @@ class Transformer(Backbone):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) from (N, D)."""
-        weight = self.embed_tokens.weight if self.config.tied else self.lm_head.weight
-        if few_rows(hidden, weight.numel()) and weight.is_contiguous() and self.head_weight() is not None:
+        weight = self.head_weight()
+        if weight is not None and few_rows(hidden, weight.numel()) and weight.is_contiguous():
             out = hidden.new_empty(len(hidden), len(weight))
             product(hidden.contiguous(), weight, out)
             return out
-        return F.linear(hidden, weight)
+        return F.linear(hidden, self.embed_tokens.weight) if self.config.tied else cast(Tensor, self.lm_head(hidden))
 
     @torch.no_grad()
     def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, KeyValueCache]:
@@ -244,18 +170,36 @@ class Transformer(Backbone):
         positions = cache.lengths
         cache.positions[:, column] = positions
         if cache.compiled is None:
-            cache.compiled = runs_compiled(self, len(tokens), cache.positions.shape[1] - column)
+            cache.compiled = self._runs_compiled(len(tokens), cache.positions.shape[1] - column)
             if cache.compiled:
-                lay_out(cache)
+                for layer, keys in enumerate(cache.keys):
+                    cache.keys[layer] = in_blocks(keys, column)
         if cache.compiled:
             if cache.decoder is None:
-                places = torch.arange(cache.positions.shape[1])
-                cache.decoder = Decoder(self, cache, torch.view_as_real(rotation(self.config, places)).flatten(1))
+                cache.decoder = Decoder(self._decoder_weights(cache.positions.shape[1]), cache.keys, cache.values)
             hidden = cache.decoder.step(tokens, positions)
         else:
             hidden = self._step(tokens, positions, cache)
         cache.lengths, cache.used = cache.lengths + 1, end
         return hidden
+
+    def _runs_compiled(self, rows: int, steps: int) -> bool:
+        if not self.has_kernels():
+            return False
+        return runs_compiled(self.embed_tokens.weight, decoder_sizes(self.config), rows, steps)
+
+    def _decoder_weights(self, columns: int) -> DecoderWeights:
+        """What the compiled kernels take, for texts of up to so many tokens."""
+        turns = torch.view_as_real(rotation(self.config, torch.arange(columns))).flatten(1)
+        return DecoderWeights(
+            decoder_sizes(self.config),
+            self.config.norm_eps,
+            self.embed_tokens.weight,
+            decoder_layers(self.config, cast("list[Layer]", list(self.layers))),
+            self.norm.weight,
+            turns,
+            sum(weight.numel() for weight in self.parameters()),
+        )
 
     def _step(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
         """(B, D): a step in torch's operations, on any device and in any precision."""

@@ -184,7 +184,7 @@ def _divisors(config: TransformerConfig) -> np.ndarray[Any, Any]:
     """(K/2,) by how much Llama 3.1's stretching divides each rotary frequency."""
     import torch
 
-    from accord.models.transformer import rotation
+    from accord.models.transformer_layers import rotation
 
     plain, stretched = (rotation(c, torch.ones(1)).angle() for c in (replace(config, rope_scaling=None), config))
     return (plain / stretched).flatten().float().numpy()

@@ -34,8 +34,8 @@ def _one_thread() -> Iterator[None]:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every behaviour holds with the kernels and without."""
     if request.param == "torch":
-        monkeypatch.setattr(selective_scan, "runs_compiled", lambda x: False)
-        monkeypatch.setattr(mamba_module, "runs_compiled", lambda x: False)
+        monkeypatch.setattr(selective_scan, "runs_compiled", lambda *_: False)
+        monkeypatch.setattr(mamba_module, "runs_compiled", lambda *_: False)
     return request.param
 
 

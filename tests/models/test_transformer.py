@@ -20,10 +20,10 @@ from accord.models.transformer import (
     Transformer,
     TransformerConfig,
     open_gguf,
-    rotation,
     small_transformer,
     unfuse,
 )
+from accord.models.transformer_layers import rotation
 from accord.types import Packed
 
 LLAMA3 = {

@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from accord.functional.selective_scan import reference_scan
 from accord.kernels import selective_scan
 from accord.kernels import selective_scan_numba as scan_numba
-from accord.kernels.selective_scan import parallel_scan, reference_scan
+from accord.kernels.selective_scan import parallel_scan
 from accord.kernels.selective_scan import selective_scan as scan
 
 # lengths and parents: around a chunk of 32 and of 64, single tokens, a tree of depth three
@@ -303,6 +304,6 @@ def test_parallel_scan_runs_where_no_kernel_does(monkeypatch: pytest.MonkeyPatch
     lengths, parents = SHAPES["tree"]
     inputs, where = draw(lengths, 32, 16), tree(lengths, parents)
     compiled = everything(scan, inputs, *where, torch.float32)
-    monkeypatch.setattr(selective_scan, "runs_compiled", lambda x: False)
+    monkeypatch.setattr(selective_scan, "runs_compiled", lambda *_: False)
     for name, e, f in zip(NAMES, compiled, everything(scan, inputs, *where, torch.float32), strict=True):
         assert ((f - e).abs().max() / e.abs().max()).item() < 4e-6, name

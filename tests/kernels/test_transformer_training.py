@@ -11,7 +11,6 @@ from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair
 from accord.functional.logprobs import token_logprobs
 from accord.kernels import transformer_training
-from accord.kernels.vocabulary_head import label_logprobs, label_nll
 from accord.models.reward import RewardModel, ScalarHead
 from accord.models.transformer import Transformer, TransformerConfig
 from accord.training.cross_entropy import cross_entropy, labels
@@ -97,7 +96,7 @@ def test_dpo_and_reward_gradients_with_shared_prompts() -> None:
 
     fast = [(loss, gradients(loss, whole)) for loss, whole in both()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformer_training, "suits", lambda _: False)
+        patch.setattr(Transformer, "has_kernels", lambda _: False)
         patch.setattr(Transformer, "head_weight", lambda _: None)
         slow = [(loss, gradients(loss, whole)) for loss, whole in both()]
     for (loss, grads), (wanted, known_grads) in zip(fast, slow, strict=True):
@@ -132,17 +131,6 @@ def test_frozen_weights_get_no_gradient_and_the_rest_do() -> None:
             torch.testing.assert_close(weight.grad, wanted[name], rtol=1e-4, atol=1e-4)
 
 
-def test_a_wrapped_layer_is_called() -> None:
-    class Doubled(torch.nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return 2 * super().forward(x)
-
-    model, rows = model_of(), packed()
-    model.layers[0].mlp.down_proj.__class__ = Doubled
-    model.layers[1].self_attn.qkv_proj.__class__ = Doubled
-    torch.testing.assert_close(model(rows), model.forward_plain(rows), rtol=1e-4, atol=1e-4)
-
-
 @torch.no_grad()
 def test_what_is_not_a_number_in_one_text_stays_there() -> None:
     model, rows = model_of(), Packed.of([[60] * 9, [5, 6, 7, 8, 9, 10, 11, 12]])
@@ -163,38 +151,6 @@ def test_autocast_stays_near_float32() -> None:
     fast, slow = gradients(loss, model), gradients(plain, model)
     for name, grad in wanted.items():
         assert (fast[name] - grad).norm() <= 1.5 * (slow[name] - grad).norm() + 0.02 * grad.norm(), name
-
-
-@pytest.mark.parametrize("chunk", [97, 97 * 70, 2**22])
-@pytest.mark.parametrize("kept", [0, 2**24])
-def test_head_whatever_its_chunks(chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from accord.kernels import vocabulary_head
-
-    monkeypatch.setattr(vocabulary_head, "CHUNK_ELEMENTS", chunk)
-    monkeypatch.setattr(vocabulary_head, "KEPT_ELEMENTS", kept)
-    torch.manual_seed(0)
-    hidden = torch.randn(200, 12, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(97, 12, dtype=torch.float64, requires_grad=True)
-    targets, factors = torch.randint(0, 97, (200,)), torch.randn(200, dtype=torch.float64)
-    logp = torch.log_softmax(hidden @ weight.t(), -1).gather(-1, targets[:, None]).squeeze(-1)
-    torch.testing.assert_close(label_logprobs(hidden, weight, targets), logp)
-    for found, wanted in (
-        (3 * label_nll(hidden, weight, targets), -3 * logp.sum()),
-        (label_nll(hidden, weight, targets), -logp.sum()),
-        (label_logprobs(hidden, weight, targets) @ factors, logp @ factors),
-    ):
-        torch.testing.assert_close(found, wanted)
-        pairs = (torch.autograd.grad(x, (hidden, weight), retain_graph=True) for x in (found, wanted))
-        for a, b in zip(*pairs, strict=True):
-            torch.testing.assert_close(a, b)
-
-
-def test_head_refuses_shapes_that_do_not_fit_and_takes_none() -> None:
-    with pytest.raises(ValueError, match="expected \\(N, D\\), \\(V, D\\) and \\(N,\\)"):
-        label_nll(torch.zeros(3, 4), torch.zeros(9, 5), torch.zeros(3, dtype=torch.int64))
-    none = torch.zeros(0, dtype=torch.int64)
-    assert float(label_nll(torch.zeros(0, 4), torch.zeros(9, 4), none)) == 0.0
-    assert label_logprobs(torch.zeros(0, 4), torch.zeros(9, 4), none).shape == (0,)
 
 
 def peak(loss: object) -> int:

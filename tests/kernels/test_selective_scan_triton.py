@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.kernels.selective_scan import reference_scan
+from accord.functional.selective_scan import reference_scan
 
 if find_spec("triton") is None:
     pytest.skip("no triton", allow_module_level=True)
