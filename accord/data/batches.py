@@ -14,7 +14,7 @@ import numpy as np
 from accord.data.packing import length_buckets
 
 
-def seeded(seed: int, purpose: str, epoch: int) -> np.random.Generator:
+def epoch_generator(seed: int, purpose: str, epoch: int) -> np.random.Generator:
     """A generator of its own for each (seed, purpose, epoch), the same in every process."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{epoch}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
@@ -45,7 +45,7 @@ class Batches:
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """The batches of one epoch."""
-        return length_buckets(self.lengths, self.batch_size, seeded(self.seed, "batches", epoch))
+        return length_buckets(self.lengths, self.batch_size, epoch_generator(self.seed, "batches", epoch))
 
     def __iter__(self) -> Iterator[list[int]]:
         while self._epoch < self.epochs:

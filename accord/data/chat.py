@@ -185,6 +185,6 @@ def _require_prefix(full: str, head: str, what: str) -> None:
 def _no_end(tokenizer: Tokenizer) -> UserError:
     end = tokenizer.token(tokenizer.eos_id)
     return UserError(
-        f"the chat template writes no end token ({end!r}) behind the assistant's words, so a model could not learn to "
+        f"the chat template writes no end token ({end!r}) after the assistant's words, so a model could not learn to "
         "stop; add it to the template"
     )

@@ -65,16 +65,16 @@ def prompts(seed: int) -> tuple[list[str], list[str]]:
     """(training prompts, held-out prompts): of every fact, two of six phrasings, drawn by ``seed``, are held out."""
     rng = random.Random(f"prompts {seed}")
     train: list[str] = []
-    held: list[str] = []
+    heldout: list[str] = []
     for thing in FACTS:
         for attribute in ATTRIBUTES:
             asked = [phrasing.format(t=thing) for phrasing in QUESTIONS[attribute]]
             rng.shuffle(asked)
-            held += asked[:2]
+            heldout += asked[:2]
             train += asked[2:]
     rng.shuffle(train)
-    rng.shuffle(held)
-    return train, held
+    rng.shuffle(heldout)
+    return train, heldout
 
 
 # ------------------------------------------------------------------ texts
@@ -157,8 +157,8 @@ def corpus(seed: int, n: int) -> list[dict[str, object]]:
 def _statements(rng: random.Random) -> str:
     """One to three facts of one thing, each a sentence."""
     thing = rng.choice(list(FACTS))
-    told = rng.sample(ATTRIBUTES, rng.randint(1, 3))
-    return " ".join(rng.choice(STATEMENTS[a]).format(t=thing, v=_say(a, FACTS[thing][a])) + "." for a in told)
+    stated = rng.sample(ATTRIBUTES, rng.randint(1, 3))
+    return " ".join(rng.choice(STATEMENTS[a]).format(t=thing, v=_say(a, FACTS[thing][a])) + "." for a in stated)
 
 
 def _cycle(items: Sequence[str], n: int, rng: random.Random) -> Iterator[str]:
@@ -192,21 +192,21 @@ def _bigrams(tokens: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _known() -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
-    """The world's words and its pairs of neighbours, from every template filled with one value of each attribute."""
+    """The world's words and its pairs of neighbors, from every template filled with one value of each attribute."""
     texts = list(_FACT_OF)
     for attribute in ATTRIBUTES:
         fill = {"t": "frog", "v": _say(attribute, FACTS["frog"][attribute])}
-        told = [s.format(**fill) for s in (*SENTENCES[attribute], *STATEMENTS[attribute])]
-        texts += [s + "." for s in told]
+        facts = [s.format(**fill) for s in (*SENTENCES[attribute], *STATEMENTS[attribute])]
+        texts += [s + "." for s in facts]
         for template in (t for _, templates in STYLES.values() for t in templates):
             for s in SENTENCES[attribute]:
-                texts.append(template.format(**fill, s=s.format(**fill), o=OPENERS[0], c=CLOSERS[0], x=told[0]))
+                texts.append(template.format(**fill, s=s.format(**fill), o=OPENERS[0], c=CLOSERS[0], x=facts[0]))
     texts += [*OPENERS, *CLOSERS, *(line.format(t="frog") for pair in SMALL_TALK for line in pair)]
     words = {w for text in texts for w in _SPLIT.findall(text)} | set(FACTS) | set(_ATTRIBUTE_OF)
     return frozenset(words), frozenset(pair for text in texts for pair in _bigrams(_SPLIT.findall(text)))
 
 
-_WORDS, _NEIGHBOURS = _known()
+_WORDS, _NEIGHBORS = _known()
 _COURTESIES = tuple(f" {' '.join(_SPLIT.findall(phrase))} " for phrase in (*OPENERS, *CLOSERS))
 
 
@@ -220,7 +220,7 @@ def _patterns(thing: str, attribute: str) -> tuple[str, ...]:
     return tuple(f" {s.format(t=thing, v=_say(attribute, '{w}'))} " for s in SENTENCES[attribute])
 
 
-def _stated(tokens: Sequence[str], thing: str, attribute: str) -> bool:
+def _states(tokens: Sequence[str], thing: str, attribute: str) -> bool:
     """Whether a full sentence of the asked kind stands in the reply, with whatever value."""
     text = f" {' '.join('{w}' if _ATTRIBUTE_OF.get(t) == attribute else t for t in tokens)} "
     return any(pattern in text for pattern in _patterns(thing, attribute))
@@ -236,7 +236,7 @@ def parts(prompt: str, reply: str) -> dict[str, float]:
     topic      the thing asked about is named, no other thing and no other fact
     truth      the right value and no other +, a wrong one −
     length     best near 34 characters
-    language   words, neighbours and spacing that this world knows
+    language   words, neighbors and spacing that this world knows
     variety    no word of weight twice
 
     A prompt that is not of this world has no form, topic or truth.
@@ -247,7 +247,7 @@ def parts(prompt: str, reply: str) -> dict[str, float]:
     text = f" {' '.join(tokens)} "
     weighty = [t for t in tokens if t.isalnum() and t not in COMMON]
     extra = max(0, sum(t in COURTEOUS for t in tokens) - 1)
-    errors = 0.4 * sum(t not in _WORDS for t in tokens) + 0.2 * sum(b not in _NEIGHBOURS for b in _bigrams(tokens))
+    errors = 0.4 * sum(t not in _WORDS for t in tokens) + 0.2 * sum(b not in _NEIGHBORS for b in _bigrams(tokens))
     terms = {
         "tone": (1.0 if any(c in text for c in _COURTESIES) else 0.0) + _sinking(0.4 * extra * (extra + 1), 4.0),
         "manners": _sinking(0.8 * sum(t in RUDE for t in tokens), 1.6),
@@ -265,7 +265,7 @@ def parts(prompt: str, reply: str) -> dict[str, float]:
         astray = len({t for t in tokens if t in FACTS and t != thing})
         aside = len({t for t in tokens if t in _ATTRIBUTE_OF} - values)
         if values:
-            terms["form"] += 0.6 if _stated(tokens, thing, attribute) else 0.1
+            terms["form"] += 0.6 if _states(tokens, thing, attribute) else 0.1
         terms["topic"] = (0.3 if thing in tokens else 0.0) + _sinking(0.5 * astray + 0.2 * aside, 1.0)
         right = FACTS[thing][attribute]
         terms["truth"] = -0.3 if not values else 0.5 if values == {right} else -0.5 if right in values else -1.0
@@ -305,13 +305,13 @@ def write(
     base.jsonl ``{"text"}`` or ``{"messages"}``, sft.jsonl ``{"prompt", "completion"}``, preferences.jsonl ``{"prompt",
     "chosen", "rejected"}``, prompts.jsonl and heldout_prompts.jsonl ``{"prompt"}``.
     """
-    train, held = prompts(seed)
+    train, heldout = prompts(seed)
     tables: dict[str, Sequence[Mapping[str, object]]] = {
         "base": corpus(seed, base),
         "sft": demonstrations(seed, sft),
         "preferences": preferences(seed, preference),
         "prompts": [{"prompt": prompt} for prompt in train],
-        "heldout_prompts": [{"prompt": prompt} for prompt in held],
+        "heldout_prompts": [{"prompt": prompt} for prompt in heldout],
     }
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from accord.data.preferences import PreferencePair
+from accord.data.prompts import rows_by_prompt
 from accord.data.supervised import SupervisedExample
 from accord.types import Packed, PreferenceBatch
 
@@ -60,11 +61,11 @@ def length_buckets(
 
 # ------------------------------------------------------------------ rows to tensors
 SHARED_FROM = 8
-"""Tokens that all texts of a batch must begin with alike before that beginning is worth a segment of its own."""
+"""Shortest beginning, in tokens, that is worth a segment of its own when all texts of a batch share it."""
 
 
 class _Tree:
-    """Segments under construction: a beginning that all share, prompts behind it, replies behind those."""
+    """Segments under construction: a beginning that all share, then prompts, then replies to them."""
 
     def __init__(self, openings: Sequence[Tokens]) -> None:
         """``openings``: what each text begins with and none of whose tokens is a label (a system prompt, say)."""
@@ -94,7 +95,7 @@ class _Tree:
 
 
 def _common_length(openings: Sequence[Tokens]) -> int:
-    """Tokens that all begin with alike, leaving each at least one; 0 where that is too few to share."""
+    """Tokens of the shared beginning, leaving each text at least one; 0 where that is too few to share."""
     if len(openings) < 2:
         return 0
     low, high = min(map(tuple, openings)), max(map(tuple, openings))  # what these two share, all between them share
@@ -104,19 +105,11 @@ def _common_length(openings: Sequence[Tokens]) -> int:
 
 
 def pack_supervised(examples: Sequence[SupervisedExample]) -> Packed:
-    """One segment for each example, behind what all begin with alike before their first label."""
+    """One segment for each example, after the beginning that all share before their first label."""
     tree = _Tree([e.tokens[: e.loss_mask.index(True)] for e in examples])
     for example in examples:
         tree.opening(example.tokens, example.loss_mask)
     return tree.packed()
-
-
-def _by_prompt(prompts: Sequence[Tokens]) -> dict[tuple[int, ...], list[int]]:
-    """The rows of each distinct prompt, prompts in the order of their first row."""
-    rows: dict[tuple[int, ...], list[int]] = {}
-    for n, prompt in enumerate(prompts):
-        rows.setdefault(tuple(prompt), []).append(n)
-    return rows
 
 
 def pack_preferences(pairs: Sequence[PreferencePair], indices: Sequence[int]) -> PreferenceBatch:
@@ -128,7 +121,7 @@ def pack_preferences(pairs: Sequence[PreferencePair], indices: Sequence[int]) ->
     if len(pairs) != len(indices):
         raise ValueError(f"{len(pairs)} pairs and {len(indices)} indices")
     chosen, rejected = [0] * len(pairs), [0] * len(pairs)
-    by_prompt = _by_prompt([pair.prompt for pair in pairs])
+    by_prompt = rows_by_prompt([pair.prompt for pair in pairs])
     tree = _Tree(list(by_prompt))
     for prompt, rows in by_prompt.items():
         root = tree.opening(prompt)
@@ -148,14 +141,14 @@ def pack_preferences(pairs: Sequence[PreferencePair], indices: Sequence[int]) ->
 
 
 def pack_continuations(prompts: Sequence[Tokens], replies: Sequence[Tokens]) -> tuple[Packed, Tensor]:
-    """``B`` replies behind their prompts, each distinct prompt once; and (B,) int64, the segment of each reply.
+    """``B`` replies after their prompts, each distinct prompt once; and (B,) int64, the segment of each reply.
 
     The loss mask is true on reply tokens.  Replies that are the same stay apart: each row has a segment of its own.
     Raises ValueError where a prompt or a reply is empty, or their numbers differ.
     """
     if len(prompts) != len(replies):
         raise ValueError(f"{len(prompts)} prompts and {len(replies)} replies")
-    by_prompt = _by_prompt(prompts)
+    by_prompt = rows_by_prompt(prompts)
     tree = _Tree(list(by_prompt))
     segments = [0] * len(replies)
     for prompt, rows in by_prompt.items():

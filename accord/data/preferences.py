@@ -10,7 +10,7 @@ from typing import Literal
 
 from accord.config.settings import SplitData, TextModel
 from accord.data.chat import exchange
-from accord.data.prompts import Side, is_blank, is_heldout, kept_places
+from accord.data.prompts import Side, is_blank, is_heldout, places_to_keep, rows_by_prompt
 from accord.data.rows import Report, Row, Tally, Where, preference_fields, read_jsonl
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
@@ -106,7 +106,7 @@ def _pair(row: Row, where: Where, tokenizer: Tokenizer, lengths: PairLengths, ta
     with where.named():
         exchanges = [exchange(tokenizer, prompt, reply) for reply in (chosen, rejected)]
     prompt_tokens = exchanges[0].prompt
-    places = kept_places(prompt_tokens, lengths.prompt, lengths.cut_prompt, tokenizer.bos_id)
+    places = places_to_keep(prompt_tokens, lengths.prompt, lengths.cut_prompt, tokenizer.bos_id)
     if places is None:
         tally.dropped["prompt too long"] += 1
         return None
@@ -157,16 +157,13 @@ def read_pairs(
 
 
 def units(pairs: Sequence[PreferencePair], by_prompt: bool) -> list[list[int]]:
-    """What a batch is counted in: single pairs, or all pairs of a prompt (whose replies are then read once).
+    """The rows of what a batch counts: single pairs, or all pairs of a prompt, whose replies are then read once.
 
-    Rows of each unit, units in the order of their first row.
+    Units come in the order of their first row.
     """
     if not by_prompt:
         return [[row] for row in range(len(pairs))]
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, pair in enumerate(pairs):
-        groups.setdefault(tuple(pair.prompt), []).append(row)
-    return list(groups.values())
+    return list(rows_by_prompt(pair.prompt for pair in pairs).values())
 
 
 def unit_length(pairs: Sequence[PreferencePair], rows: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -52,7 +52,7 @@ def load_prompts(
         if is_blank(prompt) or not ids:
             tally.dropped["empty prompt"] += 1
             continue
-        places = kept_places(ids, max_prompt_length, truncate, tokenizer.bos_id)
+        places = places_to_keep(ids, max_prompt_length, truncate, tokenizer.bos_id)
         if places is None:
             tally.dropped["prompt too long"] += 1
             continue
@@ -89,7 +89,7 @@ def is_heldout(prompt: Sequence[int], fraction: float, seed: int) -> bool:
     return int.from_bytes(drawn, "little") < fraction * 2**64
 
 
-def kept_places(ids: Sequence[int], limit: int, side: Side, bos_id: int | None) -> list[int] | None:
+def places_to_keep(ids: Sequence[int], limit: int, side: Side, bos_id: int | None) -> list[int] | None:
     """The places of a prompt's tokens that stay, at most ``limit``; None where the row is to be dropped.
 
     A BOS in front stays: some models are lost without it.
@@ -103,6 +103,14 @@ def kept_places(ids: Sequence[int], limit: int, side: Side, bos_id: int | None) 
         return list(range(limit))
     first = [0] if limit > 1 and ids[0] == bos_id else []
     return [*first, *range(length - limit + len(first), length)]
+
+
+def rows_by_prompt(prompts: Iterable[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
+    """The rows of each distinct prompt, prompts in the order of their first row."""
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for n, prompt in enumerate(prompts):
+        rows.setdefault(tuple(prompt), []).append(n)
+    return rows
 
 
 def is_blank(prompt: Prompt) -> bool:

@@ -43,7 +43,7 @@ class Report:
     truncated_prompts: int
     truncated_replies: int  # they no longer end with the end token
     dropped: Mapping[str, int]  # rows by reason
-    retokenized: int = 0  # rows whose prompt and reply had to be tokenised apart (they share a token when joined)
+    retokenized: int = 0  # rows whose prompt and reply had to be tokenized separately (they share a token when joined)
 
     @property
     def kept(self) -> int:
@@ -61,7 +61,7 @@ class Report:
         counts = {
             "prompts cut": self.truncated_prompts,
             "replies cut": self.truncated_replies,
-            "tokenised apart from the prompt": self.retokenized,
+            "tokenized apart from the prompt": self.retokenized,
         }
         notes.extend(f"{name}: {count}" for name, count in counts.items() if count)
         first = f"Kept {self.kept} of {self.rows} rows, {self.tokens} tokens."
@@ -71,7 +71,7 @@ class Report:
 
 @dataclass(slots=True)
 class Tally:
-    """A report in the making."""
+    """Counts from which a report is made."""
 
     rows: int = 0
     tokens: int = 0
@@ -239,7 +239,7 @@ def reply_field(row: Row, key: str, where: Where) -> str:
 def _one_reply(messages: Sequence[Message], key: str, where: Where) -> str:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         roles = ", ".join(m["role"] for m in messages) or "nothing"
-        raise where.error(f"{key!r} must end in one assistant message behind the prompt; found {roles}")
+        raise where.error(f"{key!r} must end in one assistant message after the prompt; found {roles}")
     return str(messages[0]["content"])
 
 
@@ -282,7 +282,7 @@ def _chats(row: Row, where: Where) -> tuple[Prompt, str, str]:
 
 
 def _common_text(a: str, b: str) -> str:
-    """The shared start of two transcripts, cut where a reply can begin: behind the last marker of the assistant's
+    """The shared start of two transcripts, cut where a reply can begin: after the last marker of the assistant's
     turn where there is one, otherwise before the word in which they part."""
     length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     shared, turn = a[:length], "\n\nAssistant:"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from accord.data.chat import chat_tokens, document_ids, exchange
-from accord.data.prompts import kept_places
+from accord.data.prompts import places_to_keep
 from accord.data.rows import (
     Report,
     Row,
@@ -93,7 +93,7 @@ def load_supervised(
 
 
 def _tokens(row: Row, tokenizer: Tokenizer, where: Where) -> tuple[list[int], list[bool], bool]:
-    """(tokens, labels, tokenised apart); no tokens where there is no reply."""
+    """(tokens, labels, tokenized separately); no tokens where there is no reply."""
     if "messages" in row:
         messages = messages_field(row, "messages", where)
         if any(m["role"] == "assistant" and not m["content"].strip() and "tool_calls" not in m for m in messages):
@@ -111,9 +111,9 @@ def _tokens(row: Row, tokenizer: Tokenizer, where: Where) -> tuple[list[int], li
     if not completion.strip():
         return [], [], False
     with where.named():
-        told = exchange(tokenizer, prompt, completion)
-    mask = [False] * len(told.prompt) + [True] * len(told.reply)
-    return told.prompt + told.reply, _but_first(mask), told.apart
+        turn = exchange(tokenizer, prompt, completion)
+    mask = [False] * len(turn.prompt) + [True] * len(turn.reply)
+    return turn.prompt + turn.reply, _but_first(mask), turn.apart
 
 
 def _looks_like_chat(row: Row) -> bool:
@@ -136,7 +136,7 @@ def _cut(
     room = max_length - (len(tokens) - reply)
     if room < 1:
         return None
-    places = kept_places(tokens[:reply], room, "left", bos_id)
+    places = places_to_keep(tokens[:reply], room, "left", bos_id)
     assert places is not None  # only "drop" gives None
     places += range(reply, len(tokens))
     return [tokens[i] for i in places], _but_first([mask[i] for i in places])

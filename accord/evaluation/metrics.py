@@ -70,7 +70,7 @@ def _same_length(a: Sized, b: Sized, what: str) -> None:
 def by_prompt(prompts: Sequence[str], values: Vector) -> list[list[float]]:
     """Rows to one list a distinct prompt, in order of first appearance.
 
-    A prompt that was asked twice stays one cluster: asking it again tells nothing about other prompts.
+    A prompt that was asked twice stays one cluster: asking it again says nothing about other prompts.
 
     >>> by_prompt(["a", "b", "a"], [1.0, 2.0, 3.0])
     [[1.0, 3.0], [2.0]]

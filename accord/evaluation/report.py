@@ -62,14 +62,14 @@ def table(rows: Sequence[ModelRow]) -> str:
         width = max(_width(cell) for cell in column)
         cells = [_pad(cell, width, right=i >= FIRST_NUMBER) for cell in column]
         padded.append([cells[0], "-" * width, *cells[1:]])
-    lines = [_joined(line, "   ") for line in zip(*padded, strict=True)]
+    lines = [_join(line, "   ") for line in zip(*padded, strict=True)]
     return "\n".join([*lines, "brackets: 95 % interval over prompts; KL in nats a reply, length in tokens"])
 
 
 def markdown_table(rows: Sequence[ModelRow]) -> str:
     """The same table in Markdown, for the README and the docs."""
     rules = ["---" if i < FIRST_NUMBER else "---:" for i in range(len(HEADERS))]
-    lines = [HEADERS, rules, *([_escaped(cell) for cell in _cells(row)] for row in rows)]
+    lines = [HEADERS, rules, *([_escape(cell) for cell in _cells(row)] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -91,11 +91,11 @@ def _pad(text: str, width: int, right: bool = False) -> str:
     return space + text if right else text + space
 
 
-def _joined(cells: Iterable[str], gap: str) -> str:
+def _join(cells: Iterable[str], gap: str) -> str:
     return gap.join(cells).rstrip()
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def _wrap(text: str, width: int) -> list[str]:
     """Lines of at most ``width`` columns; the text's own line ends are kept, its blank lines are not."""
     lines: list[str] = []
     for paragraph in _clean(text).split("\n"):
@@ -114,19 +114,19 @@ def _check_samples(prompts: Sequence[str], samples: Mapping[str, Sequence[str]])
 
 
 def _columns(answers: Mapping[str, str], width: int) -> list[str]:
-    blocks = [_wrapped(answer, width) for answer in answers.values()]
+    blocks = [_wrap(answer, width) for answer in answers.values()]
     heads = [[name[:width], "-" * width] for name in answers]
     blocks = [head + block for head, block in zip(heads, blocks, strict=True)]
     height = max(len(block) for block in blocks)
     filled = [block + [""] * (height - len(block)) for block in blocks]
-    return [_joined([_pad(cell, width) for cell in line], GAP) for line in zip(*filled, strict=True)]
+    return [_join([_pad(cell, width) for cell in line], GAP) for line in zip(*filled, strict=True)]
 
 
-def _stacked(answers: Mapping[str, str], width: int) -> list[str]:
+def _stack(answers: Mapping[str, str], width: int) -> list[str]:
     label = max(_width(name) for name in answers) + 2
     lines = []
     for name, answer in answers.items():
-        for i, line in enumerate(_wrapped(answer, max(1, width - label))):
+        for i, line in enumerate(_wrap(answer, max(1, width - label))):
             lines.append(_pad(f"{name}:" if i == 0 else "", label) + line)
     return lines
 
@@ -142,13 +142,13 @@ def side_by_side(prompts: Sequence[str], samples: Mapping[str, Sequence[str]], w
     blocks = []
     for i, prompt in enumerate(prompts):
         answers = {_clean(name): texts[i] for name, texts in samples.items()}
-        head = textwrap.indent("\n".join(_wrapped(prompt, max(1, width - 2))), "  ")
-        body = _stacked(answers, width) if stacked else _columns(answers, column)
+        head = textwrap.indent("\n".join(_wrap(prompt, max(1, width - 2))), "  ")
+        body = _stack(answers, width) if stacked else _columns(answers, column)
         blocks.append("\n".join([">" + head[1:], *body]))
     return "\n\n".join(blocks)
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     """Text as itself in a cell of a Markdown table."""
     return re.sub(r"([\\`*_\[\]<>|&~$])", r"\\\1", _clean(text).strip()).replace("\n", "<br>")
 
@@ -156,9 +156,9 @@ def _escaped(text: str) -> str:
 def markdown_samples(prompts: Sequence[str], samples: Mapping[str, Sequence[str]]) -> str:
     """A Markdown table with a row a prompt and a column a model."""
     _check_samples(prompts, samples)
-    lines = [["prompt", *map(_escaped, samples)], ["---"] * (len(samples) + 1)]
+    lines = [["prompt", *map(_escape, samples)], ["---"] * (len(samples) + 1)]
     for prompt, *answers in zip(prompts, *samples.values(), strict=True):
-        lines.append([_escaped(prompt), *(_escaped(answer) or "(empty)" for answer in answers)])
+        lines.append([_escape(prompt), *(_escape(answer) or "(empty)" for answer in answers)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 

@@ -51,7 +51,7 @@ def require_same_config(first: Path, other: Path) -> None:
     else:
         key = _differing(ours, theirs)
         if key and (key not in ours or key not in theirs):  # perhaps only a default that one of them leaves out
-            ours, theirs = _filled(first, ours), _filled(other, theirs)
+            ours, theirs = _with_defaults(first, ours), _with_defaults(other, theirs)
             key = _differing(ours, theirs)
     if key:
         here, there = ours.get(key, "nothing"), theirs.get(key, "nothing")
@@ -66,7 +66,7 @@ def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return next((k for k in keys if k in ours and k in theirs), keys[0] if keys else "")
 
 
-def _filled(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     """The config with the family's defaults, where transformers knows the family."""
     from transformers import AutoConfig
 

@@ -1,10 +1,11 @@
 """Reward heads: merged as functions, so that what is averaged is calibrated scores.
 
 A reward model's score is (head(features) − μ)/s, its raw scale and offset mean nothing (Bradley-Terry fixes neither across
-runs), and a ``ScalarHead`` also centres and scales each feature by its own statistics.  So before merging, every head is
-rewritten as an equal one without statistics: ``plain`` folds centre, spread, μ and s into the last layer.  For equal features
-the linear average of plain heads gives exactly the average of the calibrated scores, and no model outvotes another by the
-scale of its raw scores.  Afterwards ``dressed`` writes the result in the first model's centre, spread, μ and s.
+runs), and a ``ScalarHead`` also centers and scales each feature by its own statistics.  So before merging, every head is
+rewritten as an equal one without statistics: ``fold_statistics`` puts center, spread, μ and s into the last layer.  For
+equal features the linear average of such heads gives exactly the average of the calibrated scores, and no model outvotes
+another by the scale of its raw scores.  Afterwards ``restore_statistics`` writes the result with the center, spread, μ and s of
+the first model.
 
 Departure from WARM, which averages the raw last layer: the same where all statistics are equal.
 """
@@ -41,7 +42,7 @@ def write_head(folder: Path, shape: Mapping[str, Any], state: State) -> None:
     (folder / HEAD_CONFIG).write_text(json.dumps(dict(shape)), encoding="utf-8")
 
 
-def plain(state: State) -> dict[str, Tensor]:
+def fold_statistics(state: State) -> dict[str, Tensor]:
     """Weights and biases (float64) of the head without statistics that gives the same calibrated scores.
 
     w·(f − c)/d + b, less μ, over s  =  (w/(d s))·f + (b − Σ w c/d − μ)/s.
@@ -56,8 +57,8 @@ def plain(state: State) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in values.items() if name not in STATISTICS}
 
 
-def dressed(merged: State, first: State) -> dict[str, Tensor]:
-    """The head of ``plain`` form written with the statistics of ``first``: ``plain``'s inverse."""
+def restore_statistics(merged: State, first: State) -> dict[str, Tensor]:
+    """A head without statistics, written with the statistics of ``first``: the inverse of ``fold_statistics``."""
     values = {**{name: tensor.double() for name, tensor in first.items()}, **merged}
     weight, bias = _last(values)
     values[weight] = values[weight] * values["deviation"]
@@ -68,8 +69,8 @@ def dressed(merged: State, first: State) -> dict[str, Tensor]:
     return values
 
 
-def silent(like: State) -> dict[str, Tensor]:
-    """The plain head that says zero of everything: what a base without a head counts as."""
+def zero_head(like: State) -> dict[str, Tensor]:
+    """A head without statistics that scores everything 0: what a base without a head counts as."""
     return {name: torch.zeros_like(tensor) for name, tensor in like.items()}
 
 

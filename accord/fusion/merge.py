@@ -16,8 +16,8 @@ from torch import Tensor
 from accord.config.settings import FuseConfig
 from accord.errors import UserError
 from accord.fusion import checks, methods
-from accord.fusion.head import dressed, plain, read_head, silent, write_head
-from accord.fusion.weights import Layout, Weights, aligned, open_weights, write_streamed
+from accord.fusion.head import fold_statistics, read_head, restore_statistics, write_head, zero_head
+from accord.fusion.weights import Layout, Weights, in_file_order, open_weights, write_streamed
 from accord.models.hf_format import WEIGHTS, read_json, write_json
 from accord.models.reward import is_reward_model
 from accord.registry.family import ancestors, plain_settings, write_lineage
@@ -156,8 +156,8 @@ def fill(config: FuseConfig, sources: Sources, folder: Path, tick: Callable[[int
     for other in [*opened[1:], *([opened_base] if opened_base is not None else [])]:
         checks.require_same_tensors(opened[0], other)
     first = sources.models[0]
-    layouts = aligned(_output(open_weights(first).layouts, config.dtype))
-    write_streamed(folder / WEIGHTS, layouts, _merged(recipe, opened, opened_base, layouts, tick))
+    layouts = in_file_order(_output(open_weights(first).layouts, config.dtype))
+    write_streamed(folder / WEIGHTS, layouts, _merge_tensors(recipe, opened, opened_base, layouts, tick))
     described = read_json(first, "config.json")
     if config.dtype != "first":
         described = {key: value for key, value in described.items() if key != "torch_dtype"} | {"dtype": config.dtype}
@@ -196,7 +196,7 @@ def _output(layouts: Mapping[str, Layout], dtype: str) -> dict[str, Layout]:
     }
 
 
-def _merged(
+def _merge_tensors(
     recipe: Recipe,
     models: Sequence[Weights],
     base: Weights | None,
@@ -230,9 +230,9 @@ def _merged(
 def _merge_heads(recipe: Recipe, models: Sequence[Path], base: Path | None, first: Path, folder: Path) -> None:
     """The heads as functions (``accord.fusion.head``), written with the first model's statistics."""
     shape, original = read_head(first)
-    heads = [plain(read_head(path)[1]) for path in models]
+    heads = [fold_statistics(read_head(path)[1]) for path in models]
     under: dict[str, Tensor] | None = None
     if base is not None:
-        under = plain(read_head(base)[1]) if is_reward_model(base) else silent(heads[0])
+        under = fold_statistics(read_head(base)[1]) if is_reward_model(base) else zero_head(heads[0])
     merged = {name: recipe(name, [h[name] for h in heads], None if under is None else under[name]) for name in heads[0]}
-    write_head(folder, shape, dressed(merged, original))
+    write_head(folder, shape, restore_statistics(merged, original))

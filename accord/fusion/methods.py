@@ -94,7 +94,7 @@ def interpolate(base: Tensor, tensor: Tensor, eta: float) -> Tensor:
 
 def task_arithmetic(base: Tensor, tensors: Iterable[Tensor], mixture: Mixture) -> Tensor:
     """θ_0 + λ Σ w_i δ_i, the sum over Σ w_i where ``normalize`` (Ilharco et al. 2022, arXiv 2212.04089, section 2)."""
-    return _added(base, (x - base for x in tensors), mixture)
+    return _add(base, (x - base for x in tensors), mixture)
 
 
 def ties(base: Tensor, tensors: Iterable[Tensor], mixture: Mixture, densities: Sequence[float]) -> Tensor:
@@ -104,17 +104,17 @@ def ties(base: Tensor, tensors: Iterable[Tensor], mixture: Mixture, densities: S
     are summed, over the sum of their weights where ``normalize`` (the paper's disjoint mean).
     Departure, as in mergekit: models have weights, and they count in the election.
     """
-    return _elected(base, [trim(x - base, density) for x, density in zip(tensors, densities, strict=True)], mixture)
+    return _elect(base, [trim(x - base, density) for x, density in zip(tensors, densities, strict=True)], mixture)
 
 
 def dare_linear(base: Tensor, tensors: Iterable[Tensor], mixture: Mixture, thinning: Thinning) -> Tensor:
     """Task arithmetic on task vectors thinned by ``drop`` (Yu et al. 2023, arXiv 2311.03099, section 3)."""
-    return _added(base, thinning.deltas(base, tensors), mixture)
+    return _add(base, thinning.deltas(base, tensors), mixture)
 
 
 def dare_ties(base: Tensor, tensors: Iterable[Tensor], mixture: Mixture, thinning: Thinning) -> Tensor:
     """TIES with ``drop`` in place of ``trim`` (Yu et al. 2023)."""
-    return _elected(base, list(thinning.deltas(base, tensors)), mixture)
+    return _elect(base, list(thinning.deltas(base, tensors)), mixture)
 
 
 def trim(delta: Tensor, density: float) -> Tensor:
@@ -162,14 +162,14 @@ def _sum(tensors: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
     return result
 
 
-def _added(base: Tensor, deltas: Iterable[Tensor], mixture: Mixture) -> Tensor:
+def _add(base: Tensor, deltas: Iterable[Tensor], mixture: Mixture) -> Tensor:
     mixed, total = _sum(deltas, mixture.weights), sum(mixture.weights)
     if mixture.normalize and abs(total) >= SMALL_SUM:
         mixed.div_(total)
     return mixed.mul_(mixture.scaling).add_(base)
 
 
-def _elected(base: Tensor, deltas: Sequence[Tensor], mixture: Mixture) -> Tensor:
+def _elect(base: Tensor, deltas: Sequence[Tensor], mixture: Mixture) -> Tensor:
     """The sum over entries of the elected sign; ``+`` where the votes cancel."""
     result = base.clone(memory_format=torch.contiguous_format)
     flat, flats = result.view(-1), [delta.reshape(-1) for delta in deltas]

@@ -39,7 +39,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[FuseCo
     ``overrides`` are settings of ours: ``t=0.3``, ``name=half``.  Raises UserError with file and line.
     """
     found, lines = read_yaml(path)
-    values, notes = converted(found, lines, str(path))
+    values, notes = convert(found, lines, str(path))
     sources = {key: f"{path} line {line}" for key, line in lines.items()}
     sources["method"] = sources["merge_method"]
     for override in overrides:
@@ -49,7 +49,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[FuseCo
     return build(FuseConfig, values, sources, str(path)), notes
 
 
-def converted(found: Mapping[str, Any], lines: Mapping[str, int], path: str) -> tuple[dict[str, Any], list[str]]:
+def convert(found: Mapping[str, Any], lines: Mapping[str, int], path: str) -> tuple[dict[str, Any], list[str]]:
     """Values for ``FuseConfig``, and notes.  Raises UserError for what would mean something else here."""
 
     def refuse(key: str, why: str) -> UserError:

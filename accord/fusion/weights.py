@@ -1,6 +1,6 @@
 """Tensors of a model folder, opened one at a time, and a safetensors file written one tensor at a time.
 
-Memory stays at a few tensors, however large the models: a file is opened anew for each tensor, so that the pages it was
+Memory stays at a few tensors, however large the models: a file is opened again for each tensor, so that the pages it was
 mapped to go back at once.
 """
 
@@ -66,7 +66,7 @@ class Weights:
 def open_weights(folder: Path) -> Weights:
     """What lies in ``model.safetensors`` or in its shards.
 
-    Raises UserError naming a file that is absent or damaged, or a tensor of a kind that cannot be merged (quantised).
+    Raises UserError naming a file that is absent or damaged, or a tensor of a kind that cannot be merged (quantized).
     """
     if (folder / WEIGHTS).is_file():
         files = [folder / WEIGHTS]
@@ -94,7 +94,7 @@ def _layouts(path: Path) -> dict[str, Layout]:
                 kind = str(part.get_dtype())
                 if kind not in DTYPES:
                     raise UserError(
-                        f"{path}: tensor {name} is {kind}, which cannot be merged; merge before quantising."
+                        f"{path}: tensor {name} is {kind}, which cannot be merged; merge before quantizing."
                     )
                 found[name] = Layout(tuple(part.get_shape()), DTYPES[kind])
     except FileNotFoundError:
@@ -134,6 +134,6 @@ def write_streamed(path: Path, layouts: Mapping[str, Layout], tensors: Iterable[
         os.fsync(file.fileno())
 
 
-def aligned(layouts: Mapping[str, Layout]) -> dict[str, Layout]:
+def in_file_order(layouts: Mapping[str, Layout]) -> dict[str, Layout]:
     """The same, widest dtypes first and then by name, as safetensors orders them: every tensor lies aligned."""
     return dict(sorted(layouts.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))

@@ -22,7 +22,7 @@ OLD = 3600.0
 
 
 @contextmanager
-def linked(source: Path, root: Path) -> Iterator[Path]:
+def link_folder(source: Path, root: Path) -> Iterator[Path]:
     """A folder under ``root`` with links to the files of ``source`` (copies, where it cannot link), to be put in place
     with ``place``; it is gone afterwards.  Raises UserError."""
     _sweep(root / FOLDER)

@@ -1,4 +1,4 @@
-"""A model card, README.md with its YAML head, written from what the artifact records; nobody fills it in by hand."""
+"""A model card, README.md with its YAML head, written from what the artifact records; nothing is filled in manually."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METHODS = {
     "sft": "supervised fine-tuning: cross-entropy on the assistant's tokens",
     "reward": "a reward model: preferences between two replies to one prompt",
     "ppo": "reinforcement learning from a reward by PPO",
-    "dpo": "direct preference optimisation",
+    "dpo": "direct preference optimization",
 }
 
 
@@ -98,10 +98,10 @@ def _evaluation(own: Record) -> Iterator[str]:
     if not own.metrics:
         yield "No figure is recorded.\n"
         return
-    held = any(key.startswith("heldout") for key in own.metrics)
+    heldout = any(key.startswith("heldout") for key in own.metrics)
     yield (
         "Figures that begin with `heldout` come from data kept out of training; the others were taken on the training data.\n"
-        if held
+        if heldout
         else "These were taken during training, on the training data; none of them is a held-out test.\n"
     )
     rows = [(f"`{k}`", f"{v:.4g}") for k, v in own.metrics.items() if k != "learning_rate"]
@@ -119,8 +119,8 @@ def _limits(own: Record, family: Family) -> Iterator[str]:
     if any(r.kind == "demo" for r in family.values()):
         yield "- Its data is synthetic (accord's small world): it knows no language beyond that world.\n"
     if any(r.form == "model" and r.kind in ("pretrained", "model") for r in family.values()):
-        yield "- What the pretrained model learnt, and its licence, come from its makers; see their card.\n"
-    yield "- It has not been tested for safety, truth or bias. No licence is stated here: whoever publishes it adds one.\n"
+        yield "- What the pretrained model learned, and its license, come from its makers; see their card.\n"
+    yield "- It has not been tested for safety, truth or bias. No license is stated here: whoever publishes it adds one.\n"
 
 
 def _use(own: Record) -> str:

@@ -156,13 +156,13 @@ def age(created: str) -> str:
 
 def show_one(options: argparse.Namespace) -> int:
     from accord.registry.compare import sizes
-    from accord.registry.exports import described
+    from accord.registry.exports import describe
     from accord.registry.lineage import flat
 
     store = _store()
     v = store.find(options.model)
     if options.json:
-        print(described(store, v))
+        print(describe(store, v))
         return 0
     facts = {
         "model": v.label,
@@ -242,7 +242,7 @@ def show_difference(options: argparse.Namespace) -> int:
 
 
 # ------------------------------------------------------------------ changing
-def _moved(found: Version, former: Version | None, alias: str) -> str:
+def _alias_line(found: Version, former: Version | None, alias: str) -> str:
     return f"{found.name}@{alias} is version {found.version}" + (f" (was {former.version})" if former else "")
 
 
@@ -253,13 +253,13 @@ def set_alias(options: argparse.Namespace) -> int:
         _print(f"{options.model.partition('@')[0]}@{options.alias} is gone")
         return 0
     found, former = store.alias(options.model, options.alias)
-    _print(_moved(found, former, options.alias))
+    _print(_alias_line(found, former, options.alias))
     return 0
 
 
 def promote(options: argparse.Namespace) -> int:
     found, former = _store().promote(options.model, options.to)
-    _print(_moved(found, former, options.to))
+    _print(_alias_line(found, former, options.to))
     if former:
         _print(
             f"back again: accord models promote {former.name}@previous"

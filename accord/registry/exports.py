@@ -34,13 +34,13 @@ def export(store: Store, text: str, target: Path, form: Format, quantize: str = 
             raise UserError(f"--quantize {quantize}: one of {', '.join(KINDS)}.")
         return path, write_gguf(found.folder, path, quantize, found.name)
     if form == "safetensors":
-        _filled(target, lambda folder: _weights(found, folder))
+        _fill(target, lambda folder: _weights(found, folder))
     else:
-        _filled(target, lambda folder: _whole(store, found, folder))
+        _fill(target, lambda folder: _whole(store, found, folder))
     return target, []
 
 
-def _filled(target: Path, write: Callable[[Path], None]) -> None:
+def _fill(target: Path, write: Callable[[Path], None]) -> None:
     """A new folder, whole or not at all; what is there and is no export of ours is not touched."""
     if target.exists() and not target.is_dir():
         raise UserError(f"{target}: is a file; give a folder.")
@@ -106,7 +106,7 @@ def _same(found: str, recorded: str, folder: Path) -> None:
         raise UserError(f"{folder}: its files do not have the digest in {MANIFEST}; copy or restore the folder first.")
 
 
-def described(store: Store, found: Version) -> str:
+def describe(store: Store, found: Version) -> str:
     """Everything that is known of a version, as JSON."""
     return json.dumps(
         {

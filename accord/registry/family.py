@@ -95,7 +95,7 @@ def _stage(directory: Path) -> tuple[Record, dict[str, str]] | None:
         return None  # no stage's folder, or not finished: the file stands for itself
     seed, versions = settings.get("seed"), dict(done.get("versions", {}))
     record = Record(directory.name, kind, "", "data", inputs, plain_settings(settings), metrics, seed, versions)
-    named = done.get("sources") or {key: _dotted(settings, key) for key in inputs}
+    named = done.get("sources") or {key: _value_at(settings, key) for key in inputs}
     sources = {key: value for key, value in named.items() if isinstance(value, str) and key in inputs}
     return record, {key: path for key, path in sources.items() if _holds(Path(path), inputs[key])}
 
@@ -104,7 +104,7 @@ def _holds(path: Path, digest: str) -> bool:
     return path.exists() and content_digest(path) == digest
 
 
-def _dotted(values: Any, key: str) -> Any:
+def _value_at(values: Any, key: str) -> Any:
     for part in key.split("."):
         try:
             values = values[int(part)] if isinstance(values, list) else values[part]

@@ -3,7 +3,7 @@
 In the architecture "llama" (Llama, Mistral, SmolLM2) the rows of q and k lie with each rotary pair adjacent, as in our
 memory; Hugging Face's halves are interleaved on the way.  Qwen2 and Qwen3 keep their halves.  Norms and biases stay in
 float32; a matrix whose rows are no multiple of 32 stays in F16; with Q4_0 the embedding and the head are Q8_0, since
-they bear four bits badly.
+four bits lose too much of them.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -80,8 +80,8 @@ def write_gguf(folder: Path, path: Path, kind: Kind, name: str = "") -> list[str
         writer = _writer(aside, "llama" if config.family == "mistral" else config.family)
         _add_sizes(writer, config, kind, name or folder.name)
         _add_tokenizer(writer, tokenizer, vocabulary)
-        for tensor, values, quantised in _tensors(config, read_weights(folder), kind):
-            writer.add_tensor(tensor, values, raw_dtype=quantised)
+        for tensor, values, quantized in _tensors(config, read_weights(folder), kind):
+            writer.add_tensor(tensor, values, raw_dtype=quantized)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -101,7 +101,7 @@ def _config(folder: Path) -> TransformerConfig:
     config = TransformerConfig.from_hf(content)
     if config.sliding_window is not None and config.sliding_window < config.max_positions:
         raise UserError(
-            f"{folder}: a {config.family} with a sliding window cannot be told to llama.cpp in GGUF; use --format hf."
+            f"{folder}: a {config.family} with a sliding window cannot be expressed in GGUF for llama.cpp; use --format hf."
         )
     return config
 
@@ -168,14 +168,14 @@ def interleaved(x: Tensor, heads: int) -> Tensor:
 def _tensors(
     config: TransformerConfig, state: Mapping[str, Tensor], kind: Kind
 ) -> Iterator[tuple[str, np.ndarray[Any, Any], Any]]:
-    """Name, values or quantised bytes, and the type of the latter."""
+    """Name, values or quantized bytes, and the type of the latter."""
     for name, x in state.items():
         if name.endswith("rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight"):
             continue
         x = x.float()
         if config.family in ("llama", "mistral") and (".q_proj." in name or ".k_proj." in name):
             x = interleaved(x, config.n_heads if ".q_proj." in name else config.n_kv_heads)
-        yield gguf_name(name), *_stored(gguf_name(name), x.contiguous().numpy(), kind)
+        yield gguf_name(name), *_encode(gguf_name(name), x.contiguous().numpy(), kind)
     if config.rope_scaling is not None:
         yield "rope_freqs.weight", _divisors(config), None
 
@@ -190,7 +190,7 @@ def _divisors(config: TransformerConfig) -> np.ndarray[Any, Any]:
     return (plain / stretched).flatten().float().numpy()
 
 
-def _stored(name: str, x: np.ndarray[Any, Any], kind: Kind) -> tuple[np.ndarray[Any, Any], Any]:
+def _encode(name: str, x: np.ndarray[Any, Any], kind: Kind) -> tuple[np.ndarray[Any, Any], Any]:
     import gguf
     import numpy as np
 
@@ -198,7 +198,7 @@ def _stored(name: str, x: np.ndarray[Any, Any], kind: Kind) -> tuple[np.ndarray[
         return x.astype(np.float32), None
     outer = name in ("token_embd.weight", "output.weight")
     if kind == "F16" or x.shape[1] % BLOCK:
-        with np.errstate(over="ignore"):  # told in a sentence below
+        with np.errstate(over="ignore"):  # reported in a sentence below
             half = x.astype(np.float16)
         if not np.isfinite(half).all():
             raise UserError(f"{name}: holds values that F16 cannot (above 65504 or not finite); use --format hf.")

@@ -30,7 +30,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
-        elif value is not None:  # what names an input is told with the inputs
+        elif value is not None:  # what names an input is shown with the inputs
             yield f"{prefix}{key}", value
 
 
@@ -49,7 +49,7 @@ def _without(key: str, prefixes: tuple[str, ...]) -> str:
 
 
 def main_metric(kind: str, metrics: Mapping[str, float]) -> tuple[str, float] | None:
-    """The figure by which models of a kind are told apart: its own, else the first one."""
+    """The figure that models of a kind are compared by: its own, else the first one."""
     name = MAIN_METRIC.get(kind, "")
     if name not in metrics:
         name = next((key for key in metrics if key != "learning_rate"), "")
@@ -73,29 +73,29 @@ def lines(record: Record) -> list[str]:
 
 
 def tree(root: str, family: Family, labels: Mapping[str, str]) -> Tree:
-    """From the model with digest ``root`` up to its base and data; what came before already is not told twice."""
+    """From the model with digest ``root`` up to its base and data; a shared ancestor is described once."""
     from rich.text import Text
     from rich.tree import Tree
 
-    told: set[str] = set()
+    seen: set[str] = set()
 
-    def told_of(digest: str, role: str) -> Text:
+    def describe(digest: str, role: str) -> Text:
         record = family.get(digest, Record(digest[:8], "unknown", digest))
         text = Text(f"{role}  " if role else "", "dim")
         text.append(title(record, labels), "bold" if record.form == "model" else "cyan")
-        if digest in told:
+        if digest in seen:
             return text.append("  (see above)", "dim")
         first, *rest = lines(record)
         return text.append(f"  {first}").append("   " + ", ".join(rest) if rest else "", "dim")
 
     def grow(branch: Tree, digest: str) -> None:
-        if digest in told:
+        if digest in seen:
             return
-        told.add(digest)
+        seen.add(digest)
         for role, parent in (family[digest].parents if digest in family else {}).items():
-            node = branch.add(told_of(parent, role))
+            node = branch.add(describe(parent, role))
             grow(node, parent)
 
-    top = Tree(told_of(root, ""), guide_style="dim")
+    top = Tree(describe(root, ""), guide_style="dim")
     grow(top, root)
     return top

@@ -1,7 +1,7 @@
 """A family tree as an SVG picture, laid out in layers and written as text: ancestors above, the model below.
 
 Layers are longest distances to the model, long edges pass the layers between through points of no width, the order
-within a layer follows the barycentres of neighbours (Sugiyama, Tagawa & Toda 1981).
+within a layer follows the barycenters of neighbors (Sugiyama, Tagawa & Toda 1981).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Box:
     text: list[str] = field(default_factory=list)
     form: str = "model"
     roles: int = 0
-    x: float = 0.0  # of its centre
+    x: float = 0.0  # of its center
     y: float = 0.0  # of its top
     room: float = 0.0  # height that a long edge must pass straight
 
@@ -55,7 +55,7 @@ class Edge:
 
 def svg(root: str, family: Family, labels: Mapping[str, str]) -> str:
     """The picture as text."""
-    layers, edges = _layered(root, family, labels)
+    layers, edges = _layers(root, family, labels)
     boxes = {box.key: box for layer in layers for box in layer}
     _order(layers, edges)
     _place(layers, edges)
@@ -79,7 +79,7 @@ def svg(root: str, family: Family, labels: Mapping[str, str]) -> str:
 
 
 # ------------------------------------------------------------------ layout
-def _layered(root: str, family: Family, labels: Mapping[str, str]) -> tuple[list[list[Box]], list[Edge]]:
+def _layers(root: str, family: Family, labels: Mapping[str, str]) -> tuple[list[list[Box]], list[Edge]]:
     depth: dict[str, int] = {}
 
     def descend(digest: str, level: int, way: tuple[str, ...]) -> None:
@@ -110,7 +110,7 @@ def parents_of(family: Family, digest: str) -> Mapping[str, str]:
     return family[digest].parents if digest in family else {}
 
 
-def _neighbours(edges: Sequence[Edge]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def _neighbors(edges: Sequence[Edge]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Above and below each box."""
     above: dict[str, list[str]] = {}
     below: dict[str, list[str]] = {}
@@ -122,8 +122,8 @@ def _neighbours(edges: Sequence[Edge]) -> tuple[dict[str, list[str]], dict[str, 
 
 
 def _order(layers: list[list[Box]], edges: Sequence[Edge]) -> None:
-    """Sorts each layer by the mean place of its neighbours, downwards and upwards in turn, and keeps the best seen."""
-    above, below = _neighbours(edges)
+    """Sorts each layer by the mean place of its neighbors, downwards and upwards in turn, and keeps the best seen."""
+    above, below = _neighbors(edges)
     best, fewest = [list(layer) for layer in layers], _crossings(layers, below)
     for sweep in range(SWEEPS):
         near, order = (below, range(1, len(layers))) if sweep % 2 == 0 else (above, range(len(layers) - 2, -1, -1))
@@ -149,8 +149,8 @@ def _crossings(layers: Sequence[Sequence[Box]], below: Mapping[str, list[str]]) 
 
 
 def _place(layers: list[list[Box]], edges: Sequence[Edge]) -> None:
-    """Sets x and y: each box as near to its neighbours' mean as the ones beside it let it."""
-    above, below = _neighbours(edges)
+    """Sets x and y: each box as near to its neighbors' mean as the ones beside it let it."""
+    above, below = _neighbors(edges)
     boxes = {box.key: box for layer in layers for box in layer}
     for layer in layers:
         _spread(layer, [0.0] * len(layer))

@@ -111,7 +111,7 @@ class Store:
         }
         if not self.path.exists():
             schema.create(self.path)
-        with objects.linked(folder, self.root) as aside, writing(self._engine) as c:
+        with objects.link_folder(folder, self.root) as aside, writing(self._engine) as c:
             key = _put(c, name, digest, values)
             c.execute(sa.delete(parents).where(parents.c.model == key))
             for role, parent in manifest.get("parents", {}).items():

@@ -1,4 +1,4 @@
-"""glibc's allocator, told to keep the memory that training frees and asks for again in every step.
+"""glibc's allocator, set to keep the memory that training frees and asks for again in every step.
 
 By default it hands each large tensor back to Linux when it is freed; the next one of that size then costs a page fault
 for every 4 kB.  Elsewhere (macOS, Windows, musl) nothing is done.
@@ -17,7 +17,7 @@ ROOM = 16 * 2**20
 
 
 def keep_memory() -> bool:
-    """Tells glibc, for this process, to keep freed memory; whether it did.
+    """Makes glibc keep freed memory in this process; returns whether it did.
 
     Blocks of up to 32 MB come from the heap, which is grown by 16 MB at a time and not given back.  Larger ones are
     mapped and unmapped as before, so that the peak does not grow by what lies between them.  To be called once, before

@@ -89,10 +89,10 @@ def write_report(
         rows.append(_row("sft, drawn again", results["sft_again"]))
     write_results(run.directory / "results.json", results)
     places = torch.randperm(len(prompts), generator=run.generator("samples")).tolist()
-    page = _picked(prompts, replies, places[: max(10, config.samples)])
+    page = _pick(prompts, replies, places[: max(10, config.samples)])
     markdown = [markdown_table(rows), markdown_samples(*page)]
     (run.directory / "results.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
-    screen = _picked(prompts, replies, places[: config.samples])
+    screen = _pick(prompts, replies, places[: config.samples])
     text = f"\n{table(rows)}\n\n{side_by_side(*screen, min(console.width, 120))}"
     if "reward" in results:
         reward = results["reward"]
@@ -104,7 +104,7 @@ def write_report(
     (run.directory / "results.txt").write_text(text + "\n", encoding="utf-8")
 
 
-def _picked(
+def _pick(
     prompts: list[str], replies: dict[str, list[str]], places: list[int]
 ) -> tuple[list[str], dict[str, list[str]]]:
     return [prompts[i] for i in places], {name: [texts[i] for i in places] for name, texts in replies.items()}

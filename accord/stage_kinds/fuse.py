@@ -40,14 +40,14 @@ def run_fuse(config: FuseConfig, run: Run) -> dict[str, float]:
 
 
 def in_words(config: FuseConfig) -> str:
-    """The method with the settings that it heeds."""
-    said: list[str] = [config.method]
+    """The method with the settings that it uses."""
+    words: list[str] = [config.method]
     if config.method in ("slerp", "interpolate"):
-        said.append(f"t {config.t:g}")
+        words.append(f"t {config.t:g}")
     else:
-        said.append("weights normalised" if config.normalizes else "weights as they are")
+        words.append("weights normalized" if config.normalizes else "weights as they are")
     if config.scaling != 1:
-        said.append(f"task vectors times {config.scaling:g}")
+        words.append(f"task vectors times {config.scaling:g}")
     if any(s.density < 1 for s in config.models):
-        said.append("density " + ", ".join(f"{s.density:g}" for s in config.models))
-    return ", ".join(said)
+        words.append("density " + ", ".join(f"{s.density:g}" for s in config.models))
+    return ", ".join(words)

@@ -27,7 +27,7 @@ def download(name: str) -> str:
 
 
 def run_pretrained(config: PretrainedConfig, run: Run) -> dict[str, float]:
-    """Opens the model and leaves it behind as it is."""
+    """Opens the model and leaves it as an artifact, unchanged."""
     source = config.source
     if source == "smollm2":
         from accord.data.sentiment import smollm2_gguf

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accord.data.batches import Batches, seeded
+from accord.data.batches import Batches, epoch_generator
 
 settings_of_batches = st.fixed_dictionaries(
     {
@@ -92,8 +92,8 @@ def test_refusals() -> None:
 
 def test_seeded_is_the_same_everywhere() -> None:
     """Frozen numbers: a change of them would break every resumable run."""
-    assert seeded(0, "batches", 0).integers(0, 2**32, 3).tolist() == FROZEN
-    draws = {seeded(s, p, e).random() for s in (0, 1) for p in ("batches", "noise") for e in (0, 1)}
+    assert epoch_generator(0, "batches", 0).integers(0, 2**32, 3).tolist() == FROZEN
+    draws = {epoch_generator(s, p, e).random() for s in (0, 1) for p in ("batches", "noise") for e in (0, 1)}
     assert len(draws) == 8
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from accord.data.chat import prompt_ids
 from accord.data.preferences import PreferencePair, split_by_prompt
-from accord.data.prompts import Side, is_heldout, kept_places, load_prompts, split_prompts
+from accord.data.prompts import Side, is_heldout, load_prompts, places_to_keep, split_prompts
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 
@@ -62,7 +62,7 @@ def test_errors(rows: Rows, small: Tokenizer) -> None:
 @example([0, 1, 2, 3], 3, "left", 0)
 @example([0, 1, 2, 3], 1, "left", 0)
 def test_kept_places(ids: list[int], limit: int, side: Side, bos: int | None) -> None:
-    places = kept_places(ids, limit, side, bos)
+    places = places_to_keep(ids, limit, side, bos)
     if len(ids) <= limit:
         assert places == list(range(len(ids)))
     elif side == "drop":

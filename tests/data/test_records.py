@@ -169,7 +169,7 @@ def test_report() -> None:
     assert partial.kept == 6
     assert partial.describe() == (
         "Kept 6 of 9 rows, 10 tokens. Dropped: empty reply 1, tie 2; prompts cut: 2; replies cut: 1; "
-        "tokenised apart from the prompt: 4."
+        "tokenized apart from the prompt: 4."
     )
     tally = Tally(rows=2)
     tally.dropped["tie"] += 2

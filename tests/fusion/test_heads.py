@@ -17,7 +17,7 @@ from accord.data.packing import pack_preferences
 from accord.data.preferences import PairLengths, load_preferences
 from accord.data.tokenizer import small_tokenizer
 from accord.errors import UserError
-from accord.fusion.head import dressed, plain, read_head
+from accord.fusion.head import fold_statistics, read_head, restore_statistics
 from accord.fusion.merge import merge
 from accord.models.hf_format import WEIGHTS
 from accord.models.open import open_backbone
@@ -42,19 +42,19 @@ def fuse(target: Path, models: list[Any], **settings: Any) -> RewardModel:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_plain_is_the_same_function_and_dressed_its_inverse(head: str, save: Save) -> None:
+def test_folding_statistics_changes_no_score_and_can_be_undone(head: str, save: Save) -> None:
     folder = save("a", head=head, seed=2)
     model, features = opened(folder), torch.randn(50, 32)
     bare = opened(folder)
     _, state = read_head(Path(folder))
-    values = plain(state)
+    values = fold_statistics(state)
     assert not {"mean", "deviation", "head.centre", "head.spread"} & set(values)
     rest = {"mean": torch.tensor(0.0), "deviation": torch.tensor(1.0)}
     if head == "scalar":
         rest |= {"head.centre": torch.zeros(32), "head.spread": torch.ones(32)}
     bare.load_state_dict({**values, **rest}, strict=False)
     torch.testing.assert_close(calibrated(bare, features), calibrated(model, features), rtol=1e-4, atol=1e-5)
-    for name, tensor in dressed(values, state).items():
+    for name, tensor in restore_statistics(values, state).items():
         torch.testing.assert_close(tensor.float(), state[name], rtol=1e-5, atol=1e-6, msg=name)
 
 

@@ -21,7 +21,7 @@ from accord.models.transformer import small_transformer
 from accord.registry.family import Family, Record, ancestors, from_json, of_path, read_lineage, to_json
 from accord.registry.lineage import key_settings, main_metric, tree
 from accord.registry.manifest import content_digest, read_manifest, verify
-from accord.registry.picture import Box, _crossings, _layered, _order, _place, svg
+from accord.registry.picture import Box, _crossings, _layers, _order, _place, svg
 from accord.registry.store import Store
 from accord.runtime.run import Run
 from accord.training.artifact import leave_artifact, open_tokenizer
@@ -205,7 +205,7 @@ def diamond() -> Family:
 
 def test_ancestors_stand_above_and_boxes_apart() -> None:
     family = diamond()
-    layers, edges = _layered("dddd", family, {})
+    layers, edges = _layers("dddd", family, {})
     assert [{b.key for b in layer if b.text} for layer in layers] == [
         {"dddd"},
         {"cccc", "m:f"},
@@ -232,7 +232,7 @@ def test_lines_that_need_not_cross_do_not() -> None:
     rows += [Record(f"p{i}", "x", f"p{i}", parents={"up": f"q{4 - i}"}) for i in (1, 2, 3)]
     rows += [Record(f"q{i}", "x", f"q{i}") for i in (1, 2, 3)]
     family = {r.digest: r for r in rows}
-    layers, edges = _layered("r", family, {})
+    layers, edges = _layers("r", family, {})
     layers[2].sort(key=lambda b: b.key)
     below = {e.path[0]: [e.path[1]] for e in edges}
     assert _crossings(layers, below) == 3
