@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,22 +146,6 @@ def _parse(line: str, where: Where) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise where.error(f'a JSON {_kind(value)}, expected an object such as {{"prompt": …}}')
     return value
-
-
-def write_jsonl(path: str | Path, rows: Iterable[Row]) -> None:
-    """Writes the rows under a temporary name, flushes to disk, renames: a kill leaves the old file or the new one."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as out:
-            for row in rows:
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------ fields

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UserError
+from accord.io.atomic import write_json, write_text
 from accord.io.digests import TOKENIZER_FILES, verify
 
 if TYPE_CHECKING:
@@ -120,7 +121,6 @@ class Tokenizer:
         same ids from them.  (``PreTrainedTokenizerFast`` takes tokenizer.json as it is; named classes rebuild parts.)
         """
         folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
@@ -134,9 +134,9 @@ class Tokenizer:
             config["eos_token"] = self.token(self.eos_id)
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8", newline="")
-        (folder / "tokenizer.json").write_text(self._serialized(), encoding="utf-8", newline="\n")
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_text(folder / "chat_template.jinja", self.chat_template)
+        write_text(folder / "tokenizer.json", self._serialized())
+        write_json(folder / "tokenizer_config.json", config)
 
     def _serialized(self) -> str:
         self._backend.post_processor = self._post_processor

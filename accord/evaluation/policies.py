@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from accord.config.settings import PPOConfig
+from accord.io.atomic import replacing
 from accord.models.heads import AnyActorCritic
 from accord.rollout.env.gym import make_environment, open_vectors, spaces_of
 from accord.rollout.env.normalization import Normaliser
@@ -88,7 +89,8 @@ def leave_curve(config: PPOConfig, run: Run) -> None:
     axes.set(xlabel="environment steps", ylabel="return", title=f"{config.environment}, seed {config.seed}")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(run.directory / "curve.png", dpi=120)
+    with replacing(run.directory / "curve.png") as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     run.say(f"wrote {run.directory / 'curve.png'}")
 
 
@@ -137,4 +139,6 @@ def _frames(
 
 
 def _write_gif(path: Path, pictures: list[Any], milliseconds: int) -> None:
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+    first, *rest = pictures
+    with replacing(path) as temporary:
+        first.save(temporary, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)

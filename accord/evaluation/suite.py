@@ -28,6 +28,7 @@ from accord.evaluation.metrics import (
     win_rate,
 )
 from accord.evaluation.report import ModelRow, markdown_samples, markdown_table, side_by_side, table, write_results
+from accord.io.atomic import write_text
 from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
 from accord.models.open import frozen, module, open_backbone
@@ -249,7 +250,7 @@ def leave(
         markdown_table(rows),
         markdown_samples([prompts[i] for i in more], {n: [t[i] for i in more] for n, t in shown.items()}),
     ]
-    (run.directory / "results.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
+    write_text(run.directory / "results.md", "\n\n".join(markdown) + "\n")
     text = f"\n{table(rows)}\n\n{side_by_side([prompts[i] for i in some], picked, min(console.width, 120))}"
     if "reward" in results:
         reward = results["reward"]
@@ -258,7 +259,7 @@ def leave(
             f" {reward['heldout_accuracy']:.2f} with the annotator's labels, {reward['n_heldout']} held-out pairs"
         )
     run.say(text)
-    (run.directory / "results.txt").write_text(text + "\n", encoding="utf-8")
+    write_text(run.directory / "results.txt", text + "\n")
 
 
 def _row(name: str, numbers: dict[str, Any]) -> ModelRow:

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from accord.errors import UserError
+from accord.io.atomic import write_text
+from accord.models.hf_format import write_tensors
 from accord.models.reward import HEAD_CONFIG, HEAD_FILE
 
 State = Mapping[str, Tensor]
@@ -37,8 +39,8 @@ def read_head(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def write_head(folder: Path, shape: Mapping[str, Any], state: State) -> None:
     """The two files of a head."""
-    save_file({name: tensor.float().contiguous() for name, tensor in state.items()}, folder / HEAD_FILE)
-    (folder / HEAD_CONFIG).write_text(json.dumps(dict(shape)), encoding="utf-8")
+    write_tensors(folder / HEAD_FILE, {name: tensor.float().contiguous() for name, tensor in state.items()})
+    write_text(folder / HEAD_CONFIG, json.dumps(dict(shape)))
 
 
 def plain(state: State) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.errors import UserError
+from accord.io.atomic import create_text
 
 LOCK = "lock.json"
 
@@ -73,12 +74,12 @@ def held(directory: Path) -> Iterator[None]:
 
 
 def _take(directory: Path, mine: dict[str, Any]) -> None:
-    """Puts the lock there whole or not at all (a link fails where the name is taken).
+    """Writes the lock, whole or not at all.
 
     The folder itself is flocked meanwhile: of two that find a dead owner's lock, the later must not remove the
     earlier one's new lock.
     """
-    path, aside = directory / LOCK, directory / f".{LOCK}.{os.getpid()}.tmp"
+    path = directory / LOCK
     guard = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(guard, fcntl.LOCK_EX)
@@ -87,16 +88,10 @@ def _take(directory: Path, mine: dict[str, Any]) -> None:
             if alive(other):
                 raise Locked(_refusal(directory, other))
             path.unlink(missing_ok=True)
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.write(descriptor, json.dumps(mine).encode())
-        os.close(descriptor)
         try:
-            os.link(aside, path)
+            create_text(path, json.dumps(mine))
         except FileExistsError:  # from another host, in this instant
             raise Locked(_refusal(directory, owner(directory))) from None
-        except OSError:  # a file system without links
-            os.replace(aside, path)
-        aside.unlink(missing_ok=True)
     finally:
         os.close(guard)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.errors import Failed, UserError
+from accord.io.atomic import write_json
 from accord.pipeline.execute import Ended, Work, execute
 from accord.pipeline.failure import FAILED, in_words
 from accord.pipeline.plan import PipelineConfig, Planned, plan, selected
@@ -19,7 +20,7 @@ from accord.pipeline.references import require, resolve
 from accord.pipeline.stage import Outcome, failure, folder, kept, logs, run_stage, task_of
 from accord.pipeline.status import progress, standings
 from accord.pipeline.view import LiveTable, view_for
-from accord.registry.manifest import versions, write_json
+from accord.registry.manifest import versions
 from accord.runtime.run import console
 
 LAST = "pipeline.json"

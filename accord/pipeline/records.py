@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accord.registry.manifest import content_digest
+from accord.io.digests import content_digest
 
 DONE, BEGUN, JOURNAL, STATE = "done.json", "begun.json", "journal.jsonl", "state.pt"
 _NO_OUTPUT = (DONE, BEGUN, STATE, "config.yaml", "failed.json", "lock.json", "progress.json")

@@ -15,8 +15,8 @@ from typing import Any
 from accord.config.load import read_yaml
 from accord.config.settings import Stage
 from accord.errors import UserError
+from accord.io.atomic import write_json
 from accord.io.digests import LINEAGE, content_digest, read_manifest
-from accord.registry.manifest import write_json
 
 FORMAT = 1
 

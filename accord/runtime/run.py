@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,6 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from accord.errors import Interrupted
+from accord.io.atomic import write_bytes, write_jsonl, write_text
+from accord.runtime import seeds
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ class StopSignal:
 class Beat:
     """``progress.json`` in a stage's folder: how far it is, for whoever looks, from here or from another terminal.
 
-    The first one is renamed into place; later ones are written over it at one go, filled up to one length, at most
+    The first one is written as any file is; later ones are written over it at one go, filled up to one length, at most
     twice a second.  It stays where a stage is stopped or killed: then it says how far it was.
     """
 
@@ -73,9 +74,7 @@ class Beat:
         self.path, self.first, self.total = directory / self.FILE, step, total
         self.begun, self.next = time.time(), 0.0
         self.metrics: dict[str, float] = {}
-        aside = directory / f".{self.FILE}.{os.getpid()}.tmp"
-        aside.write_bytes(self._text(step))
-        os.replace(aside, self.path)
+        write_bytes(self.path, self._text(step))
         self._file = os.open(self.path, os.O_WRONLY)
 
     def note(self, step: int, metrics: Mapping[str, float], last: bool = False) -> None:
@@ -139,7 +138,7 @@ class Run:
         self._log.addHandler(handler)
         self._metrics = logs / "metrics.jsonl"
         if not resume:
-            self._metrics.write_text("")
+            write_text(self._metrics, "")
             for old in logs.glob("events.out.tfevents.*"):
                 old.unlink()
         self._writer: Any = None
@@ -168,13 +167,10 @@ class Run:
     # ---------------------------------------------------------------- chance
     def derive(self, purpose: str, *counters: int) -> int:
         """A seed for one purpose at one moment, the same in every process and after every resume."""
-        text = ":".join([str(self.seed), purpose, *map(str, counters)])
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+        return seeds.derive(self.seed, purpose, *counters)
 
     def generator(self, purpose: str, *counters: int, device: str = "cpu") -> torch.Generator:
-        import torch
-
-        return torch.Generator(device).manual_seed(self.derive(purpose, *counters))
+        return seeds.generator(self.seed, purpose, *counters, device=device)
 
     # ---------------------------------------------------------------- steps
     def begin(self, total_steps: int, step: int = 0) -> None:
@@ -186,9 +182,7 @@ class Run:
         self.total_steps, self.step = total_steps, step
         rows = _whole_rows(self._metrics)
         before = [r for r in rows if r["step"] < step or (r["step"] == step and "learning_rate" in r)]
-        aside = self._metrics.with_name(".metrics.jsonl.tmp")  # a kill here must not cost the lines
-        aside.write_text("".join(json.dumps(row) + "\n" for row in before))
-        os.replace(aside, self._metrics)
+        write_jsonl(self._metrics, before)
         if self._beat:
             self._beat.close()
         self._beat = Beat(self.directory, step, total_steps)

@@ -16,8 +16,8 @@ from itertools import combinations
 from accord.config.load import load_function
 from accord.config.settings import PairsConfig
 from accord.data.prompts import load_prompts
-from accord.data.rows import write_jsonl
 from accord.errors import UserError
+from accord.io.atomic import write_jsonl
 from accord.models.open import frozen, module
 from accord.rollout.generate import Decoding, generate
 from accord.rollout.score import TextReward, call_function

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from accord.data.rows import (
     prompt_field,
     read_jsonl,
     reply_field,
-    write_jsonl,
 )
 from accord.errors import UserError
+from accord.io.atomic import write_jsonl
 
 HERE = Where("pairs.jsonl", 7)
 ASK = {"role": "user", "content": "hi"}
@@ -35,20 +34,6 @@ def test_round_trip_with_row_numbers(tmp_path: Path) -> None:
     assert list(read_jsonl(path)) == [(1, rows[0]), (2, rows[1])]
     path.write_text('\ufeff{"a": 1}\n\n  \n{"b": 2}', encoding="utf-8")
     assert list(read_jsonl(path)) == [(1, {"a": 1}), (4, {"b": 2})]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    write_jsonl(path, [{"a": 1}])
-
-    def broken() -> Iterator[dict[str, int]]:
-        yield {"a": 2}
-        raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError):
-        write_jsonl(path, broken())
-    assert list(read_jsonl(path)) == [(1, {"a": 1})]
-    assert os.listdir(tmp_path) == ["rows.jsonl"]
 
 
 @pytest.mark.parametrize(
