@@ -175,7 +175,8 @@ def run_stage(
         goes_on = resume and same
         why = begun.get("why", []) if goes_on else differences(task, forced=force or not (resume or reuse))
         (directory / DONE).unlink(missing_ok=True)
-        _tidy(directory, finished=False)
+        for place in (directory, logs(config, kind)):
+            _tidy(place, finished=False)
         if not goes_on:
             for old in (STATE, Beat.FILE):
                 (directory / old).unlink(missing_ok=True)
