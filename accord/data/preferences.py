@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 from accord.data.chat import exchange
 from accord.data.prompts import Side, is_blank, is_heldout, kept_places
-from accord.data.rows import Report, Row, Tally, Where, preference_fields, read_jsonl
+from accord.data.rows import Report, Row, Tally, Where, preference_fields
 from accord.errors import UserError
+from accord.io.readers import read_jsonl
 
 if TYPE_CHECKING:
     from accord.data.tokenizer import Tokenizer

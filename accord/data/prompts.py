@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from accord.data.chat import prompt_ids
-from accord.data.rows import Prompt, Report, Tally, Where, prompt_field, read_jsonl
+from accord.data.rows import Prompt, Report, Tally, Where, prompt_field
 from accord.errors import UserError
+from accord.io.readers import read_jsonl
 
 if TYPE_CHECKING:
     from accord.data.tokenizer import Tokenizer

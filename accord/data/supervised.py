@@ -9,19 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from accord.data.chat import chat_tokens, document_ids, exchange
 from accord.data.prompts import kept_places
-from accord.data.rows import (
-    Report,
-    Row,
-    Tally,
-    Where,
-    messages_field,
-    prompt_field,
-    read_jsonl,
-    reply_field,
-    require,
-    text_field,
-)
+from accord.data.rows import Report, Row, Tally, Where, messages_field, prompt_field, reply_field, require, text_field
 from accord.errors import UserError
+from accord.io.readers import read_jsonl
 
 if TYPE_CHECKING:
     from accord.data.tokenizer import Tokenizer

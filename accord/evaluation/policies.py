@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from accord.config.settings import PPOConfig
 from accord.io.atomic import replacing
+from accord.io.readers import read_appended_rows
 from accord.models.heads import AnyActorCritic
 from accord.rollout.env.gym import make_environment, open_vectors, spaces_of
 from accord.rollout.env.normalization import Normaliser
@@ -75,8 +75,7 @@ def leave_curve(config: PPOConfig, run: Run) -> None:
     except ImportError:
         run.say("no curve.png: matplotlib is not installed (pip install 'accord[gym]')")
         return
-    text = (run.logs / "metrics.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = read_appended_rows(run.logs / "metrics.jsonl")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for key, label, style in (

@@ -14,7 +14,7 @@ from accord.config.settings import CompareConfig
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.packing import pack_continuations
 from accord.data.prompts import PromptData, load_prompts, plain_text
-from accord.data.rows import Where, preference_fields, read_jsonl
+from accord.data.rows import Where, preference_fields
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.evaluation.metrics import (
@@ -29,6 +29,7 @@ from accord.evaluation.metrics import (
 )
 from accord.evaluation.report import ModelRow, markdown_samples, markdown_table, side_by_side, table, write_results
 from accord.io.atomic import write_text
+from accord.io.readers import read_jsonl
 from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
 from accord.models.open import frozen, module, open_backbone

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from accord.errors import UserError
 from accord.io.atomic import write_text
+from accord.io.readers import read_json
 from accord.models.hf_format import write_tensors
 from accord.models.reward import HEAD_CONFIG, HEAD_FILE
 
@@ -31,10 +32,11 @@ STATISTICS = ("head.centre", "head.spread", "mean", "deviation")
 
 def read_head(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What ``reward_head.json`` says, and the tensors beside it.  Raises UserError where they are absent."""
+    remedy = "copy the whole folder again."
     try:
-        return json.loads((folder / HEAD_CONFIG).read_text(encoding="utf-8")), load_file(folder / HEAD_FILE)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename or folder / HEAD_FILE}: no such file; copy the whole folder again.") from None
+        return read_json(folder / HEAD_CONFIG, remedy), load_file(folder / HEAD_FILE)
+    except FileNotFoundError:
+        raise UserError(f"{folder / HEAD_FILE}: no such file; {remedy}") from None
 
 
 def write_head(folder: Path, shape: Mapping[str, Any], state: State) -> None:

@@ -5,17 +5,16 @@ Only safetensors are read: a pickle can run code.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from accord.errors import UserError
-from accord.io import atomic
+from accord.io import atomic, readers
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -23,16 +22,8 @@ INDEX = "model.safetensors.index.json"
 
 def read_json(directory: str | Path, name: str) -> dict[str, Any]:
     """The object in ``directory/name``.  Raises UserError naming the file when it is absent or not a JSON object."""
-    path = Path(directory) / name
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file; a model folder holds config.json and {WEIGHTS}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); write or download the folder again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return cast("dict[str, Any]", found)
+    remedy = f"a model folder holds config.json and {WEIGHTS}, write or download it again."
+    return readers.read_json(Path(directory) / name, remedy)
 
 
 def write_json(directory: str | Path, name: str, value: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from accord.errors import UserError
 from accord.io.atomic import write_text
 from accord.models.backbone import Backbone
-from accord.models.hf_format import write_tensors
+from accord.models.hf_format import read_json, write_tensors
 from accord.models.open import module, open_backbone
 from accord.types import Packed
 
@@ -136,7 +136,7 @@ class RewardModel(nn.Module):
             raise UserError(
                 f"{source}: no {HEAD_CONFIG} here, so this is not a reward model; train one with 'accord reward'."
             )
-        shape = json.loads((source / HEAD_CONFIG).read_text())
+        shape = read_json(source, HEAD_CONFIG)
         backbone = open_backbone(source)
         head: RewardMLP | ScalarHead = ScalarHead(backbone.width)
         if shape["kind"] == "mlp":

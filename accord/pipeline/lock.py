@@ -16,6 +16,7 @@ from typing import Any
 
 from accord.errors import UserError
 from accord.io.atomic import create_text
+from accord.io.readers import read_record
 
 LOCK = "lock.json"
 
@@ -42,11 +43,7 @@ def process_start(pid: int) -> str:
 
 def owner(directory: Path) -> dict[str, Any]:
     """What the lock says; empty where there is none."""
-    try:
-        found = json.loads((directory / LOCK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_record(directory / LOCK)
 
 
 def alive(lock: dict[str, Any]) -> bool:

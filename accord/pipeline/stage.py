@@ -16,9 +16,10 @@ from accord.config.settings import PretrainedConfig, Stage
 from accord.errors import Interrupted, UserError
 from accord.io.atomic import leftovers, write_json, write_text
 from accord.io.digests import MANIFEST, content_digest
+from accord.io.readers import read_record
 from accord.pipeline.failure import FAILED, in_words, sentence
 from accord.pipeline.lock import LOCK, Locked, held
-from accord.pipeline.records import BEGUN, DONE, STATE, gone, note, outputs, read_done, read_record
+from accord.pipeline.records import BEGUN, DONE, STATE, gone, note, outputs, read_done
 from accord.pipeline.references import is_function, references
 from accord.pipeline.why import differences
 from accord.registry.manifest import versions

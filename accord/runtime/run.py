@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from accord.errors import Interrupted
 from accord.io.atomic import write_bytes, write_jsonl, write_text
+from accord.io.readers import read_appended_rows
 from accord.runtime import seeds
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class Run:
         figures) comes after the state is saved, so it will be told again.
         """
         self.total_steps, self.step = total_steps, step
-        rows = _whole_rows(self._metrics)
+        rows = read_appended_rows(self._metrics)
         before = [r for r in rows if r["step"] < step or (r["step"] == step and "learning_rate" in r)]
         write_jsonl(self._metrics, before)
         if self._beat:
@@ -265,17 +266,6 @@ class Run:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
-
-
-def _whole_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last one that a kill cut short is dropped."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 def peak_rss_mb() -> float:
