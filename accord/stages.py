@@ -41,7 +41,8 @@ class StageFunction:
 
     def config(self, config: str | Path | Mapping[str, Any] | Stage | None = None, **overrides: Any) -> Stage:
         """The config that a call with the same arguments runs with."""
-        from accord.config.load import build, put, read_yaml
+        from accord.config.load import build, put
+        from accord.io.readers import read_yaml
 
         where = "the settings given"
         if isinstance(config, (str, Path)):

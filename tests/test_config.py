@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accord.config.load import Section, digest, known_keys, load, parse_override, put, read_yaml, to_yaml
+from accord.config.load import Section, digest, known_keys, load, parse_override, put, to_yaml
 from accord.config.settings import CONFIGS, BaseConfig, CompareConfig, PPOConfig, RewardConfig, SFTConfig
 from accord.errors import UserError
 
@@ -245,12 +245,6 @@ def test_settings_that_do_not_fit_one_another(cls: Any, override: str, words: st
 
 
 # ------------------------------------------------------------------ pieces
-def test_lines_of_every_key(write: Write) -> None:
-    values, lines = read_yaml(write("a: 1\nb:\n  c: {d: 2}\n\n  e:\n    - f: 3\n"))
-    assert values == {"a": 1, "b": {"c": {"d": 2}, "e": [{"f": 3}]}}
-    assert lines == {"a": 1, "b": 2, "b.c": 3, "b.c.d": 3, "b.e": 5, "b.e.0.f": 6}
-
-
 def test_overrides_are_read_as_yaml() -> None:
     assert parse_override("a.b=1.5") == ("a.b", 1.5)
     assert parse_override("a= [1, x]") == ("a", [1, "x"])

@@ -10,10 +10,11 @@ import torch
 
 from accord.config.settings import BaseConfig
 from accord.data.chat import render
-from accord.data.rows import Where, messages_field, read_jsonl, text_field
+from accord.data.rows import Where, messages_field, text_field
 from accord.data.supervised import SupervisedExample
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.errors import UserError
+from accord.io.readers import read_jsonl
 from accord.models.open import small_backbone
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from accord.errors import UserError
+from accord.io.readers import read_yaml
 
 C = TypeVar("C", bound="Section")
 
@@ -97,47 +98,6 @@ def build(cls: type[C], values: Mapping[str, Any], sources: Mapping[str, str], d
         return cls.model_validate(values)
     except ValidationError as error:
         raise UserError("\n".join(_explain(cls, e, sources, default_source) for e in error.errors()[:5])) from None
-
-
-def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The mapping in a YAML file and the line of every dotted key.  Raises UserError naming the file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.y*ml")], 1)
-        raise UserError(f"{path}: no such config file" + (f"; did you mean {near[0]!r}?" if near else ".")) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error}).") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}.") from None
-    if values is None:
-        return {}, {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected 'key: value' lines at the top level, found {type(values).__name__}.")
-    lines: dict[str, int] = {}
-    for key, line in _key_lines(node, "") if node is not None else ():
-        if key in lines:
-            raise UserError(
-                f"{path} line {line}: the key {key!r} stands twice (first on line {lines[key]}); remove one."
-            )
-        lines[key] = line
-    return values, lines
-
-
-def _key_lines(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            dotted = f"{prefix}{key.value}"
-            yield dotted, key.start_mark.line + 1
-            yield from _key_lines(value, f"{dotted}.")
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            yield from _key_lines(value, f"{prefix}{i}.")
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -10,9 +10,7 @@ them cannot know: pushed too hard, a policy earns proxy reward with courtesy on 
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +35,7 @@ from accord.data.demo_text import (
     STYLES,
     VALUES,
 )
+from accord.io.atomic import write_jsonl
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789 .,?!'-:\n"
 TEMPERATURE = 0.4  # of the annotator: the better of two demonstrations wins about .87 of the time
@@ -313,11 +312,7 @@ def write(
         "prompts": [{"prompt": prompt} for prompt in train],
         "heldout_prompts": [{"prompt": prompt} for prompt in heldout],
     }
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.jsonl" for name in tables}
+    paths = {name: Path(directory) / f"{name}.jsonl" for name in tables}
     for name, rows in tables.items():
-        temporary = paths[name].with_name(f".{name}.jsonl.{os.getpid()}")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
-        temporary.replace(paths[name])
+        write_jsonl(paths[name], rows)
     return paths

@@ -11,9 +11,10 @@ from typing import Literal
 from accord.config.settings import SplitData, TextModel
 from accord.data.chat import exchange
 from accord.data.prompts import Side, is_blank, is_heldout, places_to_keep, rows_by_prompt
-from accord.data.rows import Report, Row, Tally, Where, preference_fields, read_jsonl
+from accord.data.rows import Report, Row, Tally, Where, preference_fields
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
+from accord.io.readers import read_jsonl
 
 ReplyCut = Literal["right", "drop"]
 """A reply that is too long loses its right (the start stays, without an end token), or the pair is dropped."""

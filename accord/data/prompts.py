@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from accord.data.chat import prompt_ids
-from accord.data.rows import Prompt, Report, Tally, Where, prompt_field, read_jsonl
+from accord.data.rows import Prompt, Report, Tally, Where, prompt_field
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
+from accord.io.readers import read_jsonl
 
 Side = Literal["left", "right", "drop"]
 """Of a prompt that is too long: lose its left (keep the end), lose its right (keep the start), or drop the row."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Union
 
 from accord.errors import UserError
+from accord.io.readers import json_kind
 
 Row = Mapping[str, Any]
 Message = Mapping[str, Any]
@@ -114,57 +113,6 @@ class Where:
             raise self.error(str(error)) from None
 
 
-# ------------------------------------------------------------------ files
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) for each line that is not blank.
-
-    Raises UserError, naming file and row: no such file, bad JSON, not an object, not UTF-8, no rows at all.
-    """
-    name, found = str(path), False
-    try:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                found = True
-                yield number, _parse(line, Where(name, number))
-    except FileNotFoundError:
-        raise UserError(f"{name}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{name}: a folder, expected a JSON Lines file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-    if not found:
-        raise UserError(f"{name}: no rows; expected one JSON object a line")
-
-
-def _parse(line: str, where: Where) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        whole = " (one object a line, not one array for all)" if line.lstrip().startswith("[") else ""
-        raise where.error(f"not JSON: {error.msg} at column {error.colno}{whole}") from None
-    if not isinstance(value, dict):
-        raise where.error(f'a JSON {_kind(value)}, expected an object such as {{"prompt": …}}')
-    return value
-
-
-def write_jsonl(path: str | Path, rows: Iterable[Row]) -> None:
-    """Writes the rows under a temporary name, flushes to disk, renames: a kill leaves the old file or the new one."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as out:
-            for row in rows:
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # ------------------------------------------------------------------ fields
 def require(row: Row, key: str, where: Where) -> Any:
     """``row[key]``; a missing or null one raises UserError with the key that was probably meant."""
@@ -182,16 +130,11 @@ def _guess(row: Row, key: str) -> str:
     return f" (did you mean {near[0]!r}? rename it to {key!r})" if near else ""
 
 
-def _kind(value: Any) -> str:
-    kinds = {list: "array", str: "string", bool: "boolean", dict: "object", type(None): "null"}
-    return kinds.get(type(value), "number")
-
-
 def text_field(row: Row, key: str, where: Where) -> str:
     """A string."""
     value = require(row, key, where)
     if not isinstance(value, str):
-        raise where.error(f"{key!r} is a JSON {_kind(value)}, expected a string")
+        raise where.error(f"{key!r} is a JSON {json_kind(value)}, expected a string")
     return value
 
 
@@ -205,26 +148,26 @@ def messages_field(row: Row, key: str, where: Where) -> list[dict[str, Any]]:
     """A list of messages, each {"role", "content"} with text for content (a list of text parts is joined)."""
     value = require(row, key, where)
     if not isinstance(value, list) or not value:
-        found = "empty" if value == [] else f"a JSON {_kind(value)}"
+        found = "empty" if value == [] else f"a JSON {json_kind(value)}"
         raise where.error(f"{key!r} is {found}, expected a list of messages")
     return [_message(item, f"{key}[{index}]", where) for index, item in enumerate(value)]
 
 
 def _message(item: Any, name: str, where: Where) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise where.error(f'{name} is a JSON {_kind(item)}, expected {{"role": …, "content": …}}')
+        raise where.error(f'{name} is a JSON {json_kind(item)}, expected {{"role": …, "content": …}}')
     for key in ("role", "content"):
         if key not in item:
             raise where.error(f"{name} has no {key!r}; it has {', '.join(map(repr, item)) or 'no keys'}")
     role, content = item["role"], item["content"]
     if not isinstance(role, str):
-        raise where.error(f"{name}: the role is a JSON {_kind(role)}, expected a string")
+        raise where.error(f"{name}: the role is a JSON {json_kind(role)}, expected a string")
     if role not in ROLES and (near := difflib.get_close_matches(role.lower(), ROLES, n=1, cutoff=0.7)):
         raise where.error(f"{name}: role {role!r}; did you mean {near[0]!r}?")
     if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise where.error(f"{name}: the content is a JSON {_kind(content)}, expected text")
+        raise where.error(f"{name}: the content is a JSON {json_kind(content)}, expected text")
     return {**item, "content": content}
 
 

@@ -16,13 +16,13 @@ from accord.data.rows import (
     Where,
     messages_field,
     prompt_field,
-    read_jsonl,
     reply_field,
     require,
     text_field,
 )
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
+from accord.io.readers import read_jsonl
 
 Cut = Literal["reply", "prompt", "drop"]
 """What a row that is too long loses: the end of its last reply, the start of what precedes that reply, or all."""

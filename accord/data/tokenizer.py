@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from accord.data.chat_template import sample_reply
 from accord.errors import UserError
+from accord.io.atomic import write_json, write_text
 from accord.io.digests import TOKENIZER_FILES, verify
+from accord.io.readers import read_json_if_present
 
 if TYPE_CHECKING:
     import tokenizers
@@ -77,8 +79,9 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the Rust side raises bare Exception
             raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error})") from error
-        config = _json(folder / "special_tokens_map.json")
-        config.update({k: v for k, v in _json(folder / "tokenizer_config.json").items() if v is not None})
+        files, remedy = ("special_tokens_map.json", "tokenizer_config.json"), "copy or download the folder again."
+        listed, config = (read_json_if_present(folder / name, remedy) or {} for name in files)
+        config = listed | {key: value for key, value in config.items() if value is not None}
         _add_listed(backend, config.get("added_tokens_decoder") or {})
         template = folder / "chat_template.jinja"
         chat_template = template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template")
@@ -121,7 +124,6 @@ class Tokenizer:
         same ids from them.  (``PreTrainedTokenizerFast`` takes tokenizer.json as it is; named classes rebuild parts.)
         """
         folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
@@ -135,9 +137,9 @@ class Tokenizer:
             config["eos_token"] = self.token(self.eos_id)
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8", newline="")
-        (folder / "tokenizer.json").write_text(self._serialized(), encoding="utf-8", newline="\n")
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_text(folder / "chat_template.jinja", self.chat_template)
+        write_text(folder / "tokenizer.json", self._serialized())
+        write_json(folder / "tokenizer_config.json", config)
 
     def _serialized(self) -> str:
         self._backend.post_processor = self._post_processor
@@ -219,18 +221,6 @@ class Tokenizer:
 def _first_spare(free: Mapping[str, int], unk: str | None) -> str | None:
     by_name = (text for word in SPARE for text in free if word in text.lower())
     return next(by_name, unk if unk in free else next(iter(free), None))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return value
 
 
 def _named(config: Mapping[str, Any]) -> dict[str, str]:

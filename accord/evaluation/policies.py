@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 
 from accord.config.settings import PPOConfig
+from accord.io.atomic import replacing
+from accord.io.readers import read_appended_rows
 from accord.models.heads import AnyActorCritic
 from accord.rollout.env.gym import make_environment, open_vectors, spaces_of
 from accord.rollout.env.normalization import Normalizer
@@ -75,8 +76,7 @@ def leave_curve(config: PPOConfig, run: Run) -> None:
     except ImportError:
         run.say("no curve.png: matplotlib is not installed (pip install 'accord[gym]')")
         return
-    text = (run.logs / "metrics.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = read_appended_rows(run.logs / "metrics.jsonl")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for key, label, style in (
@@ -89,7 +89,8 @@ def leave_curve(config: PPOConfig, run: Run) -> None:
     axes.set(xlabel="environment steps", ylabel="return", title=f"{config.environment}, seed {config.seed}")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(run.directory / "curve.png", dpi=120)
+    with replacing(run.directory / "curve.png") as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     run.say(f"wrote {run.directory / 'curve.png'}")
 
 
@@ -138,4 +139,6 @@ def _frames(
 
 
 def _write_gif(path: Path, pictures: list[Any], milliseconds: int) -> None:
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+    first, *rest = pictures
+    with replacing(path) as temporary:
+        first.save(temporary, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accord.io.atomic import write_text
+
 STACKED_BELOW = 80  # characters of terminal; columns narrower than NARROWEST are stacked as well
 NARROWEST = 20
 GAP = " | "
@@ -179,26 +181,9 @@ def _plain(value: Any, key: str) -> Any:
 
 
 def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
-    """Writes ``results`` as JSON so that a kill at any instant leaves the old file or the new one, whole.
+    """Writes ``results`` as JSON.
 
-    Temporary name in the same folder (made if absent), flushed to disk, renamed.
     Raises ValueError for NaN or infinity and TypeError for what JSON cannot hold, both before anything is written.
     """
-    target = Path(path)
     text = json.dumps(_plain(results, ""), indent=2, ensure_ascii=False) + "\n"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the rename itself is on disk only when the folder is
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    write_text(Path(path), text)

@@ -9,10 +9,11 @@ import torch
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.packing import pack_continuations
 from accord.data.prompts import plain_text
-from accord.data.rows import Where, preference_fields, read_jsonl
+from accord.data.rows import Where, preference_fields
 from accord.data.tokenizer import Tokenizer
 from accord.evaluation.comparison import Gold
 from accord.evaluation.metrics import length_correlation, length_matched_accuracy, pair_agreement
+from accord.io.readers import read_jsonl
 from accord.models.reward import RewardModel
 
 

@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from accord.errors import UserError
+from accord.io.atomic import write_text
+from accord.io.readers import read_json
+from accord.models.hf_format import write_tensors
 from accord.models.reward import HEAD_CONFIG, HEAD_FILE
 
 State = Mapping[str, Tensor]
@@ -30,16 +33,17 @@ STATISTICS = ("head.centre", "head.spread", "mean", "deviation")
 
 def read_head(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What ``reward_head.json`` says, and the tensors beside it.  Raises UserError where they are absent."""
+    remedy = "copy the whole folder again."
     try:
-        return json.loads((folder / HEAD_CONFIG).read_text(encoding="utf-8")), load_file(folder / HEAD_FILE)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename or folder / HEAD_FILE}: no such file; copy the whole folder again.") from None
+        return read_json(folder / HEAD_CONFIG, remedy), load_file(folder / HEAD_FILE)
+    except FileNotFoundError:
+        raise UserError(f"{folder / HEAD_FILE}: no such file; {remedy}") from None
 
 
 def write_head(folder: Path, shape: Mapping[str, Any], state: State) -> None:
     """The two files of a head."""
-    save_file({name: tensor.float().contiguous() for name, tensor in state.items()}, folder / HEAD_FILE)
-    (folder / HEAD_CONFIG).write_text(json.dumps(dict(shape)), encoding="utf-8")
+    write_tensors(folder / HEAD_FILE, {name: tensor.float().contiguous() for name, tensor in state.items()})
+    write_text(folder / HEAD_CONFIG, json.dumps(dict(shape)))
 
 
 def fold_statistics(state: State) -> dict[str, Tensor]:

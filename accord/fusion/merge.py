@@ -18,10 +18,11 @@ from accord.errors import UserError
 from accord.fusion import checks, methods
 from accord.fusion.head import fold_statistics, read_head, restore_statistics, write_head, zero_head
 from accord.fusion.weights import Layout, Weights, in_file_order, open_weights, write_streamed
+from accord.io.digests import content_digest, read_manifest, verify
 from accord.models.hf_format import WEIGHTS, read_json, write_json
 from accord.models.reward import is_reward_model
 from accord.registry.family import ancestors, plain_settings, write_lineage
-from accord.registry.manifest import content_digest, publish, read_manifest, verify, versions
+from accord.registry.manifest import publish, versions
 
 COPIED = (
     "tokenizer.json",

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accord.config.load import build, parse_override, put, read_yaml
+from accord.config.load import build, parse_override, put
 from accord.config.settings import FuseConfig
 from accord.errors import UserError
+from accord.io.readers import read_yaml
 
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")
 SHARED = {"t": "t", "normalize": "normalize", "lambda": "scaling"}

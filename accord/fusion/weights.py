@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from accord.errors import UserError
+from accord.io.atomic import replacing_file
 from accord.models.hf_format import INDEX, WEIGHTS, read_json
 
 DTYPES = {
@@ -121,7 +121,7 @@ def write_streamed(path: Path, layouts: Mapping[str, Layout], tensors: Iterable[
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin on a multiple of eight, as the format asks
     expected = iter(layouts.items())
-    with path.open("wb") as file:
+    with replacing_file(path) as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name, tensor in tensors:
@@ -130,8 +130,6 @@ def write_streamed(path: Path, layouts: Mapping[str, Layout], tensors: Iterable[
             if layout.size:
                 file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         assert next(expected, None) is None
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def in_file_order(layouts: Mapping[str, Layout]) -> dict[str, Layout]:

@@ -6,12 +6,12 @@ Below every room, because models and tokenizers are opened in several of them.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from accord.errors import UserError
+from accord.io.readers import read_json_if_present
 
 MANIFEST = "manifest.json"
 LINEAGE = "lineage.json"
@@ -63,15 +63,12 @@ def content_digest(path: Path) -> str:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The content of a folder's manifest; empty where there is none.  Raises UserError where it is damaged."""
-    path = folder / MANIFEST
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    path, remedy = folder / MANIFEST, "run the stage that wrote it again."
+    found = read_json_if_present(path, remedy)
+    if found is None:
         return {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); run the stage that wrote it again.") from None
-    if not isinstance(found, dict) or not isinstance(found.get("digest"), str):
-        raise UserError(f"{path}: holds no digest; run the stage that wrote it again.")
+    if not isinstance(found.get("digest"), str):
+        raise UserError(f"{path}: holds no digest; {remedy}")
     return found
 
 

@@ -5,17 +5,16 @@ Only safetensors are read: a pickle can run code.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from accord.errors import UserError
+from accord.io import atomic, readers
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -23,25 +22,13 @@ INDEX = "model.safetensors.index.json"
 
 def read_json(directory: str | Path, name: str) -> dict[str, Any]:
     """The object in ``directory/name``.  Raises UserError naming the file when it is absent or not a JSON object."""
-    path = Path(directory) / name
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file; a model folder holds config.json and {WEIGHTS}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); write or download the folder again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return cast("dict[str, Any]", found)
+    remedy = f"a model folder holds config.json and {WEIGHTS}, write or download it again."
+    return readers.read_json(Path(directory) / name, remedy)
 
 
 def write_json(directory: str | Path, name: str, value: Mapping[str, Any]) -> None:
-    """Writes ``directory/name`` under a temporary name, then renames it."""
-    path = Path(directory) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _settle(temporary, path)
+    """Writes ``directory/name`` with its keys in order, as transformers does.  Raises OSError."""
+    atomic.write_json(Path(directory) / name, value, sort_keys=True)
 
 
 def read_weights(directory: str | Path) -> dict[str, Tensor]:
@@ -69,19 +56,21 @@ def read_weights(directory: str | Path) -> dict[str, Tensor]:
 
 
 def write_weights(directory: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Writes ``model.safetensors`` under a temporary name, flushes it to disk, then renames it.
+    """Writes ``model.safetensors``.
 
     Tensors are made contiguous; two names of one tensor are refused (ValueError): the caller leaves one out.
     """
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (WEIGHTS + ".tmp")
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
     pointers = [tensor.data_ptr() for tensor in plain.values() if tensor.numel()]
     if len(set(pointers)) != len(pointers):
         raise ValueError("two names share one tensor; leave one of them out")
-    save_file(plain, temporary, metadata={"format": "pt"})  # transformers asks for this mark
-    _settle(temporary, folder / WEIGHTS)
+    write_tensors(Path(directory) / WEIGHTS, plain, {"format": "pt"})  # transformers asks for this mark
+
+
+def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file of contiguous tensors.  Raises OSError or SafetensorError."""
+    with atomic.replacing(path) as temporary:
+        save_file(dict(state), temporary, metadata=dict(metadata) if metadata else None)
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -92,13 +81,3 @@ def _load(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise UserError(f"{path}: damaged or not safetensors ({error}); write or download it again") from None
     return state
-
-
-def _settle(temporary: Path, path: Path) -> None:
-    """Renames only what is on disk, so that a kill leaves the old file or the new one."""
-    handle = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.replace(temporary, path)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from accord.errors import UserError
 from accord.io.digests import verify
 from accord.models.backbone import Backbone
+from accord.models.hf_format import read_json
 
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -47,10 +47,7 @@ def model_type(source: Path) -> str:
         if source.is_dir():
             raise UserError(f"{source}: no config.json here, so this is not a model folder.")
         return ""
-    try:
-        return str(json.loads(config.read_text(encoding="utf-8")).get("model_type", ""))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{config}: not valid JSON ({error}).") from None
+    return str(read_json(source, "config.json").get("model_type", ""))
 
 
 def small_backbone(family: str, d_model: int, n_layers: int, vocab_size: int, eos_id: int, pad_id: int) -> Backbone:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from accord.errors import UserError
+from accord.io.atomic import write_text
 from accord.models.backbone import Backbone
+from accord.models.hf_format import read_json, write_tensors
 from accord.models.open import open_backbone
 from accord.types import Packed
 
@@ -118,13 +120,11 @@ class RewardModel(nn.Module):
 
     def save(self, directory: str) -> None:
         """Backbone in its own layout, head and statistics beside it."""
-        from safetensors.torch import save_file
-
         self.backbone.save(directory)
-        save_file({k: v.contiguous() for k, v in self.head_state().items()}, str(Path(directory) / HEAD_FILE))
+        write_tensors(Path(directory) / HEAD_FILE, {k: v.contiguous() for k, v in self.head_state().items()})
         kind = "mlp" if isinstance(self.head, RewardMLP) else "scalar"
         shape = [m.out_features for m in self.head.modules() if isinstance(m, nn.Linear)]
-        (Path(directory) / HEAD_CONFIG).write_text(json.dumps({"kind": kind, "pooling": self.pooling, "widths": shape}))
+        write_text(Path(directory) / HEAD_CONFIG, json.dumps({"kind": kind, "pooling": self.pooling, "widths": shape}))
 
     @classmethod
     def open(cls, directory: str | Path) -> RewardModel:
@@ -136,7 +136,7 @@ class RewardModel(nn.Module):
             raise UserError(
                 f"{source}: no {HEAD_CONFIG} here, so this is not a reward model; train one with 'accord reward'."
             )
-        shape = json.loads((source / HEAD_CONFIG).read_text())
+        shape = read_json(source, HEAD_CONFIG)
         backbone = open_backbone(source)
         head: RewardMLP | ScalarHead = ScalarHead(backbone.width)
         if shape["kind"] == "mlp":

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from accord.io.atomic import leftovers
 from accord.pipeline.failure import FAILED
 from accord.pipeline.lock import alive, owner
 from accord.pipeline.plan import PipelineConfig, Planned
@@ -24,7 +25,7 @@ def unreferenced(pipeline: PipelineConfig, planned: Sequence[Planned], folders: 
     for place in _folders(Path(pipeline.out)):
         if place.name in folders:
             if not alive(owner(place)):
-                found += [*place.glob(".*.tmp"), *place.glob(".*.old")]
+                found += leftovers(place)
         elif _is_stage(place) and not any(path.is_relative_to(place.resolve()) for path in named):
             found.append(place)
     old = {place.name for place in found}

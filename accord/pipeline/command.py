@@ -102,9 +102,9 @@ def _planned(path: str | Path, overrides: Sequence[str]) -> tuple[PipelineConfig
 
 def _located(options: argparse.Namespace) -> tuple[str, list[str]]:
     """The pipeline's file and overrides: as given, or those that were run last in that ``out``."""
+    from accord.io.readers import read_record
     from accord.pipeline.orchestrator import LAST
     from accord.pipeline.plan import PipelineConfig
-    from accord.pipeline.records import read_record
 
     if options.pipeline:
         return options.pipeline, options.overrides
@@ -150,7 +150,8 @@ def why(options: argparse.Namespace) -> int:
 
 def _why(standing: Standing, directory: Path) -> list[str]:
     """A head, and the reasons below it."""
-    from accord.pipeline.records import BEGUN, read_done, read_record
+    from accord.io.readers import read_record
+    from accord.pipeline.records import BEGUN, read_done
 
     record = read_done(directory) or read_record(directory / BEGUN)
     then = [f"  {reason}" for reason in record.get("why", ())]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from accord.errors import UserError
+from accord.io.readers import read_record
 
 FAILED = "failed.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -54,7 +54,4 @@ def in_words(error: BaseException, log: Path) -> str:
 
 def read_failure(directory: Path) -> dict[str, Any]:
     """What ``failed.json`` says; empty where there is none."""
-    try:
-        return dict(json.loads((directory / FAILED).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+    return read_record(directory / FAILED)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from accord.errors import UserError
+from accord.io.atomic import create_text
+from accord.io.readers import read_record
 
 LOCK = "lock.json"
 
@@ -41,11 +43,7 @@ def process_start(pid: int) -> str:
 
 def owner(directory: Path) -> dict[str, Any]:
     """What the lock says; empty where there is none."""
-    try:
-        found = json.loads((directory / LOCK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_record(directory / LOCK)
 
 
 def alive(lock: dict[str, Any]) -> bool:
@@ -73,12 +71,12 @@ def held(directory: Path) -> Iterator[None]:
 
 
 def _take(directory: Path, mine: dict[str, Any]) -> None:
-    """Puts the lock there whole or not at all (a link fails where the name is taken).
+    """Writes the lock, whole or not at all.
 
     The folder itself is flocked meanwhile: of two that find a dead owner's lock, the later must not remove the
     earlier one's new lock.
     """
-    path, aside = directory / LOCK, directory / f".{LOCK}.{os.getpid()}.tmp"
+    path = directory / LOCK
     guard = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(guard, fcntl.LOCK_EX)
@@ -87,16 +85,10 @@ def _take(directory: Path, mine: dict[str, Any]) -> None:
             if alive(other):
                 raise Locked(_refusal(directory, other))
             path.unlink(missing_ok=True)
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.write(descriptor, json.dumps(mine).encode())
-        os.close(descriptor)
         try:
-            os.link(aside, path)
+            create_text(path, json.dumps(mine))
         except FileExistsError:  # from another host, in this instant
             raise Locked(_refusal(directory, owner(directory))) from None
-        except OSError:  # a file system without links
-            os.replace(aside, path)
-        aside.unlink(missing_ok=True)
     finally:
         os.close(guard)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from accord.errors import Failed, UserError
+from accord.io.atomic import write_json
+from accord.io.readers import read_json, read_record
 from accord.pipeline.execute import Ended, Work, execute
 from accord.pipeline.failure import FAILED, in_words
 from accord.pipeline.plan import PipelineConfig, Planned, plan, selected
-from accord.pipeline.records import BEGUN, JOURNAL, gone, read_done, read_record
+from accord.pipeline.records import BEGUN, JOURNAL, gone, read_done
 from accord.pipeline.references import require, resolve
 from accord.pipeline.stage import Outcome, failure, folder, kept, logs, run_stage, task_of
 from accord.pipeline.status import progress, standings
 from accord.pipeline.view import LiveTable, view_for
-from accord.registry.manifest import versions, write_json
+from accord.registry.manifest import versions
 from accord.runtime.console import console
 
 LAST = "pipeline.json"
@@ -173,7 +174,7 @@ def collect_results(
     """The comparison's figures, and for each stage what it took; of several comparisons, each under its stage's name."""
     results: dict[str, Any] = {}
     compared = {
-        stage.name: json.loads((folders[stage.name] / "results.json").read_text(encoding="utf-8"))
+        stage.name: read_json(folders[stage.name] / "results.json", f"run again with --force {stage.name}.")
         for stage in planned
         if stage.kind == "compare"
     }

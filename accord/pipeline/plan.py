@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from accord.config.load import Section, build, load, parse_override, put, read_yaml
+from accord.config.load import Section, build, load, parse_override, put
 from accord.config.settings import CONFIGS, Stage
 from accord.errors import UserError
+from accord.io.readers import read_yaml
 from accord.pipeline.grid import Point, Value, filled, gathered, matching, partner, points
 from accord.pipeline.references import references, renamed, require
 

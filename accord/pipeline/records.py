@@ -9,19 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accord.registry.manifest import content_digest
+from accord.io.digests import content_digest
+from accord.io.readers import read_record
 
 DONE, BEGUN, JOURNAL, STATE = "done.json", "begun.json", "journal.jsonl", "state.pt"
 _NO_OUTPUT = (DONE, BEGUN, STATE, "config.yaml", "failed.json", "lock.json", "progress.json")
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """A record; empty where there is none, or none that is whole."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def read_done(directory: Path) -> dict[str, Any]:

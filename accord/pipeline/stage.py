@@ -14,12 +14,15 @@ from typing import Any
 from accord.config.load import digest, to_yaml
 from accord.config.settings import PretrainedConfig, Stage
 from accord.errors import Interrupted, UserError
+from accord.io.atomic import leftovers, write_json, write_text
+from accord.io.digests import MANIFEST, content_digest
+from accord.io.readers import read_record
 from accord.pipeline.failure import FAILED, in_words, sentence
 from accord.pipeline.lock import LOCK, Locked, held
-from accord.pipeline.records import BEGUN, DONE, STATE, gone, note, outputs, read_done, read_record
+from accord.pipeline.records import BEGUN, DONE, STATE, gone, note, outputs, read_done
 from accord.pipeline.references import is_function, references
 from accord.pipeline.why import differences
-from accord.registry.manifest import MANIFEST, content_digest, versions, write_json
+from accord.registry.manifest import versions
 from accord.runtime.allocator import keep_memory
 from accord.runtime.peak_memory import peak, reset_peak
 from accord.runtime.progress_file import ProgressFile
@@ -174,7 +177,8 @@ def run_stage(
         goes_on = resume and same
         why = begun.get("why", []) if goes_on else differences(task, forced=force or not (resume or reuse))
         (directory / DONE).unlink(missing_ok=True)
-        _tidy(directory, finished=False)
+        for place in (directory, logs(config, kind)):
+            _tidy(place, finished=False)
         if not goes_on:
             for old in (STATE, ProgressFile.NAME):
                 (directory / old).unlink(missing_ok=True)
@@ -194,7 +198,7 @@ def _worked(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Call
     identity = StageIdentity(name, directory, place, config.seed, task.key, task.inputs, task.sources, task.settings)
     with Run(identity, config.log_every, config.save_every, resume, bar) as run:
         try:
-            (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+            write_text(directory / "config.yaml", to_yaml(config))
             module, function, _ = STAGES[task.kind]
             if getattr(config, "precision", "float32") != "float32":
                 from accord.runtime.device import resolve_device, slow_precision
@@ -275,7 +279,7 @@ def _tidy_done(directory: Path) -> None:
 
 def _tidy(directory: Path, finished: bool) -> None:
     """Takes away what a kill in the middle of a write left behind and, once finished, what was kept to go on from."""
-    for leftover in [*directory.glob(".*.tmp"), *directory.glob(".*.old")]:
+    for leftover in leftovers(directory):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

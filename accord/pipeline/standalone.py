@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from accord.config.settings import CONFIGS, BaseConfig, Stage, TextModel
+from accord.io.readers import read_record
 from accord.pipeline.records import DONE, read_done
 from accord.pipeline.references import SMALL, references, require, resolve
 from accord.pipeline.stage import Outcome, folder, run_stage
@@ -80,10 +80,7 @@ def _small_base(family: str, config: Stage) -> Path:
 
 
 def _fits(directory: Path, family: str, d_model: int, n_layers: int) -> bool:
-    try:
-        config = json.loads((directory / "model" / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False
+    config = read_record(directory / "model" / "config.json")
     is_mamba = config.get("model_type") == "mamba"
     sizes = (config.get("hidden_size"), config.get("num_hidden_layers"))
     return is_mamba == (family == "mamba") and sizes == (d_model, n_layers)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accord.errors import UserError
+from accord.io.readers import read_record
 from accord.pipeline.failure import read_failure
 from accord.pipeline.lock import alive, owner
 from accord.pipeline.plan import Planned
-from accord.pipeline.records import BEGUN, read_done, read_record
+from accord.pipeline.records import BEGUN, read_done
 from accord.pipeline.references import require, resolve
 from accord.pipeline.stage import kept, task_of
 from accord.pipeline.why import NEVER, differences

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from accord.pipeline.records import BEGUN, gone, read_done, read_record
+from accord.io.readers import read_record
+from accord.pipeline.records import BEGUN, gone, read_done
 
 if TYPE_CHECKING:
     from accord.pipeline.stage import Task

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accord.errors import UserError
+from accord.io.atomic import leftovers, move
 from accord.io.digests import verify
-from accord.registry.manifest import exchange
 
 FOLDER = "models"
 OLD = 3600.0
@@ -43,7 +43,7 @@ def link_folder(source: Path, root: Path) -> Iterator[Path]:
 
 def _sweep(folder: Path) -> None:
     """Takes away what a killed process left half-made; younger ones may be somebody's work."""
-    for leftover in folder.glob(".*.tmp"):
+    for leftover in leftovers(folder):
         with suppress(FileNotFoundError):  # another process was quicker
             if time.time() - leftover.stat().st_mtime > OLD:
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -61,10 +61,8 @@ def link(source: Path, target: Path) -> None:
 
 def place(aside: Path, final: Path) -> None:
     """Puts a filled folder at ``final``; one that is there already stays, unless its bytes changed.  Raises OSError."""
-    if not final.exists():
-        os.replace(aside, final)
-    elif not _whole(final):
-        exchange(aside, final)
+    if not final.exists() or not _whole(final):
+        move(aside, final)
 
 
 def _whole(folder: Path) -> bool:
@@ -73,12 +71,3 @@ def _whole(folder: Path) -> bool:
     except UserError:
         return False
     return True
-
-
-def discard(final: Path) -> Path:
-    """Takes a folder out of its place at once; the caller removes what is returned.  Raises OSError."""
-    aside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    if final.exists():
-        os.replace(final, aside)
-    return aside

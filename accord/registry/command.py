@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UserError
+from accord.io.atomic import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -205,7 +206,7 @@ def show_lineage(options: argparse.Namespace) -> int:
     _print(tree(found.digest, family, labels))
     if options.svg:
         try:
-            Path(options.svg).write_text(svg(found.digest, family, labels), encoding="utf-8")
+            write_text(Path(options.svg), svg(found.digest, family, labels))
         except OSError as error:
             raise UserError(f"--svg {options.svg}: cannot be written ({error.strerror}).") from None
         _print(f"wrote {options.svg}")

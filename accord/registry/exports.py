@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from accord.errors import UserError
+from accord.io.atomic import replacing_folder, write_json, write_text
 from accord.io.digests import CARD, LINEAGE, MANIFEST, digest_of_files, file_digests, read_manifest, verify
 from accord.registry.card import card
 from accord.registry.family import to_json, write_lineage
 from accord.registry.gguf import KINDS, write_gguf
-from accord.registry.manifest import exchange, write_json
 from accord.registry.store import Store, Version
 
 Format = Literal["hf", "safetensors", "gguf"]
@@ -51,19 +51,11 @@ def _fill(target: Path, write: Callable[[Path], None]) -> None:
         and not (target / "config.json").exists()
     ):
         raise UserError(f"{target}: holds something else; give a new folder.")
-    aside = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
-        write(aside)
-        if target.exists():
-            exchange(aside, target)
-        else:
-            aside.replace(target)
+        with replacing_folder(target) as temporary:
+            write(temporary)
     except OSError as error:
         raise UserError(f"{target}: could not be written ({error.strerror}).") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _weights(found: Version, folder: Path) -> None:
@@ -85,7 +77,7 @@ def _whole(store: Store, found: Version, folder: Path) -> None:
     record = {**found.manifest, "metrics": dict(found.metrics), "settings": dict(found.settings)}
     write_json(folder / MANIFEST, {**record, "digest": found.digest, "files": files})
     labels = {v.digest: v.label for v in store.list()}
-    (folder / CARD).write_text(card(found.digest, family, labels, found.name), encoding="utf-8")
+    write_text(folder / CARD, card(found.digest, family, labels, found.name))
 
 
 def import_folder(store: Store, folder: Path, name: str = "") -> Version:

@@ -6,17 +6,16 @@ left by a stage, whose ``done.json`` and ``config.yaml`` beside it say what it w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from accord.config.load import read_yaml
 from accord.config.settings import Stage
 from accord.errors import UserError
+from accord.io.atomic import write_json
 from accord.io.digests import LINEAGE, content_digest, read_manifest
-from accord.registry.manifest import write_json
+from accord.io.readers import read_json_if_present, read_record, read_yaml
 
 FORMAT = 1
 
@@ -87,11 +86,11 @@ def of_path(path: Path, digest: str) -> Family:
 def _stage(directory: Path) -> tuple[Record, dict[str, str]] | None:
     """What a finished stage's folder says of itself, and the paths of its inputs that still hold what they held."""
     try:
-        done = json.loads((directory / "done.json").read_text(encoding="utf-8"))
+        done = read_record(directory / "done.json")
         settings = done.get("settings") or read_yaml(directory / "config.yaml")[0]
         inputs = {str(key): str(value) for key, value in done["inputs"].items()}
         kind, metrics = str(done["kind"]), dict(done["metrics"])
-    except (OSError, json.JSONDecodeError, KeyError, UserError):
+    except (KeyError, UserError):
         return None  # no stage's folder, or not finished: the file stands for itself
     seed, versions = settings.get("seed"), dict(done.get("versions", {}))
     record = Record(directory.name, kind, "", "data", inputs, plain_settings(settings), metrics, seed, versions)
@@ -140,9 +139,5 @@ def write_lineage(folder: Path, family: Family) -> None:
 def read_lineage(folder: Path) -> Family:
     """The records in a model folder; none where it has no ``lineage.json``.  Raises UserError where it is damaged."""
     path = folder / LINEAGE
-    try:
-        return from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except FileNotFoundError:
-        return {}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); copy the folder again.") from None
+    content = read_json_if_present(path, "copy the folder again.")
+    return {} if content is None else from_json(content, str(path))

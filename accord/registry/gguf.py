@@ -11,7 +11,6 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from accord.errors import UserError
+from accord.io.atomic import replacing
 from accord.models.hf_format import read_json, read_weights
 from accord.models.transformer_config import FAMILIES, TransformerConfig
 
@@ -58,7 +58,7 @@ SPLITS = {
 
 
 def write_gguf(folder: Path, path: Path, kind: Kind, name: str = "") -> list[str]:
-    """Writes a model folder as one GGUF file, aside and renamed; returns what its reader should know, as sentences.
+    """Writes a model folder as one GGUF file; returns what its reader should know, as sentences.
 
     Raises UserError where the model is of another family, or where GGUF cannot hold what it does.
     """
@@ -74,23 +74,19 @@ def write_gguf(folder: Path, path: Path, kind: Kind, name: str = "") -> list[str
         )
     tokenizer = Tokenizer.open(folder)
     vocabulary = _vocabulary(folder, tokenizer, config.vocab_size, notes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        writer = _writer(aside, "llama" if config.family == "mistral" else config.family)
-        _add_sizes(writer, config, kind, name or folder.name)
-        _add_tokenizer(writer, tokenizer, vocabulary)
-        for tensor, values, quantized in _tensors(config, read_weights(folder), kind):
-            writer.add_tensor(tensor, values, raw_dtype=quantized)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        os.replace(aside, path)
+        with replacing(path) as temporary:
+            writer = _writer(temporary, "llama" if config.family == "mistral" else config.family)
+            _add_sizes(writer, config, kind, name or folder.name)
+            _add_tokenizer(writer, tokenizer, vocabulary)
+            for tensor, values, quantized in _tensors(config, read_weights(folder), kind):
+                writer.add_tensor(tensor, values, raw_dtype=quantized)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror}).") from None
-    finally:
-        aside.unlink(missing_ok=True)
     return notes
 
 

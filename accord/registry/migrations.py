@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from accord.errors import UserError
 from accord.io.digests import LINEAGE, MANIFEST
+from accord.io.readers import read_record
 from accord.registry.schema import FORMAT, format_of, writing
 
 
@@ -63,10 +64,10 @@ def _one_to_two(connection: sa.Connection, folder: Path) -> None:
     )
     for row in run("SELECT * FROM versions ORDER BY id").mappings().all():
         place = folder / row["folder"]
-        manifest = _json(place / MANIFEST)
+        manifest = read_record(place / MANIFEST)
         values = (
             *(row[key] for key in ("id", "name", "version", "kind", "digest", "created", "code", "seed", "metrics")),
-            *(json.dumps(x) for x in (manifest.get("settings", {}), manifest, _json(place / LINEAGE))),
+            *(json.dumps(x) for x in (manifest.get("settings", {}), manifest, read_record(place / LINEAGE))),
             row["folder"],
         )
         run("INSERT INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
@@ -84,15 +85,6 @@ def _one_to_two(connection: sa.Connection, folder: Path) -> None:
         run(f"DROP TABLE {table}")
     run("CREATE INDEX ix_models_digest ON models (digest)")
     run("CREATE INDEX ix_parents_digest ON parents (digest)")
-
-
-def _json(path: Path) -> dict[str, object]:
-    """Empty where an old artifact has no such file, or a damaged one: opening it will say so."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return dict(found) if isinstance(found, dict) else {}
 
 
 STEPS: dict[int, Callable[[sa.Connection, Path], None]] = {1: _one_to_two}

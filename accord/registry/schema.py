@@ -6,14 +6,14 @@ there, so that no process meets half a database.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from accord.errors import UserError
+from accord.io.atomic import creating
 
 FORMAT = 2
 PATIENCE = 30.0
@@ -121,28 +121,30 @@ def _transaction(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
 
 def create(path: Path) -> None:
     """An empty registry at ``path``; where another process was quicker, its own stays.  Raises UserError."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.unlink(missing_ok=True)
-        with engine_of(aside).connect() as connection:
+        with (
+            suppress(FileExistsError),
+            creating(path) as temporary,
+            _without_sidecars(temporary),
+            engine_of(temporary).connect() as connection,
+        ):
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")  # stays with the file
             metadata.create_all(connection)
             connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT}")
-        try:
-            os.link(aside, path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            if not path.exists():
-                os.replace(aside, path)
     except OSError as error:
         raise UserError(
             f"{path}: the registry cannot be made ({error.strerror}); set ACCORD_REGISTRY to another file."
         ) from None
+
+
+@contextmanager
+def _without_sidecars(database: Path) -> Iterator[None]:
+    """Removes the files that SQLite keeps beside a database while it is open."""
+    try:
+        yield
     finally:
-        for leftover in (aside, *path.parent.glob(f"{aside.name}-*")):
-            leftover.unlink(missing_ok=True)
+        for sidecar in database.parent.glob(f"{database.name}-*"):
+            sidecar.unlink(missing_ok=True)
 
 
 def format_of(connection: sa.Connection) -> int:

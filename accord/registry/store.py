@@ -19,6 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from accord.errors import UserError
+from accord.io.atomic import set_aside
 from accord.io.digests import read_manifest
 from accord.registry import artifact_files as objects
 from accord.registry import migrations, schema
@@ -175,7 +176,7 @@ class Store:
             last = c.execute(sa.select(sa.func.max(models.c.version)).where(models.c.name == found.name)).scalar()
             latest = (names.c.name == found.name) & (names.c.latest == found.version)
             c.execute(sa.update(names).where(latest).values(latest=last or 0))
-            rest = None if shared else objects.discard(found.folder)
+            rest = None if shared else set_aside(found.folder)
         if rest is not None:
             shutil.rmtree(rest, ignore_errors=True)
         return found

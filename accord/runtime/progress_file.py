@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from accord.io.atomic import write_bytes
+
 
 class ProgressFile:
     """``progress.json`` in a stage's folder, rewritten in place at most twice a second.
@@ -22,9 +24,7 @@ class ProgressFile:
         self.path, self.first, self.total = directory / self.NAME, step, total
         self.begun, self.next = time.time(), 0.0
         self.metrics: dict[str, float] = {}
-        aside = directory / f".{self.NAME}.{os.getpid()}.tmp"
-        aside.write_bytes(self._text(step))
-        os.replace(aside, self.path)
+        write_bytes(self.path, self._text(step))
         self._file = os.open(self.path, os.O_WRONLY)
 
     def update(self, step: int, metrics: Mapping[str, float], last: bool = False) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from accord.errors import Interrupted
+from accord.io.atomic import write_jsonl, write_text
+from accord.io.readers import read_appended_rows
+from accord.runtime import seeds
 from accord.runtime.console import console
 from accord.runtime.progress_file import ProgressFile
 from accord.runtime.stop_signal import StopSignal
@@ -72,7 +73,7 @@ class Run:
         self._log.addHandler(handler)
         self._metrics = self.logs / "metrics.jsonl"
         if not resume:
-            self._metrics.write_text("")
+            write_text(self._metrics, "")
             for old in self.logs.glob("events.out.tfevents.*"):
                 old.unlink()
         self._writer: Any = None
@@ -101,13 +102,10 @@ class Run:
     # ---------------------------------------------------------------- chance
     def derive(self, purpose: str, *counters: int) -> int:
         """A seed for one purpose at one moment, the same in every process and after every resume."""
-        text = ":".join([str(self.seed), purpose, *map(str, counters)])
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+        return seeds.derive(self.seed, purpose, *counters)
 
     def generator(self, purpose: str, *counters: int, device: str = "cpu") -> torch.Generator:
-        import torch
-
-        return torch.Generator(device).manual_seed(self.derive(purpose, *counters))
+        return seeds.generator(self.seed, purpose, *counters, device=device)
 
     # ---------------------------------------------------------------- steps
     def begin(self, total_steps: int, step: int = 0, *, resumable: bool = True) -> None:
@@ -118,11 +116,9 @@ class Run:
         state that a later run can continue from.
         """
         self.total_steps, self.step, self._resumable = total_steps, step, resumable
-        rows = _whole_rows(self._metrics)
+        rows = read_appended_rows(self._metrics)
         before = [r for r in rows if r["step"] < step or (r["step"] == step and "learning_rate" in r)]
-        aside = self._metrics.with_name(".metrics.jsonl.tmp")  # a kill here must not cost the lines
-        aside.write_text("".join(json.dumps(row) + "\n" for row in before))
-        os.replace(aside, self._metrics)
+        write_jsonl(self._metrics, before)
         if self._progress_file:
             self._progress_file.close()
         self._progress_file = ProgressFile(self.directory, step, total_steps)
@@ -205,14 +201,3 @@ class Run:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
-
-
-def _whole_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last one that a kill cut short is dropped."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows

@@ -15,6 +15,7 @@ from accord.errors import UserError
 from accord.evaluation.comparison import Answers, Gold, Measures, Sampling, answer, figures, measure
 from accord.evaluation.report import ModelRow, markdown_samples, markdown_table, side_by_side, table, write_results
 from accord.evaluation.reward_models import reward_figures
+from accord.io.atomic import write_text
 from accord.models.backbone import Backbone
 from accord.models.open import open_backbone
 from accord.registry.manifest import versions
@@ -91,7 +92,7 @@ def write_report(
     places = torch.randperm(len(prompts), generator=run.generator("samples")).tolist()
     page = _pick(prompts, replies, places[: max(10, config.samples)])
     markdown = [markdown_table(rows), markdown_samples(*page)]
-    (run.directory / "results.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
+    write_text(run.directory / "results.md", "\n\n".join(markdown) + "\n")
     screen = _pick(prompts, replies, places[: config.samples])
     text = f"\n{table(rows)}\n\n{side_by_side(*screen, min(console.width, 120))}"
     if "reward" in results:
@@ -101,7 +102,7 @@ def write_report(
             f" {reward['heldout_accuracy']:.2f} with the annotator's labels, {reward['n_heldout']} held-out pairs"
         )
     run.say(text)
-    (run.directory / "results.txt").write_text(text + "\n", encoding="utf-8")
+    write_text(run.directory / "results.txt", text + "\n")
 
 
 def _pick(

@@ -6,7 +6,7 @@ from accord.config.settings import FuseConfig
 from accord.fusion.checks import require_folder
 from accord.fusion.merge import merge
 from accord.fusion.weights import open_weights
-from accord.registry.manifest import read_manifest
+from accord.io.digests import read_manifest
 from accord.runtime.run import Run
 
 

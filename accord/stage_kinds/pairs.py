@@ -14,9 +14,9 @@ from accord.config.load import load_function
 from accord.config.settings import PairsConfig
 from accord.data.chat import prompt_ids
 from accord.data.prompts import PromptData, load_prompts
-from accord.data.rows import write_jsonl
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
+from accord.io.atomic import write_jsonl
 from accord.models.backbone import Backbone
 from accord.rollout.generate import Decoding, generate
 from accord.rollout.score import TextReward, call_function

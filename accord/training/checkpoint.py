@@ -1,8 +1,7 @@
-"""States that survive a kill at any instant: written aside, flushed to disk, then renamed."""
+"""States that survive a kill at any instant."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 import zipfile
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from accord.errors import UserError
+from accord.io.atomic import replacing_file
 
 _DAMAGE = (
     OSError,
@@ -39,27 +39,11 @@ class Resumable(Protocol):
 
 def write_pt(path: Path, content: Mapping[str, Any]) -> None:
     """Tensors and plain values, atomically.  ``torch.load(path)`` opens it (a safe, weights-only load)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing_file(path) as file:
             torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: could not be written ({error.strerror}); the last good state is kept.") from None
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes renames in a folder outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_pt(path: Path, device: str = "cpu") -> dict[str, Any]:

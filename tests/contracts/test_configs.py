@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from accord.cli import parse
-from accord.config.load import load, read_yaml
+from accord.config.load import load
 from accord.config.settings import CONFIGS
+from accord.io.readers import read_yaml
 from accord.pipeline.orchestrator import plan
 
 REPO = Path(__file__).parents[2]

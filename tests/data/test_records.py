@@ -1,23 +1,11 @@
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from accord.data.rows import (
-    Report,
-    Tally,
-    Where,
-    messages_field,
-    preference_fields,
-    prompt_field,
-    read_jsonl,
-    reply_field,
-    write_jsonl,
-)
+from accord.data.rows import Report, Tally, Where, messages_field, preference_fields, prompt_field, reply_field
 from accord.errors import UserError
 
 HERE = Where("pairs.jsonl", 7)
@@ -26,58 +14,6 @@ ASK = {"role": "user", "content": "hi"}
 
 def say(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
-
-
-def test_round_trip_with_row_numbers(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "rows.jsonl"
-    rows: list[dict[str, Any]] = [{"prompt": "é\n☃\u2028"}, {"n": [1, None]}]
-    write_jsonl(path, rows)
-    assert list(read_jsonl(path)) == [(1, rows[0]), (2, rows[1])]
-    path.write_text('\ufeff{"a": 1}\n\n  \n{"b": 2}', encoding="utf-8")
-    assert list(read_jsonl(path)) == [(1, {"a": 1}), (4, {"b": 2})]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    write_jsonl(path, [{"a": 1}])
-
-    def broken() -> Iterator[dict[str, int]]:
-        yield {"a": 2}
-        raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError):
-        write_jsonl(path, broken())
-    assert list(read_jsonl(path)) == [(1, {"a": 1})]
-    assert os.listdir(tmp_path) == ["rows.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('{"a": 1}\n{"a": 1,}\n', "row 2: not JSON"),
-        ("[\n{}\n]\n", r"row 1: not JSON.*one object a line"),
-        ('{"a": 1}\n["b"]\n', "row 2: a JSON array, expected an object"),
-        ("3\n", "row 1: a JSON number"),
-        ("", "no rows"),
-        ("\n\n", "no rows"),
-    ],
-)
-def test_bad_files(tmp_path: Path, text: str, said: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(text)
-    with pytest.raises(UserError, match=said) as caught:
-        list(read_jsonl(path))
-    assert str(path) in str(caught.value)
-
-
-def test_missing_and_binary_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        list(read_jsonl(tmp_path / "none.jsonl"))
-    with pytest.raises(UserError, match="a folder"):
-        list(read_jsonl(tmp_path))
-    (tmp_path / "b").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(UserError, match="not UTF-8"):
-        list(read_jsonl(tmp_path / "b"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import re
 import numpy as np
 import pytest
 
-from accord.evaluation import report
 from accord.evaluation.report import ModelRow, markdown_samples, markdown_table, side_by_side, table, write_results
 
 ROWS = [
@@ -163,28 +162,3 @@ def test_a_number_that_json_cannot_hold_is_refused_and_the_old_file_stays(tmp_pa
         write_results(path, {"sft": [1, object()]})
     assert json.loads(path.read_text()) == {"seed": 0}
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch, call):
-    path = tmp_path / "results.json"
-    write_results(path, {"seed": 0})
-
-    def fail(*_):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(report.os, call, fail)
-    with pytest.raises(OSError, match="no space"):
-        write_results(path, {"seed": 1, "long": "x" * 100_000})
-    monkeypatch.undo()
-    assert json.loads(path.read_text()) == {"seed": 0}
-    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
-
-
-def test_the_data_is_on_disk_before_the_name_changes(tmp_path, monkeypatch):
-    calls = []
-    fsync, replace = report.os.fsync, report.os.replace
-    monkeypatch.setattr(report.os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(report.os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
-    write_results(tmp_path / "results.json", {"seed": 1})
-    assert calls[:2] == ["fsync", "replace"]

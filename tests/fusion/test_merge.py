@@ -18,9 +18,9 @@ from accord.config.settings import FuseConfig
 from accord.errors import UserError
 from accord.fusion.merge import merge
 from accord.fusion.weights import Layout, open_weights, write_streamed
+from accord.io.digests import content_digest
 from accord.models.hf_format import INDEX, WEIGHTS
 from accord.models.open import open_backbone
-from accord.registry.manifest import content_digest
 
 Save = Callable[..., str]
 METHODS: dict[str, dict[str, Any]] = {

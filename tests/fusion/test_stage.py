@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from accord.cli import main
+from accord.io.digests import content_digest
 from accord.models.reward import RewardModel
-from accord.registry.manifest import content_digest
 
 Save = Callable[..., str]
 

@@ -77,7 +77,7 @@ def test_lineage(filled: Store, capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert "sft@2" in text
     assert "base@1" in text
     assert "<svg" in (tmp_path / "l.svg").read_text()
-    assert "cannot be written" in refused(capsys, "lineage", "sft", "--svg", str(tmp_path / "no" / "l.svg"))
+    assert "cannot be written" in refused(capsys, "lineage", "sft", "--svg", str(tmp_path / "l.svg" / "in_a_file"))
 
 
 def test_alias_promote_tag(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from accord.data.tokenizer import small_tokenizer
 from accord.errors import UserError
+from accord.io.digests import content_digest, verify
 from accord.models.transformer import small_transformer
 from accord.registry.card import card
 from accord.registry.compare import difference, group, weight_distance
 from accord.registry.exports import export, import_folder
 from accord.registry.family import Record, of_path
-from accord.registry.manifest import content_digest, publish, verify
+from accord.registry.manifest import publish
 from accord.registry.store import Store, open_store
 from accord.training.artifact import open_model, open_tokenizer
 from accord.types import Packed

@@ -16,11 +16,11 @@ from rich.console import Console
 
 from accord.data.tokenizer import small_tokenizer
 from accord.errors import UserError
+from accord.io.digests import content_digest, read_manifest, verify
 from accord.models.open import open_backbone
 from accord.models.transformer import small_transformer
 from accord.registry.family import Family, Record, ancestors, from_json, of_path, read_lineage, to_json
 from accord.registry.lineage import key_settings, main_metric, tree
-from accord.registry.manifest import content_digest, read_manifest, verify
 from accord.registry.picture import Box, _crossings, _layers, _order, _place, svg
 from accord.registry.store import Store
 from accord.runtime.run import Run

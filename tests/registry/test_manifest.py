@@ -13,19 +13,9 @@ from pathlib import Path
 import pytest
 
 from accord.errors import UserError
-from accord.io.digests import TOKENIZER_FILES
-from accord.registry import manifest
-from accord.registry.manifest import (
-    LINEAGE,
-    MANIFEST,
-    content_digest,
-    exchange,
-    file_digest,
-    publish,
-    verify,
-    versions,
-    write_json,
-)
+from accord.io import atomic
+from accord.io.digests import LINEAGE, MANIFEST, TOKENIZER_FILES, content_digest, file_digest, verify
+from accord.registry.manifest import publish, versions
 
 
 def fill(folder: Path, weights: bytes = b"weights", config: str = "{}") -> None:
@@ -151,16 +141,6 @@ def test_nobody_sees_a_half_written_folder(tmp_path: Path) -> None:
     assert (target / MANIFEST).exists()
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "made" / "x.json"
-    write_json(path, {"a": [1, "ü"]})
-    assert json.loads(path.read_text()) == {"a": [1, "ü"]}
-    monkeypatch.setattr(manifest.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("killed here")))
-    with pytest.raises(OSError, match="killed here"):
-        write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": [1, "ü"]}
-
-
 def test_versions_are_those_of_what_runs() -> None:
     import platform
 
@@ -174,20 +154,7 @@ def test_versions_are_those_of_what_runs() -> None:
 
 # ------------------------------------------------------------------ a folder that is never absent
 def swap_by_renames(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "_exchange_at_once", lambda new, old: False)
-
-
-@pytest.mark.parametrize("at_once", [True, False])
-def test_folders_are_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
-    if not at_once:
-        swap_by_renames(monkeypatch)
-    for name in ("new", "old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "x").write_text(name)
-    exchange(tmp_path / "new", tmp_path / "old")
-    assert (tmp_path / "old" / "x").read_text() == "new"
-    assert (tmp_path / "new" / "x").read_text() == "old"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old"]
+    monkeypatch.setattr(atomic, "_exchange_in_one_step", lambda new, old: False)
 
 
 def test_a_failed_second_rename_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +168,7 @@ def test_a_failed_second_rename_is_taken_back(tmp_path: Path, monkeypatch: pytes
             raise OSError(5, "Input/output error")
         replace(source, place)
 
-    monkeypatch.setattr(manifest.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UserError, match="what was there is kept"):
         publish(target, lambda folder: fill(folder, b"new"), {})
     assert content_digest(target) == digest

@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from accord.errors import UserError
+from accord.io.digests import content_digest, verify
 from accord.registry import migrations, schema
-from accord.registry.manifest import content_digest, verify
 from accord.registry.store import Store, open_store
 
 # As format 1 made it.

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from accord.errors import UserError
+from accord.io.digests import content_digest, verify
 from accord.registry import artifact_files as objects
-from accord.registry.manifest import content_digest, verify
 from accord.registry.store import Store, open_store
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from accord.errors import UserError
+from accord.io.digests import verify
 from accord.registry import schema
-from accord.registry.manifest import publish, verify
+from accord.registry.manifest import publish
 from accord.registry.store import Store, open_store
 
 PROCESSES, ADDS = 8, 20

@@ -13,6 +13,7 @@ import torch
 
 from accord.errors import Interrupted
 from accord.runtime.run import Run
+from accord.runtime.seeds import derive, generator
 
 Make = Callable[..., Run]
 
@@ -32,25 +33,12 @@ def run(make: Make) -> Iterator[Run]:
         yield made
 
 
-# ------------------------------------------------------------------ chance
-def test_seeds_depend_on_seed_purpose_and_counters_only(run: Run, make: Make, tmp_path: Path) -> None:
-    with make(folder=tmp_path / "b", log_every=1) as other, make(folder=tmp_path / "c", seed=1) as reseeded:
-        assert run.derive("a", 1, 2) == run.derive("a", 1, 2) == other.derive("a", 1, 2)
-        seeds = [run.derive("a"), run.derive("b"), run.derive("a", 1), run.derive("a", 1, 2), run.derive("a", 12)]
-        seeds += [run.derive("a", 2, 1), reseeded.derive("a")]
-    assert len(set(seeds)) == len(seeds)
-    assert all(0 <= seed < 2**63 for seed in seeds)  # what torch takes
-
-
-def test_seeds_are_the_same_in_every_process(run: Run) -> None:
-    """blake2b of "0:sampling:3:1", taken once: no hash of Python's own, which changes with the process."""
-    assert run.derive("sampling", 3, 1) == 32304133102732074
-
-
-def test_a_generator_is_no_more_than_its_seed(run: Run) -> None:
-    drawn = [torch.rand(3, generator=run.generator("x", i)) for i in (0, 0, 1)]
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
+# ------------------------------------------------------------------ randomness
+def test_a_run_derives_from_its_own_seed(make: Make) -> None:
+    with make(seed=3) as run:
+        assert run.derive("a", 1, 2) == derive(3, "a", 1, 2)
+        drawn, expected = run.generator("a", 1), generator(3, "a", 1)
+    assert torch.equal(torch.rand(3, generator=drawn), torch.rand(3, generator=expected))
 
 
 # ------------------------------------------------------------------ steps

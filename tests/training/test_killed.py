@@ -273,7 +273,7 @@ class Runs:
         for path in out.glob("*.json") if out.exists() else ():
             json.loads(path.read_text(encoding="utf-8"))
         if (out / "model").exists():
-            from accord.registry.manifest import MANIFEST, content_digest
+            from accord.io.digests import MANIFEST, content_digest
 
             bare = self.folder / "bare"
             shutil.copytree(out / "model", bare, ignore=shutil.ignore_patterns(MANIFEST))
