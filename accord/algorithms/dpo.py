@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from accord.config.settings import DPOConfig
+from accord.config.preference import DPOConfig
 from accord.data.batches import Batches
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair, unit_length, units

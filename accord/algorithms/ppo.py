@@ -20,14 +20,15 @@ from __future__ import annotations
 
 from accord.algorithms import ppo_control as ppo_vector
 from accord.algorithms import ppo_heads, ppo_language
-from accord.config.settings import PPOConfig
+from accord.config.on_policy import HeadsPPOConfig, LanguagePPOConfig
+from accord.config.ppo import PPOConfig
 from accord.runtime.run import Run
 
 
 def train(config: PPOConfig, run: Run) -> dict[str, float]:
     """Trains the policy that ``model.policy`` names; returns the last rollout's numbers."""
-    if config.model.policy == "language":
+    if isinstance(config, LanguagePPOConfig):
         return ppo_language.train(config, run)
-    if config.model.policy == "heads":
+    if isinstance(config, HeadsPPOConfig):
         return ppo_heads.train(config, run)
     return ppo_vector.train(config, run)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from accord.algorithms.ppo_core import ActionScores, PolicyUpdater, Source, train_policy
-from accord.config.settings import PPOConfig, PPOOptimiser
-from accord.errors import UserError
+from accord.config.control import ControlPPOConfig
+from accord.config.on_policy import HeadsPPOConfig, KLCoefficient, StepsPPOOptimizer
 from accord.evaluation.policies import evaluate, leave_curve, leave_video
 from accord.functional.advantages import explained_variance, normalize_advantages
 from accord.kernels.numpy_actor_critic import HandGradient
@@ -50,7 +50,7 @@ class VectorSource:
     """``n_steps`` of ``n_envs`` environments at a time, all stepped in one call."""
 
     def __init__(
-        self, config: PPOConfig, run: Run, model: AnyActorCritic, vectors: GymVectors, normaliser: Normaliser
+        self, config: ControlPPOConfig, run: Run, model: AnyActorCritic, vectors: GymVectors, normaliser: Normaliser
     ) -> None:
         self.hand = quick_path(model, config.training)
         self.config, self.run, self.model, self.vectors, self.normaliser = config, run, model, vectors, normaliser
@@ -177,20 +177,20 @@ class VectorSource:
         self.recent = deque(state["recent"], maxlen=100)
 
 
-def policy_for(spaces: Spaces, config: PPOConfig) -> AnyActorCritic:
+def policy_for(spaces: Spaces, config: ControlPPOConfig) -> AnyActorCritic:
     """A new policy and critic for a task's spaces."""
     if spaces.continuous:
         return GaussianActorCritic(spaces.obs_dim, spaces.action_dim, config.model.hidden_dim, config.model.log_std)
     return ActorCritic(spaces.obs_dim, spaces.action_dim, config.model.hidden_dim)
 
 
-def counts(training: PPOOptimiser) -> tuple[int, int, int]:
+def counts(training: StepsPPOOptimizer) -> tuple[int, int, int]:
     """Steps of a rollout, rollouts, and minibatches of an epoch."""
     steps = training.n_steps * training.n_envs
     return steps, -(-training.total_timesteps // steps), -(-steps // training.batch_size)
 
 
-def quick_path(model: AnyActorCritic, training: PPOOptimiser) -> HandGradient | None:
+def quick_path(model: AnyActorCritic, training: StepsPPOOptimizer) -> HandGradient | None:
     """The model's networks by hand, where they can be had; from then on the two share their memory."""
     _, iterations, minibatches = counts(training)
     return hand_for(model, training, iterations * training.num_epochs * minibatches)
@@ -203,7 +203,7 @@ class StepSource(Source, Protocol):
 
 
 def train_on_steps(
-    config: PPOConfig,
+    config: HeadsPPOConfig | ControlPPOConfig,
     run: Run,
     model: AnyActorCritic,
     source: StepSource,
@@ -211,8 +211,6 @@ def train_on_steps(
 ) -> dict[str, float]:
     """The rollouts that ``total_timesteps`` asks for, each learnt from; returns the last one's numbers."""
     training = config.training
-    if config.kl.placement == "loss":
-        raise UserError("kl.placement=loss is for model.policy=language; here the KL stands in the reward.")
     steps, iterations, minibatches = counts(training)
     run.plan(
         {
@@ -234,10 +232,11 @@ def train_on_steps(
         log_probs, values, entropy = model.evaluate(inputs.observations, inputs.actions)
         return ActionScores(log_probs[:, None], entropy[:, None], values[:, None])
 
-    return train_policy(run, model, updater, source, score, training, config.kl, iterations, steps)
+    kl = config.kl if isinstance(config, HeadsPPOConfig) else KLCoefficient()
+    return train_policy(run, model, updater, source, score, training, kl, iterations, steps)
 
 
-def train(config: PPOConfig, run: Run) -> dict[str, float]:
+def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
     """Trains a policy on a Gymnasium task; leaves ``ppo_final.pt``, the curve and, where asked, a video behind."""
     training, normalize = config.training, config.normalize
     vectors = open_vectors(config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from accord.config.settings import KL, PPOOptimiser
+from accord.config.on_policy import KL, KLCoefficient, LanguagePPOOptimizer, PPOOptimizer
 from accord.functional.kl import AdaptiveKL, FixedKL
 from accord.functional.losses import combine, entropy_bonus, kl_penalty_loss, ppo_policy_loss, ppo_value_loss
 from accord.runtime.run import Run
@@ -48,7 +48,7 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def controller(settings: KL) -> FixedKL | AdaptiveKL:
+def controller(settings: KLCoefficient) -> FixedKL | AdaptiveKL:
     """The coefficient of the KL: fixed, or steered to ``target`` nats a reply."""
     return AdaptiveKL(settings.beta, settings.target, settings.horizon) if settings.target else FixedKL(settings.beta)
 
@@ -58,8 +58,8 @@ class PPOObjective:
     """Policy loss + vf_coef · value loss − ent_coef · entropy (+ beta · KL estimate), over the valid actions."""
 
     score: Score
-    settings: PPOOptimiser
-    kl: KL
+    settings: PPOOptimizer
+    kl: KLCoefficient
     beta: float
     policy_weight: float  # of all terms but the value's; 0 while only the critic learns
 
@@ -74,7 +74,7 @@ class PPOObjective:
             (settings.vf_coef, value),
             (weight * settings.ent_coef, entropy_bonus(entropy, batch.mask)),
         ]
-        if self.kl.placement == "loss" and isinstance(batch.inputs, TextActions):
+        if isinstance(self.kl, KL) and self.kl.placement == "loss" and isinstance(batch.inputs, TextActions):
             penalty = kl_penalty_loss(new.logprobs, batch.inputs.ref_logprobs, batch.mask, self.kl.estimator)
             terms.append((weight * self.beta, penalty))
         output = combine(*terms)
@@ -172,8 +172,8 @@ def train_policy(
     updater: PolicyUpdater,
     source: Source,
     score: Score,
-    settings: PPOOptimiser,
-    kl: KL,
+    settings: PPOOptimizer,
+    kl: KLCoefficient,
     iterations: int,
     rows_per_rollout: int,
 ) -> dict[str, float]:
@@ -198,7 +198,8 @@ def train_policy(
             batch, numbers = source.collect(progress.iteration, progress.kl.beta)
             progress.begin_rollout(batch.to(device), numbers)
             run.record({**numbers, "beta": progress.kl.beta}, prefix="rollout/")
-        weight = 0.0 if progress.iteration < settings.value_warmup else 1.0
+        warmup = settings.value_warmup if isinstance(settings, LanguagePPOOptimizer) else 0
+        weight = 0.0 if progress.iteration < warmup else 1.0
         clip = settings.clip_range * (1.0 - progress.iteration / iterations * (settings.clip_schedule == "linear"))
         fit(
             run,

@@ -8,7 +8,7 @@ import torch
 
 from accord.algorithms.ppo_control import quick_path, step_rows, train_on_steps
 from accord.algorithms.ppo_language import open_rewards
-from accord.config.settings import PPOConfig
+from accord.config.on_policy import HeadsPPOConfig
 from accord.data.prompts import load_prompts
 from accord.errors import UserError
 from accord.models.heads import ActorCritic
@@ -25,7 +25,7 @@ from accord.types import PPOBatch
 class HeadsSource:
     """``n_steps`` of ``n_envs`` replies at a time; each token is a row of one action."""
 
-    def __init__(self, config: PPOConfig, run: Run, model: ActorCritic, vectors: Vectors, obs_dim: int) -> None:
+    def __init__(self, config: HeadsPPOConfig, run: Run, model: ActorCritic, vectors: Vectors, obs_dim: int) -> None:
         self.config, self.run, self.model, self.vectors = config, run, model, vectors
         training = config.training
         self.hand = quick_path(model, training)
@@ -81,7 +81,7 @@ class HeadsSource:
         self.running, self.finished = list(state["running"]), list(state["finished"])
 
 
-def heads_environments(config: PPOConfig) -> tuple[list[Environment], int, int]:
+def heads_environments(config: HeadsPPOConfig) -> tuple[list[Environment], int, int]:
     """The frozen language model as environments, with obs_dim and action_dim.  Raises UserError where sizes differ."""
     device = resolve_device(config.device)
     tokenizer = open_tokenizer(config.model.base_model)
@@ -114,10 +114,8 @@ def heads_environments(config: PPOConfig) -> tuple[list[Environment], int, int]:
     return environments, backbone.width, backbone.vocab_size
 
 
-def train(config: PPOConfig, run: Run) -> dict[str, float]:
+def train(config: HeadsPPOConfig, run: Run) -> dict[str, float]:
     """Trains ``ActorCritic`` and leaves ``ppo_final.pt`` behind; returns the last rollout's numbers."""
-    if config.reward.whiten:
-        raise UserError("reward.whiten is for model.policy=language; leave it out for heads.")
     environments, obs_dim, action_dim = heads_environments(config)
     torch.manual_seed(run.derive("init"))
     model = ActorCritic(obs_dim, action_dim, config.model.hidden_dim).to(resolve_device(config.device))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from accord.algorithms.ppo_core import ActionScores, train_policy
-from accord.config.settings import PPOConfig, RewardSettings
+from accord.config.on_policy import LanguagePPOConfig, RewardSettings
 from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
@@ -32,7 +32,7 @@ class LanguageSource:
 
     def __init__(
         self,
-        config: PPOConfig,
+        config: LanguagePPOConfig,
         run: Run,
         policy: LanguageActorCritic,
         reference: Backbone,
@@ -115,7 +115,7 @@ def open_rewards(settings: RewardSettings, tokenizer: Tokenizer, device: torch.d
     return WeightedReward(tuple(terms))
 
 
-def critic_start(config: PPOConfig, tokenizer: Tokenizer) -> RewardModel | None:
+def critic_start(config: LanguagePPOConfig, tokenizer: Tokenizer) -> RewardModel | None:
     """The reward model that ``critic=reward`` starts from.  Raises UserError where there is none, or where it reads
     other tokens than the policy."""
     if config.model.critic != "reward":
@@ -130,7 +130,7 @@ def critic_start(config: PPOConfig, tokenizer: Tokenizer) -> RewardModel | None:
     return RewardModel.open(source)
 
 
-def train(config: PPOConfig, run: Run) -> dict[str, float]:
+def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
     """Trains policy and critic, leaves the policy behind; returns the last rollout's numbers."""
     device, training = resolve_device(config.device), config.training
     if training.replies % training.samples_per_prompt:
@@ -176,7 +176,7 @@ def train(config: PPOConfig, run: Run) -> dict[str, float]:
 
 
 def describe(
-    run: Run, config: PPOConfig, policy: LanguageActorCritic, reference: Backbone, prompts: PromptData
+    run: Run, config: LanguagePPOConfig, policy: LanguageActorCritic, reference: Backbone, prompts: PromptData
 ) -> None:
     """The screen before training."""
     training = config.training

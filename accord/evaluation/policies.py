@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from accord.config.settings import PPOConfig
+from accord.config.control import ControlPPOConfig
 from accord.models.heads import AnyActorCritic
 from accord.rollout.env.gym import make_environment, open_vectors, spaces_of
 from accord.rollout.env.normalization import Normaliser
@@ -28,7 +28,7 @@ def _act(model: AnyActorCritic, normaliser: Normaliser, observations: np.ndarray
     return actions
 
 
-def evaluate(config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser) -> dict[str, float]:
+def evaluate(config: ControlPPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser) -> dict[str, float]:
     """Returns of ``evaluation.episodes`` episodes, by the task's own rewards.
 
     Environments and seeds are evaluation's own, the same each time; no random state of the training is touched.
@@ -49,7 +49,7 @@ def evaluate(config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Nor
 
 
 def _episodes(
-    config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser, first: int, n: int
+    config: ControlPPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser, first: int, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n,) returns and (n,) lengths: one episode in each of ``n`` environments, so that short ones count no more."""
     vectors = open_vectors(config.environment, n, lambda i, episode: run.derive("evaluation", first + i, episode))
@@ -65,7 +65,7 @@ def _episodes(
     return returns, lengths
 
 
-def leave_curve(config: PPOConfig, run: Run) -> None:
+def leave_curve(config: ControlPPOConfig, run: Run) -> None:
     """``curve.png`` from the run's metrics; says so where matplotlib is absent."""
     if not config.evaluation.curve:
         return
@@ -92,7 +92,7 @@ def leave_curve(config: PPOConfig, run: Run) -> None:
     run.say(f"wrote {run.directory / 'curve.png'}")
 
 
-def leave_video(config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser) -> None:
+def leave_video(config: ControlPPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser) -> None:
     """``episode.gif``, where it is asked for; says what is missing where it cannot be made."""
     if not config.evaluation.video:
         return
@@ -122,7 +122,7 @@ def leave_video(config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: 
 
 
 def _frames(
-    config: PPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser, environment: Any
+    config: ControlPPOConfig, run: Run, model: AnyActorCritic, normaliser: Normaliser, environment: Any
 ) -> Iterator[Any]:
     """Every second picture of one episode."""
     spaces = spaces_of(config.environment, environment.observation_space, environment.action_space)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from accord.config.evaluation import CompareConfig
 from accord.config.load import load_function
-from accord.config.settings import CompareConfig
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.packing import pack_continuations
 from accord.data.prompts import PromptData, load_prompts, plain_text

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accord.config.fusion import FuseConfig
 from accord.config.load import build, parse_override, put, read_yaml
-from accord.config.settings import FuseConfig
 from accord.errors import UserError
 
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from accord.pipeline.records import BEGUN, gone, read_done, read_record
-
-if TYPE_CHECKING:
-    from accord.pipeline.stage import Task
+from accord.pipeline.records import BEGUN, missing_outputs, read_done, read_record
+from accord.pipeline.task import Task
 
 NEVER = "there is no earlier run"
 _ABSENT = object()
@@ -17,14 +15,14 @@ _ABSENT = object()
 def differences(task: Task, forced: bool = False) -> list[str]:
     """What makes a task run though a record of it is there; nothing, where it need not.
 
-    Held against done.json, or against begun.json where the stage did not come to its end.
+    Compared with done.json, or with begun.json where the stage did not come to its end.
     """
     done = read_done(task.directory)
     record = done or read_record(task.directory / BEGUN)
     if not record:
         return [NEVER]
     found = list(_changes(record, task.record()))
-    found += [f"its output {name} is gone" for name in gone(task.directory, done)]
+    found += [f"its output {name} is gone" for name in missing_outputs(task.directory, done)]
     if not done and not found:
         return ["it did not come to its end"]
     return found or (["it was asked for anew"] if forced else [])

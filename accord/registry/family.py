@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from accord.config.common import Stage
 from accord.config.load import read_yaml
-from accord.config.settings import Stage
 from accord.errors import UserError
 from accord.io.digests import LINEAGE, content_digest, read_manifest
 from accord.registry.manifest import write_json

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
+from accord.config.data import PairsConfig
 from accord.config.load import load_function
-from accord.config.settings import PairsConfig
 from accord.data.prompts import load_prompts
 from accord.data.rows import write_jsonl
 from accord.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from accord.config.settings import Optimiser
+from accord.config.common import Optimizer
 from accord.data.batches import Batches
 from accord.data.packing import pack_supervised
 from accord.data.supervised import SupervisedExample
@@ -50,7 +50,7 @@ def train_texts(
     run: Run,
     backbone: Backbone,
     examples: Sequence[SupervisedExample],
-    settings: Optimiser,
+    settings: Optimizer,
     precision: str,
     after_epoch: Callable[[int, dict[str, float]], None],
 ) -> dict[str, float]:

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from accord.algorithms.ppo_core import PPOObjective
-from accord.config.settings import Optimiser
+from accord.config.common import Optimizer
 from accord.kernels.numpy_actor_critic import HandGradient, Steps, Weights, has_hand_gradient
 from accord.models.heads import AnyActorCritic
 from accord.training.updater import adapted, not_finite, schedule_factor
 from accord.types import PPOBatch, VectorActions
 
 COMPILED_FROM = 2000
-"""Optimiser steps from which on the compiled passes repay their loading."""
+"""Optimizer steps from which on the compiled passes repay their loading."""
 
 
-def hand_for(model: AnyActorCritic, settings: Optimiser, total_steps: int) -> HandGradient | None:
+def hand_for(model: AnyActorCritic, settings: Optimizer, total_steps: int) -> HandGradient | None:
     """The quick path's view of a model; None where only the plain one serves: a GPU, a shared trunk, weight decay."""
     if settings.weight_decay or not has_hand_gradient(model):
         return None
@@ -30,7 +30,7 @@ def hand_for(model: AnyActorCritic, settings: Optimiser, total_steps: int) -> Ha
 class HandUpdater:
     """Adam (Kingma and Ba 2015) with a schedule and a clipped global norm, on the flat arrays of a ``HandGradient``."""
 
-    def __init__(self, hand: HandGradient, settings: Optimiser, total_steps: int) -> None:
+    def __init__(self, hand: HandGradient, settings: Optimizer, total_steps: int) -> None:
         self.hand, self.settings, self.total_steps = hand, settings, total_steps
         self.device = torch.device("cpu")
         self.steps = 0

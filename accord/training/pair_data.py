@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accord.config.settings import SplitData, TextModel
+from accord.config.common import SplitData, TextModel
 from accord.data.preferences import PreferencePair, load_preferences, split_by_prompt
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError

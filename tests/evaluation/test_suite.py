@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from accord.config.settings import CompareConfig
+from accord.config.evaluation import CompareConfig
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer, small_tokenizer

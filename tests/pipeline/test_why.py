@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,9 +15,9 @@ from typing import Any
 import pytest
 
 from accord.cli import main
-from accord.pipeline.stage import STAGES
 from accord.pipeline.status import figures, span, time_left
 from accord.runtime.run import Run
+from accord.stage_kinds.table import STAGE_KINDS
 
 STAGES_YAML = """
 stages:
@@ -52,8 +53,9 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     module = ModuleType("stages_of_why")
     module.train = train  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for kind in STAGES:
-        monkeypatch.setitem(STAGES, kind, (module.__name__, "train", 1))
+    for kind, row in STAGE_KINDS.items():
+        stub = replace(row, function_path=f"{module.__name__}:train", version=1)
+        monkeypatch.setitem(STAGE_KINDS, kind, stub)
     return names
 
 
@@ -121,8 +123,8 @@ def test_the_version_and_the_output(ran: list[str], shows: Shows, monkeypatch: p
     assert shows("why", "base") == "base would run:\n  its output model is gone\n"
     main(["run", "p.yaml"])
     assert ran == ["base"]  # the same comes out, and nothing behind it runs
-    module, function, version = STAGES["dpo"]
-    monkeypatch.setitem(STAGES, "dpo", (module, function, version + 1))
+    row = STAGE_KINDS["dpo"]
+    monkeypatch.setitem(STAGE_KINDS, "dpo", replace(row, version=row.version + 1))
     assert shows("why", "dpo") == "dpo would run:\n  the version of the stage 'dpo' changed: 1 -> 2\n"
 
 

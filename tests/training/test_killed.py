@@ -139,10 +139,10 @@ def serve() -> None:
     import importlib
 
     from accord.cli import main
-    from accord.pipeline.stage import STAGES
+    from accord.stage_kinds.table import STAGE_KINDS
 
     torch.set_num_threads(1)
-    for name in {module for module, _, _ in STAGES.values()}:
+    for name in {kind.function_path.partition(":")[0] for kind in STAGE_KINDS.values()}:
         importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the warming says is no answer

@@ -229,14 +229,14 @@ sys.path.insert(0, {str(Path(rewards_of_the_tests.__file__).parent)!r})
 from accord.config.load import build
 from accord.pipeline.stage import run_stage
 from accord.runtime.run import Run
-from accord.config.settings import PPOConfig
+from accord.config.ppo import PPO
 tick = Run.tick
 def killing(self, metrics):
     if self.step == 6:
         os.kill(os.getpid(), signal.SIGKILL)
     tick(self, metrics)
 Run.tick = killing
-run_stage("ppo", build(PPOConfig, json.loads({json.dumps(given)!r}), {{}}, "x"), resume=False, reuse=False)
+run_stage("ppo", build(PPO, json.loads({json.dumps(given)!r}), {{}}, "x"), resume=False, reuse=False)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=120, check=False)
