@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from accord.pipeline.records import BEGUN, missing_outputs, read_done, read_record
 from accord.pipeline.task import Task
 
 NEVER = "there is no earlier run"
+MOST_SHOWN = 3
+"""Removed settings that are named one by one; more of them are one sentence."""
 _ABSENT = object()
 
 
@@ -25,7 +27,7 @@ def differences(task: Task, forced: bool = False) -> list[str]:
     found += [f"its output {name} is gone" for name in missing_outputs(task.directory, done)]
     if not done and not found:
         return ["it did not come to its end"]
-    return found or (["it was asked for anew"] if forced else [])
+    return found or (["it was asked for again"] if forced else [])
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -39,11 +41,8 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
         return
     if old["version"] != new["version"]:
         yield f"the version of the stage {new['kind']!r} changed: {old['version']} -> {new['version']}"
-    before, now = dict(_flat(old["settings"])), dict(_flat(new["settings"]))
     inputs = {*old["inputs"], *new["inputs"]}
-    for key in dict.fromkeys([*before, *now]):
-        if key not in inputs and before.get(key, _ABSENT) != now.get(key, _ABSENT):
-            yield f"setting {key}: {_shown(before.get(key, _ABSENT))} -> {_shown(now.get(key, _ABSENT))}"
+    yield from _setting_changes(*(_settings(record, inputs) for record in (old, new)))
     for key in dict.fromkeys([*old["inputs"], *new["inputs"]]):
         was, is_now = old["inputs"].get(key), new["inputs"].get(key)
         if was == is_now:
@@ -54,6 +53,22 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
             yield f"input {key} is no longer taken (it was {old['sources'].get(key, was)})"
         else:
             yield f"input {key} changed ({_where(old['sources'].get(key, was), new['sources'].get(key, is_now))})"
+
+
+def _settings(record: Mapping[str, Any], inputs: Collection[str]) -> dict[str, Any]:
+    """Settings by dotted key, without those that name inputs."""
+    return {key: value for key, value in _flat(record["settings"]) if key not in inputs}
+
+
+def _setting_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    removed = [key for key in before if key not in now]
+    if len(removed) > MOST_SHOWN:
+        yield f"{len(removed)} settings that it no longer has, among them {', '.join(removed[:MOST_SHOWN])}"
+        before = {key: value for key, value in before.items() if key in now}
+    for key in dict.fromkeys([*before, *now]):
+        was, is_now = before.get(key, _ABSENT), now.get(key, _ABSENT)
+        if was != is_now:
+            yield f"setting {key}: {_shown(was)} -> {_shown(is_now)}"
 
 
 def _where(before: str, now: str) -> str:

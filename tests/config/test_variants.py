@@ -25,7 +25,6 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         (PPO, [], LanguagePPOConfig),
         (PPO, ["model.base_model=sft", "reward.source=reward"], LanguagePPOConfig),
         (PPO, ["model.policy=language"], LanguagePPOConfig),
-        (PPO, ["environment=''"], LanguagePPOConfig),
         (PPO, ["model.obs_dim=128"], HeadsPPOConfig),
         (PPO, ["model.action_dim=50"], HeadsPPOConfig),
         (PPO, ["model.policy=heads"], HeadsPPOConfig),
@@ -38,11 +37,13 @@ CONFIGS = Path(__file__).parents[2] / "configs"
     ],
 )
 def test_what_a_config_holds_decides(settings: Variants, overrides: list[str], cls: type) -> None:
-    if overrides == ["environment=''"]:  # an empty one decides nothing, and is no setting of a language model
-        with pytest.raises(UserError, match=r"this config is model\.policy=language, the default"):
-            load(settings, None, overrides)
-        return
     assert type(load(settings, None, overrides)) is cls
+
+
+def test_an_empty_sign_decides_nothing() -> None:
+    """And it is no setting of a language model."""
+    with pytest.raises(UserError, match=r"this config is model\.policy=language, the default"):
+        load(PPO, None, ["environment=''"])
 
 
 def test_the_specified_configs_mean_what_they_meant() -> None:

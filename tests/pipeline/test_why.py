@@ -133,7 +133,7 @@ def test_forced_it_runs_and_what_comes_out_the_same_stops_there(ran: list[str], 
     ran.clear()
     main(["run", "p.yaml", "--force", "base"])
     assert ran == ["base"]
-    assert shows("why", "base").endswith("it ran then because:\n  it was asked for anew\n")
+    assert shows("why", "base").endswith("it ran then because:\n  it was asked for again\n")
     main(["run", "p.yaml", "base.training.learning_rate=1"])  # and where something else comes out, it does not
     assert ran == ["base", "base", "sft", "dpo"]
 
@@ -201,6 +201,20 @@ def test_clean_lists_asks_and_leaves_what_is_named(
     assert "removed 2" in shows("clean", "p.yaml")
     assert sorted(p.name for p in Path("checkpoints/rlhf").iterdir() if p.is_dir()) == ["base", "demo", "mine", "sft"]
     assert not Path("logs/rlhf/dpo").exists()
+
+
+def test_settings_that_a_stage_no_longer_has_are_one_sentence(ran: list[str], shows: Shows) -> None:
+    """A folder of an earlier version, whose configs held every policy's settings."""
+    main(["run", "p.yaml"])
+    path = Path("checkpoints/rlhf/sft/done.json")
+    record = json.loads(path.read_text())
+    for removed, words in (
+        ({"x": 1, "y": {"z": 2}}, "  setting x: 1 -> absent\n  setting y.z: 2 -> absent\n"),
+        (dict.fromkeys("pqrst", 0), "  5 settings that it no longer has, among them p, q, r\n"),
+    ):
+        old = {"key": "of another version", "settings": {**record["settings"], **removed, "seed": 7}}
+        path.write_text(json.dumps({**record, **old}))
+        assert sorted(shows("why", "sft").splitlines()[1:]) == sorted(f"{words}  setting seed: 7 -> 0".splitlines())
 
 
 def test_time_left_and_words() -> None:
