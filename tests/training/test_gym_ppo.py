@@ -32,7 +32,7 @@ REPO = Path(__file__).parents[2]
 def values(environment: str, **changes: Any) -> dict[str, Any]:
     training = {"total_timesteps": 128, "n_steps": 32, "n_envs": 2, "batch_size": 16, "num_epochs": 2}
     return {
-        "model": {"policy": "vector", "hidden_dim": 16},
+        "model": {"policy": "control", "hidden_dim": 16},
         "environment": environment,
         "training": {**training, **changes.pop("training", {})},
         "evaluation": {"episodes": 2, "max_steps": 20, "curve": False, **changes.pop("evaluation", {})},
@@ -138,7 +138,7 @@ def test_no_transition_crosses_an_episodes_border(new_run: NewRun, continuous: b
 
 def test_real_valued_actions_are_trained_on_as_drawn(new_run: NewRun) -> None:
     """What is kept is what was drawn, beyond the bounds too; the task clips."""
-    given = values("Pendulum-v1", model={"policy": "vector", "log_std": 1.5})
+    given = values("Pendulum-v1", model={"policy": "control", "log_std": 1.5})
     config = build(PPO, given, {}, "the test")
     vectors = open_vectors("Pendulum-v1", 2, lambda i, episode: i)
     torch.manual_seed(0)

@@ -391,7 +391,7 @@ def heads(world: Any, rewards: str, **changes: Any) -> dict[str, Any]:
 
 def cartpole(**training: Any) -> dict[str, Any]:
     given = {"total_timesteps": 128, "n_steps": 32, "n_envs": 2, "batch_size": 16, "num_epochs": 2, **training}
-    return {"model": {"policy": "vector", "hidden_dim": 16}, "environment": "CartPole-v1", "training": given,
+    return {"model": {"policy": "control", "hidden_dim": 16}, "environment": "CartPole-v1", "training": given,
             "evaluation": {"episodes": 2, "curve": False}}  # fmt: skip
 
 

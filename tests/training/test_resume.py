@@ -28,7 +28,7 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
     schedule = {"schedule": "cosine", "warmup_steps": 2, "learning_rate": 0.01, "weight_decay": 0.01}
     supervised = {"batch_size": 3, "micro_batch_size": 2, "num_epochs": 2, **schedule}
     pairs = {"train": world.preferences, "heldout_fraction": 0.2}
-    reward = {"input_dim": 32, "hidden_dim": 16, "max_length": 96, "base_model": world.mamba}
+    reward = {"max_length": 96, "base_model": world.mamba}
     sizes = {"d_model": 32, "n_layers": 2, "max_length": 40}
     text = {"prompts": world.prompts, "reward": {"source": f"{rewards}:share_of_a"}}
     language = {"policy": "language", "base_model": world.mamba, "max_length": 64}
@@ -45,7 +45,11 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
         "sft": ("sft", {"model": model, "data": {"train": world.sft}, "training": supervised}),
         "reward features": (
             "reward",
-            {"model": {**reward, "kind": "features"}, "data": pairs, "training": {**supervised, "batch_size": 2}},
+            {
+                "model": {**reward, "input_dim": 32, "hidden_dim": 16},
+                "data": pairs,
+                "training": {**supervised, "batch_size": 2},
+            },
         ),
         "reward language": (
             "reward",
@@ -105,7 +109,7 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
         "ppo vector": (
             "ppo",
             {
-                "model": {"policy": "vector", "hidden_dim": 16},
+                "model": {"policy": "control", "hidden_dim": 16},
                 "environment": "CartPole-v1",
                 "training": {**steps, "total_timesteps": 128, "learning_rate": 0.01},
                 "evaluation": {"episodes": 2, "every": 32, "curve": False},
@@ -114,7 +118,7 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
         "ppo vector, continuous and normalised": (
             "ppo",
             {
-                "model": {"policy": "vector", "hidden_dim": 16},
+                "model": {"policy": "control", "hidden_dim": 16},
                 "environment": "Pendulum-v1",
                 "normalize": {"observations": True, "rewards": True},
                 "training": {

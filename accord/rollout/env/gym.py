@@ -22,7 +22,7 @@ from accord.errors import UserError
 
 SeedOf = Callable[[int, int], int]
 """(environment, episode) to a seed."""
-_NEEDS = "policy=vector needs Gymnasium (1.1 or later): pip install 'accord[gym]'."
+_NEEDS = "model.policy=control needs Gymnasium (1.1 or later): pip install 'accord[gym]'."
 
 
 @dataclass(frozen=True, slots=True)
