@@ -1,64 +1,86 @@
 """Every stage as a function: ``accord.stages.sft("configs/rlhf_sft.yaml", seed=1)``.
 
-There is one for each kind of stage, and each takes a YAML file, a mapping or a config, and settings that go over it;
-``accord.stages.sft.settings`` is the class of its config.
+There is one for each stage kind.  It takes a YAML file, a mapping or a config, and settings that go over it;
+``accord.stages.sft.settings`` is the class of its config (of ``reward`` and ``ppo`` their variants), and
+``accord.stages.sft.config(…)`` the config that a call with the same arguments runs with.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from accord.config.settings import CONFIGS, Stage
+from accord.config.common import Stage
+from accord.config.load import build, put
+from accord.config.variants import Variants
+from accord.io.readers import read_yaml
+from accord.stage_kinds.kind import StageKind
+from accord.stage_kinds.table import STAGE_KINDS
 
 if TYPE_CHECKING:
     from accord.pipeline.stage import Outcome
 
+Given = str | Path | Mapping[str, Any] | Stage | None
 
-@dataclass(frozen=True, slots=True)
-class StageFunction:
-    """One kind of stage, to be called."""
 
-    kind: str
+class ConfigFunction(Protocol):
+    """Makes the config of one kind."""
 
-    @property
-    def settings(self) -> type[Stage]:
-        return CONFIGS[self.kind]
+    def __call__(self, config: Given = None, **overrides: Any) -> Stage: ...
 
-    def __call__(self, config: str | Path | Mapping[str, Any] | Stage | None = None, **overrides: Any) -> Outcome:
-        """Runs the stage, after what it names and is not there; where nothing changed, it is kept as it is.
 
-        ``overrides`` are settings by their dotted keys or by section: ``seed=1``, ``training={"batch_size": 8}``,
-        ``**{"kl.beta": 0.1}``.  The outcome has ``folder``, ``metrics`` and ``skipped``.  Raises UserError.
-        """
+class StageFunction(Protocol):
+    """Runs one kind of stage."""
+
+    settings: type[Stage] | Variants[Stage]
+    config: ConfigFunction
+
+    def __call__(self, config: Given = None, **overrides: Any) -> Outcome: ...
+
+
+def _function(kind: StageKind) -> StageFunction:
+    def run(config: Given = None, **overrides: Any) -> Outcome:
         from accord.pipeline.stage import run_stage
         from accord.pipeline.standalone import prepare
 
-        made = self.config(config, **overrides)
-        return run_stage(self.kind, prepare(self.kind, made), resume=True, reuse=True)
+        prepared = prepare(kind.name, config_of(config, **overrides))
+        return run_stage(kind.name, prepared, resume=True, reuse=True)
 
-    def config(self, config: str | Path | Mapping[str, Any] | Stage | None = None, **overrides: Any) -> Stage:
+    def config_of(config: Given = None, **overrides: Any) -> Stage:
         """The config that a call with the same arguments runs with."""
-        from accord.config.load import build, put
-        from accord.io.readers import read_yaml
+        return _config(kind, config, overrides)
 
-        where = "the settings given"
-        if isinstance(config, (str, Path)):
-            values, lines = read_yaml(config)
-            sources = {key: f"{config} line {line}" for key, line in lines.items()}
-            where = str(config)
-        else:
-            given = config.model_dump() if isinstance(config, Stage) else config or {}
-            values, sources = {}, {}
-            for key, value in given.items():
-                put(values, key, value, where)
-        for key, value in overrides.items():
-            for dotted, inner in _leaves(key, value, values):
-                put(values, dotted, inner, f"{key}=…")
-                sources[dotted] = f"{key}=…"
-        return build(CONFIGS[self.kind], values, sources, where)
+    run.__name__ = run.__qualname__ = kind.name
+    run.__doc__ = f"""Runs the stage {kind.name}: {kind.help}.
+
+    What it names and is not there is made first; where nothing changed, nothing runs.  ``overrides`` are settings by
+    their dotted keys or by section: ``seed=1``, ``training={{"batch_size": 8}}``, ``**{{"training.batch_size": 8}}``.
+    The outcome has ``folder``, ``metrics`` and ``skipped``.  Raises UserError.
+    """
+    function = cast(StageFunction, run)
+    function.settings, function.config = kind.settings, config_of
+    return function
+
+
+def _config(kind: StageKind, config: Given, overrides: Mapping[str, Any]) -> Stage:
+    where = "the settings given"
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    if isinstance(config, (str, Path)):
+        values, lines = read_yaml(config)
+        sources = {key: f"{config} line {line}" for key, line in lines.items()}
+        where = str(config)
+    else:
+        given = config.model_dump() if isinstance(config, Stage) else config or {}
+        for key, value in given.items():
+            put(values, key, value, where)
+    for key, value in overrides.items():
+        for dotted, inner in _leaves(key, value, values):
+            put(values, dotted, inner, f"{key}=…")
+            sources[dotted] = f"{key}=…"
+    return build(kind.settings, values, sources, where)
 
 
 def _leaves(key: str, value: Any, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -71,11 +93,16 @@ def _leaves(key: str, value: Any, values: Mapping[str, Any]) -> list[tuple[str, 
     return [(key, value)]
 
 
-def __getattr__(kind: str) -> StageFunction:
-    if kind not in CONFIGS:
-        raise AttributeError(f"accord.stages has no {kind!r}; there are {', '.join(CONFIGS)}")
-    return StageFunction(kind)
+@functools.cache
+def _cached(name: str) -> StageFunction:
+    return _function(STAGE_KINDS[name])
+
+
+def __getattr__(name: str) -> StageFunction:
+    if name not in STAGE_KINDS:
+        raise AttributeError(f"accord.stages has no {name!r}; there are {', '.join(STAGE_KINDS)}")
+    return _cached(name)
 
 
 def __dir__() -> list[str]:
-    return [*CONFIGS]
+    return [*STAGE_KINDS]

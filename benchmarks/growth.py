@@ -34,7 +34,7 @@ def step_of(kind: str, times: int, vocab: int) -> tuple[Callable[[], Any], int, 
     import torch
 
     from accord.algorithms import dpo
-    from accord.config.settings import Optimiser
+    from accord.config.common import Optimizer
     from accord.data.packing import pack_preferences, pack_supervised
     from accord.data.preferences import PreferencePair
     from accord.data.supervised import SupervisedExample
@@ -49,7 +49,7 @@ def step_of(kind: str, times: int, vocab: int) -> tuple[Callable[[], Any], int, 
     def words(n: int) -> tuple[int, ...]:
         return tuple(int(i) for i in chance.integers(3, VOCAB, n))
 
-    updater = Updater([(list(model.parameters()), 1e-4)], Optimiser(), 10**6)
+    updater = Updater([(list(model.parameters()), 1e-4)], Optimizer(), 10**6)
     grads = 4 * sum(p.numel() for p in model.parameters())
     if kind == "sft":
         mask = (False,) * 32 + (True,) * 64

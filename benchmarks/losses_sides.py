@@ -171,7 +171,7 @@ def _tokenizer(vocab: int) -> Any:
 def run_accord(kind: str, size: Size, folder: str, bf16: bool) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
-    from accord.config.settings import Optimiser
+    from accord.config.common import Optimizer
     from accord.models.transformer import Transformer
     from accord.runtime.allocator import keep_memory
     from accord.training.updater import Updater
@@ -182,7 +182,7 @@ def run_accord(kind: str, size: Size, folder: str, bf16: bool) -> dict[str, Any]
     parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
     pack, objective, trained = _ours(kind, model, folder)
     precision = "bfloat16" if bf16 else "float32"
-    options = Optimiser(learning_rate=size.rate, max_grad_norm=1.0)
+    options = Optimizer(learning_rate=size.rate, max_grad_norm=1.0)
     updater = Updater([(trained, size.rate)], options, len(parts), precision)
     clock, batches = Clock(), [pack(part) for part in parts]
     with FlopCounterMode(display=False) as counted:

@@ -101,7 +101,7 @@ def make(folder: str) -> dict[str, Any]:
 def run_accord(kind: str, folder: str) -> dict[str, Any]:
     import torch
 
-    from accord.config.settings import Optimiser
+    from accord.config.common import Optimizer
     from accord.data.packing import pack_supervised
     from accord.data.supervised import SupervisedExample
     from accord.models.mamba import Mamba
@@ -120,7 +120,7 @@ def run_accord(kind: str, folder: str) -> dict[str, Any]:
         generation, _ = generate(model, prompts, Decoding(NEW, -1, 0, temperature=0), chance)
         return {"tokens": generation.responses.tolist(), **spent(began)}
     parts = batches(kind)
-    updater = Updater([(model.parameters(), RATE)], Optimiser(learning_rate=RATE, max_grad_norm=1.0), len(parts))
+    updater = Updater([(model.parameters(), RATE)], Optimizer(learning_rate=RATE, max_grad_norm=1.0), len(parts))
     losses: list[float] = []
     began = 0.0
     for ids in parts:

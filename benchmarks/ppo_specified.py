@@ -78,10 +78,11 @@ def run_accord(folder: str) -> dict[str, Any]:
     import torch
     import torch._dynamo
 
-    from accord.algorithms.ppo_control import policy_for, train_on_steps
-    from accord.config.load import load
-    from accord.config.settings import PPOConfig
+    from accord.algorithms.ppo_control import StepTask, policy_for, train_on_steps
+    from accord.config.control import ControlPPOConfig
+    from accord.io.readers import read_yaml
     from accord.rollout.env.gym import open_vectors
+    from accord.rollout.env.normalization import Normalizer
     from accord.runtime.run import Run
     from accord.training.numpy_updater import NumpyUpdater
 
@@ -99,17 +100,22 @@ def run_accord(folder: str) -> dict[str, Any]:
     updates = []
     step = NumpyUpdater.step
     NumpyUpdater.step = lambda *given: (updates.append(1), step(*given))[1]  # type: ignore[method-assign]
-    changes = ["model.policy=vector", "environment=ppo_specified:RandomEnvironment"]
-    changes += [f"training.num_epochs={EPOCHS}", f"training.batch_size={BATCH}"]
-    config = load(PPOConfig, ROOT / "configs" / "ppo_train.yaml", changes)
+    values, _ = read_yaml(ROOT / "configs" / "ppo_train.yaml")
+    sizes = values["model"]
+    config = ControlPPOConfig(
+        environment="ppo_specified:RandomEnvironment",
+        model={"hidden_dim": sizes["hidden_dim"]},
+        training={**values["training"], "num_epochs": EPOCHS, "batch_size": BATCH},
+    )
     training = config.training
-    found = (config.model.obs_dim, config.model.action_dim, config.model.hidden_dim, training.n_steps)
+    found = (sizes["obs_dim"], sizes["action_dim"], sizes["hidden_dim"], training.n_steps)
     assert found == (SEEN, ACTIONS, WIDTH, N_STEPS), "configs/ppo_train.yaml is not what the peer is given"
     began = time.process_time()
     with Silent("ppo", Path(folder) / "ppo", Path(folder) / "logs", config.seed, 10**9, 10**9) as run:
         vectors = open_vectors(config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e))
         model = policy_for(vectors.spaces, config)
-        train_on_steps(config, run, model, vectors, {})
+        normalizer = Normalizer(SEEN, training.n_envs, training.gamma, observations=False, rewards=False)
+        train_on_steps(run, model, StepTask(vectors, normalizer, {}), training)
         torch.save(model.state_dict(), f"{folder}/policy.pt")
     seconds = time.process_time() - began
     count = sum(p.numel() for p in model.parameters())

@@ -255,10 +255,10 @@ def run_trl(kind: str, folder: Path, precision: str, check: bool, seed: int) -> 
 
 # ------------------------------------------------------------------ accord
 def settings(kind: str, folder: Path, precision: str, critic: str, check: bool = False) -> Any:
-    from accord.config.settings import PPOConfig
+    from accord.config.on_policy import LanguagePPOConfig
 
     case = CASES[kind]
-    return PPOConfig(
+    return LanguagePPOConfig(
         model={"policy": "language", "base_model": str(folder / "policy"), "critic": critic, "max_length": 1024},
         training={
             "batch_size": case.batch, "replies": case.batch, "num_epochs": case.epochs, "gamma": 1.0, "vf_coef": 0.1,

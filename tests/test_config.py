@@ -13,9 +13,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accord.config.load import Section, digest, known_keys, load, parse_override, put, to_yaml
-from accord.config.settings import CONFIGS, BaseConfig, CompareConfig, PPOConfig, RewardConfig, SFTConfig
+from accord.config.evaluation import CompareConfig
+from accord.config.load import load, parse_override, put, to_yaml
+from accord.config.on_policy import LanguagePPOConfig
+from accord.config.ppo import PPO
+from accord.config.reward import REWARD
+from accord.config.section import Section, digest, known_keys
+from accord.config.sft import BaseConfig, SFTConfig
+from accord.config.variants import Variants
 from accord.errors import UserError
+from accord.stage_kinds.table import STAGE_KINDS
 
 Write = Callable[[str], Path]
 
@@ -49,22 +56,26 @@ def test_a_file_is_read_over_the_defaults(write: Write) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing but words\n", "{}\n", "---\n"])
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", STAGE_KINDS)
 def test_an_empty_file_holds_the_defaults(write: Write, kind: str, text: str) -> None:
-    assert load(CONFIGS[kind], write(text)) == load(CONFIGS[kind], None) == CONFIGS[kind]()
+    assert (
+        load(STAGE_KINDS[kind].settings, write(text))
+        == load(STAGE_KINDS[kind].settings, None)
+        == STAGE_KINDS[kind].settings()
+    )
 
 
 def test_a_section_given_in_part_keeps_the_defaults_of_its_stage(write: Write) -> None:
     """Were the class's own defaults to stand there instead, naming Adam's epsilon would change the learning rate, and
     naming a length the model."""
-    for kind, cls in CONFIGS.items():
+    for kind, cls in ((name, row.settings) for name, row in STAGE_KINDS.items()):
         training = getattr(cls(), "training", None)
         if training is not None:
             got = load(cls, write("training: { adam_eps: 1.0e-7 }\n"))
             assert got == cls(training=training.model_copy(update={"adam_eps": 1e-7})), kind  # type: ignore[call-arg]
     assert load(BaseConfig, None, ["training.num_epochs=2"]).training.learning_rate == 3e-3
     for kind in ("dpo", "pairs"):
-        got = load(CONFIGS[kind], None, ["model.max_length=99"])
+        got = load(STAGE_KINDS[kind].settings, None, ["model.max_length=99"])
         assert got.model.base_model == "sft"  # type: ignore[attr-defined]
         assert got.model.max_length == 99  # type: ignore[attr-defined]
 
@@ -91,7 +102,7 @@ def test_overrides_beat_the_file_and_later_ones_the_earlier(write: Write) -> Non
     config = load(SFTConfig, path, ["training.batch_size=2", "seed=1", "training.batch_size=16"])
     assert (config.training.batch_size, config.training.learning_rate, config.seed) == (16, 0.5, 1)
     assert load(SFTConfig, None, ["training.learning_rate=3e-5"]).training.learning_rate == 3e-5
-    assert load(PPOConfig, None, ["reward.missing_eos_penalty=null"]).reward.missing_eos_penalty is None
+    assert load(PPO, None, ["reward.missing_eos_penalty=null"]).reward.missing_eos_penalty is None
     assert load(CompareConfig, None, ["models={sft: a, mine: b}"]).models == {"sft": "a", "mine": "b"}
     assert load(SFTConfig, None, ["model.base_model=a=b"]).model.base_model == "a=b"
 
@@ -107,7 +118,7 @@ CHANGED = {
     "base": ["model.base_model=transformer", "training.warmup_steps=0"],
     "sft": ["training.learning_rate=3e-5", "data.train=ä b.jsonl"],
     "pairs": ["temperatures=[0.7, 1.3]", "noise=0"],
-    "reward": ["model.kind=language", "training.head_learning_rate=1e-3"],
+    "reward": ["training.head_learning_rate=1e-3", "model.layers=3"],
     "ppo": ["reward.terms=[{source: a}, {source: 'm:f', weight: -2}]", "kl.placement=loss", "kl.estimator=k2"],
     "dpo": ["training.label_smoothing=0.1", "name='yes'"],
     "compare": ["models={sft: 'on', dpo: '1e3'}", "redraw=false"],
@@ -115,12 +126,12 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", STAGE_KINDS)
 def test_what_is_shown_loads_as_the_same_config(write: Write, kind: str) -> None:
     for overrides in ([], CHANGED[kind]):
-        config = load(CONFIGS[kind], None, overrides)
-        assert load(CONFIGS[kind], write(to_yaml(config))) == config
-    assert config != CONFIGS[kind]()
+        config = load(STAGE_KINDS[kind].settings, None, overrides)
+        assert load(STAGE_KINDS[kind].settings, write(to_yaml(config))) == config
+    assert config != STAGE_KINDS[kind].settings()
 
 
 def test_a_config_does_not_change() -> None:
@@ -223,16 +234,16 @@ def test_an_override_cannot_stand_under_a_value(write: Write) -> None:
 
 def test_mistakes_inside_lists_name_the_item(write: Write) -> None:
     text = "reward:\n  terms:\n    - source: a\n    - source: b\n      wieght: 2\n"
-    said = refusal(PPOConfig, write(text))
+    said = refusal(PPO, write(text))
     assert said == " line 5: unknown key 'reward.terms.1.wieght'; did you mean 'reward.terms.1.weight'?"
-    said = refusal(PPOConfig, write("reward:\n  terms:\n    - weight: 2\n"))
+    said = refusal(PPO, write("reward:\n  terms:\n    - weight: 2\n"))
     assert said == " line 2: the key 'reward.terms.0.source' is needed and absent."
 
 
 @pytest.mark.parametrize(
     ("cls", "override", "words"),
     [
-        (PPOConfig, "kl.estimator=k3", "kl.placement=reward takes estimator k1"),
+        (PPO, "kl.estimator=k3", "kl.placement=reward takes estimator k1"),
         (CompareConfig, "models={dpo: dpo}", "name one of them 'sft'"),
         (CompareConfig, "models={sft: a, ppo.v2: b}", "the label 'ppo.v2' cannot be a key of results.json"),
         (CompareConfig, "models={sft: a, reward: b}", "the label 'reward' cannot be a key of results.json"),
@@ -266,16 +277,16 @@ def test_put_leaves_the_values_it_was_given_alone() -> None:
 
 
 def test_known_keys() -> None:
-    keys = set(known_keys(PPOConfig))
+    keys = set(known_keys(LanguagePPOConfig))
     assert {"seed", "training", "training.clip_range", "kl.beta", "reward.terms", "reward.terms.*.weight"} <= keys
     assert "training.beta" not in keys
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", STAGE_KINDS)
 def test_schema_is_json_schema_with_descriptions(kind: str) -> None:
     """Every reference resolves, unknown keys are refused, defaults are those of the class, words stand in it."""
-    cls = CONFIGS[kind]
-    schema = json.loads(json.dumps(cls.model_json_schema()))
+    settings = STAGE_KINDS[kind].settings
+    schema = json.loads(json.dumps(settings.model_json_schema()))
     types = {"string", "integer", "number", "boolean", "array", "object", "null"}
     described = 0
 
@@ -295,14 +306,22 @@ def test_schema_is_json_schema_with_descriptions(kind: str) -> None:
 
     for node in [schema, *schema.get("$defs", {}).values()]:
         walk(node)
-    assert schema["properties"]["seed"] == {
-        "default": 0,
-        "description": "Decides everything random.",
-        "title": "Seed",
-        "type": "integer",
-    }
-    assert set(schema["properties"]) == set(cls.model_fields)
-    assert schema["description"] == cls.__doc__
+    shown = [(settings, schema)]
+    if isinstance(settings, Variants):
+        assert {choice["$ref"] for choice in schema["anyOf"]} == {
+            f"#/$defs/{c.__name__}" for c in settings.classes.values()
+        }
+        shown = [(cls, schema["$defs"][cls.__name__]) for cls in settings.classes.values()]
+        assert schema["description"] == settings.description
+    for cls, of in shown:
+        assert of["properties"]["seed"] == {
+            "default": 0,
+            "description": "Decides everything random.",
+            "title": "Seed",
+            "type": "integer",
+        }
+        assert set(of["properties"]) == set(cls.model_fields)
+        assert of["description"] == cls.__doc__
     assert described > 9
 
 
@@ -310,23 +329,24 @@ def test_schema_is_json_schema_with_descriptions(kind: str) -> None:
 RUNTIME = ["name=x", "out=x", "logs=x", "device=cpu", "log_every=3", "save_every=3", "threads=2"]
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", STAGE_KINDS)
 def test_what_does_not_change_results_is_not_in_the_fingerprint(kind: str) -> None:
-    assert load(CONFIGS[kind], None, RUNTIME).fingerprint() == CONFIGS[kind]().fingerprint()
+    assert load(STAGE_KINDS[kind].settings, None, RUNTIME).fingerprint() == STAGE_KINDS[kind].settings().fingerprint()
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", STAGE_KINDS)
 def test_what_changes_results_is_in_the_fingerprint(kind: str) -> None:
     prints = [
-        load(CONFIGS[kind], None, [o]).fingerprint() for o in (*CHANGED[kind][:1], "seed=1", "precision=bfloat16")
+        load(STAGE_KINDS[kind].settings, None, [o]).fingerprint()
+        for o in (*CHANGED[kind][:1], "seed=1", "precision=bfloat16")
     ]
-    assert len({CONFIGS[kind]().fingerprint(), *prints}) == 4
+    assert len({STAGE_KINDS[kind].settings().fingerprint(), *prints}) == 4
 
 
 def test_nested_settings_are_in_the_fingerprint() -> None:
     changes = ["head_learning_rate=0.5", "learning_rate=0.5", "schedule=cosine", "micro_batch_size=2", "adam_eps=0.5"]
-    prints = [load(RewardConfig, None, [f"training.{c}"]).fingerprint() for c in changes]
-    assert len({RewardConfig().fingerprint(), *prints}) == 1 + len(changes)
+    prints = [load(REWARD, None, [f"training.{c}"]).fingerprint() for c in changes]
+    assert len({REWARD().fingerprint(), *prints}) == 1 + len(changes)
 
 
 def test_digest() -> None:
@@ -341,6 +361,6 @@ def test_digest() -> None:
 
 
 def test_yaml_that_is_shown_is_plain() -> None:
-    shown = to_yaml(PPOConfig())
-    assert yaml.safe_load(shown) == PPOConfig().model_dump(mode="json")
-    assert list(yaml.safe_load(shown)) == list(PPOConfig.model_fields)  # in the order of the settings
+    shown = to_yaml(PPO())
+    assert yaml.safe_load(shown) == PPO().model_dump(mode="json")
+    assert list(yaml.safe_load(shown)) == list(LanguagePPOConfig.model_fields)  # in the order of the settings

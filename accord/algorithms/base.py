@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from accord.config.settings import BaseConfig
+from accord.config.sft import BaseConfig
 from accord.data.chat import render
 from accord.data.rows import Where, messages_field, text_field
 from accord.data.supervised import SupervisedExample

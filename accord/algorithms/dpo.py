@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from accord.config.settings import DPOConfig
+from accord.config.preference import DPOConfig
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair, read_pairs, unit_length, units
 from accord.functional.logprobs import sequence_sums

@@ -27,7 +27,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from accord.config.settings import KL, PPOConfig, PPOOptimiser, RewardSettings
+from accord.config.on_policy import KLCoefficient, LanguagePPOConfig, PPOOptimizer, RewardSettings
 from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
@@ -150,7 +150,7 @@ def train_on_rollouts(
 # ------------------------------------------------------------------------------------- the loss
 def ppo_loss(
     score: Callable[[Any], ActionScores],
-    training: PPOOptimiser,
+    training: PPOOptimizer,
     clip_range: float,
     policy_weight: float = 1.0,
     more_terms: Sequence[tuple[float, LossTerm]] = (),
@@ -167,19 +167,19 @@ def ppo_loss(
     )
 
 
-def clip_range_at(training: PPOOptimiser, iteration: int, iterations: int) -> float:
+def clip_range_at(training: PPOOptimizer, iteration: int, iterations: int) -> float:
     """The clip range of a rollout: constant, or falling linearly to zero over the rollouts."""
     return training.clip_range * (1.0 - iteration / iterations * (training.clip_schedule == "linear"))
 
 
-def kl_controller(settings: KL) -> FixedKL | AdaptiveKL:
+def kl_controller(settings: KLCoefficient) -> FixedKL | AdaptiveKL:
     """The KL coefficient: fixed, or adapting to ``target`` nats per reply."""
     return AdaptiveKL(settings.beta, settings.target, settings.horizon) if settings.target else FixedKL(settings.beta)
 
 
 # ------------------------------------------------------------------------------------- replies to a batch
 def prepare(
-    rollout: Rollout, policy: LanguageActorCritic, beta: float, config: PPOConfig
+    rollout: Rollout, policy: LanguageActorCritic, beta: float, config: LanguagePPOConfig
 ) -> tuple[PolicyBatch, RolloutStats]:
     """Old log-probs and values of a rollout, then the batch of ``token_batch``."""
     old_logprobs, values, mismatch = policy_pass(rollout, policy, config)
@@ -189,7 +189,7 @@ def prepare(
 
 
 def token_batch(
-    rollout: Rollout, old_logprobs: Tensor, values: Tensor, beta: float, config: PPOConfig
+    rollout: Rollout, old_logprobs: Tensor, values: Tensor, beta: float, config: LanguagePPOConfig
 ) -> tuple[PolicyBatch, float]:
     """Token rewards with the KL penalty of coefficient ``beta``, and GAE; also the explained variance of the values."""
     training, shaping, generation, mask = config.training, config.reward, rollout.generation, rollout.generation.mask
@@ -213,7 +213,7 @@ def token_batch(
 
 
 def policy_pass(
-    rollout: Rollout, policy: LanguageActorCritic, config: PPOConfig
+    rollout: Rollout, policy: LanguageActorCritic, config: LanguagePPOConfig
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Old log-probs (B, T), values (B, T), and how far sampler and trainer are apart.
 
@@ -260,7 +260,7 @@ def score_texts(policy: LanguageActorCritic, temperature: float, inputs: TextAct
 
 
 # ------------------------------------------------------------------------------------- the stage
-def train(config: PPOConfig, run: Run) -> dict[str, float]:
+def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
     """Trains policy and critic and leaves the policy as the stage's model; returns the last rollout's numbers."""
     _check(config)
     device, training, sampling = resolve_device(config.device), config.training, config.sampling
@@ -323,7 +323,7 @@ def train(config: PPOConfig, run: Run) -> dict[str, float]:
     return last
 
 
-def _check(config: PPOConfig) -> None:
+def _check(config: LanguagePPOConfig) -> None:
     """Raises UserError for settings that do not fit each other."""
     training = config.training
     if training.replies % training.samples_per_prompt:
@@ -349,7 +349,7 @@ def open_rewards(settings: RewardSettings, tokenizer: Tokenizer, device: torch.d
     return WeightedReward(tuple(terms))
 
 
-def critic_start(config: PPOConfig, tokenizer: Tokenizer) -> RewardModel | None:
+def critic_start(config: LanguagePPOConfig, tokenizer: Tokenizer) -> RewardModel | None:
     """The reward model that ``critic=reward`` starts from.  Raises UserError where there is none, or where it reads
     other tokens than the policy."""
     if config.model.critic != "reward":
@@ -366,7 +366,7 @@ def critic_start(config: PPOConfig, tokenizer: Tokenizer) -> RewardModel | None:
 
 def describe(
     run: Run,
-    config: PPOConfig,
+    config: LanguagePPOConfig,
     policy: LanguageActorCritic,
     prompts: PromptData,
     loop: RolloutLoop,

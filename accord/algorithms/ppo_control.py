@@ -22,14 +22,14 @@ from accord.algorithms.ppo import (
     PolicyUpdater,
     RolloutLoop,
     clip_range_at,
-    kl_controller,
     ppo_loss,
     train_on_rollouts,
 )
-from accord.config.settings import PPOConfig, PPOOptimiser
-from accord.errors import UserError
+from accord.config.control import ControlPPOConfig
+from accord.config.on_policy import StepsPPOOptimizer
 from accord.evaluation.policies import evaluate, leave_curve, leave_video
 from accord.functional.advantages import explained_variance, normalize_advantages
+from accord.functional.kl import AdaptiveKL, FixedKL
 from accord.models.heads import ActorCritic, AnyActorCritic, GaussianActorCritic, numpy_networks
 from accord.rollout.env.buffer import RolloutBuffer
 from accord.rollout.env.collect import StepActor, StepCollector, StepRollout
@@ -87,7 +87,7 @@ def step_stats(rollout: StepRollout, kl: float, explained: float) -> RolloutStat
 
 
 # ------------------------------------------------------------------------------------- training
-def loop_of(training: PPOOptimiser) -> RolloutLoop:
+def loop_of(training: StepsPPOOptimizer) -> RolloutLoop:
     """As many rollouts as ``total_timesteps`` asks for."""
     rows = training.n_steps * training.n_envs
     return RolloutLoop(
@@ -120,7 +120,7 @@ class EvaluatedSource:
 
 
 def collector_for(
-    run: Run, actor: StepActor, vectors: Vectors, normalizer: Normalizer, training: PPOOptimiser
+    run: Run, actor: StepActor, vectors: Vectors, normalizer: Normalizer, training: StepsPPOOptimizer
 ) -> StepCollector:
     """A collector with a buffer of the rollout's size."""
     spaces = vectors.spaces
@@ -129,19 +129,22 @@ def collector_for(
     return StepCollector(run, actor, vectors, normalizer, RolloutBuffer(*sizes, continuous=width))
 
 
-def train_on_steps(
-    config: PPOConfig,
-    run: Run,
-    model: AnyActorCritic,
-    vectors: Vectors,
-    words: Mapping[str, str],
-    normalizer: Normalizer | None = None,
-    evaluate: Callable[[int], None] = lambda timesteps: None,
-) -> dict[str, float]:
-    """Trains ``model`` in ``vectors``; returns the last rollout's numbers.  ``words`` describe the task."""
-    training, spaces = config.training, vectors.spaces
-    if config.kl.placement == "loss":
-        raise UserError("kl.placement=loss is for model.policy=language; here the KL stands in the reward.")
+NO_PENALTY = FixedKL(0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTask:
+    """Where a policy acts, and what it is trained for."""
+
+    vectors: Vectors
+    normalizer: Normalizer
+    words: Mapping[str, str]  # describe the task on the screen
+    kl: FixedKL | AdaptiveKL = NO_PENALTY  # where the environments have a reference
+    evaluate: Callable[[int], None] = lambda timesteps: None  # called before each rollout
+
+
+def train_on_steps(run: Run, model: AnyActorCritic, task: StepTask, training: StepsPPOOptimizer) -> dict[str, float]:
+    """Trains ``model`` in the task's environments; returns the last rollout's numbers."""
     loop = loop_of(training)
     networks = None if training.weight_decay else numpy_networks(model, compiled=loop.steps >= MIN_STEPS_FOR_JIT)
     updater: PolicyUpdater = (
@@ -152,14 +155,13 @@ def train_on_steps(
     run.plan(
         {
             "policy": model_in_words(model, type(model).__name__),
-            **words,
+            **task.words,
             "rollout": f"{training.n_envs} environments x {training.n_steps} steps = {loop.rows} steps",
             "steps": f"{loop.iterations} rollouts (at least {training.total_timesteps} environment steps) x"
             f" {loop.epochs} epochs x {-(-loop.rows // loop.batch_size)} minibatches of {loop.batch_size}",
         }
     )
-    normalizer = normalizer or Normalizer(spaces.obs_dim, training.n_envs, training.gamma, False, False)
-    collector = collector_for(run, StepActor(model, networks), vectors, normalizer, training)
+    collector = collector_for(run, StepActor(model, networks), task.vectors, task.normalizer, training)
 
     def score(inputs: VectorActions) -> ActionScores:
         log_probs, values, entropy = model.evaluate(inputs.observations, inputs.actions)
@@ -168,13 +170,13 @@ def train_on_steps(
     algorithm: Algorithm[StepRollout] = Algorithm(
         lambda rollout, beta: prepare_steps(rollout, beta, training.normalize_advantages),
         lambda iteration, beta: ppo_loss(score, training, clip_range_at(training, iteration, loop.iterations)),
-        kl_controller(config.kl),
+        task.kl,
     )
-    source = EvaluatedSource(collector, evaluate)
+    source = EvaluatedSource(collector, task.evaluate)
     return dict(train_on_rollouts(run, model, updater, source, algorithm, loop).metrics)
 
 
-def policy_for(spaces: Spaces, config: PPOConfig) -> AnyActorCritic:
+def policy_for(spaces: Spaces, config: ControlPPOConfig) -> AnyActorCritic:
     """A new policy and critic for a task's spaces."""
     if spaces.continuous:
         return GaussianActorCritic(spaces.obs_dim, spaces.action_dim, config.model.hidden_dim, config.model.log_std)
@@ -182,7 +184,7 @@ def policy_for(spaces: Spaces, config: PPOConfig) -> AnyActorCritic:
 
 
 # ------------------------------------------------------------------------------------- the stage
-def train(config: PPOConfig, run: Run) -> dict[str, float]:
+def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
     """Trains a policy on a Gymnasium task; leaves ``ppo_final.pt``, the curve and, where asked, a video."""
     training, normalize, evaluation = config.training, config.normalize, config.evaluation
     vectors = open_vectors(config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e))
@@ -206,7 +208,8 @@ def train(config: PPOConfig, run: Run) -> dict[str, float]:
         "acts in": f"{config.environment}: observations of {spaces.obs_dim} numbers, {kind}",
         "normalized": scaled or "nothing",
     }
-    last = train_on_steps(config, run, model, vectors, words, normalizer, evaluate_if_due)
+    task = StepTask(vectors, normalizer, words, evaluate=evaluate_if_due)
+    last = train_on_steps(run, model, task, training)
     vectors.close()
     if evaluation.episodes:
         numbers = evaluate(config, run, model, normalizer)

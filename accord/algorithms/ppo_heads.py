@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import torch
 
-from accord.algorithms.ppo import open_rewards
-from accord.algorithms.ppo_control import train_on_steps
-from accord.config.settings import PPOConfig
+from accord.algorithms.ppo import kl_controller, open_rewards
+from accord.algorithms.ppo_control import StepTask, train_on_steps
+from accord.config.on_policy import HeadsPPOConfig
 from accord.data.prompts import load_prompts
 from accord.errors import UserError
 from accord.models.heads import ActorCritic
 from accord.rollout.env.episodes import EpisodeVectors, Spaces
+from accord.rollout.env.normalization import Normalizer
 from accord.rollout.env.tokens import TokenEnvironment
 from accord.rollout.score import Replies, total
 from accord.runtime.device import resolve_device
@@ -22,7 +23,7 @@ from accord.runtime.run import Run
 from accord.training.artifact import leave_pt, open_model, open_tokenizer
 
 
-def open_token_environments(config: PPOConfig, run: Run) -> EpisodeVectors:
+def open_token_environments(config: HeadsPPOConfig, run: Run) -> EpisodeVectors:
     """The frozen language model as environments.  Raises UserError where the config's sizes are not the model's."""
     device = resolve_device(config.device)
     tokenizer = open_tokenizer(config.model.base_model)
@@ -60,16 +61,17 @@ def open_token_environments(config: PPOConfig, run: Run) -> EpisodeVectors:
     )
 
 
-def train(config: PPOConfig, run: Run) -> dict[str, float]:
+def train(config: HeadsPPOConfig, run: Run) -> dict[str, float]:
     """Trains ``ActorCritic`` and leaves ``ppo_final.pt``; returns the last rollout's numbers."""
-    if config.reward.whiten:
-        raise UserError("reward.whiten is for model.policy=language; leave it out for heads.")
     vectors = open_token_environments(config, run)
     obs_dim, action_dim = vectors.spaces.obs_dim, vectors.spaces.action_dim
     torch.manual_seed(run.derive("init"))
     model = ActorCritic(obs_dim, action_dim, config.model.hidden_dim).to(resolve_device(config.device))
     words = {"acts in": f"replies token by token, on the features of {config.model.base_model}"}
-    last = train_on_steps(config, run, model, vectors, words)
+    training = config.training
+    normalizer = Normalizer(obs_dim, training.n_envs, training.gamma, observations=False, rewards=False)
+    task = StepTask(vectors, normalizer, words, kl_controller(config.kl))
+    last = train_on_steps(run, model, task, training)
     sizes = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": config.model.hidden_dim}
     leave_pt(run, "ppo_final.pt", model, {**sizes, "metrics": last})
     run.say(f"wrote {run.directory / 'ppo_final.pt'} (load_state_dict of ActorCritic({obs_dim}, {action_dim}))")

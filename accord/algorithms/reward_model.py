@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from accord.config.settings import RewardConfig
+from accord.config.reward import LanguageRewardConfig, RewardConfig
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair, read_pairs, unit_length, units
 from accord.data.tokenizer import Tokenizer
@@ -110,11 +110,14 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     tokenizer = open_tokenizer(settings.base_model)
     torch.manual_seed(run.derive("head"))
     backbone = open_model(settings.base_model, device)
-    keep_layers(backbone, settings.layers)
     head: nn.Module = ScalarHead(backbone.width)
-    if settings.kind == "features":
-        if settings.layers or options.probe_decay:
-            raise UserError("model.layers and training.probe_decay are for model.kind=language; leave them out.")
+    probe_decay, head_learning_rate = 0.0, options.learning_rate
+    if isinstance(config, LanguageRewardConfig):
+        keep_layers(backbone, config.model.layers)
+        probe_decay = config.training.probe_decay
+        head_learning_rate = config.training.head_learning_rate or options.learning_rate
+    else:
+        settings = config.model
         backbone.requires_grad_(False)
         if settings.input_dim != backbone.width:
             raise UserError(
@@ -144,12 +147,12 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     def fit_head_first() -> None:
         if not isinstance(model.head, ScalarHead):
             return
-        seen = pairs if options.probe_decay else pairs[:MEASURED]
+        seen = pairs if probe_decay else pairs[:MEASURED]
         features = reply_features(model, seen, device, config.precision)
         model.head.measure(features)
-        if options.probe_decay:
+        if probe_decay:
             margins = torch.tensor([pair.margin for pair in seen], device=device)
-            accuracy = fit_head(model.head, features, margins, options.probe_decay)
+            accuracy = fit_head(model.head, features, margins, probe_decay)
             run.say(f"head fitted to the untouched model's features: it orders {accuracy:.0%} of the training pairs")
 
     def pack(units_of_pass: Sequence[int]) -> PreferenceBatch:
@@ -159,7 +162,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     data = Epochs(lengths, pack, lambda batch: objective(model, batch, kind), options, config.precision)
     groups = [
         (list(backbone.parameters()), options.learning_rate),
-        (list(model.head.parameters()), options.head_learning_rate or options.learning_rate),
+        (list(model.head.parameters()), head_learning_rate),
     ]
     train_epochs(run, model, groups, data, before_first_step=fit_head_first)
     return finish(run, model, tokenizer, pairs, heldout, device, config)

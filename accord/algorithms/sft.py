@@ -9,7 +9,7 @@ Ouyang et al. 2022 (arXiv 2203.02155), section 3.5, first step.  Numbered detail
 
 from __future__ import annotations
 
-from accord.config.settings import SFTConfig
+from accord.config.sft import SFTConfig
 from accord.data.supervised import load_supervised
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run

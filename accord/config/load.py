@@ -6,81 +6,28 @@ No torch here, nor in anything this imports: a wrong key must come back in well 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
+from accord.config.section import Section, known_keys, section_of
+from accord.config.variants import Variants
 from accord.errors import UserError
 from accord.io.readers import read_yaml
 
 C = TypeVar("C", bound="Section")
 
 
-class Section(BaseModel):
-    """A part of a config: frozen, no unknown keys; the text under a field is its documentation."""
+def load(settings: type[C] | Variants[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
+    """A config from a YAML file (None: all defaults) and ``a.b=value`` overrides, later ones winning.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
-
-    runtime: ClassVar[frozenset[str]] = frozenset()
-    """Fields that do not change results: left out of the fingerprint."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _over_defaults(cls, values: Any) -> Any:
-        """A section given in part keeps the rest of the default it has *here*, not that of its class."""
-        if not isinstance(values, Mapping):
-            return values
-        defaults = {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
-        return {key: _filled(defaults.get(key), value) for key, value in values.items()}
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
-        """A field that a subclass only gives another default keeps the documentation it had."""
-        for name, field in cls.model_fields.items():
-            above = [base.model_fields for base in cls.__mro__[1:] if issubclass(base, BaseModel)]
-            known = (fields[name].description for fields in above if name in fields)
-            field.description = field.description or next((text for text in known if text), None)
-
-    def fingerprint(self) -> str:
-        """A digest of the settings that change results, 16 hexadecimal digits."""
-        return digest(_without_runtime(self))
-
-
-def _filled(default: object, value: Any) -> Any:
-    if not (isinstance(default, Section) and isinstance(value, Mapping)):
-        return value
-    known = {name: getattr(default, name) for name in type(default).model_fields}
-    return {**known, **{key: _filled(known.get(key), inner) for key, inner in value.items()}}
-
-
-def digest(value: object) -> str:
-    """16 hexadecimal digits of a JSON-able value, the same in every process."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _without_runtime(section: Section) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if name not in section.runtime:
-            result[name] = (
-                _without_runtime(value) if isinstance(value, Section) else section.model_dump(mode="json")[name]
-            )
-    return result
-
-
-def load(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
-    """The config of class ``cls`` from a YAML file (None: all defaults) and ``a.b=value`` overrides, later ones winning.
-
+    ``settings`` is its class, or the variants that the values choose from.
     Raises UserError for a missing or malformed file, an unknown key (with the nearest known one) or a bad value.
     """
     values, lines = read_yaml(path) if path is not None else ({}, {})
@@ -89,15 +36,20 @@ def load(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -
         key, value = parse_override(override)
         sources[key] = f"override {override!r}"
         put(values, key, value, sources[key])
-    return build(cls, values, sources, default_source=str(path) if path is not None else "the config")
+    return build(settings, values, sources, default_source=str(path) if path is not None else "the config")
 
 
-def build(cls: type[C], values: Mapping[str, Any], sources: Mapping[str, str], default_source: str) -> C:
+def build(
+    settings: type[C] | Variants[C], values: Mapping[str, Any], sources: Mapping[str, str], default_source: str
+) -> C:
     """Validates plain values; ``sources`` says for each dotted key where it was written, for the message."""
+    if isinstance(settings, Variants):
+        settings, values = settings.resolve(values, sources, default_source)
     try:
-        return cls.model_validate(values)
+        return settings.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(cls, e, sources, default_source) for e in error.errors()[:5])) from None
+        explained = [_explain(settings, e, sources, default_source) for e in error.errors()[:5]]
+        raise UserError("\n".join(explained)) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -149,7 +101,7 @@ def _hint(cls: type[BaseModel], path: tuple[str, ...]) -> str:
     section: type[BaseModel] | None = cls
     for part in path[:-1]:  # the number or name of an item within a tuple or dict is no field: the section stays
         if section is not None and part in section.model_fields:
-            section = _inner(section.model_fields[part].annotation)
+            section = section_of(section.model_fields[part].annotation)
     fields = section.model_fields.items() if section else ()
     here = [".".join((*path[:-1], field.alias or name)) for name, field in fields]
     last = path[-1]
@@ -159,23 +111,6 @@ def _hint(cls: type[BaseModel], path: tuple[str, ...]) -> str:
     near = near or [siblings[n] for n in difflib.get_close_matches(last, siblings, 1, 0.6)]
     near = near or [anywhere[n] for n in difflib.get_close_matches(last, anywhere, 1, 0.75)]
     return f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(here) or 'none'}."
-
-
-def _inner(annotation: Any) -> type[BaseModel] | None:
-    for inner in (annotation, *get_args(annotation)):
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            return inner
-    return None
-
-
-def known_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key that a config class has; ``*`` stands for an item's name or number."""
-    for attribute, field in cls.model_fields.items():
-        name = field.alias or attribute
-        yield f"{prefix}{name}"
-        inner = _inner(field.annotation)
-        if inner is not None:
-            yield from known_keys(inner, f"{prefix}{name}." if inner is field.annotation else f"{prefix}{name}.*.")
 
 
 def to_yaml(config: Section) -> str:

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from accord.config.settings import SplitData, TextModel
+from accord.config.common import SplitData, TextModel
 from accord.data.chat import exchange
 from accord.data.prompts import Side, is_blank, is_heldout, places_to_keep, rows_by_prompt
 from accord.data.rows import Report, Row, Tally, Where, preference_fields

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from accord.config.settings import PPOConfig
+from accord.config.control import ControlPPOConfig
 from accord.io.atomic import replacing
 from accord.io.readers import read_appended_rows
 from accord.models.heads import AnyActorCritic
@@ -29,7 +29,7 @@ def _act(model: AnyActorCritic, normalizer: Normalizer, observations: np.ndarray
     return actions
 
 
-def evaluate(config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer) -> dict[str, float]:
+def evaluate(config: ControlPPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer) -> dict[str, float]:
     """Returns of ``evaluation.episodes`` episodes, by the task's own rewards.
 
     Environments and seeds are evaluation's own, the same each time; no random state of the training is touched.
@@ -50,7 +50,7 @@ def evaluate(config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: Nor
 
 
 def _episodes(
-    config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer, numbers: range
+    config: ControlPPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer, numbers: range
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n,) returns and (n,) lengths: one episode in each of n environments, so that short ones count no more."""
     n = len(numbers)
@@ -67,7 +67,7 @@ def _episodes(
     return returns, lengths
 
 
-def leave_curve(config: PPOConfig, run: Run) -> None:
+def leave_curve(config: ControlPPOConfig, run: Run) -> None:
     """``curve.png`` from the run's metrics; says so where matplotlib is absent."""
     if not config.evaluation.curve:
         return
@@ -94,7 +94,7 @@ def leave_curve(config: PPOConfig, run: Run) -> None:
     run.say(f"wrote {run.directory / 'curve.png'}")
 
 
-def leave_video(config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer) -> None:
+def leave_video(config: ControlPPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer) -> None:
     """``episode.gif``, where it is asked for; says what is missing where it cannot be made."""
     if not config.evaluation.video:
         return
@@ -124,7 +124,7 @@ def leave_video(config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: 
 
 
 def _frames(
-    config: PPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer, environment: Any
+    config: ControlPPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer, environment: Any
 ) -> Iterator[Any]:
     """Every second picture of one episode."""
     spaces = spaces_of(config.environment, environment.observation_space, environment.action_space)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from accord.config.settings import FuseConfig
+from accord.config.fusion import FuseConfig
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PairLengths, load_preferences
 from accord.data.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from accord.config.settings import FuseConfig
+from accord.config.fusion import FuseConfig
 from accord.errors import UserError
 from accord.fusion import checks, methods
 from accord.fusion.head import fold_statistics, read_head, restore_statistics, write_head, zero_head

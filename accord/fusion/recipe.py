@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accord.config.fusion import FuseConfig
 from accord.config.load import build, parse_override, put
-from accord.config.settings import FuseConfig
 from accord.errors import UserError
 from accord.io.readers import read_yaml
 

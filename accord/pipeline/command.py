@@ -94,7 +94,7 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 def _planned(path: str | Path, overrides: Sequence[str]) -> tuple[PipelineConfig, list[Planned], dict[str, Path]]:
     from accord.pipeline.plan import plan
-    from accord.pipeline.stage import folder
+    from accord.pipeline.task import folder
 
     pipeline, planned = plan(path, overrides)
     return pipeline, planned, {p.name: folder(p.config, p.kind) for p in planned}
@@ -176,7 +176,7 @@ def show_logs(options: argparse.Namespace) -> int:
     """Prints the log; with ``--follow`` also what is added, until nobody runs the stage."""
     from accord.pipeline.lock import alive, owner
     from accord.pipeline.plan import selected
-    from accord.pipeline.stage import logs
+    from accord.pipeline.task import logs
 
     _, planned, folders = _planned(*_located(options))
     for name in sorted(selected([options.stage], planned, "logs")):

@@ -54,7 +54,7 @@ def alive(lock: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[None]:
+def hold_lock(directory: Path) -> Iterator[None]:
     """Holds the folder's lock.  Raises Locked, naming the owner, where another process does."""
     mine = {
         "pid": os.getpid(),

@@ -15,10 +15,11 @@ from accord.io.readers import read_json, read_record
 from accord.pipeline.execute import Ended, Work, execute
 from accord.pipeline.failure import FAILED, in_words
 from accord.pipeline.plan import PipelineConfig, Planned, plan, selected
-from accord.pipeline.records import BEGUN, JOURNAL, gone, read_done
+from accord.pipeline.records import BEGUN, JOURNAL, missing_outputs, read_done
 from accord.pipeline.references import require, resolve
-from accord.pipeline.stage import Outcome, failure, folder, kept, logs, run_stage, task_of
+from accord.pipeline.stage import Outcome, failure, run_stage
 from accord.pipeline.status import progress, standings
+from accord.pipeline.task import folder, logs, task_of, valid_record
 from accord.pipeline.view import LiveTable, view_for
 from accord.registry.manifest import versions
 from accord.runtime.console import console
@@ -92,7 +93,7 @@ def _chosen(planned: Sequence[Planned], folders: Mapping[str, Path], options: Op
 
 def _usable(directory: Path) -> bool:
     done = read_done(directory)
-    return bool(done) and not gone(directory, done)
+    return bool(done) and not missing_outputs(directory, done)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class _Starter:
         config = resolve(stage.kind, stage.config, self.folders.get)
         require(config, stage.kind, list(self.folders))
         force, journal = stage.name in self.forced, self._journal()
-        if alone or (not force and kept(task_of(stage.kind, config))):
+        if alone or (not force and valid_record(task_of(stage.kind, config))):
             bar = not isinstance(self.view, LiveTable)
             return run_stage(stage.kind, config, resume=True, reuse=True, force=force, bar=bar, journal=journal)
         from accord.pipeline.worker import Worker

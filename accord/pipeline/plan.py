@@ -11,19 +11,21 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from accord.config.load import Section, build, load, parse_override, put
-from accord.config.settings import CONFIGS, Stage
+from accord.config.common import Stage
+from accord.config.load import build, load, parse_override, put
+from accord.config.section import Section
 from accord.errors import UserError
 from accord.io.readers import read_yaml
 from accord.pipeline.grid import Point, Value, filled, gathered, matching, partner, points
 from accord.pipeline.references import references, renamed, require
+from accord.stage_kinds.table import STAGE_KINDS
 
 
 class Entry(Section):
     """One stage of a pipeline, or a grid of them."""
 
     kind: str = ""
-    """demo, base, sft, pairs, reward, ppo, dpo, compare, …; the stage's own name where empty."""
+    """The stage kind; the stage's own name where empty."""
     config: str = ""
     """A config file, relative to the pipeline's; defaults where empty."""
     set: dict[str, Any] = Field(default_factory=dict)
@@ -146,8 +148,8 @@ class _Reader:
         entry, name = self.pipeline.stages[self.point.base], self.point.name
         kind = entry.kind or self.point.base
         where = f"{self.path}, stage {name!r}"
-        if kind not in CONFIGS:
-            hint = _near(kind, list(CONFIGS), f"there are {', '.join(CONFIGS)}.")
+        if kind not in STAGE_KINDS:
+            hint = _near(kind, list(STAGE_KINDS), f"there are {', '.join(STAGE_KINDS)}.")
             raise UserError(f"{self.places.get('kind', where)}: unknown kind {kind!r}; {hint}")
         inputs = self.inputs(entry, where)
         file = str(self.path.parent / filled(entry.config, self.point.values)) if entry.config else ""
@@ -168,7 +170,7 @@ class _Reader:
         merged |= {"out": self.pipeline.out, "logs": self.pipeline.logs, "name": name}
         if "models" in merged:
             merged["models"] = gathered(merged["models"], self.point, self.grid, sources.get("models", where))
-        config = build(CONFIGS[kind], merged, sources, where)
+        config = build(STAGE_KINDS[kind].settings, merged, sources, where)
         config = renamed(kind, config, lambda key, v: partner(v, self.point, self.grid, f"{where}: {key}"))
         return Planned(name, kind, config, self.point.base, self.needs(kind, config, inputs), (file,) if file else ())
 
@@ -215,7 +217,7 @@ def _check_grids(path: str | Path, planned: Sequence[Planned], grid: Sequence[Po
 
 
 def _ordered(path: str | Path, planned: Sequence[Planned]) -> list[Planned]:
-    """Each behind what it needs.  Raises UserError naming the stages of a circle."""
+    """Each after what it needs.  Raises UserError naming the stages of a circle."""
     waiting, order = list(planned), list[Planned]()
     while waiting:
         placed = {p.name for p in order}

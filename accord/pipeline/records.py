@@ -22,12 +22,12 @@ def read_done(directory: Path) -> dict[str, Any]:
 
 
 def outputs(directory: Path) -> dict[str, str]:
-    """Digests of the files and folders that a stage leaves, by name; hidden ones and records are none."""
+    """Digests of the files and folders that a stage wrote, by name; hidden ones and records are none."""
     names = sorted(p.name for p in directory.iterdir() if not p.name.startswith(".") and p.name not in _NO_OUTPUT)
     return {name: content_digest(directory / name) for name in names}
 
 
-def gone(directory: Path, done: Mapping[str, Any]) -> list[str]:
+def missing_outputs(directory: Path, done: Mapping[str, Any]) -> list[str]:
     """Outputs of a record that are no longer there."""
     return [name for name in done.get("outputs", ()) if not (directory / name).exists()]
 

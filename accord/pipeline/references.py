@@ -4,77 +4,47 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from accord.config.settings import Stage
+from accord.config.common import Stage
 from accord.errors import UserError
+from accord.stage_kinds.kind import Reference
+from accord.stage_kinds.table import STAGE_KINDS
 
-Sort = Literal["model", "reward", "base", "sft", "preferences", "heldout_preferences", "prompts", "heldout_prompts"]
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """A config field that names something made elsewhere."""
-
-    key: str
-    sort: Sort
-
-
-FIELDS: dict[str, tuple[Reference, ...]] = {
-    "demo": (),
-    "pretrained": (),
-    "base": (Reference("data.train", "base"),),
-    "sft": (Reference("model.base_model", "model"), Reference("data.train", "sft")),
-    "pairs": (Reference("model.base_model", "model"), Reference("prompts", "prompts")),
-    "reward": (
-        Reference("model.base_model", "model"),
-        Reference("data.train", "preferences"),
-        Reference("data.heldout", "heldout_preferences"),
-    ),
-    "dpo": (
-        Reference("model.base_model", "model"),
-        Reference("data.train", "preferences"),
-        Reference("data.heldout", "heldout_preferences"),
-    ),
-    "ppo": (
-        Reference("model.base_model", "model"),
-        Reference("reference", "model"),
-        Reference("reward.source", "reward"),
-        Reference("prompts", "prompts"),
-    ),
-    "compare": (
-        Reference("reference", "model"),
-        Reference("base", "model"),
-        Reference("reward_model", "reward"),
-        Reference("pairs", "heldout_preferences"),
-        Reference("prompts", "heldout_prompts"),
-    ),
-    "fuse": (Reference("base", "model"), Reference("calibrate", "preferences")),
-}
 SMALL = ("mamba", "transformer")
 
 
 def references(kind: str, config: Stage) -> Iterator[tuple[Reference, str]]:
-    """The fields of a config that name something, with their values; empty ones are left out."""
+    """The settings of a config that name something, with their values; empty ones are left out."""
     values = config.model_dump()
-    if kind == "ppo" and values["model"]["policy"] == "vector":
+    for reference in STAGE_KINDS[kind].references:
+        if reference.unless and value_at(values, reference.unless):
+            continue
+        if reference.only_with and not value_at(values, reference.only_with):
+            continue
+        for key, value in _items(values, reference.key):
+            if value or key != reference.key:
+                yield replace(reference, key=key), str(value)
+
+
+def _items(values: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
+    """A key and its value; of a key with ``*`` those of every item."""
+    head, star, rest = key.partition(".*")
+    if not star:
+        yield key, value_at(values, key)
         return
-    for reference in FIELDS[kind]:
-        value = _get(values, reference.key)
-        if value and not (reference.key == "reward.source" and values["reward"]["terms"]):
-            if reference.key == "pairs" and kind == "compare" and not values["reward_model"]:
-                continue
-            yield reference, value
-    for i, term in enumerate(values.get("reward", {}).get("terms", ())):
-        yield Reference(f"reward.terms.{i}.source", "reward"), term["source"]
-    if kind == "fuse":
-        for i, source in enumerate(values["models"]):
-            yield Reference(f"models.{i}.model", "model"), source["model"]
-        return
-    for label, value in values.get("models", {}).items():
-        yield Reference(f"models.{label}", "model"), value
+    found = value_at(values, head)
+    for name, item in found.items() if isinstance(found, Mapping) else enumerate(found):
+        yield f"{head}.{name}{rest}", value_at(item, rest[1:]) if rest else item
+
+
+def value_at(values: Any, key: str) -> Any:
+    """What a dotted key holds; empty where this variant of a config has none."""
+    for part in key.split("."):
+        values = values.get(part, "") if isinstance(values, Mapping) else ""
+    return values
 
 
 def resolve(kind: str, config: Stage, folder_of: Callable[[str], Path | None]) -> Stage:
@@ -152,12 +122,6 @@ def require(config: Stage, kind: str, known: Collection[str], made: Collection[s
         if value in SMALL:
             hint = "put a stage of kind 'base' before this one and name that."
         raise UserError(f"{where}{reference.key}: {value!r} does not exist; {hint}")
-
-
-def _get(values: Mapping[str, Any], key: str) -> str:
-    for part in key.split("."):
-        values = values[part]
-    return str(values)
 
 
 def _put(values: dict[str, Any], key: str, value: str) -> None:

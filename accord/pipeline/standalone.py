@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from accord.config.settings import CONFIGS, BaseConfig, Stage, TextModel
+from accord.config.common import Stage, TextModel
+from accord.config.sft import BaseConfig
 from accord.io.readers import read_record
 from accord.pipeline.records import DONE, read_done
 from accord.pipeline.references import SMALL, references, require, resolve
-from accord.pipeline.stage import Outcome, folder, run_stage
+from accord.pipeline.stage import Outcome, run_stage
+from accord.pipeline.task import folder
 from accord.runtime.console import console
+from accord.stage_kinds.table import STAGE_KINDS
 
 
 def run_alone(kind: str, config: Stage, resume: bool) -> Outcome:
@@ -27,22 +30,22 @@ def prepare(kind: str, config: Stage) -> Stage:
     A name is a kind of stage, or the name of a stage that is done in ``out``.
     """
     done = {path.parent.name: path.parent for path in Path(config.out).glob(f"*/{DONE}")}
-    require(config, kind, [*CONFIGS, *done], made=[*CONFIGS, *done, *SMALL])
+    require(config, kind, [*STAGE_KINDS, *done], made=[*STAGE_KINDS, *done, *SMALL])
     folders: dict[str, Path] = {}
     for reference, value in references(kind, config):
         if value in SMALL and reference.sort == "model":
             folders[value] = _small_base(value, config)
-        elif value in CONFIGS and not Path(value).exists():
+        elif value in STAGE_KINDS and not Path(value).exists():
             folders[value] = _default(value, config, reference.key)
         elif value in done and not Path(value).exists():
             folders[value] = done[value]
     resolved = resolve(kind, config, folders.get)
-    require(resolved, kind, CONFIGS)
+    require(resolved, kind, list(STAGE_KINDS))
     return resolved
 
 
 def _default(name: str, config: Stage, key: str) -> Path:
-    wanted = CONFIGS[name](**_shared(config))
+    wanted = STAGE_KINDS[name].settings(**_shared(config))
     directory = folder(wanted, name)
     if not read_done(directory):
         console.print(f"{key} names {name!r}, which is not in {config.out} yet: making it first", markup=False)

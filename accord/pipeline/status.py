@@ -15,7 +15,7 @@ from accord.pipeline.lock import alive, owner
 from accord.pipeline.plan import Planned
 from accord.pipeline.records import BEGUN, read_done
 from accord.pipeline.references import require, resolve
-from accord.pipeline.stage import kept, task_of
+from accord.pipeline.task import task_of, valid_record
 from accord.pipeline.why import NEVER, differences
 from accord.runtime.progress_file import ProgressFile
 
@@ -64,7 +64,7 @@ def _standing(stage: Planned, folders: Mapping[str, Path], before: Sequence[str]
         return Standing(stage.name, "failed", str(failed["error"]), (*reasons, *waits))
     if begun.get("key") == task.key and not done:
         return Standing(stage.name, "interrupted", how_far(directory), (*reasons, *waits))
-    if kept(task) and not forced:
+    if valid_record(task) and not forced:
         return Standing(stage.name, "may run" if waits else "done", took(done), waits)
     return Standing(stage.name, "runs", "", (*reasons, *waits))
 

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from accord.io.readers import read_record
-from accord.pipeline.records import BEGUN, gone, read_done
-
-if TYPE_CHECKING:
-    from accord.pipeline.stage import Task
+from accord.pipeline.records import BEGUN, missing_outputs, read_done
+from accord.pipeline.task import Task
 
 NEVER = "there is no earlier run"
+MOST_SHOWN = 3
+"""Removed settings that are named one by one; more of them are one sentence."""
 _ABSENT = object()
 
 
 def differences(task: Task, forced: bool = False) -> list[str]:
     """What makes a task run though a record of it is there; nothing, where it need not.
 
-    Held against done.json, or against begun.json where the stage did not come to its end.
+    Compared with done.json, or with begun.json where the stage did not come to its end.
     """
     done = read_done(task.directory)
     record = done or read_record(task.directory / BEGUN)
     if not record:
         return [NEVER]
     found = list(_changes(record, task.record()))
-    found += [f"its output {name} is gone" for name in gone(task.directory, done)]
+    found += [f"its output {name} is gone" for name in missing_outputs(task.directory, done)]
     if not done and not found:
         return ["it did not come to its end"]
-    return found or (["it was asked for anew"] if forced else [])
+    return found or (["it was asked for again"] if forced else [])
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -42,11 +42,8 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
         return
     if old["version"] != new["version"]:
         yield f"the version of the stage {new['kind']!r} changed: {old['version']} -> {new['version']}"
-    before, now = dict(_flat(old["settings"])), dict(_flat(new["settings"]))
     inputs = {*old["inputs"], *new["inputs"]}
-    for key in dict.fromkeys([*before, *now]):
-        if key not in inputs and before.get(key, _ABSENT) != now.get(key, _ABSENT):
-            yield f"setting {key}: {_shown(before.get(key, _ABSENT))} -> {_shown(now.get(key, _ABSENT))}"
+    yield from _setting_changes(*(_settings(record, inputs) for record in (old, new)))
     for key in dict.fromkeys([*old["inputs"], *new["inputs"]]):
         was, is_now = old["inputs"].get(key), new["inputs"].get(key)
         if was == is_now:
@@ -57,6 +54,22 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
             yield f"input {key} is no longer taken (it was {old['sources'].get(key, was)})"
         else:
             yield f"input {key} changed ({_where(old['sources'].get(key, was), new['sources'].get(key, is_now))})"
+
+
+def _settings(record: Mapping[str, Any], inputs: Collection[str]) -> dict[str, Any]:
+    """Settings by dotted key, without those that name inputs."""
+    return {key: value for key, value in _flat(record["settings"]) if key not in inputs}
+
+
+def _setting_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    removed = [key for key in before if key not in now]
+    if len(removed) > MOST_SHOWN:
+        yield f"{len(removed)} settings that it no longer has, among them {', '.join(removed[:MOST_SHOWN])}"
+        before = {key: value for key, value in before.items() if key in now}
+    for key in dict.fromkeys([*before, *now]):
+        was, is_now = before.get(key, _ABSENT), now.get(key, _ABSENT)
+        if was != is_now:
+            yield f"setting {key}: {_shown(was)} -> {_shown(is_now)}"
 
 
 def _where(before: str, now: str) -> str:

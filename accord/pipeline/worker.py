@@ -1,4 +1,4 @@
-"""A stage in a process of its own: ``python -m accord.pipeline.worker``, told on its input what to run.
+"""A stage in a process of its own: ``python -m accord.pipeline.worker``, which reads what to run from its input.
 
 When that input ends, because the run that started it asks for it or is gone, the stage saves its state and stops.
 """
@@ -16,11 +16,14 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
-from accord.config.settings import CONFIGS, Stage
+from accord.config.common import Stage
+from accord.config.load import build
 from accord.errors import Interrupted, UserError
 from accord.pipeline.failure import in_words
 from accord.pipeline.records import read_done
-from accord.pipeline.stage import Outcome, folder, logs, run_stage
+from accord.pipeline.stage import Outcome, run_stage
+from accord.pipeline.task import folder, logs
+from accord.stage_kinds.table import STAGE_KINDS
 
 DONE, FAILED, STOPPED = 0, 1, 130
 
@@ -97,7 +100,7 @@ def _watch_input() -> None:
 
 def work(job: dict[str, Any]) -> int:
     """Runs the stage; the last line on stderr is what went wrong."""
-    config = CONFIGS[job["kind"]].model_validate(job["config"])
+    config = build(STAGE_KINDS[job["kind"]].settings, job["config"], {}, "the job")
     try:
         run_stage(
             job["kind"], config, resume=True, reuse=True, force=job["force"], bar=False, journal=Path(job["journal"])

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from accord.config.settings import Stage
+from accord.config.common import Stage
 from accord.errors import UserError
 from accord.io.atomic import write_json
 from accord.io.digests import LINEAGE, content_digest, read_manifest

@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from itertools import combinations
 
-from accord.config.settings import PairsConfig
+from accord.config.data import PairsConfig
 
 
 def prefer(a: float, b: float, noise: float, rng: random.Random) -> bool:

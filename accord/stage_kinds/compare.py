@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from accord.config.evaluation import CompareConfig
 from accord.config.load import load_function
-from accord.config.settings import CompareConfig
 from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError

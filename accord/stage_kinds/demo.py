@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accord.config.settings import DemoConfig
+from accord.config.data import DemoConfig
 from accord.data import demo
 from accord.runtime.run import Run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accord.config.settings import FuseConfig
+from accord.config.fusion import FuseConfig
 from accord.fusion.checks import require_folder
 from accord.fusion.merge import merge
 from accord.fusion.weights import open_weights

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from accord.config.data import PairsConfig
 from accord.config.load import load_function
-from accord.config.settings import PairsConfig
 from accord.data.chat import prompt_ids
 from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer

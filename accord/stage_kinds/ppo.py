@@ -1,13 +1,17 @@
-"""PPO on the policy that ``model.policy`` names."""
+"""PPO on the policy that a config is for: a language model, heads on a frozen one, or a Gymnasium task."""
 
 from __future__ import annotations
 
 from accord.algorithms import ppo, ppo_control, ppo_heads
-from accord.config.settings import PPOConfig
+from accord.config.control import ControlPPOConfig
+from accord.config.on_policy import HeadsPPOConfig, LanguagePPOConfig
 from accord.runtime.run import Run
 
 
-def train(config: PPOConfig, run: Run) -> dict[str, float]:
-    """Trains a language model, heads on a frozen one, or a policy for a Gymnasium task."""
-    stories = {"language": ppo.train, "heads": ppo_heads.train, "vector": ppo_control.train}
-    return stories[config.model.policy](config, run)
+def run_ppo(config: LanguagePPOConfig | HeadsPPOConfig | ControlPPOConfig, run: Run) -> dict[str, float]:
+    """Trains the policy; returns the last rollout's numbers."""
+    if isinstance(config, LanguagePPOConfig):
+        return ppo.train(config, run)
+    if isinstance(config, HeadsPPOConfig):
+        return ppo_heads.train(config, run)
+    return ppo_control.train(config, run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accord.config.settings import PretrainedConfig
+from accord.config.data import PretrainedConfig
 from accord.errors import UserError
 from accord.models.open import open_backbone
 from accord.runtime.run import Run

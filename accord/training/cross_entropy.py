@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from accord.config.settings import Optimiser
+from accord.config.common import Optimizer
 from accord.data.packing import pack_supervised
 from accord.data.supervised import SupervisedExample
 from accord.functional.logprobs import token_logprobs
@@ -38,7 +38,7 @@ def train_texts(
     run: Run,
     backbone: Backbone,
     examples: Sequence[SupervisedExample],
-    settings: Optimiser,
+    settings: Optimizer,
     precision: str,
     after_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
 ) -> LastMetrics:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from accord.config.settings import Optimiser
+from accord.config.common import Optimizer
 
 
-def steps_in_words(rows: int, settings: Optimiser, unit: str = "rows") -> str:
+def steps_in_words(rows: int, settings: Optimizer, unit: str = "rows") -> str:
     """How rows (or prompts) become optimiser steps.
 
-    >>> steps_in_words(100, Optimiser(batch_size=32, micro_batch_size=8, num_epochs=2))
+    >>> steps_in_words(100, Optimizer(batch_size=32, micro_batch_size=8, num_epochs=2))
     '100 rows / 32 a step = 4 steps an epoch x 2 epochs = 8 steps; each step in 4 passes of up to 8 rows'
     """
     size = min(settings.batch_size, rows)

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from torch import nn
 
-from accord.config.settings import Optimiser
+from accord.config.common import Optimizer
 from accord.data.batches import Batches
 from accord.runtime.run import Run
 from accord.training.checkpoint import Checkpoint, Resumable
@@ -29,7 +29,7 @@ class Epochs(Generic[B]):
     lengths: Sequence[int]  # tokens of each unit of data: a text, a pair, or all pairs of a prompt
     pack: Callable[[Sequence[int]], B]  # the named units as one forward pass's batch
     loss: Callable[[B], LossOutput]
-    settings: Optimiser
+    settings: Optimizer
     precision: str = "float32"
 
 

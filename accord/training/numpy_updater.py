@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from accord.config.settings import Optimiser
+from accord.config.common import Optimizer
 from accord.kernels.numpy_actor_critic import LossCoefficients, NumpyActorCritic, StepBatch
 from accord.training.policy_loss import ClippedSurrogate, EntropyBonus, PolicyLoss, ValueLoss
 from accord.training.updater import adapted, not_finite, schedule_factor
@@ -25,7 +25,7 @@ class NumpyUpdater:
     Raises ValueError for weight decay, which it does not compute.
     """
 
-    def __init__(self, networks: NumpyActorCritic, settings: Optimiser, total_steps: int) -> None:
+    def __init__(self, networks: NumpyActorCritic, settings: Optimizer, total_steps: int) -> None:
         if settings.weight_decay:
             raise ValueError("NumpyUpdater computes no weight decay; use Updater")
         self.networks, self.settings, self.total_steps = networks, settings, total_steps

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from accord.config.settings import Optimiser
+from accord.config.common import Optimizer
 from accord.errors import UserError
 from accord.runtime.device import autocast
 from accord.types import LossOutput, Mean
@@ -59,7 +59,7 @@ class Updater:
     def __init__(
         self,
         groups: Sequence[tuple[Iterable[nn.Parameter], float]],
-        settings: Optimiser,
+        settings: Optimizer,
         total_steps: int,
         precision: str = "float32",
     ) -> None:

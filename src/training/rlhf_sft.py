@@ -3,7 +3,7 @@
 import sys
 
 from accord.cli import main_of
-from accord.config.settings import SFTConfig
+from accord.config.sft import SFTConfig
 
 main = main_of("sft")
 

@@ -3,7 +3,7 @@
 import sys
 
 from accord.cli import main_of
-from accord.config.settings import DPOConfig
+from accord.config.preference import DPOConfig
 
 main = main_of("dpo")
 

@@ -3,7 +3,7 @@
 import sys
 
 from accord.cli import main_of
-from accord.config.settings import PPOConfig
+from accord.config.on_policy import HeadsPPOConfig as PPOConfig
 
 main = main_of("ppo")
 

@@ -3,7 +3,7 @@
 import sys
 
 from accord.cli import main_of
-from accord.config.settings import RewardConfig
+from accord.config.reward import FeaturesRewardConfig as RewardConfig
 
 main = main_of("reward")
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from accord.algorithms import dpo, reward_model
 from accord.algorithms.ppo_core import train_policy
 from accord.algorithms.ppo_language import LanguageSource, score_texts
+from accord.config.common import Optimizer
 from accord.config.load import build
-from accord.config.settings import Optimiser, PPOConfig
+from accord.config.ppo import PPO
 from accord.data.packing import pack_continuations, pack_preferences
 from accord.data.preferences import PreferencePair
 from accord.data.prompts import PromptData
@@ -185,7 +186,7 @@ def ppo(
         "kl": {"beta": world.beta, **kl},
         "sampling": {"max_new_tokens": longest},
     }  # fmt: skip
-    config = build(PPOConfig, values, {}, "the test")
+    config = build(PPO, values, {}, "the test")
     training = config.training
     policy = LanguageActorCritic(copy_of(world), "separate")
     prompts = PromptData(PROMPTS, ("x", "y"), ("x", "y"), None)  # type: ignore[arg-type]
@@ -270,7 +271,7 @@ def test_dpo_on_exact_pairs_reaches_it(world: World, pairs: list[PreferencePair]
     policy = copy_of(world)
     reference = dpo.reference_logprobs(world.reference, pairs, torch.device("cpu"), "float32", 4096)
     batch = pack_preferences(pairs, range(len(pairs)))
-    settings = Optimiser(schedule="cosine", max_grad_norm=100.0)
+    settings = Optimizer(schedule="cosine", max_grad_norm=100.0)
     updater = Updater([(policy.parameters(), 0.1)], settings, 200)
     losses = [
         updater.step([batch], lambda b: dpo.objective(policy, b, reference, world.beta, 0.0))["loss"]
@@ -286,7 +287,7 @@ def test_a_reward_model_s_differences_reach_it(world: World, pairs: list[Prefere
     torch.manual_seed(2)
     model = RewardModel(Table(3), ScalarHead(V), pooling)
     batch = pack_preferences(pairs, range(len(pairs)))
-    updater = Updater([(model.parameters(), 0.1)], Optimiser(schedule="cosine", max_grad_norm=100.0), 300)
+    updater = Updater([(model.parameters(), 0.1)], Optimizer(schedule="cosine", max_grad_norm=100.0), 300)
     for _ in range(300):
         loss = updater.step([batch], lambda b: reward_model.objective(model, b, "bradley_terry"))["loss"]
     assert loss == pytest.approx(least_loss(world, pairs), rel=1e-4)

@@ -8,9 +8,9 @@ import pytest
 
 from accord.cli import parse
 from accord.config.load import load
-from accord.config.settings import CONFIGS
 from accord.io.readers import read_yaml
 from accord.pipeline.orchestrator import plan
+from accord.stage_kinds.table import STAGE_KINDS
 
 REPO = Path(__file__).parents[2]
 FILES = sorted(str(p.relative_to(REPO)) for p in (REPO / "configs").rglob("*.y*ml"))
@@ -49,8 +49,8 @@ def test_it_loads(file: str) -> None:
     else:
         words = command_in(REPO / file)
         kind = STAGE_OF.get(file) or words[0]
-        config = load(CONFIGS[kind], file)
-        assert config != CONFIGS[kind]() or file in STAGE_OF
+        config = load(STAGE_KINDS[kind].settings, file)
+        assert config != STAGE_KINDS[kind].settings() or file in STAGE_OF
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -64,7 +64,7 @@ def test_it_names_the_command_that_runs_it(file: str) -> None:
     else:
         assert options.config == file
         assert options.command == STAGE_OF.get(file, options.command)
-        load(CONFIGS[options.command], file, options.overrides)
+        load(STAGE_KINDS[options.command].settings, file, options.overrides)
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if "recipes" in f and "stages" in read_yaml(f)[0]])

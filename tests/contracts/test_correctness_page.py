@@ -166,7 +166,7 @@ def test_right_ones_are_found() -> None:
     for file, name in (
         ("accord/functional/kl.py", "AdaptiveKL.update"),
         ("kl.py", "AdaptiveKL.horizon"),
-        ("settings.py", "CONFIGS"),
+        ("table.py", "STAGE_KINDS"),
         ("models/heads.py", "_linear"),
     ):
         find_function(file, name)

@@ -14,11 +14,13 @@ from typing import NamedTuple
 import pytest
 
 from accord.cli import main, parse
-from accord.config.load import known_keys, load
-from accord.config.settings import CONFIGS
+from accord.config.load import load
+from accord.config.section import known_keys
+from accord.config.variants import Variants
 from accord.errors import UserError
 from accord.evaluation.reward_models import reward_figures
 from accord.pipeline.orchestrator import plan
+from accord.stage_kinds.table import STAGE_KINDS
 
 REPO = Path(__file__).parents[2]
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md")])
@@ -65,9 +67,9 @@ def check(words: list[str]) -> None:
     if options.command == "run":
         plan(options.pipeline, options.overrides)
     elif options.command == "config":
-        load(CONFIGS[options.stage], options.config, options.overrides)
-    elif options.command in CONFIGS:
-        load(CONFIGS[options.command], options.config, options.overrides)
+        load(STAGE_KINDS[options.stage].settings, options.config, options.overrides)
+    elif options.command in STAGE_KINDS:
+        load(STAGE_KINDS[options.command].settings, options.config, options.overrides)
 
 
 def test_the_readme_shows_the_two_commands_and_the_stages() -> None:
@@ -143,7 +145,9 @@ def test_headings_that_a_page_links_to_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
 def test_settings_that_a_page_names_exist(page: Path) -> None:
-    known = {key for cls in CONFIGS.values() for key in known_keys(cls)}
+    settings = [kind.settings for kind in STAGE_KINDS.values()]
+    classes = [c for s in settings for c in (s.classes.values() if isinstance(s, Variants) else [s])]
+    known = {key for cls in classes for key in known_keys(cls)}
     figures = inspect.getsource(reward_figures)  # reward.gold_agreement and its like are keys of results.json
     known |= {f"reward.{key}" for key in re.findall(r'"(\w+)":', figures)}
     text = page.read_text(encoding="utf-8")

@@ -85,14 +85,14 @@ def test_a_command_module_is_a_command(module: str, tmp_path: Path) -> None:
 def test_a_command_module_takes_its_config(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """``python -m src.training.… --config configs/….yaml``: the stage, with that file."""
     from accord.config.load import load
-    from accord.config.settings import CONFIGS
+    from accord.stage_kinds.table import STAGE_KINDS
 
     kind, config = COMMANDS[module]
     got: list[Any] = []
     monkeypatch.setattr("accord.pipeline.standalone.run_alone", lambda *given: got.append(given))
     monkeypatch.setattr(sys, "argv", ["module", "--config", str(REPO / config)])
     assert importlib.import_module(module).main() == 0
-    assert got == [(kind, load(CONFIGS[kind], REPO / config), False)]
+    assert got == [(kind, load(STAGE_KINDS[kind].settings, REPO / config), False)]
 
 
 def test_the_specified_names_are_the_packages_own() -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from accord.config.settings import FuseConfig
+from accord.config.fusion import FuseConfig
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PairLengths, load_preferences
 from accord.data.tokenizer import small_tokenizer

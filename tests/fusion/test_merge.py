@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from accord.config.settings import FuseConfig
+from accord.config.fusion import FuseConfig
 from accord.errors import UserError
 from accord.fusion.merge import merge
 from accord.fusion.weights import Layout, open_weights, write_streamed
@@ -343,7 +343,7 @@ import torch
 import accord.fusion.methods, accord.fusion.weights
 from accord.config.load import build
 from accord.fusion.merge import merge
-from accord.config.settings import FuseConfig
+from accord.config.fusion import FuseConfig
 
 def memory(what):
     lines = Path("/proc/self/status").read_text().splitlines()

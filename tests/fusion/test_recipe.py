@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from accord.cli import main
+from accord.config.fusion import FuseConfig
 from accord.config.load import load
-from accord.config.settings import FuseConfig
 from accord.errors import UserError
 from accord.fusion.recipe import is_recipe, load_recipe
 from accord.pipeline.references import references, resolve
-from accord.pipeline.stage import stage_key
+from accord.pipeline.task import stage_key
 
 TIES = """\
 # as mergekit's documentation writes it

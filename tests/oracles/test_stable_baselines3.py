@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from accord.algorithms.ppo_core import ActionScores, PPOObjective
-from accord.config.settings import KL, PPOOptimiser
+from accord.config.on_policy import KL, PPOOptimizer
 from accord.functional.advantages import compute_gae, explained_variance, normalize_advantages
 from accord.models.heads import ActorCritic
 from accord.rollout.env.buffer import RolloutBuffer
@@ -124,8 +124,8 @@ def their_name(name: str) -> str:
     return TRUNKS[ours] + name.removeprefix(ours)
 
 
-def settings_of(batch_size: int, normalize: bool) -> PPOOptimiser:
-    return PPOOptimiser(
+def settings_of(batch_size: int, normalize: bool) -> PPOOptimizer:
+    return PPOOptimizer(
         batch_size=batch_size,
         num_epochs=4,
         learning_rate=3e-3,
@@ -139,7 +139,7 @@ def settings_of(batch_size: int, normalize: bool) -> PPOOptimiser:
     )
 
 
-def their_ppo(settings: PPOOptimiser, model: ActorCritic) -> Any:
+def their_ppo(settings: PPOOptimizer, model: ActorCritic) -> Any:
     """SB3's PPO with the same numbers and a copy of the weights."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.logger import Logger
@@ -172,7 +172,7 @@ def their_ppo(settings: PPOOptimiser, model: ActorCritic) -> Any:
     return ppo
 
 
-def our_minibatches(batch: PPOBatch, settings: PPOOptimiser) -> list[PPOBatch]:
+def our_minibatches(batch: PPOBatch, settings: PPOOptimizer) -> list[PPOBatch]:
     """In the order that SB3's next ``train`` draws; its rows are environment by environment, ours step by step."""
     made = []
     for _ in range(settings.num_epochs):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from accord.algorithms import dpo, reward_model
-from accord.config.settings import Optimiser
+from accord.config.common import Optimizer
 from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
@@ -297,7 +297,7 @@ def test_four_updates_end_at_the_same_weights(kind: str, tmp_path: Path) -> None
         opened(reference, tmp_path / "reference"), PAIRS, torch.device("cpu"), "float32", 8
     )
     steps = [[rows, [r + 2 for r in rows]] for rows in ([0, 1], [4, 5])] * 2
-    settings = Optimiser(schedule="linear", adam_eps=1e-5, **STEP)
+    settings = Optimizer(schedule="linear", adam_eps=1e-5, **STEP)
     trained = scored if kind == "reward" else model
     updater = Updater([(trained.parameters(), STEP["learning_rate"])], settings, len(steps))
     objective: Callable[[Sequence[int]], LossOutput] = {

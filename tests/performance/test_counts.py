@@ -26,7 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from accord.algorithms import dpo, reward_model
 from accord.algorithms.ppo_core import PPOObjective
 from accord.algorithms.ppo_language import score_texts
-from accord.config.settings import KL, Optimiser, PPOOptimiser
+from accord.config.common import Optimizer
+from accord.config.on_policy import KL, PPOOptimizer
 from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
@@ -103,7 +104,7 @@ def ppo(family: str) -> Callable[[], Any]:
     zeros = torch.zeros(mask.shape)
     inputs = TextActions(tuple(p.prompt for p in pairs), responses, mask, zeros)
     batch = PPOBatch(inputs, mask, zeros, zeros, zeros + 1.0, zeros)
-    objective = PPOObjective(lambda i: score_texts(policy, i, 1.0), PPOOptimiser(), KL(), 0.0, 1.0)
+    objective = PPOObjective(lambda i: score_texts(policy, i, 1.0), PPOOptimizer(), KL(), 0.0, 1.0)
     return stepping(policy.parameters(), [batch], objective)
 
 
@@ -114,7 +115,7 @@ def rollout(family: str) -> Callable[[], Any]:
 
 
 def stepping(parameters: Any, batch: Any, objective: Any) -> Callable[[], Any]:
-    updater = Updater([(parameters, 1e-3)], Optimiser(), 10)
+    updater = Updater([(parameters, 1e-3)], Optimizer(), 10)
     return lambda: updater.step(batch, objective)
 
 

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 import accord
-from accord.config.settings import CONFIGS
 from accord.errors import UserError
+from accord.stage_kinds.table import STAGE_KINDS
 
 SMALL = {"d_model": 32, "n_layers": 1, "base_model": "transformer"}
 
@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         accord.stages.demo(base_rows=60, sft_rows=24, preference_rows=16)
         accord.stages.base({"model": SMALL, "data": {"limit": 24}}, threads=1, training={"batch_size": 4})
         accord.stages.sft(**{"model.base_model": "base", "data.limit": 16, "training.batch_size": 4})
-        accord.stages.reward(model={"kind": "language"}, **{"training.batch_size": 4})
+        accord.stages.reward(**{"training.batch_size": 4})
         yield folder
     torch.set_num_threads(threads)
 
@@ -42,11 +42,14 @@ def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_kind_has_a_function() -> None:
-    for kind, cls in CONFIGS.items():
+    for kind, row in STAGE_KINDS.items():
         stage = getattr(accord.stages, kind)
-        assert stage.settings is cls
-        assert stage.config() == cls()
-    assert set(dir(accord.stages)) == set(CONFIGS)
+        assert stage.settings is row.settings
+        assert stage.config() == row.settings()
+        assert inspect.isfunction(stage)
+        assert (stage.__name__, f"Runs the stage {kind}: {row.help}." in stage.__doc__) == (kind, True)
+        assert getattr(accord.stages, kind) is stage
+    assert set(dir(accord.stages)) == set(STAGE_KINDS)
     with pytest.raises(AttributeError, match="has no 'stf'"):
         accord.stages.stf  # noqa: B018
 
@@ -54,7 +57,7 @@ def test_every_kind_has_a_function() -> None:
 def test_a_config_comes_from_anything(tmp_path: Path) -> None:
     path = tmp_path / "sft.yaml"
     path.write_text(yaml.safe_dump({"seed": 3, "training": {"batch_size": 7, "num_epochs": 2}}))
-    expected = CONFIGS["sft"].model_validate({"seed": 4, "training": {"batch_size": 9, "num_epochs": 2}})
+    expected = STAGE_KINDS["sft"].settings.model_validate({"seed": 4, "training": {"batch_size": 9, "num_epochs": 2}})
     nested, dotted = {"training": {"batch_size": 9}}, {"training.batch_size": 9}
     for given in (path, str(path), {"seed": 3, "training": {"num_epochs": 2}}, {"training.num_epochs": 2}):
         assert accord.stages.sft.config(given, seed=4, **nested) == expected

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,8 +20,8 @@ from accord.cli import main
 from accord.errors import Interrupted, UserError
 from accord.pipeline.failure import in_words, sentence
 from accord.pipeline.lock import LOCK
-from accord.pipeline.stage import STAGES
 from accord.runtime.run import Run
+from accord.stage_kinds.table import STAGE_KINDS
 
 STAGES_YAML = """
 stages:
@@ -58,8 +59,9 @@ def acts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Act]:
     module = ModuleType("stages_of_failures")
     module.train = train  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for kind in STAGES:
-        monkeypatch.setitem(STAGES, kind, (module.__name__, "train", 1))
+    for kind, row in STAGE_KINDS.items():
+        stub = replace(row, function_path=f"{module.__name__}:train", version=1)
+        monkeypatch.setitem(STAGE_KINDS, kind, stub)
     return does
 
 

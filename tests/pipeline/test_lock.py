@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from accord.pipeline.lock import LOCK, Locked, alive, held, owner, process_start
+from accord.pipeline.lock import LOCK, Locked, alive, hold_lock, owner, process_start
 
 REPO = Path(__file__).parents[2]
 
@@ -25,13 +25,13 @@ def write(folder: Path, **changes: Any) -> None:
 
 
 def test_it_is_held_and_let_go(tmp_path: Path) -> None:
-    with held(tmp_path):
+    with hold_lock(tmp_path):
         lock = owner(tmp_path)
         assert (lock["pid"], lock["host"]) == (os.getpid(), socket.gethostname())
         assert alive(lock)
         with (
             pytest.raises(Locked, match=rf"process {os.getpid()} is writing it .*wait for it, or stop it"),
-            held(tmp_path),
+            hold_lock(tmp_path),
         ):
             pass
         assert owner(tmp_path) == lock  # the one who was refused took nothing away
@@ -39,26 +39,26 @@ def test_it_is_held_and_let_go(tmp_path: Path) -> None:
 
 
 def test_an_error_lets_it_go(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), held(tmp_path):
+    with pytest.raises(ZeroDivisionError), hold_lock(tmp_path):
         _ = 1 / 0
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_owner_is_seen_even_while_nobody_has_waited_for_it(tmp_path: Path) -> None:
     code = f"import sys, time; sys.path.insert(0, {str(REPO)!r})\nfrom pathlib import Path\n"
-    code += f"from accord.pipeline.lock import held\nwith held(Path({str(tmp_path)!r})):\n"
+    code += f"from accord.pipeline.lock import hold_lock\nwith hold_lock(Path({str(tmp_path)!r})):\n"
     code += "    print(1, flush=True); time.sleep(60)\n"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
-    with pytest.raises(Locked, match=f"process {child.pid} is writing it"), held(tmp_path):
+    with pytest.raises(Locked, match=f"process {child.pid} is writing it"), hold_lock(tmp_path):
         pass
     child.send_signal(signal.SIGKILL)
     for _ in range(500):  # a zombie from now on
         if not alive(owner(tmp_path)):
             break
         time.sleep(0.01)
-    with held(tmp_path):
+    with hold_lock(tmp_path):
         assert owner(tmp_path)["pid"] == os.getpid()
     child.wait()
     child.stdout.close()
@@ -67,23 +67,23 @@ def test_a_killed_owner_is_seen_even_while_nobody_has_waited_for_it(tmp_path: Pa
 @pytest.mark.parametrize("content", ['{"pid": 1, "ho', "", "[]", "{}"])
 def test_a_lock_that_says_nothing_is_nobodys(tmp_path: Path, content: str) -> None:
     (tmp_path / LOCK).write_text(content)
-    with held(tmp_path):
+    with hold_lock(tmp_path):
         assert owner(tmp_path)["pid"] == os.getpid()
 
 
 def test_the_pid_of_another_process_does_not_count(tmp_path: Path) -> None:
     """The pid is given anew: a process runs under it, but it began at another time."""
     write(tmp_path, pid=os.getppid(), start="long ago")
-    with held(tmp_path):
+    with hold_lock(tmp_path):
         pass
     write(tmp_path, pid=os.getppid(), start=process_start(os.getppid()))
-    with pytest.raises(Locked), held(tmp_path):
+    with pytest.raises(Locked), hold_lock(tmp_path):
         pass
 
 
 def test_another_hosts_lock_is_refused_with_the_way_out(tmp_path: Path) -> None:
     write(tmp_path, host="elsewhere", pid=12)
-    with pytest.raises(Locked) as caught, held(tmp_path):
+    with pytest.raises(Locked) as caught, hold_lock(tmp_path):
         pass
     said = str(caught.value)
     assert "process 12 on host 'elsewhere' is writing it (since today)" in said
@@ -96,11 +96,11 @@ def test_of_many_that_find_a_dead_owner_one_at_a_time_gets_in(tmp_path: Path) ->
 import sys, os, json
 sys.path.insert(0, {str(REPO)!r})
 from pathlib import Path
-from accord.pipeline.lock import LOCK, Locked, held
+from accord.pipeline.lock import LOCK, Locked, hold_lock
 folder, inside, entered = Path({str(tmp_path)!r}), Path({str(tmp_path)!r}) / "inside", 0
 for _ in range(150):
     try:
-        with held(folder):
+        with hold_lock(folder):
             os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails where another is inside
             entered += 1
             os.unlink(inside)

@@ -8,18 +8,23 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from accord.config.common import Stage
 from accord.config.load import load
-from accord.config.settings import CONFIGS, SFTConfig, Stage
+from accord.config.sft import SFTConfig
 from accord.errors import Interrupted, UserError
 from accord.pipeline import stage as stages
-from accord.pipeline.stage import STAGES, parents, read_done, run_stage, stage_key
+from accord.pipeline.records import read_done
+from accord.pipeline.stage import run_stage
+from accord.pipeline.task import parents, stage_key
 from accord.runtime.run import Run
+from accord.stage_kinds.table import STAGE_KINDS
 
 Train = Callable[[Any, Run], dict[str, float]]
 
@@ -58,7 +63,8 @@ def trains(monkeypatch: pytest.MonkeyPatch) -> Callable[[Train], None]:
         module = ModuleType("stage_of_the_tests")
         module.train = train  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "stage_of_the_tests", module)
-        monkeypatch.setitem(STAGES, "sft", ("stage_of_the_tests", "train", 1))
+        row = replace(STAGE_KINDS["sft"], function_path="stage_of_the_tests:train", version=1)
+        monkeypatch.setitem(STAGE_KINDS, "sft", row)
 
     return put
 
@@ -105,7 +111,7 @@ def test_the_same_bytes_in_another_role_are_another_key(tmp_path: Path) -> None:
     keys = set()
     for train, heldout in (("a", "b"), ("b", "a")):
         overrides = [f"data.train={tmp_path}/{train}.jsonl", f"data.heldout={tmp_path}/{heldout}.jsonl"]
-        config = load(CONFIGS["dpo"], None, ["model.base_model=m:f", *overrides])
+        config = load(STAGE_KINDS["dpo"].settings, None, ["model.base_model=m:f", *overrides])
         keys.add(stage_key("dpo", config, parents("dpo", config)))
     assert len(keys) == 2
 
@@ -113,22 +119,14 @@ def test_the_same_bytes_in_another_role_are_another_key(tmp_path: Path) -> None:
 def test_kind_and_version_are_in_the_key(make: Callable[..., SFTConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     before, config = key(make()), make()
     assert stage_key("base", config, parents("sft", config)) != before
-    monkeypatch.setitem(STAGES, "sft", ("accord.algorithms.sft", "train", STAGES["sft"][2] + 1))
+    row = STAGE_KINDS["sft"]
+    monkeypatch.setitem(STAGE_KINDS, "sft", replace(row, version=row.version + 1))
     assert key(make()) != before
 
 
 def test_functions_and_ids_count_by_name(make: Callable[..., SFTConfig]) -> None:
-    config = load(CONFIGS["ppo"], None, ["reward.source=m:f", "model.base_model=org/name", "prompts=m:f"])
+    config = load(STAGE_KINDS["ppo"].settings, None, ["reward.source=m:f", "model.base_model=org/name", "prompts=m:f"])
     assert parents("ppo", config) == {"reward.source": "m:f", "model.base_model": "org/name", "prompts": "m:f"}
-
-
-def test_every_stage_is_there() -> None:
-    import importlib
-
-    assert STAGES.keys() == CONFIGS.keys()
-    for module, function, version in STAGES.values():
-        assert callable(getattr(importlib.import_module(module), function))
-        assert version >= 1
 
 
 # ------------------------------------------------------------------ running
@@ -241,7 +239,7 @@ def test_resuming_with_other_settings_is_refused(
     with pytest.raises(Interrupted):
         run_stage("sft", make(), resume=False, reuse=False)
     train.stops = False
-    with pytest.raises(UserError, match="made with other settings or inputs; leave --resume out to start anew"):
+    with pytest.raises(UserError, match="made with other settings or inputs; leave --resume out to start again"):
         run_stage("sft", make("training.learning_rate=0.5"), resume=True, reuse=False)
     assert train.began == [(0, False)]
     run_stage("sft", make(), resume=True, reuse=False)  # and the state is still good for its own settings

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 import pytest
 
 from accord.cli import main
+from accord.config.common import Optimizer, Stage, TextData, TextModel
+from accord.config.data import DemoConfig
 from accord.config.load import load
-from accord.config.settings import CONFIGS, BaseConfig, DemoConfig, Optimiser, SFTConfig, Stage, TextData, TextModel
+from accord.config.sft import BaseConfig, SFTConfig
 from accord.errors import Interrupted, UserError
 from accord.pipeline import standalone
-from accord.pipeline.stage import STAGES
 from accord.pipeline.standalone import prepare, run_alone
 from accord.runtime.run import Run
+from accord.stage_kinds.table import STAGE_KINDS
 
 LEAVES: Mapping[str, tuple[str, ...]] = {
     "demo": ("base.jsonl", "sft.jsonl", "preferences.jsonl", "prompts.jsonl", "heldout_prompts.jsonl"),
@@ -51,16 +54,17 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, Stag
 
         return train
 
-    for kind in STAGES:
+    for kind, row in STAGE_KINDS.items():
         module = ModuleType(f"stage_{kind}")
         module.train = stage(kind)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(STAGES, kind, (module.__name__, "train", 1))
+        stub = replace(row, function_path=f"{module.__name__}:train", version=1)
+        monkeypatch.setitem(STAGE_KINDS, kind, stub)
     return runs
 
 
 def alone(kind: str, *overrides: str, resume: bool = False) -> None:
-    run_alone(kind, load(CONFIGS[kind], None, overrides), resume)
+    run_alone(kind, load(STAGE_KINDS[kind].settings, None, overrides), resume)
 
 
 def kinds(ran: list[tuple[str, Stage]]) -> list[str]:
@@ -212,7 +216,7 @@ def test_resuming_what_is_done_says_so(ran: Ran, capsys: pytest.CaptureFixture[s
 
 
 def test_configs_are_resolved(ran: Ran) -> None:
-    resolved = prepare("reward", CONFIGS["reward"]()).model_dump()
+    resolved = prepare("reward", STAGE_KINDS["reward"].settings()).model_dump()
     assert resolved["model"]["base_model"] == "checkpoints/rlhf/sft/model"
     assert resolved["data"]["train"] == "checkpoints/rlhf/demo/preferences.jsonl"
     assert resolved["data"]["heldout"] == ""
@@ -231,7 +235,7 @@ class TinyBase(BaseConfig):
 
 class TinySFT(SFTConfig):
     model: TextModel = TextModel(base_model="transformer", d_model=32, n_layers=1)
-    training: Optimiser = Optimiser(batch_size=8)
+    training: Optimizer = Optimizer(batch_size=8)
 
 
 def test_dpo_in_an_empty_folder(
@@ -240,7 +244,8 @@ def test_dpo_in_an_empty_folder(
     """The command of the documentation, world and base made small through their defaults."""
     monkeypatch.chdir(tmp_path)
     for kind, tiny in (("demo", TinyDemo), ("base", TinyBase), ("sft", TinySFT)):
-        monkeypatch.setitem(CONFIGS, kind, tiny)
+        row = replace(STAGE_KINDS[kind], settings_path=f"{__name__}:{tiny.__name__}")
+        monkeypatch.setitem(STAGE_KINDS, kind, row)
     monkeypatch.setattr(standalone, "BaseConfig", TinyBase)
     config = Path(__file__).parents[2] / "configs" / "dpo_train.yaml"
     assert main(["dpo", "--config", str(config), "log_every=1"]) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from accord.config.settings import DemoConfig
+from accord.config.data import DemoConfig
 from accord.pipeline import view as module
 from accord.pipeline.plan import Planned
 from accord.pipeline.stage import Outcome

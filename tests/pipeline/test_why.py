@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import pytest
 
 from accord.cli import main
-from accord.pipeline.stage import STAGES
 from accord.pipeline.status import figures, span, time_left
 from accord.runtime.run import Run
+from accord.stage_kinds.table import STAGE_KINDS
 
 STAGES_YAML = """
 stages:
@@ -51,8 +52,9 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     module = ModuleType("stages_of_why")
     module.train = train  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for kind in STAGES:
-        monkeypatch.setitem(STAGES, kind, (module.__name__, "train", 1))
+    for kind, row in STAGE_KINDS.items():
+        stub = replace(row, function_path=f"{module.__name__}:train", version=1)
+        monkeypatch.setitem(STAGE_KINDS, kind, stub)
     return names
 
 
@@ -120,8 +122,8 @@ def test_the_version_and_the_output(ran: list[str], shows: Shows, monkeypatch: p
     assert shows("why", "base") == "base would run:\n  its output model is gone\n"
     main(["run", "p.yaml"])
     assert ran == ["base"]  # the same comes out, and nothing behind it runs
-    module, function, version = STAGES["dpo"]
-    monkeypatch.setitem(STAGES, "dpo", (module, function, version + 1))
+    row = STAGE_KINDS["dpo"]
+    monkeypatch.setitem(STAGE_KINDS, "dpo", replace(row, version=row.version + 1))
     assert shows("why", "dpo") == "dpo would run:\n  the version of the stage 'dpo' changed: 1 -> 2\n"
 
 
@@ -130,7 +132,7 @@ def test_forced_it_runs_and_what_comes_out_the_same_stops_there(ran: list[str], 
     ran.clear()
     main(["run", "p.yaml", "--force", "base"])
     assert ran == ["base"]
-    assert shows("why", "base").endswith("it ran then because:\n  it was asked for anew\n")
+    assert shows("why", "base").endswith("it ran then because:\n  it was asked for again\n")
     main(["run", "p.yaml", "base.training.learning_rate=1"])  # and where something else comes out, it does not
     assert ran == ["base", "base", "sft", "dpo"]
 
@@ -198,6 +200,20 @@ def test_clean_lists_asks_and_leaves_what_is_named(
     assert "removed 2" in shows("clean", "p.yaml")
     assert sorted(p.name for p in Path("checkpoints/rlhf").iterdir() if p.is_dir()) == ["base", "demo", "mine", "sft"]
     assert not Path("logs/rlhf/dpo").exists()
+
+
+def test_settings_that_a_stage_no_longer_has_are_one_sentence(ran: list[str], shows: Shows) -> None:
+    """A folder of an earlier version, whose configs held every policy's settings."""
+    main(["run", "p.yaml"])
+    path = Path("checkpoints/rlhf/sft/done.json")
+    record = json.loads(path.read_text())
+    for removed, words in (
+        ({"x": 1, "y": {"z": 2}}, "  setting x: 1 -> absent\n  setting y.z: 2 -> absent\n"),
+        (dict.fromkeys("pqrst", 0), "  5 settings that it no longer has, among them p, q, r\n"),
+    ):
+        old = {"key": "of another version", "settings": {**record["settings"], **removed, "seed": 7}}
+        path.write_text(json.dumps({**record, **old}))
+        assert sorted(shows("why", "sft").splitlines()[1:]) == sorted(f"{words}  setting seed: 7 -> 0".splitlines())
 
 
 def test_time_left_and_words() -> None:

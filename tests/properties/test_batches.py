@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from accord.algorithms import dpo, reward_model
 from accord.algorithms.ppo_core import PPOObjective
 from accord.algorithms.ppo_language import score_texts
-from accord.config.settings import KL, PPOOptimiser
+from accord.config.on_policy import KL, PPOOptimizer
 from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
@@ -192,7 +192,7 @@ def policy_of(double: Double, family: str) -> LanguageActorCritic:
     return policy
 
 
-OPTIONS = PPOOptimiser(ent_coef=0.01, clip_range=0.5, clip_range_vf=0.5)
+OPTIONS = PPOOptimizer(ent_coef=0.01, clip_range=0.5, clip_range_vf=0.5)
 LOSS_KL = KL(beta=0.2, placement="loss", estimator="k2")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from accord.algorithms import dpo, reward_model
 from accord.algorithms.ppo_core import ActionScores, PPOObjective
-from accord.config.settings import KL, PPOOptimiser
+from accord.config.on_policy import KL, PPOOptimizer
 from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
@@ -181,7 +181,7 @@ def test_a_masked_action_is_as_good_as_absent(name: str, mask: Tensor, seed: int
 def test_ppo_reads_valid_actions_only(placement: str, mask: Tensor, seed: int, filler: float) -> None:
     """The objective itself: what was sampled and what the policy says now, both unfit to be read where masked."""
     kl = KL(beta=0.3, placement=placement, estimator="k1" if placement == "reward" else "k2")
-    options = PPOOptimiser(ent_coef=0.01, clip_range=0.1, clip_range_vf=0.3)
+    options = PPOOptimizer(ent_coef=0.01, clip_range=0.1, clip_range_vf=0.3)
 
     def loss(x: Sequence[Tensor], mask: Tensor) -> LossOutput:
         old, values, advantages, returns, ref, *now = x

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from accord.algorithms.ppo_language import LanguageSource
+from accord.config.data import PairsConfig
 from accord.config.load import build
-from accord.config.settings import PairsConfig, PPOConfig
+from accord.config.ppo import PPO
 from accord.errors import UserError
 from accord.rollout.generate import Decoding, draw
 
 
 def source(**sampling: Any) -> LanguageSource:
-    config = build(PPOConfig, {"model": {"policy": "language"}, "sampling": sampling}, {}, "the test")
+    config = build(PPO, {"sampling": sampling}, {}, "the test")
     tokenizer: Any = SimpleNamespace(eos_id=7, pad_id=0)
     nothing: Any = None
     return LanguageSource(config, nothing, nothing, nothing, nothing, tokenizer, nothing)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from accord.config.load import build
-from accord.config.settings import CONFIGS
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.models.backbone import Backbone
 from accord.models.open import small_backbone
 from accord.models.reward import RewardModel, ScalarHead
 from accord.pipeline.stage import Outcome, run_stage
 from accord.runtime.run import Run
+from accord.stage_kinds.table import STAGE_KINDS
 
 REWARDS = """
 def share_of_a(prompts, replies):
@@ -119,7 +119,7 @@ def stage(tmp_path: Path) -> Stage:
     def run(kind: str, values: Mapping[str, Any], name: str = "", *, resume: bool = False, **stage: Any) -> Outcome:
         given = {"name": name or kind, "out": str(tmp_path / "out"), "logs": str(tmp_path / "logs")}
         given = {**given, "device": "cpu", "log_every": 1, "seed": 7, **values, **stage}
-        return run_stage(kind, build(CONFIGS[kind], given, {}, "the test"), resume=resume, reuse=False)
+        return run_stage(kind, build(STAGE_KINDS[kind].settings, given, {}, "the test"), resume=resume, reuse=False)
 
     return run
 

@@ -15,7 +15,7 @@ import torch
 from accord.algorithms.ppo_control import VectorSource
 from accord.algorithms.ppo_core import PPOObjective
 from accord.config.load import build, load
-from accord.config.settings import PPOConfig
+from accord.config.ppo import PPO
 from accord.errors import UserError
 from accord.models.heads import ActorCritic, GaussianActorCritic
 from accord.pipeline.stage import run_stage
@@ -32,7 +32,7 @@ REPO = Path(__file__).parents[2]
 def values(environment: str, **changes: Any) -> dict[str, Any]:
     training = {"total_timesteps": 128, "n_steps": 32, "n_envs": 2, "batch_size": 16, "num_epochs": 2}
     return {
-        "model": {"policy": "vector", "hidden_dim": 16},
+        "model": {"policy": "control", "hidden_dim": 16},
         "environment": environment,
         "training": {**training, **changes.pop("training", {})},
         "evaluation": {"episodes": 2, "max_steps": 20, "curve": False, **changes.pop("evaluation", {})},
@@ -94,7 +94,7 @@ class Scripted:
 def test_no_transition_crosses_an_episodes_border(new_run: NewRun, continuous: bool, normalize: bool) -> None:
     """Traps 36 and 37, held against a plain loop over the episodes as the script has them, each environment alone."""
     given = values("Scripted", training={"n_steps": 13, "normalize_advantages": normalize})
-    config = build(PPOConfig, given, {}, "the test")
+    config = build(PPO, given, {}, "the test")
     torch.manual_seed(0)
     model = GaussianActorCritic(3, 2, 8) if continuous else ActorCritic(3, 2, 8)
     vectors = Scripted(continuous)
@@ -138,8 +138,8 @@ def test_no_transition_crosses_an_episodes_border(new_run: NewRun, continuous: b
 
 def test_real_valued_actions_are_trained_on_as_drawn(new_run: NewRun) -> None:
     """What is kept is what was drawn, beyond the bounds too; the task clips."""
-    given = values("Pendulum-v1", model={"policy": "vector", "log_std": 1.5})
-    config = build(PPOConfig, given, {}, "the test")
+    given = values("Pendulum-v1", model={"policy": "control", "log_std": 1.5})
+    config = build(PPO, given, {}, "the test")
     vectors = open_vectors("Pendulum-v1", 2, lambda i, episode: i)
     torch.manual_seed(0)
     model = GaussianActorCritic(3, 1, 8, log_std=1.5)
@@ -153,7 +153,7 @@ def test_real_valued_actions_are_trained_on_as_drawn(new_run: NewRun) -> None:
 
 
 def test_rewards_are_scaled_for_learning_and_reported_as_they_are(new_run: NewRun) -> None:
-    config = build(PPOConfig, values("Scripted", training={"n_steps": 13}), {}, "the test")
+    config = build(PPO, values("Scripted", training={"n_steps": 13}), {}, "the test")
     torch.manual_seed(0)
     model = ActorCritic(3, 2, 8)
     normalizer = Normalizer(3, 2, 0.99, observations=True, rewards=True)
@@ -261,7 +261,7 @@ def test_what_is_missing_for_curve_and_video_is_said(
 def trained(recipe: str, tmp_path: Path, *overrides: str) -> dict[str, float]:
     """The record of a recipe's run."""
     folders = (f"out={tmp_path / 'out'}", f"logs={tmp_path / 'logs'}", "evaluation.curve=false", "device=cpu")
-    config = load(PPOConfig, REPO / "configs" / "recipes" / f"{recipe}.yaml", [*folders, *overrides])
+    config = load(PPO, REPO / "configs" / "recipes" / f"{recipe}.yaml", [*folders, *overrides])
     run_stage("ppo", config, resume=False, reuse=False)
     done = json.loads((tmp_path / "out" / recipe / "done.json").read_text(encoding="utf-8"))
     assert done["metrics"]["timesteps"] < config.training.total_timesteps * 1.02

@@ -8,7 +8,7 @@ import pytest
 
 from accord.algorithms.ppo_heads import heads_environments
 from accord.config.load import build
-from accord.config.settings import PPOConfig
+from accord.config.ppo import PPO
 from accord.data.tokenizer import Tokenizer
 from accord.rollout.env.tokens import TokenEnvironment
 
@@ -22,7 +22,7 @@ def paid(world: Any, source: str, reply: list[int], **reward: Any) -> float:
         "reward": {"source": source, **reward},
         "device": "cpu",
     }
-    environments, _, _ = heads_environments(build(PPOConfig, values, {}, "the test"))
+    environments, _, _ = heads_environments(build(PPO, values, {}, "the test"))
     environment = environments[0]
     assert isinstance(environment, TokenEnvironment)
     environment.reset(seed=0)

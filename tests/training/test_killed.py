@@ -139,10 +139,10 @@ def serve() -> None:
     import importlib
 
     from accord.cli import main
-    from accord.pipeline.stage import STAGES
+    from accord.stage_kinds.table import STAGE_KINDS
 
     torch.set_num_threads(1)
-    for name in {module for module, _, _ in STAGES.values()}:
+    for name in {kind.function_path.partition(":")[0] for kind in STAGE_KINDS.values()}:
         importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the warming says is no answer
@@ -166,12 +166,15 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
     steps = {"n_steps": 16, "n_envs": 2, "batch_size": 16, "num_epochs": 2, "total_timesteps": 96}
     replies = {"replies": 4, "samples_per_prompt": 2, "batch_size": 2, "num_epochs": 2, "iterations": 2}
     heads = {"policy": "heads", "base_model": world.mamba, "obs_dim": 32, "hidden_dim": 16, "max_length": 64}
-    scorer = {"kind": "features", "base_model": world.mamba, "input_dim": 32, "hidden_dim": 16, "max_length": 96}
+    scorer = {"base_model": world.mamba, "max_length": 96}
     sizes = {"d_model": 32, "n_layers": 1, "max_length": 40}
     return {
         "base": ("base", {"model": sizes, "data": {"train": world.base}, "training": supervised}),
         "sft": ("sft", {"model": model, "data": {"train": world.sft}, "training": supervised}),
-        "reward, features": ("reward", {"model": scorer, "data": pairs, "training": paired}),
+        "reward, features": (
+            "reward",
+            {"model": {**scorer, "input_dim": 32, "hidden_dim": 16}, "data": pairs, "training": paired},
+        ),
         "reward, language": (
             "reward",
             {
@@ -198,7 +201,7 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
         "ppo, vector": (
             "ppo",
             {
-                "model": {"policy": "vector", "hidden_dim": 16},
+                "model": {"policy": "control", "hidden_dim": 16},
                 "environment": "CartPole-v1",
                 "normalize": {"observations": True, "rewards": True},
                 "evaluation": {"episodes": 1, "every": 32, "max_steps": 20, "curve": False},

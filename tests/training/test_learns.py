@@ -141,8 +141,8 @@ def identity() -> Iterator[str]:
 
 def test_ppo_on_vectors_comes_near_the_best(stage: Any, identity: str, lines: Lines) -> None:
     training = {"total_timesteps": 2560, "n_steps": 32, "n_envs": 4, "batch_size": 32, "learning_rate": 0.003}
-    values = {"model": {"policy": "vector", "hidden_dim": 32}, "environment": identity, "training": training}
-    stage("ppo", {**values, "kl": {"beta": 0.0}})
+    values = {"model": {"policy": "control", "hidden_dim": 32}, "environment": identity, "training": training}
+    stage("ppo", values)
     returns = [row["rollout/episode_return"] for row in lines("ppo") if "rollout/episode_return" in row]
     assert returns[0] < 5
     assert np.mean(returns[-5:]) > 9

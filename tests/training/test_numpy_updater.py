@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from accord.algorithms.ppo_core import ActionScores, PPOObjective
-from accord.config.settings import KL, PPOOptimiser
+from accord.config.on_policy import KL, PPOOptimizer
 from accord.errors import UserError
 from accord.kernels.numpy_actor_critic import HandGradient, has_hand_gradient
 from accord.models.heads import ActorCritic, AnyActorCritic, GaussianActorCritic
@@ -48,7 +48,7 @@ def objective_of(model: AnyActorCritic, weight: float = 1.0, **settings: Any) ->
         logprobs, values, entropy = model.evaluate(inputs.observations, inputs.actions)
         return ActionScores(logprobs[:, None], entropy[:, None], values[:, None])
 
-    options = PPOOptimiser(**{"ent_coef": 0.02, "vf_coef": 0.7, **settings})
+    options = PPOOptimizer(**{"ent_coef": 0.02, "vf_coef": 0.7, **settings})
     return PPOObjective(score, options, KL(), 0.0, weight)
 
 
@@ -60,7 +60,7 @@ def test_loss_metrics_and_gradient_are_autograd_s(kind: str, clip_vf: float, wei
     objective = objective_of(plain, weight, clip_range_vf=clip_vf, clip_range=0.15)
     output = objective(batch)
     output.loss.total.backward()  # type: ignore[no-untyped-call]
-    updater = HandUpdater(HandGradient(quick), PPOOptimiser(max_grad_norm=1e9, learning_rate=0.0), 1)
+    updater = HandUpdater(HandGradient(quick), PPOOptimizer(max_grad_norm=1e9, learning_rate=0.0), 1)
     hand = updater.hand
     metrics = updater.step([batch], objective_of(quick, weight, clip_range_vf=clip_vf, clip_range=0.15))
     for name, mean in {"loss": output.loss, **output.metrics}.items():
@@ -87,7 +87,7 @@ def _flat_order(model: AnyActorCritic) -> list[nn.Parameter]:
 def test_forty_steps_end_at_the_same_weights(kind: str, micro: int, compiled: bool) -> None:
     """Clipped gradients, a falling rate, masked rows, other batches each time: parameters agree to 2e-5."""
     plain, quick = model_of(kind), model_of(kind)
-    settings = PPOOptimiser(learning_rate=3e-3, schedule="linear", warmup_steps=4, max_grad_norm=0.5, clip_range_vf=0.2)
+    settings = PPOOptimizer(learning_rate=3e-3, schedule="linear", warmup_steps=4, max_grad_norm=0.5, clip_range_vf=0.2)
     slow, fast = (
         Updater([(plain.parameters(), 3e-3)], settings, 40),
         HandUpdater(HandGradient(quick, compiled), settings, 40),
@@ -135,7 +135,7 @@ def test_what_it_draws_is_the_policy_s(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_state_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
-    settings = PPOOptimiser(learning_rate=1e-3, schedule="linear")
+    settings = PPOOptimizer(learning_rate=1e-3, schedule="linear")
     first, second = model_of(kind), model_of(kind, seed=9)
     whole = HandUpdater(HandGradient(first), settings, 10)
     for number in range(10):
@@ -159,7 +159,7 @@ def test_a_saved_state_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
 
 def test_what_is_not_finite_is_refused_before_any_weight_moves() -> None:
     model = model_of("discrete")
-    updater = HandUpdater(HandGradient(model), PPOOptimiser(), 1)
+    updater = HandUpdater(HandGradient(model), PPOOptimizer(), 1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch = batch_of(model)
     batch.advantages[batch.mask] = float("nan")
@@ -170,7 +170,7 @@ def test_what_is_not_finite_is_refused_before_any_weight_moves() -> None:
 
 def test_masked_rows_may_hold_nan() -> None:
     model = model_of("normal")
-    updater = HandUpdater(HandGradient(model), PPOOptimiser(), 1)
+    updater = HandUpdater(HandGradient(model), PPOOptimizer(), 1)
     batch = batch_of(model)
     for x in (batch.logprobs, batch.values, batch.advantages, batch.returns):
         x[~batch.mask] = float("nan")

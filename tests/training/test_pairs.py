@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from accord.config.settings import PairsConfig
+from accord.config.data import PairsConfig
 from accord.errors import UserError
 from accord.models.open import open_backbone
 from accord.stage_kinds.annotator import pair_up, prefer

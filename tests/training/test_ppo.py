@@ -15,7 +15,8 @@ from torch import Tensor
 from accord.algorithms.ppo_core import ActionScores, PPOObjective, Progress, controller
 from accord.algorithms.ppo_heads import HeadsSource
 from accord.config.load import build
-from accord.config.settings import KL, PPOConfig, PPOOptimiser
+from accord.config.on_policy import KL, PPOOptimizer
+from accord.config.ppo import PPO
 from accord.errors import UserError
 from accord.functional.kl import AdaptiveKL, FixedKL
 from accord.models.heads import ActorCritic
@@ -45,7 +46,7 @@ def test_the_objective_by_hand(placement: str, weight: float) -> None:
     new = [torch.randn(5, 3, generator=torch.Generator().manual_seed(s)) for s in (1, 2, 3)]
     for x in new:
         x[~batch.mask] = math.nan  # whatever stands behind the end reaches nothing
-    settings = PPOOptimiser(clip_range=0.3, clip_range_vf=0.25, vf_coef=0.4, ent_coef=0.02)
+    settings = PPOOptimizer(clip_range=0.3, clip_range_vf=0.25, vf_coef=0.4, ent_coef=0.02)
     kl = KL(placement=placement, estimator="k1" if placement == "reward" else "k2")  # type: ignore[arg-type]
     output = PPOObjective(lambda inputs: ActionScores(*new), settings, kl, 0.6, weight)(batch)
     total, count = 0.0, 0
@@ -336,7 +337,7 @@ def test_prompts_come_once_before_any_comes_again(world: Any, rewards: str, new_
     from accord.algorithms.ppo_language import LanguageSource
     from accord.data.prompts import load_prompts
 
-    config = build(PPOConfig, {**language(world, rewards)}, {}, "the test")
+    config = build(PPO, {**language(world, rewards)}, {}, "the test")
     prompts = load_prompts(world.prompts, tokenizer, 40)
     source = LanguageSource(config, new_run(), None, None, None, tokenizer, prompts)  # type: ignore[arg-type]
     drawn = [row for i in range(6) for row in source.rows(i)]
@@ -390,7 +391,7 @@ def heads(world: Any, rewards: str, **changes: Any) -> dict[str, Any]:
 
 def cartpole(**training: Any) -> dict[str, Any]:
     given = {"total_timesteps": 128, "n_steps": 32, "n_envs": 2, "batch_size": 16, "num_epochs": 2, **training}
-    return {"model": {"policy": "vector", "hidden_dim": 16}, "environment": "CartPole-v1", "training": given,
+    return {"model": {"policy": "control", "hidden_dim": 16}, "environment": "CartPole-v1", "training": given,
             "evaluation": {"episodes": 2, "curve": False}}  # fmt: skip
 
 
@@ -463,7 +464,7 @@ class Scripted:
 
 def test_what_is_cut_is_bootstrapped_and_what_ends_is_not(new_run: NewRun) -> None:
     """Traps 36 and 37: held against a loop that knows the script.  The KL to the reference is paid on every step."""
-    config = build(PPOConfig, cartpole(n_steps=8, n_envs=1, normalize_advantages=False), {}, "the test")
+    config = build(PPO, cartpole(n_steps=8, n_envs=1, normalize_advantages=False), {}, "the test")
     torch.manual_seed(0)
     model = ActorCritic(2, 2, 8)
     source = HeadsSource(config, new_run(), model, Vectors([Scripted()], lambda i, e: 0), 2)
@@ -493,7 +494,7 @@ def test_what_is_cut_is_bootstrapped_and_what_ends_is_not(new_run: NewRun) -> No
 
 
 def test_the_actions_of_an_iteration_are_those_of_its_number(new_run: NewRun) -> None:
-    config = build(PPOConfig, cartpole(n_steps=8, n_envs=1), {}, "the test")
+    config = build(PPO, cartpole(n_steps=8, n_envs=1), {}, "the test")
     torch.manual_seed(0)
     model = ActorCritic(2, 2, 8)
     found = []

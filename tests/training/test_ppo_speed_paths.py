@@ -10,7 +10,7 @@ from torch import Tensor
 
 from accord.algorithms.ppo_core import ActionScores, PPOObjective
 from accord.algorithms.ppo_language import score_texts
-from accord.config.settings import KL, PPOOptimiser
+from accord.config.on_policy import KL, PPOOptimizer
 from accord.functional.advantages import token_gae
 from accord.functional.masked import whiten
 from accord.models.language import LanguageActorCritic, reply_logprobs
@@ -94,7 +94,7 @@ def test_the_entropy_costs_no_backward_pass_unless_it_is_rewarded() -> None:
     for coefficient in (0.0, 0.3):
         entropy = torch.rand(B, T, requires_grad=True)
         new = ActionScores(torch.zeros(B, T, requires_grad=True), entropy, torch.zeros(B, T))
-        output = PPOObjective(lambda _, new=new: new, PPOOptimiser(ent_coef=coefficient), KL(), 0.0, 1.0)(batch)
+        output = PPOObjective(lambda _, new=new: new, PPOOptimizer(ent_coef=coefficient), KL(), 0.0, 1.0)(batch)
         output.loss.total.backward()
         assert output.metrics["entropy"].value() == pytest.approx(float(entropy.detach()[mask].mean()))
         if coefficient:
@@ -173,7 +173,7 @@ def test_loss_and_gradient_are_trls(early: bool) -> None:
     inputs = TextActions(PROMPTS, torch.zeros(B, T, dtype=torch.int64), actions, ref)
     batch = PPOBatch(inputs, actions, old, values, advantages, returns)
     score = ActionScores(mine[0], torch.zeros(B, T), mine[1])
-    output = PPOObjective(lambda _: score, PPOOptimiser(vf_coef=0.1), KL(), 0.05, 1.0)(batch)
+    output = PPOObjective(lambda _: score, PPOOptimizer(vf_coef=0.1), KL(), 0.05, 1.0)(batch)
     (output.loss.total / output.loss.count).backward()
     assert output.metrics["policy_loss"].value() == pytest.approx(policy.item(), rel=1e-9)
     assert output.metrics["value_loss"].value() == pytest.approx(value.item(), rel=1e-9)

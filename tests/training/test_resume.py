@@ -28,7 +28,7 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
     schedule = {"schedule": "cosine", "warmup_steps": 2, "learning_rate": 0.01, "weight_decay": 0.01}
     supervised = {"batch_size": 3, "micro_batch_size": 2, "num_epochs": 2, **schedule}
     pairs = {"train": world.preferences, "heldout_fraction": 0.2}
-    reward = {"input_dim": 32, "hidden_dim": 16, "max_length": 96, "base_model": world.mamba}
+    reward = {"max_length": 96, "base_model": world.mamba}
     sizes = {"d_model": 32, "n_layers": 2, "max_length": 40}
     text = {"prompts": world.prompts, "reward": {"source": f"{rewards}:share_of_a"}}
     language = {"policy": "language", "base_model": world.mamba, "max_length": 64}
@@ -45,7 +45,11 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
         "sft": ("sft", {"model": model, "data": {"train": world.sft}, "training": supervised}),
         "reward features": (
             "reward",
-            {"model": {**reward, "kind": "features"}, "data": pairs, "training": {**supervised, "batch_size": 2}},
+            {
+                "model": {**reward, "input_dim": 32, "hidden_dim": 16},
+                "data": pairs,
+                "training": {**supervised, "batch_size": 2},
+            },
         ),
         "reward language": (
             "reward",
@@ -105,7 +109,7 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
         "ppo vector": (
             "ppo",
             {
-                "model": {"policy": "vector", "hidden_dim": 16},
+                "model": {"policy": "control", "hidden_dim": 16},
                 "environment": "CartPole-v1",
                 "training": {**steps, "total_timesteps": 128, "learning_rate": 0.01},
                 "evaluation": {"episodes": 2, "every": 32, "curve": False},
@@ -114,7 +118,7 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
         "ppo vector, continuous and normalised": (
             "ppo",
             {
-                "model": {"policy": "vector", "hidden_dim": 16},
+                "model": {"policy": "control", "hidden_dim": 16},
                 "environment": "Pendulum-v1",
                 "normalize": {"observations": True, "rewards": True},
                 "training": {
@@ -229,14 +233,14 @@ sys.path.insert(0, {str(Path(rewards_of_the_tests.__file__).parent)!r})
 from accord.config.load import build
 from accord.pipeline.stage import run_stage
 from accord.runtime.run import Run
-from accord.config.settings import PPOConfig
+from accord.config.ppo import PPO
 tick = Run.tick
 def killing(self, metrics):
     if self.step == 6:
         os.kill(os.getpid(), signal.SIGKILL)
     tick(self, metrics)
 Run.tick = killing
-run_stage("ppo", build(PPOConfig, json.loads({json.dumps(given)!r}), {{}}, "x"), resume=False, reuse=False)
+run_stage("ppo", build(PPO, json.loads({json.dumps(given)!r}), {{}}, "x"), resume=False, reuse=False)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=120, check=False)

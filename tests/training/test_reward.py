@@ -90,7 +90,8 @@ def test_the_probe_finds_the_minimum_of_its_loss() -> None:
 
 # ------------------------------------------------------------------------------------- the stage
 def values(world: Any, kind: str, **changes: Any) -> dict[str, Any]:
-    model = {"base_model": world.mamba, "kind": kind, "input_dim": 32, "hidden_dim": 16, "max_length": 96}
+    sizes = {"input_dim": 32, "hidden_dim": 16} if kind == "features" else {}
+    model = {"base_model": world.mamba, "kind": kind, "max_length": 96, **sizes}
     training = {"batch_size": 4, "num_epochs": 3, "learning_rate": 0.01}
     data = {"train": world.preferences, "heldout_fraction": 0.3}
     return {"model": {**model, **changes.pop("model", {})}, "data": data, "training": {**training, **changes}}

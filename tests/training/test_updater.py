@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from accord.config.settings import Optimiser
+from accord.config.common import Optimizer
 from accord.errors import UserError
 from accord.functional.masked import mean_of
 from accord.training.updater import Updater, schedule_factor
@@ -29,7 +29,7 @@ def rows(dtype: torch.dtype = torch.float64) -> Rows:
 
 
 def updater_of(net: nn.Module, **settings: object) -> Updater:
-    options = Optimiser.model_validate({"learning_rate": 0.01, **settings})
+    options = Optimizer.model_validate({"learning_rate": 0.01, **settings})
     return Updater([(net.parameters(), options.learning_rate)], options, total_steps=10)
 
 
@@ -112,7 +112,7 @@ def test_what_is_frozen_stays_and_groups_have_their_own_rates() -> None:
     net[0].requires_grad_(False)  # type: ignore[index]
     frozen = net[0].weight.detach().clone()  # type: ignore[index,union-attr]
     fast, slow = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
-    updater = Updater([(net.parameters(), 0.5), ([fast], 0.1), ([slow], 0.01)], Optimiser(max_grad_norm=1e9), 10)
+    updater = Updater([(net.parameters(), 0.5), ([fast], 0.1), ([slow], 0.01)], Optimizer(max_grad_norm=1e9), 10)
 
     def loss(micro: Rows) -> LossOutput:
         return LossOutput(Mean((fast + slow).sum() + squared(net, micro).loss.total, torch.tensor(1)), {})

@@ -1,0 +1,28 @@
+"""Settings of the stages that train a policy on preferences: dpo."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from accord.config.common import Optimizer, SplitData, Stage, TextModel
+
+
+class DPOOptimizer(Optimizer):
+    """As every optimizer, with DPO's own two numbers."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Strength of the tie to the reference."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels taken to be flipped (conservative DPO)."""
+    group_by_prompt: bool = False
+    """All pairs of a prompt go into one step, so that each reply is read once; batch_size then counts prompts."""
+
+
+class DPOConfig(Stage):
+    """Direct preference optimization."""
+
+    model: TextModel = TextModel(base_model="sft")
+    data: SplitData = SplitData()
+    training: DPOOptimizer = DPOOptimizer(learning_rate=1e-4)

@@ -1,0 +1,31 @@
+"""Settings of the stages that train on text: base and sft."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from accord.config.common import Optimizer, Stage, TextData, TextModel
+
+
+class BaseModelSettings(TextModel):
+    """The small model to make."""
+
+    base_model: Literal["mamba", "transformer"] = "mamba"
+
+
+class BaseConfig(Stage):
+    """Trains a small base model on plain text and chats."""
+
+    model: BaseModelSettings = BaseModelSettings()
+    data: TextData = TextData()
+    training: Optimizer = Optimizer(
+        batch_size=16, learning_rate=3e-3, schedule="linear", warmup_steps=30, weight_decay=0.05, adam_beta2=0.95
+    )
+
+
+class SFTConfig(Stage):
+    """Supervised fine-tuning on demonstrations."""
+
+    model: TextModel = TextModel()
+    data: TextData = TextData()
+    training: Optimizer = Optimizer()

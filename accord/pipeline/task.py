@@ -1,0 +1,99 @@
+"""A stage with its resolved config and its key: a digest of everything that decides its results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accord.config.common import Stage
+from accord.config.section import digest
+from accord.io.digests import content_digest
+from accord.pipeline.records import missing_outputs, read_done
+from accord.pipeline.references import is_function, references, value_at
+from accord.stage_kinds.table import STAGE_KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A stage whose config is resolved, with what its key is made of."""
+
+    kind: str
+    config: Stage
+    directory: Path
+    key: str
+    inputs: Mapping[str, str]
+    """Config key: digest of the content of what it names."""
+    sources: Mapping[str, str]
+    """Config key: path, or the name of what is no path."""
+    settings: Mapping[str, Any]
+    """Those that change results, inputs blanked."""
+
+    def record(self) -> dict[str, Any]:
+        """What a later run is compared with."""
+        return {
+            "kind": self.kind,
+            "key": self.key,
+            "inputs": dict(self.inputs),
+            "sources": dict(self.sources),
+            "settings": dict(self.settings),
+            "version": STAGE_KINDS[self.kind].version,
+        }
+
+
+def folder(config: Stage, kind: str) -> Path:
+    """Where a stage's results go."""
+    return Path(config.out) / (config.name or kind)
+
+
+def logs(config: Stage, kind: str) -> Path:
+    """Where a stage's logs go."""
+    return Path(config.logs) / (config.name or kind)
+
+
+def sources(kind: str, config: Stage) -> dict[str, str]:
+    """What a resolved config names, by config key."""
+    found = {reference.key: value for reference, value in references(kind, config)}
+    values = config.model_dump()
+    files = {key: value_at(values, key) for key in STAGE_KINDS[kind].files}
+    return found | {key: value for key, value in files.items() if Path(value).exists()}
+
+
+def parents(kind: str, config: Stage) -> dict[str, str]:
+    """Digests of what a resolved config names, by config key: contents, never paths."""
+    named = sources(kind, config)
+    files = {key: not is_function(value) and Path(value).exists() for key, value in named.items()}
+    return {key: content_digest(Path(value)) if files[key] else value for key, value in named.items()}
+
+
+def bare(config: Stage, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that change results, as plain values; those of the inputs are None."""
+    values = config.model_dump(mode="json", exclude=set(config.runtime))
+    for name in inputs:
+        _blank(values, name.split("."))
+    return values
+
+
+def stage_key(kind: str, config: Stage, inputs: Mapping[str, str]) -> str:
+    """A digest of the settings that change results, the stage's version, and the contents of its inputs."""
+    return digest([kind, STAGE_KINDS[kind].version, bare(config, inputs), dict(inputs)])
+
+
+def _blank(values: Any, path: list[str]) -> None:
+    for part in path[:-1]:
+        values = values[int(part) if part.isdigit() else part]
+    values[path[-1]] = None
+
+
+def task_of(kind: str, config: Stage) -> Task:
+    """Reads every input once, for its digest."""
+    inputs = parents(kind, config)
+    key = stage_key(kind, config, inputs)
+    return Task(kind, config, folder(config, kind), key, inputs, sources(kind, config), bare(config, inputs))
+
+
+def valid_record(task: Task) -> dict[str, Any]:
+    """The record of a stage that is done with this key and whose outputs are there; else empty."""
+    done = read_done(task.directory)
+    return done if done.get("key") == task.key and not missing_outputs(task.directory, done) else {}

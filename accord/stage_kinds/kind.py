@@ -1,0 +1,70 @@
+"""What the package knows of a stage kind."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from accord.config.common import Stage
+    from accord.config.variants import Variants
+
+Sort = Literal["model", "reward", "base", "sft", "preferences", "heldout_preferences", "prompts", "heldout_prompts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A setting that names something made elsewhere."""
+
+    key: str
+    """Dotted; ``*`` stands for every item of a tuple or mapping."""
+    sort: Sort
+    unless: str = ""
+    """It counts only where this setting is empty."""
+    only_with: str = ""
+    """It counts only where this setting is not empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageKind:
+    """A kind of stage; its settings and its function are imported when they are asked for."""
+
+    name: str
+    help: str
+    """The line in ``accord --help``."""
+    settings_path: str
+    """``module:name`` of its config class, or of the variants that a config chooses from."""
+    function_path: str
+    """``module:name`` of what runs it: a config and a run in, the last metrics out."""
+    version: int
+    """Raised when a change of ours changes its results, so that old results are not taken for new ones."""
+    next_step: str | Callable[[Any], str]
+    """What to do next, with ``{folder}`` and ``{logs}``; of the config where that decides."""
+    references: tuple[Reference, ...] = ()
+    files: tuple[str, ...] = ()
+    """Settings that name a file or folder where one exists; its content then goes into the stage's key."""
+
+    @property
+    def settings(self) -> type[Stage] | Variants[Stage]:
+        """The class of its config, or its variants."""
+        loaded: type[Stage] | Variants[Stage] = _loaded(self.settings_path)
+        return loaded
+
+    @property
+    def function(self) -> Callable[[Any, Any], Mapping[str, float]]:
+        """What runs it."""
+        loaded: Callable[[Any, Any], Mapping[str, float]] = _loaded(self.function_path)
+        return loaded
+
+    def next_words(self, config: Stage) -> str:
+        """What to run or look at after a stage with this config."""
+        text = self.next_step if isinstance(self.next_step, str) else self.next_step(config)
+        name = config.name or self.name
+        return text.format(folder=f"{config.out}/{name}", logs=f"{config.logs}/{name}")
+
+
+def _loaded(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,135 @@
+"""One row for each stage kind.  No settings and no torch are imported here, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accord.stage_kinds.kind import Reference, StageKind
+
+_MODEL = Reference("model.base_model", "model")
+_PAIRS = (Reference("data.train", "preferences"), Reference("data.heldout", "heldout_preferences"))
+_HEADS = "configs/ppo_train.yaml"
+
+
+def _after_reward(config: Any) -> str:
+    """The specified heads have a config of their own."""
+    return "accord ppo reward.source={folder}" if config.model.kind == "language" else f"accord ppo --config {_HEADS}"
+
+
+def _after_ppo(config: Any) -> str:
+    """Only a language model can chat."""
+    if config.model.policy == "language":
+        return "accord chat {folder}"
+    return "look at the curves in {logs} (tensorboard, or metrics.jsonl)"
+
+
+_KINDS = (
+    StageKind(
+        name="demo",
+        help="write the small world's data",
+        settings_path="accord.config.data:DemoConfig",
+        function_path="accord.stage_kinds.demo:run_demo",
+        version=1,
+        next_step="accord base",
+    ),
+    StageKind(
+        name="pretrained",
+        help="take a pretrained model in: a folder, a .gguf file, a Hugging Face id",
+        settings_path="accord.config.data:PretrainedConfig",
+        function_path="accord.stage_kinds.pretrained:run_pretrained",
+        version=1,
+        next_step="accord chat {folder}",
+        files=("source",),
+    ),
+    StageKind(
+        name="base",
+        help="train a small base model",
+        settings_path="accord.config.sft:BaseConfig",
+        function_path="accord.algorithms.base:train",
+        version=2,
+        next_step="accord sft --config configs/rlhf_sft.yaml",
+        references=(Reference("data.train", "base"),),
+    ),
+    StageKind(
+        name="sft",
+        help="supervised fine-tuning",
+        settings_path="accord.config.sft:SFTConfig",
+        function_path="accord.algorithms.sft:train",
+        version=2,
+        next_step="accord reward --config configs/reward_model.yaml, or accord dpo --config configs/dpo_train.yaml",
+        references=(_MODEL, Reference("data.train", "sft")),
+    ),
+    StageKind(
+        name="pairs",
+        help="sample replies and have an annotator prefer among them",
+        settings_path="accord.config.data:PairsConfig",
+        function_path="accord.stage_kinds.pairs:run_pairs",
+        version=4,
+        next_step="accord reward data.train={folder}",
+        references=(_MODEL, Reference("prompts", "prompts")),
+    ),
+    StageKind(
+        name="reward",
+        help="train a reward model on preferences",
+        settings_path="accord.config.reward:REWARD",
+        function_path="accord.algorithms.reward_model:train",
+        version=3,
+        next_step=_after_reward,
+        references=(_MODEL, *_PAIRS),
+    ),
+    StageKind(
+        name="ppo",
+        help="PPO: a whole language model, heads on a frozen one, or a Gymnasium task",
+        settings_path="accord.config.ppo:PPO",
+        function_path="accord.stage_kinds.ppo:run_ppo",
+        version=4,
+        next_step=_after_ppo,
+        references=(
+            _MODEL,
+            Reference("reference", "model"),
+            Reference("reward.source", "reward", unless="reward.terms"),
+            Reference("prompts", "prompts"),
+            Reference("reward.terms.*.source", "reward"),
+        ),
+    ),
+    StageKind(
+        name="dpo",
+        help="DPO: preferences straight into the policy",
+        settings_path="accord.config.preference:DPOConfig",
+        function_path="accord.algorithms.dpo:train",
+        version=2,
+        next_step="accord chat {folder}",
+        references=(_MODEL, *_PAIRS),
+    ),
+    StageKind(
+        name="compare",
+        help="compare models with each other on held-out prompts",
+        settings_path="accord.config.evaluation:CompareConfig",
+        function_path="accord.stage_kinds.compare:run_compare",
+        version=3,
+        next_step="accord chat with the model you like best",
+        references=(
+            Reference("reference", "model"),
+            Reference("base", "model"),
+            Reference("reward_model", "reward"),
+            Reference("pairs", "heldout_preferences", only_with="reward_model"),
+            Reference("prompts", "heldout_prompts"),
+            Reference("models.*", "model"),
+        ),
+    ),
+    StageKind(
+        name="fuse",
+        help="merge models into one: average, SLERP, task vectors, a step towards the reference",
+        settings_path="accord.config.fusion:FuseConfig",
+        function_path="accord.stage_kinds.fuse:run_fuse",
+        version=1,
+        next_step="accord compare models.sft=sft models.fused={folder}; reward models: accord ppo reward.source={folder}",
+        references=(
+            Reference("base", "model"),
+            Reference("calibrate", "preferences"),
+            Reference("models.*.model", "model"),
+        ),
+    ),
+)
+
+STAGE_KINDS = {kind.name: kind for kind in _KINDS}
