@@ -1,7 +1,9 @@
 """The tanh networks of ``ActorCritic`` and ``GaussianActorCritic``, run and differentiated by hand in numpy.
 
 A step of PPO on networks this small is some sixty operations of a few microseconds each; torch and its autograd add more to
-every one than it takes.  Loss and gradient are those of ``algorithms/ppo_core.PPOObjective``, to rounding.
+every one than it takes.
+
+Plain form: ``accord.algorithms.ppo_core.PPOObjective``, to rounding; compared in ``tests/training/test_hand_updater.py``.
 """
 
 from __future__ import annotations

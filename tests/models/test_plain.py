@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize
 
 from accord.kernels import decoding, transformer_training
 from accord.models import mamba as mamba_module
+from accord.models.backbone import Backbone
 from accord.models.mamba import Mamba, MambaConfig
 from accord.models.quantized import for_sampling
 from accord.models.transformer import Transformer
@@ -282,3 +285,28 @@ def test_hooks_of_a_block_of_mamba_run() -> None:
     model.layers[1].register_forward_hook(lambda *_: seen.append(1))
     model(PACKED)
     assert seen == [1]
+
+
+# ------------------------------------------------------------------ shards
+@pytest.fixture
+def group() -> Iterator[None]:
+    """This process as the only one of a group."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("make", [lambda: model_of(), lambda: mamba_of()], ids=["transformer", "mamba"])
+def test_a_sharded_model_gives_the_states_and_gradients_of_the_whole(make: Callable[[], Backbone]) -> None:
+    whole, sharded = make(), make()
+    for layer in sharded.layers:  # type: ignore[union-attr]
+        fully_shard(layer)
+    fully_shard(sharded)
+    states = [model(PACKED) for model in (sharded, whole)]
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
+    for found in states:
+        found.square().sum().backward()
+    for ours, plain in zip(sharded.parameters(), whole.parameters(), strict=True):
+        assert isinstance(ours, DTensor)
+        torch.testing.assert_close(ours.grad.full_tensor(), plain.grad, rtol=1e-3, atol=1e-4)  # type: ignore[union-attr]
