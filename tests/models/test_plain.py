@@ -41,6 +41,13 @@ class Adapted(nn.Module):
         return self.base(x) + self.up(self.down(x))  # type: ignore[no-any-return]
 
 
+class Louder(nn.Linear):
+    """A linear layer that does more than its parent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 class Doubled(nn.Module):
     """A parametrization."""
 
@@ -78,6 +85,7 @@ def shard(model: Transformer) -> None:
 # Every change of a layer, and whether the result of the model moves with it.
 CHANGES: dict[str, tuple[Callable[[Transformer], Any], bool]] = {
     "adapter": (adapt, True),
+    "subclass": (lambda m: setattr(m.layers[0].mlp.down_proj, "__class__", Louder), True),
     "hook on a linear layer": (lambda m: m.layers[0].mlp.gate_up_proj.register_forward_hook(doubled), True),
     "hook on a norm": (lambda m: m.layers[1].input_layernorm.register_forward_hook(doubled), True),
     "hook on the last norm": (lambda m: m.norm.register_forward_hook(doubled), True),
