@@ -4,8 +4,9 @@ Norms, rotation, attention over the cache and SwiGLU are three kernels, since on
 the dispatch of the dozens of operations that they are made of.  Torch keeps the matrix products of models that a cache
 holds; with more weights than that a product of few rows is bound by memory, and torch's reads it at half its speed.
 
-Plain form: ``accord.models.transformer.Transformer.forward_plain``, compared in
-``tests/rollout/test_generate_fast.py``; products of few rows in ``tests/kernels/test_decoding.py``.
+Plain form: ``accord.models.transformer.Transformer.forward_plain`` of the whole text, compared in
+``tests/rollout/test_generate_fast.py``; of a product ``torch.nn.functional.linear``, in
+``tests/kernels/test_decoding.py``.
 """
 
 from __future__ import annotations

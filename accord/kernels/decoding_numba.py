@@ -1,9 +1,12 @@
 """A CPU's kernels for writing one token a row: attention over the cache, norms, SwiGLU, products with weights that no
 cache holds, and the draw from the logits.
 
-The vectors of ``scan_numba`` carry them: sixteen float32, two AVX2 registers or one of AVX-512.  Arrays are flat
-float32 views; a head's width and a row's width are multiples of ``LANES``.  Rows [first, last) are independent, so
+The vectors of ``selective_scan_numba`` carry them: sixteen float32, two AVX2 registers or one of AVX-512.  Arrays are
+flat float32 views; a head's width and a row's width are multiples of ``LANES``.  Rows [first, last) are independent, so
 that the number of threads changes no bit.
+
+Plain form: ``accord.models.transformer.Transformer.step`` without kernels and, of the draw,
+``accord.rollout.generate.draw``; compared in ``tests/rollout/test_generate_fast.py``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 ``selective_scan`` takes the best of three: ``parallel_scan`` is torch for any device and dtype, ``CompiledScan`` is for
 float32 on a CPU, ``selective_scan_triton.TritonScan`` on CUDA.  Shapes are those of ``functional.selective_scan``.
 
-Plain form: ``accord.functional.selective_scan.reference_scan``, compared in ``tests/kernels/test_selective_scan.py``.
-Plain form: ``accord.functional.selective_scan.causal_conv``, compared in ``tests/kernels/test_selective_scan.py``.
+Plain form: ``accord.functional.selective_scan.reference_scan`` and ``accord.functional.selective_scan.causal_conv``,
+compared in ``tests/kernels/test_selective_scan.py``.
 """
 
 from __future__ import annotations
@@ -144,8 +144,12 @@ def _triton_found() -> bool:
 
 
 def _flat(tensor: Tensor) -> Any:
-    """The numbers of a contiguous tensor in one row, as the kernels take them."""
-    return tensor.detach().view(-1).numpy()
+    """The numbers of a contiguous tensor in one row, as the kernels take them.
+
+    Those of a parameter are copied: torch never frees memory that numpy has seen, and FSDP needs to.
+    """
+    plain = tensor.detach()
+    return (plain.clone() if isinstance(tensor, nn.Parameter) else plain).view(-1).numpy()
 
 
 def _rows(x: Tensor) -> Any:

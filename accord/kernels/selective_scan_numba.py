@@ -5,6 +5,9 @@ nothing is transposed.  The backward scan keeps the states at every ``CHUNK``-th
 Channel blocks are dealt to threads in fixed groups and each group sums alone: the number of threads changes no bit.
 
 Arrays are flat float32 views, rows of ``width`` channels; ``width`` is a multiple of ``LANES``.
+
+Plain form: ``accord.functional.selective_scan.reference_scan``, compared in ``tests/kernels/test_selective_scan.py``; a
+step is compared with the scan in ``tests/models/test_mamba.py``.
 """
 
 from __future__ import annotations

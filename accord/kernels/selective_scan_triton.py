@@ -6,6 +6,9 @@ each chunk and the backward pass computes the others again, as Mamba's own kerne
 Segments of one depth of the prefix tree run side by side.  No atomic additions: the same input gives the same bits.
 
 Importing this needs triton, which CUDA builds of torch bring along.
+
+Plain form: ``accord.functional.selective_scan.reference_scan``, compared in
+``tests/kernels/test_selective_scan_triton.py``.
 """
 
 from __future__ import annotations

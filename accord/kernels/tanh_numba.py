@@ -1,6 +1,8 @@
 """The two element-wise passes of a tanh network, compiled: numpy's tanh alone takes as long as the matrix products.
 
 Loading the compiler costs half a second, so this is for long runs.
+
+Plain form: ``numpy.tanh``, compared in ``tests/training/test_hand_updater.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Log-probabilities of labels from hidden states and a plain vocabulary matrix, with one buffer of logits.
 
-``logprobs.token_logprobs`` takes any head and gives entropies too; this is the lean case of SFT and DPO.  Cut
-cross-entropy by rows: Wijmans et al. 2024 (arXiv 2411.09009) keep no logits either, in a GPU's tiles.
+The plain form takes any head and gives entropies too; this is the lean case of SFT and DPO.  Cut cross-entropy by rows:
+Wijmans et al. 2024 (arXiv 2411.09009) keep no logits either, in a GPU's tiles.
+
+Plain form: ``accord.functional.logprobs.token_logprobs``, compared in ``tests/kernels/test_vocabulary_head.py``.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from accord.functional.logprobs import token_logprobs
 from accord.kernels import vocabulary_head
 from accord.kernels.vocabulary_head import label_logprobs, label_nll
 
@@ -19,6 +20,7 @@ def test_head_whatever_its_chunks(chunk: int, kept: int, monkeypatch: pytest.Mon
     weight = torch.randn(97, 12, dtype=torch.float64, requires_grad=True)
     targets, factors = torch.randint(0, 97, (200,)), torch.randn(200, dtype=torch.float64)
     logp = torch.log_softmax(hidden @ weight.t(), -1).gather(-1, targets[:, None]).squeeze(-1)
+    torch.testing.assert_close(token_logprobs(lambda h: h @ weight.t(), hidden, targets)[0], logp)
     torch.testing.assert_close(label_logprobs(hidden, weight, targets), logp)
     for found, wanted in (
         (3 * label_nll(hidden, weight, targets), -3 * logp.sum()),

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize
 
 from accord.kernels import decoding, transformer_training
 from accord.models import mamba as mamba_module
+from accord.models.backbone import Backbone
 from accord.models.mamba import Mamba, MambaConfig
 from accord.models.quantized import for_sampling
 from accord.models.transformer import Transformer
@@ -36,6 +39,13 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + self.up(self.down(x))  # type: ignore[no-any-return]
+
+
+class Louder(nn.Linear):
+    """A linear layer that does more than its parent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
 
 
 class Doubled(nn.Module):
@@ -75,6 +85,7 @@ def shard(model: Transformer) -> None:
 # Every change of a layer, and whether the result of the model moves with it.
 CHANGES: dict[str, tuple[Callable[[Transformer], Any], bool]] = {
     "adapter": (adapt, True),
+    "subclass": (lambda m: setattr(m.layers[0].mlp.down_proj, "__class__", Louder), True),
     "hook on a linear layer": (lambda m: m.layers[0].mlp.gate_up_proj.register_forward_hook(doubled), True),
     "hook on a norm": (lambda m: m.layers[1].input_layernorm.register_forward_hook(doubled), True),
     "hook on the last norm": (lambda m: m.norm.register_forward_hook(doubled), True),
@@ -282,3 +293,28 @@ def test_hooks_of_a_block_of_mamba_run() -> None:
     model.layers[1].register_forward_hook(lambda *_: seen.append(1))
     model(PACKED)
     assert seen == [1]
+
+
+# ------------------------------------------------------------------ shards
+@pytest.fixture
+def group() -> Iterator[None]:
+    """This process as the only one of a group."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("make", [lambda: model_of(), lambda: mamba_of()], ids=["transformer", "mamba"])
+def test_a_sharded_model_gives_the_states_and_gradients_of_the_whole(make: Callable[[], Backbone]) -> None:
+    whole, sharded = make(), make()
+    for layer in sharded.layers:  # type: ignore[union-attr]
+        fully_shard(layer)
+    fully_shard(sharded)
+    states = [model(PACKED) for model in (sharded, whole)]
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
+    for found in states:
+        found.square().sum().backward()
+    for ours, plain in zip(sharded.parameters(), whole.parameters(), strict=True):
+        assert isinstance(ours, DTensor)
+        torch.testing.assert_close(ours.grad.full_tensor(), plain.grad, rtol=1e-3, atol=1e-4)  # type: ignore[union-attr]
