@@ -100,7 +100,7 @@ class LoadedReward:
         return self.model.backbone
 
     def score(self, prompt: Prompt, reply: str) -> float:
-        """The centred score of a reply."""
+        """The centered score of a reply."""
         return self.scores([prompt], [reply])[0]
 
     def scores(self, prompts: Sequence[Prompt], replies: Sequence[str]) -> list[float]:

@@ -39,7 +39,7 @@ class LanguageRewardModel(RewardModelSettings):
     kind: Literal["language"] = "language"
     """features: an MLP on a frozen model's features; language: a scalar head on the whole model."""
     layers: Annotated[int, Field(ge=0)] = 0
-    """Train and keep only the first layers of the base model; 0: all.  The middle of a pretrained model often tells
+    """Train and keep only the first layers of the base model; 0: all.  The middle of a pretrained model often says
     more about a text than its end, and costs less."""
 
 

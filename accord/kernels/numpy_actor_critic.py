@@ -1,9 +1,10 @@
 """Two tanh networks, a policy and a critic, run and differentiated in NumPy: the fast path of PPO on vectors.
 
 A step of PPO on networks this small is some sixty operations of a few microseconds each; torch and its autograd add
-more to each than it takes.  Equals ``ActorCritic`` and ``GaussianActorCritic`` (models/heads.py) with the terms
-``ClippedSurrogate``, ``ValueLoss`` and ``EntropyBonus`` (training/policy_loss.py), to rounding:
-tests/training/test_numpy_updater.py.
+more to each than it takes.
+
+Plain form: ``accord.models.heads.ActorCritic`` and ``accord.models.heads.GaussianActorCritic`` under
+``accord.training.policy_loss.PolicyLoss``, to rounding; compared in ``tests/training/test_numpy_updater.py``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Loading the compiler costs half a second, so this is for long runs.
 
-Plain form: ``numpy.tanh``, compared in ``tests/training/test_hand_updater.py``.
+Plain form: ``numpy.tanh``, compared in ``tests/training/test_numpy_updater.py``.
 """
 
 from __future__ import annotations

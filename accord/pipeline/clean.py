@@ -15,7 +15,7 @@ from accord.pipeline.references import references
 
 
 def unreferenced(pipeline: PipelineConfig, planned: Sequence[Planned], folders: Mapping[str, Path]) -> list[Path]:
-    """Folders of stages that the pipeline no longer has, their logs, and what kills left behind.
+    """Folders of stages that the pipeline no longer has, their logs, and what killed runs left.
 
     Only folders with a stage's record are looked at; one that is being written, or that a config names by its path,
     is left out.

@@ -33,7 +33,7 @@ def add_pipeline(commands: Any, formatter: Any, common: Callable[[argparse.Argum
     run.add_argument(
         "--only", help="these stages alone: a name, a grid's name, ppo_*, or several with commas", **stages
     )
-    run.add_argument("--force", help="run these anew though nothing changed", **stages)
+    run.add_argument("--force", help="run these again though nothing changed", **stages)
     run.add_argument("--set", action="append", default=[], metavar="key=value", help="the same as key=value alone")
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="stages at once, each in a process of its own")
     run.add_argument("--dry-run", action="store_true", help="say what would run, and why; run nothing")

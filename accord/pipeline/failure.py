@@ -24,7 +24,7 @@ def sentence(error: BaseException) -> str:
         where = getattr(full, "filename", None) or "the stage's folder"
         return f"{where}: could not be written, for the disk is full; make room and run again, the last good state is kept."
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; run again when that is mended, the last good state is kept."
+        return f"{error.filename}: {error.strerror}; run again when that is fixed, the last good state is kept."
     if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory|not enough memory", text):
         return (
             "memory ran out; training.micro_batch_size, batch_size or max_length made smaller need less."
@@ -34,7 +34,7 @@ def sentence(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from: torch tells of a failed write by one of its own."""
+    """The error and what it was raised from: torch reports a failed write by an error of its own."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -26,7 +26,7 @@ class Locked(UserError):
 
 
 def process_start(pid: int) -> str:
-    """When a process began, in whatever form the system tells it; empty where there is no such process.
+    """When a process began, in whatever form the system gives it; empty where there is no such process.
 
     A pid is given again to another process sooner or later; pid and start together are not.
     """
@@ -36,9 +36,9 @@ def process_start(pid: int) -> str:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         except OSError:
             return ""
-        return "" if fields[0] in "ZX" else f"{boot}:{fields[19]}"  # a zombie writes nothing any more
-    told = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return told.stdout.strip()
+        return "" if fields[0] in "ZX" else f"{boot}:{fields[19]}"  # a zombie writes nothing
+    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip()
 
 
 def owner(directory: Path) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def owner(directory: Path) -> dict[str, Any]:
 
 
 def alive(lock: dict[str, Any]) -> bool:
-    """Whether the owner still runs, as far as can be seen from here: another host's is taken to."""
+    """Whether the owner still runs, as far as can be seen from here: another host's is assumed to."""
     if lock.get("host") != socket.gethostname():
         return bool(lock)
     return bool(process_start(int(lock.get("pid", 0))) == lock.get("start"))

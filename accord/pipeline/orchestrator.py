@@ -34,7 +34,7 @@ class Options:
     only: tuple[str, ...] = ()
     """Stages; empty: all."""
     force: tuple[str, ...] = ()
-    """Stages that run anew though nothing changed."""
+    """Stages that run again though nothing changed."""
     jobs: int = 1
     """Stages at once."""
 
@@ -87,7 +87,7 @@ def _chosen(planned: Sequence[Planned], folders: Mapping[str, Path], options: Op
     taken = {need for stage in chosen for need in stage.needs if need not in names}
     for standing in standings(planned, folders).values() if taken else ():
         if standing.name in taken and standing.state != "done":
-            console.print(f"{standing.name} is taken as it lies there: {standing.reasons[0]}", markup=False)
+            console.print(f"{standing.name} is used as it is: {standing.reasons[0]}", markup=False)
     return chosen
 
 
@@ -130,7 +130,7 @@ class _Starter:
         return out / JOURNAL
 
     def words(self, stage: Planned, error: Exception) -> str:
-        """What a stage failed with, in a sentence; where its process was killed, kept as its failure."""
+        """What a stage failed with, in one sentence; where its process was killed, recorded as its failure."""
         from accord.pipeline.worker import Killed
 
         directory = self.folders[stage.name]
@@ -147,11 +147,11 @@ def _what_failed(ended: Ended) -> str:
     """The last line of a run in which something failed."""
     said = "; ".join(f"{name} failed: {words.rstrip('.')}" for name, words in ended.failures.items())
     skipped = f"; not run because of that: {', '.join(ended.not_run)}" if ended.not_run else ""
-    return f"{said}{skipped}. Mend it and run the same command again: what is done stays."
+    return f"{said}{skipped}. Fix it and run the same command again: what is done stays."
 
 
 def remember(path: str | Path, overrides: Sequence[str], pipeline: PipelineConfig) -> None:
-    """Keeps which file was run last with this ``out``, for commands that are not told one."""
+    """Keeps which file was run last with this ``out``, for commands that are given none."""
     target, content = Path(pipeline.out) / LAST, {"file": str(path), "overrides": list(overrides)}
     if read_record(target) != content:
         try:

@@ -1,4 +1,4 @@
-"""A pipeline's YAML, read and checked as a whole: stages, grids, configs, and who takes what from whom."""
+"""A pipeline's YAML, read and checked as a whole: stages, grids, configs, and which stage takes what from which."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from accord.stage_kinds.table import STAGE_KINDS
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a stage ended: its folder, and the record that lies there as done.json."""
+    """How a stage ended: its folder, and the record in its done.json."""
 
     name: str
     skipped: bool
@@ -59,11 +59,11 @@ def run_stage(
     ``reuse`` or ``resume``: where it is done already with the same key, nothing happens.  ``resume``: goes on from a
     saved state where there is one with the same key; otherwise it starts again.  ``force``: starts again whatever is
     there.  ``bar``: shows a progress bar of its own.  ``journal``: a file where its start and end are noted.  A failure is
-    kept in words (``failed.json``) and in the log, and raised.  Raises UserError and Interrupted; Locked where another
-    process is at it.
+    recorded in words (``failed.json``) and in the log, and raised.  Raises UserError and Interrupted; Locked where another
+    process is writing the folder.
     """
-    directory = _made(folder(config, kind))
-    _made(logs(config, kind))
+    directory = _make(folder(config, kind))
+    _make(logs(config, kind))
     task = task_of(kind, config)
     if (reuse or resume) and not force and (done := valid_record(task)):
         _tidy_done(directory)
@@ -89,13 +89,13 @@ def run_stage(
             write_json(directory / BEGUN, {**task.record(), "why": why})
         noted = partial(note, journal, directory.name, task.key)
         noted("resumed" if goes_on else "started")
-        record = _worked(task, goes_on, bar, why, noted)
+        record = _call(task, goes_on, bar, why, noted)
         _tidy(directory, finished=True)
     return Outcome(directory.name, False, record, directory)
 
 
-def _worked(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Callable[[str], None]) -> dict[str, Any]:
-    """Calls the stage's function, and leaves done.json or failed.json."""
+def _call(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Callable[[str], None]) -> dict[str, Any]:
+    """Calls the stage's function, and writes done.json or failed.json."""
     config, directory, name = task.config, task.directory, task.directory.name
     place, started = logs(config, task.kind), time.time()
     reset_peak()
@@ -125,21 +125,21 @@ def _worked(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Call
         except Interrupted:
             noted("stopped")
             raise
-        except Exception as error:  # whatever it was is kept in words, and raised again
-            _keep_failure(task, run, error, noted)
+        except Exception as error:  # whatever it was is recorded in words, and raised again
+            _record_failure(task, run, error, noted)
             if words := sentence(error):
                 raise UserError(words) from error
             raise
         (directory / FAILED).unlink(missing_ok=True)
         noted("finished")
-        if run.stop.raised:  # too late for this stage, and not to be forgotten before the next one
+        if run.stop.raised:  # too late for this stage, but the next one must not begin
             _tidy(directory, finished=True)
             raise Interrupted(f"{name}: stopped at its end; it is done.")
     return record
 
 
-def _keep_failure(task: Task, run: Run, error: Exception, noted: Callable[[str], None]) -> None:
-    """In words in failed.json, with its traceback in the log; where the disk is full, as far as that goes."""
+def _record_failure(task: Task, run: Run, error: Exception, noted: Callable[[str], None]) -> None:
+    """Writes a failure in words to failed.json and its traceback to the log; where the disk is full, what fits."""
     _tidy(task.directory, finished=False)  # half-written files, which may be what fills the disk
     try:
         run.log_failure(error)
@@ -170,7 +170,7 @@ def _register(run: Run) -> None:
 
 
 def _tidy_done(directory: Path) -> None:
-    """A kill after the last line of a stage leaves things to take away; nobody is at it, or it is left alone."""
+    """Removes what a kill after the stage's end left, unless another process is writing the folder."""
     leftovers = [directory / name for name in (STATE, BEGUN, LOCK, ProgressFile.NAME, FAILED)]
     if any(path.exists() for path in leftovers) or any(directory.glob(".*")):
         try:
@@ -181,7 +181,7 @@ def _tidy_done(directory: Path) -> None:
 
 
 def _tidy(directory: Path, finished: bool) -> None:
-    """Takes away what a kill in the middle of a write left behind and, once finished, what was kept to go on from."""
+    """Removes half-written files and, once finished, what an interrupted stage resumes from."""
     for leftover in leftovers(directory):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -192,7 +192,7 @@ def _tidy(directory: Path, finished: bool) -> None:
             (directory / name).unlink(missing_ok=True)
 
 
-def _made(directory: Path) -> Path:
+def _make(directory: Path) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

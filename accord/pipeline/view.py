@@ -53,7 +53,7 @@ class _Row:
 
 
 class LiveTable:
-    """All stages, each with its progress, the time left and its figures; read anew from progress.json twice a second."""
+    """All stages, each with its progress, the time left and its figures; read from progress.json twice a second."""
 
     def __init__(self, planned: Sequence[Planned], folders: Mapping[str, Path]) -> None:
         self.folders = folders

@@ -1,6 +1,6 @@
 """A stage in a process of its own: ``python -m accord.pipeline.worker``, which reads what to run from its input.
 
-When that input ends, because the run that started it asks for it or is gone, the stage saves its state and stops.
+When that input ends, because the run that started it asks for it or has ended, the stage saves its state and stops.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DONE, FAILED, STOPPED = 0, 1, 130
 
 
 class Killed(Exception):
-    """The worker's process ended without a word."""
+    """The worker's process ended without saying why."""
 
 
 class Worker:
@@ -55,7 +55,7 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:  # it is gone already; result() says how
+        except BrokenPipeError:  # it has ended already; result() says how
             pass
 
     def result(self) -> Outcome | None:
@@ -93,7 +93,7 @@ class Worker:
 
 # ------------------------------------------------------------------------------------- the working side
 def _watch_input() -> None:
-    """The end of the input is a wish to stop."""
+    """The end of the input asks the stage to stop."""
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -108,7 +108,7 @@ def work(job: dict[str, Any]) -> int:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return STOPPED
-    except Exception as error:  # told to the run that started this, which keeps the other stages going
+    except Exception as error:  # the run that started this reads it, and the other stages go on
         place = logs(config, job["kind"])
         print(" ".join(in_words(error, place / f"{place.name}.log").split()), file=sys.stderr)
         return FAILED

@@ -88,7 +88,7 @@ def test_the_others_go_on_and_the_end_says_so(acts: dict[str, Act], capsys: pyte
     assert done() == {"demo", "base", "other", "last"}
     assert said.err == (
         "accord: sft failed: ZeroDivisionError: by zero (the traceback is in logs/rlhf/sft/sft.log); not run because of"
-        " that: dpo, far, compare. Mend it and run the same command again: what is done stays.\n"
+        " that: dpo, far, compare. Fix it and run the same command again: what is done stays.\n"
     )
     assert "- dpo: not run, because sft failed" in said.out
     assert "- far: not run, because sft failed" in said.out

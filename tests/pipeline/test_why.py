@@ -148,7 +148,7 @@ def test_only(ran: list[str], shows: Shows, capsys: pytest.CaptureFixture[str]) 
     assert ran == ["demo", "base", "sft"]
     assert not Path("checkpoints/rlhf/results.json").exists()
     said = shows("run", "p.yaml", "--only", "dpo", "--set", "sft.seed=5")
-    assert "sft is taken as it lies there: setting seed: 0 -> 5" in said
+    assert "sft is used as it is: setting seed: 0 -> 5" in said
     assert ran == ["demo", "base", "sft", "dpo"]
 
 
