@@ -8,7 +8,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +239,7 @@ def main() -> None:
     parser.add_argument("--folder", required=True, help="where the weights lie")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--steps", type=int, default=0, help="steps that count; 0: as many as the size says")
     options = parser.parse_args()
     if options.side == "write":
         Path(options.folder).mkdir(parents=True, exist_ok=True)
@@ -249,7 +250,9 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     side = run_accord if options.side == "accord" else run_trl
-    print(json.dumps(side(options.kind, SIZES[options.size], options.folder, options.bf16)))
+    size = SIZES[options.size]
+    size = replace(size, steps=options.steps or size.steps)
+    print(json.dumps(side(options.kind, size, options.folder, options.bf16)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """SFT, reward model and DPO training steps beside TRL's trainers: the same rows, weights, AdamW and clipping, turn about.
 
     python benchmarks/losses_trl.py                  tiny (three rounds, also allocator-tuned) and SmolLM2 (two rounds)
-    python benchmarks/losses_trl.py --quick          tiny as installed, one round: two minutes
+    python benchmarks/losses_trl.py --quick          tiny as installed, three rounds of two steps
     python benchmarks/losses_trl.py --size smollm2   the real weights alone; --only dpo: one comparison
     python benchmarks/losses_trl.py --tuned          tiny with glibc's allocator told to keep its memory, on both sides
     python benchmarks/losses_trl.py --threads 2      two threads; the ratio is of wall seconds then
@@ -77,9 +77,10 @@ def chosen(options: argparse.Namespace) -> list[Case]:
     return cases
 
 
-def compare(case: Case, folder: str, rounds: int, threads: int) -> list[Figures]:
+def compare(case: Case, folder: str, rounds: int, threads: int, quick: bool) -> list[Figures]:
     common = ["--kind", case.kind, "--size", case.size, "--folder", folder, "--threads", str(threads)]
     common += ["--bf16"] if case.bf16 else []
+    common += ["--steps", "2"] if quick else []
 
     def side(name: str) -> Figures:
         return run([SIDES, "--side", name, *common], threads, case.tuned)
@@ -109,7 +110,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", choices=list(SIZES), help="one model")
     parser.add_argument("--only", choices=["sft", "reward", "dpo"], help="one comparison")
     parser.add_argument("--rounds", type=int, default=0, help="runs of each side (tiny 3, SmolLM2 2)")
-    parser.add_argument("--quick", action="store_true", help="tiny, as installed, one round")
+    parser.add_argument("--quick", action="store_true", help="tiny, as installed, two steps")
     parser.add_argument("--tuned", action="store_true", help="both sides with an allocator that keeps its memory")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 even where it is emulated")
     parser.add_argument("--threads", type=int, default=1, help="threads; above one the ratio is of wall seconds")
@@ -126,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if case.size not in written:
                 run([SIDES, "--side", "write", "--size", case.size, "--folder", folder], 1, False)
                 written.add(case.size)
-            rounds = options.rounds or (1 if options.quick else 3 if case.size == "tiny" else 2)
-            lines += compare(case, folder, rounds, options.threads)
+            rounds = options.rounds or (3 if case.size == "tiny" else 2)
+            lines += compare(case, folder, rounds, options.threads, options.quick)
     return finish(lines)
 
 

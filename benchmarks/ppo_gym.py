@@ -1,11 +1,12 @@
 """Plain PPO against stable-baselines3 on CartPole-v1: the same settings, the same Gymnasium, one core, turn about.
 
     python benchmarks/ppo_gym.py               10 seeds each, some minutes
-    python benchmarks/ppo_gym.py --seeds 3     a quick look
+    python benchmarks/ppo_gym.py --quick       3 seeds, 20,000 steps each
 
 Each run is a process of its own with one thread.  It stops at the end of the first rollout after which the mean return
 of the last 100 training episodes is 475 or more, or after 100,000 steps.  CPU seconds are the process's own, counted
-from the first rollout on: imports and construction are left out on both sides.  Needs the extras gym and oracle.
+from the first rollout on: imports, construction and a short training that warms up are left out on both sides.
+Needs the extras gym and oracle.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 GOAL, BUDGET, AT_LEAST, AIM = 475.0, 100_000, 4.0, 10.0
+WARM_UP = 512  # steps that are not counted, in the same process
+QUICK = {"seeds": 3, "steps": 20_000}
 # rl-baselines3-zoo's settings for CartPole-v1; ours stand in configs/recipes/cartpole.yaml and are the same.
 SB3: dict[str, Any] = {
     "n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0,
@@ -32,7 +35,7 @@ SB3: dict[str, Any] = {
 }  # fmt: skip
 
 
-def run_sb3(seed: int) -> dict[str, float]:
+def run_sb3(seed: int, budget: int) -> dict[str, float]:
     """Steps to the goal (0: not reached), steps taken and CPU seconds."""
     import torch
     from stable_baselines3 import PPO
@@ -54,13 +57,16 @@ def run_sb3(seed: int) -> dict[str, float]:
             if len(self.episodes) == 100 and statistics.fmean(self.episodes) >= GOAL:
                 self.reached = self.num_timesteps
 
-    until = UntilGoal()
-    model = PPO("MlpPolicy", make_vec_env("CartPole-v1", 8, seed=seed), seed=seed, device="cpu", **SB3)
-    model.learn(BUDGET, callback=until)
+    def new() -> PPO:
+        return PPO("MlpPolicy", make_vec_env("CartPole-v1", 8, seed=seed), seed=seed, device="cpu", **SB3)
+
+    new().learn(WARM_UP)
+    until, model = UntilGoal(), new()
+    model.learn(budget, callback=until)
     return {"reached": until.reached, "steps": model.num_timesteps, "cpu": time.process_time() - until.began}
 
 
-def run_accord(seed: int) -> dict[str, float]:
+def run_accord(seed: int, budget: int) -> dict[str, float]:
     """The same of ours, through the command that anyone runs; a rollout's line of metrics is where we look."""
     from accord.cli import main
     from accord.runtime.run import Run
@@ -85,18 +91,22 @@ def run_accord(seed: int) -> dict[str, float]:
                 seen["reached"] = metrics["timesteps"]
                 raise Reached
 
+    def train(steps: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = str(ROOT / "configs" / "recipes" / "cartpole.yaml")
+            given = [f"seed={seed}", f"out={folder}", f"logs={folder}/logs", "evaluation.episodes=0"]
+            main(["ppo", "--config", recipe, f"training.total_timesteps={steps}", *given])
+
+    train(WARM_UP)
     Run.begin, Run.record = begun, recorded  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = str(ROOT / "configs" / "recipes" / "cartpole.yaml")
-        given = [f"seed={seed}", f"out={folder}", f"logs={folder}/logs", "evaluation.episodes=0"]
-        with contextlib.suppress(Reached):
-            main(["ppo", "--config", recipe, *given])
+    with contextlib.suppress(Reached):
+        train(budget)
     return seen
 
 
-def one(who: str, seed: int) -> dict[str, float]:
+def one(who: str, seed: int, budget: int) -> dict[str, float]:
     """A run in a process of its own."""
-    command = [sys.executable, __file__, "--one", who, "--seeds", str(seed)]
+    command = [sys.executable, __file__, "--one", who, "--seeds", str(seed), "--steps", str(budget)]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads}, check=False)
     if done.returncode:
@@ -118,15 +128,19 @@ def summary(runs: list[dict[str, float]]) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10, help="runs of each side")
+    parser.add_argument("--steps", type=int, default=BUDGET, help="environment steps of a run at most")
+    parser.add_argument("--quick", action="store_true", help="3 seeds, 20,000 steps each")
     parser.add_argument("--one", choices=["accord", "sb3"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps((run_accord if options.one == "accord" else run_sb3)(options.seeds)))
+        print(json.dumps((run_accord if options.one == "accord" else run_sb3)(options.seeds, options.steps)))
         return 0
+    if options.quick:
+        options.seeds, options.steps = QUICK["seeds"], QUICK["steps"]
     runs: dict[str, list[dict[str, float]]] = {"accord": [], "sb3": []}
     for seed in range(options.seeds):
         for who, done in runs.items():
-            done.append(one(who, seed))
+            done.append(one(who, seed, options.steps))
             print(f"seed {seed}  {who:6}  " + "  ".join(f"{k} {v:,.2f}" for k, v in done[-1].items()), file=sys.stderr)
     ours, theirs = summary(runs["accord"]), summary(runs["sb3"])
     ratios = sorted(

@@ -6,8 +6,9 @@ beside stable-baselines3, on the same random environment with the same settings,
 
 Each run is a process of its own with one thread: environment, networks and trainer are built, 16 rollouts of 32 steps
 are played and learnt from in 4 epochs of one minibatch of 32, and the weights are written to a file.  CPU seconds are
-the process's own; imports and the reading of our settings are left out, and neither side logs.  Both sides must end
-with as many environment steps, optimiser steps and parameters.  Needs the extras gym and oracle.
+the process's own.  The whole is done once before, so that imports and the compiling of kernels are left out; so is the
+reading of our settings, and neither side logs.  Both sides must end with as many environment steps, optimiser steps and
+parameters.  Needs the extras gym and oracle.
 """
 
 from __future__ import annotations
@@ -140,8 +141,12 @@ def main() -> int:
     parser.add_argument("--one", choices=["accord", "sb3"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps((run_accord if options.one == "accord" else run_sb3)(folder)))
+        side = run_accord if options.one == "accord" else run_sb3
+        for _ in range(2):  # the first is the warm-up
+            RandomEnvironment.taken = 0
+            with tempfile.TemporaryDirectory() as folder:
+                figures = side(folder)
+        print(json.dumps(figures))
         return 0
     runs = [(one("accord"), one("sb3")) for _ in range(3 if options.quick else options.rounds)]
     ratios = [theirs["cpu"] / ours["cpu"] for ours, theirs in runs]

@@ -1,7 +1,7 @@
 """PPO on a language model beside TRL 1.12's (the last with PPO), turn about: the same weights, prompts and settings.
 
     python benchmarks/ppo_trl.py                    tiny three rounds, SmolLM2 two; some twenty minutes
-    python benchmarks/ppo_trl.py --quick            the tiny model, one round
+    python benchmarks/ppo_trl.py --quick            the tiny model, three rounds of one update
     python benchmarks/ppo_trl.py --only smollm2     one model
 
 One update is a rollout of ``batch`` replies, scored by reference, critic and a tiny reward model, then ``epochs``
@@ -55,6 +55,7 @@ class Case:
 
 
 CASES = {"tiny": Case(32, 64, 4, 1, 2, 2), "smollm2": Case(8, 48, 2, 1, 1, 0)}
+QUICK = Case(32, 64, 4, 1, 1, 1)
 BARS = {
     ("tiny", "float32", "separate"): (1.8, 4.0), ("tiny", "bfloat16", "separate"): (2.5, 4.0),
     ("tiny", "float32", "shared"): (3.0, 5.0), ("tiny", "bfloat16", "shared"): (3.0, 5.0),
@@ -367,6 +368,7 @@ def one(
     python = str(peers.python("trl112", peers.TRL_PPO)) if who.startswith("trl") else sys.executable
     command = [__file__, "--one", who, "--only", kind, "--folder", str(folder)]
     command += ["--precision", precision, "--critic", critic, "--seed", str(seed)]
+    command += ["--quick"] if CASES[kind] is QUICK else []
     return run(command, count, False, python)
 
 
@@ -424,7 +426,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(CASES), help="one model")
     parser.add_argument("--rounds", type=int, default=0, help="runs of each side (tiny 3, SmolLM2 2)")
-    parser.add_argument("--quick", action="store_true", help="the tiny model, one round")
+    parser.add_argument("--quick", action="store_true", help="the tiny model, one update")
     parser.add_argument("--threads", type=int, default=1, help="threads; above one the ratio is of wall seconds")
     parser.add_argument("--one", choices=["accord", "accord-check", "trl", "trl-check"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -432,6 +434,8 @@ def main() -> int:
     parser.add_argument("--critic", default="separate", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.quick:
+        CASES["tiny"] = QUICK
     if options.one:
         print(json.dumps(child(options)))
         return 0
@@ -446,7 +450,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as place:
             prepare(Path(place), kind)
             for precision in precisions(kind, fast):
-                rounds = options.rounds or (1 if options.quick else 3 if kind == "tiny" else 2)
+                rounds = options.rounds or (3 if kind == "tiny" else 2)
                 lines += rows(kind, precision, rounds, Path(place), options.threads)
                 for line in lines[-2:]:
                     show(line)

@@ -1,10 +1,13 @@
-"""Every comparison, one behind the other: prints a table, writes docs/performance.md, fails where a row is under its bar.
+"""Run every comparison and print a table; a full run also writes docs/performance.md.
 
     python benchmarks/run.py                      all of it: an hour and a half, SmolLM2 takes most of it
-    python benchmarks/run.py --quick              fewer rounds and seeds, small models: ten minutes
-    python benchmarks/run.py --only growth.py     one file; the page keeps the others' rows of before
+    python benchmarks/run.py --quick              small models, fewer seeds: ten minutes; writes nothing
+    python benchmarks/run.py --only growth.py     one file; the page keeps the other files' rows
 
-The rows lie in ``.bench/rows.jsonl`` as they came.  The peers' own environments are made there too, once.
+Exits with 1 where a row falls more than 15 % below the figure that docs/performance.md records for it, where a comparison
+breaks off, and where the two sides do not compute the same.  A row under its bar is shown as unmet, and that alone is no
+failure.  A full run leaves the rows as they came in ``.bench/rows.jsonl``; the peers' own environments are made in
+``.bench`` too, once (minutes).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -22,13 +26,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / ".bench" / "rows.jsonl"
+PAGE = ROOT / "docs" / "performance.md"
+ALLOWED = 0.15
+"""How far below its recorded figure a row may fall: runs on a shared machine differ by about as much."""
 FILES = (
     *("startup.py", "ppo_specified.py", "ppo_gym.py", "mamba_peers.py", "rollout_hf.py"),
     *("losses_trl.py", "growth.py", "ppo_trl.py", "threads.py"),
 )
-LONG = ("growth.py", "threads.py")  # left out where there are ten minutes; tests/performance counts what growth times
-SHORTER: dict[str, list[str]] = {"ppo_gym.py": ["--seeds", "1"], **{name: [] for name in LONG}}
-"""What makes a file quick where it is not --quick."""
+LONG = ("growth.py", "threads.py")  # not part of a quick run; tests/performance counts what growth times
 PACKAGES = ("torch", "numpy", "numba", "transformers", "trl", "stable-baselines3", "gymnasium")
 Row = dict[str, Any]
 
@@ -38,7 +43,7 @@ def rows(name: str, quick: bool) -> list[Row]:
 
     A file that breaks off gives a row of its own that says so, and the others go on.
     """
-    options = SHORTER.get(name, ["--quick"]) if quick else []
+    options = ["--quick"] if quick and name not in LONG else []
     command = [sys.executable, str(ROOT / "benchmarks" / name), *options]
     print(f"── {name} {' '.join(options)}", flush=True)
     began = time.monotonic()
@@ -47,15 +52,52 @@ def rows(name: str, quick: bool) -> list[Row]:
     found: list[Row] = []
     for line in process.stdout:
         if line.startswith("{"):
-            found.append({**json.loads(line), "file": name, "quick": quick})
+            found.append({**json.loads(line), "file": name})
         else:
             print(line, end="", flush=True)
     code = process.wait()
     print(f"   took {time.monotonic() - began:.0f} s", flush=True)
     if code not in (0, 1) or not found:
         print(f"{name} broke off (exit code {process.returncode})")
-        found.append({"row": name, "file": name, "quick": quick, "broken": True, "met": False})
+        found.append({"row": name, "file": name, "broken": True, "met": False})
     return found
+
+
+def recorded(page: str) -> dict[str, float]:
+    """The ratio of each row in the table of ``page``, the text of docs/performance.md."""
+    return {row: float(ratio) for row, ratio in re.findall(r"^\| (\w+) \| ([\d.]+) × \|", page, re.MULTILINE)}
+
+
+def fault(row: Row, figure: float | None) -> str:
+    """Why a row fails the command, empty where it does not; ``figure`` is its recorded ratio, None for a new row."""
+    if row.get("broken"):
+        return "broke off"
+    if not row["met"] and row["ratio"] >= row["at_least"]:
+        return "the sides do not compute the same"
+    if figure is not None and row["ratio"] < (1 - ALLOWED) * figure:
+        return f"{1 - row['ratio'] / figure:.0%} below the recorded figure"
+    return ""
+
+
+def table(found: list[Row], figures: dict[str, float]) -> str:
+    """The rows beside their recorded figures and bars, in Markdown."""
+    lines = ["| row | recorded | measured | spread | bar | met | |", "|---|---|---|---|---|---|---|"]
+    for row in found:
+        name, figure = row["row"], figures.get(row["row"])
+        if row.get("broken"):
+            lines.append(f"| {name} | | | | | **unmet** | **{fault(row, figure)}** |")
+            continue
+        known = "new" if figure is None else f"{figure:.2f} ×"
+        why = fault(row, figure)
+        lines.append(
+            f"| {name} | {known} | {row['ratio']:.2f} × | {row['low']:.2f} – {row['high']:.2f} | {row['at_least']:g} |"
+            f" {_met(row)} | {f'**{why}**' if why else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def _met(row: Row) -> str:
+    return "met" if row["met"] else "**unmet**"
 
 
 def gemm(size: int = 1024) -> float:
@@ -88,7 +130,6 @@ def _best(work: Any) -> float:
 
 def page(found: list[Row]) -> str:
     limit = gemm()
-    table = [_cells(row, limit) for row in found]
     return "\n".join(
         [
             "# Performance",
@@ -100,12 +141,11 @@ def page(found: list[Row]) -> str:
             "",
             "| row | ratio | spread | at least | aim | met | of the limit |",
             "|---|---|---|---|---|---|---|",
-            *table,
+            *(_cells(row, limit) for row in found),
             "",
-            f"{sum(r['met'] for r in found)} of {len(found)} rows met"
-            + (" (`--quick`: fewer rounds)" if any(r["quick"] for r in found) else "")
-            + f". Machine: {platform.machine()}, {platform.system()}, {os.cpu_count()} cores; on one of them a float32 matrix"
-            f" product makes {limit:.0f} Gflop/s, and copying moves {copying():.0f} GB/s. Python {platform.python_version()}, "
+            f"{sum(r['met'] for r in found)} of {len(found)} rows met. Machine: {platform.machine()}, {platform.system()},"
+            f" {os.cpu_count()} cores; on one of them a float32 matrix product makes {limit:.0f} Gflop/s, and copying moves"
+            f" {copying():.0f} GB/s. Python {platform.python_version()}, "
             + ", ".join(f"{name} {version(name)}" for name in PACKAGES)
             + ".",
             "",
@@ -117,11 +157,11 @@ def page(found: list[Row]) -> str:
 
 def _cells(row: Row, limit: float) -> str:
     if row.get("broken"):
-        return f"| {row['row']} | broke off | | | | **no** | |"
+        return f"| {row['row']} | broke off | | | | **unmet** | |"
     share = f"{row['gflops'] / limit:.0%}" if "gflops" in row else ""
     return (
         f"| {row['row']} | {row['ratio']:.2f} × | {row['low']:.2f} – {row['high']:.2f} | {row['at_least']:g} | {row['aim']:g} |"
-        f" {'yes' if row['met'] else '**no**'} | {share} |"
+        f" {_met(row)} | {share} |"
     )
 
 
@@ -137,18 +177,30 @@ def merged(new: list[Row], files: list[str]) -> list[Row]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and seeds, small models")
+    parser.add_argument("--quick", action="store_true", help="small models, fewer seeds; prints and writes nothing")
     parser.add_argument("--only", choices=FILES, action="append", metavar="FILE", help="one file; may be given again")
     options = parser.parse_args()
     files = options.only or [name for name in FILES if not (options.quick and name in LONG)]
+    figures = recorded(PAGE.read_text(encoding="utf-8"))
     new: list[Row] = []
+    began = os.times()
     for name in files:
         some = rows(name, options.quick)
-        found = merged(some, [name])  # at once: what breaks off later loses nothing
         new += some
-        (ROOT / "docs" / "performance.md").write_text(page(found), encoding="utf-8")
-    print(f"wrote docs/performance.md; {sum(r['met'] for r in new)} of {len(new)} rows met")
-    return 0 if all(r["met"] for r in new) else 1
+        if not options.quick:  # at once: what breaks off later loses nothing
+            PAGE.write_text(page(merged(some, [name])), encoding="utf-8")
+    now = os.times()
+    cpu = now.children_user + now.children_system - began.children_user - began.children_system
+    failed = [row["row"] for row in new if fault(row, figures.get(row["row"]))]
+    print(f"\n{table(new, figures)}\n")
+    print(
+        f"{sum(r['met'] for r in new)} of {len(new)} rows met; took {now.elapsed - began.elapsed:.0f} s, {cpu:.0f} of CPU"
+    )
+    if not options.quick:
+        print("wrote docs/performance.md")
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
