@@ -187,5 +187,5 @@ def test_a_probe_and_fewer_layers_reach_the_artifact(stage: Any, world: Any, tmp
 
 @pytest.mark.parametrize("change", [{"probe_decay": 0.1}, {"model": {"layers": 1}}])
 def test_what_only_a_language_model_can_do_is_refused(stage: Any, world: Any, change: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"are for model\.kind=language"):
+    with pytest.raises(UserError, match=r"is a setting of model\.kind=language"):
         stage("reward", values(world, "features", **change))
