@@ -122,7 +122,7 @@ def parallel_scan(
 def _numba_found() -> bool:
     if find_spec("numba") is not None:
         return True
-    warnings.warn("no numba: Mamba runs several times slower on a CPU; mend: pip install numba", stacklevel=3)
+    warnings.warn("no numba: Mamba runs several times slower on a CPU; to fix it: pip install numba", stacklevel=3)
     return False
 
 
@@ -161,7 +161,7 @@ def _rows(x: Tensor) -> Any:
 def _forward(
     x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, D: Tensor, offsets: Tensor, parents: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (L, E), final states (S, N, E) and the kept states; ``a`` (N, E) is A transposed, times log2(e)."""
+    """y (L, E), final states (S, N, E) and the states to keep; ``a`` (N, E) is A transposed, times log2(e)."""
     from accord.kernels import selective_scan_numba as kernels
 
     states, width = a.shape
