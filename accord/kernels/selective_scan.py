@@ -354,10 +354,12 @@ def scan_step(x: Tensor, dt: Tensor, rates: Tensor, selected: Tensor, D: Tensor,
     """(B, E) scan and gate at one new token of each row; ``state`` (B, N, E) moves on in place.
 
     x, dt (B, E), dt before its softplus · rates (N, E), A log2(e) · selected (B, … + 2 N), which ends in B and C ·
-    D (E,) · xz (B, 2 E), which ends in the gate; as ``runs_compiled`` takes them.
+    D (E,) · xz (B, 2 E), which ends in the gate; as ``runs_compiled`` takes them.  Raises TypeError for other tensors.
     """
     from accord.kernels import selective_scan_numba as kernels
 
+    if not _alike(x, dt, rates, selected, D, xz, state):
+        raise TypeError("scan_step takes ordinary tensors of one dtype")
     (states, width), y = rates.shape, torch.empty_like(x)
     arrays = map(_flat, (x, dt.contiguous(), rates, selected.contiguous(), D, xz, state, y))
     sizes = (width, states, selected.shape[1] - 2 * states)

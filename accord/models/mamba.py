@@ -257,7 +257,8 @@ class Mamba(Backbone):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) from (N, D)."""
-        return F.linear(hidden, self.embeddings.weight if self.lm_head is None else self.lm_head.weight)
+        head = self.lm_head
+        return F.linear(hidden, self.embeddings.weight) if head is None else cast(Tensor, head(hidden))
 
     @torch.no_grad()
     def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, MambaCache]:
