@@ -179,7 +179,7 @@ def finish(
 ) -> dict[str, float]:
     """Statistics for normalisation, held-out numbers, files."""
     chosen, rejected = score_pairs(model, pairs, device, config.precision)
-    model.normalise(torch.cat([chosen, rejected]).to(device))
+    model.normalize(torch.cat([chosen, rejected]).to(device))
     metrics = {"train_accuracy": float((chosen > rejected).float().mean())}
     if heldout:
         chosen, rejected = score_pairs(model, heldout, device, config.precision)

@@ -35,7 +35,7 @@ def calibrate(folder: Path, config: FuseConfig) -> tuple[float, float]:
     for rows in torch.split(torch.arange(len(data.pairs)), ROWS):
         batch = pack_preferences([data.pairs[int(r)] for r in rows], rows.tolist()).to(device)
         scores.append(model.raw(batch.packed, torch.cat([batch.chosen, batch.rejected])).float().cpu())
-    model.normalise(torch.cat(scores).to(device))
+    model.normalize(torch.cat(scores).to(device))
     shape, state = read_head(folder)
     mean, deviation = model.mean.cpu(), model.deviation.cpu()
     write_head(folder, shape, {**state, "mean": mean, "deviation": deviation})

@@ -1,7 +1,7 @@
 """One token a row through a transformer of the Llama family by compiled kernels, on a CPU in float32.
 
 Norms, rotation, attention over the cache and SwiGLU are three kernels, since one token's work in them is smaller than
-the dispatch of the dozens of operations that they are made of.  Torch keeps the matrix products of models that a cache
+the dispatch of the dozens of operations that they replace.  Torch keeps the matrix products of models that a cache
 holds; with more weights than that a product of few rows is bound by memory, and torch's reads it at half its speed.
 
 Plain form: ``accord.models.transformer.Transformer.forward_plain`` of the whole text, compared in

@@ -122,7 +122,7 @@ def parallel_scan(
 def _numba_found() -> bool:
     if find_spec("numba") is not None:
         return True
-    warnings.warn("no numba: Mamba runs several times slower on a CPU; mend: pip install numba", stacklevel=3)
+    warnings.warn("no numba: Mamba runs several times slower on a CPU; to fix it: pip install numba", stacklevel=3)
     return False
 
 
@@ -161,7 +161,7 @@ def _rows(x: Tensor) -> Any:
 def _forward(
     x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, D: Tensor, offsets: Tensor, parents: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (L, E), final states (S, N, E) and the kept states; ``a`` (N, E) is A transposed, times log2(e)."""
+    """y (L, E), final states (S, N, E) and the states to keep; ``a`` (N, E) is A transposed, times log2(e)."""
     from accord.kernels import selective_scan_numba as kernels
 
     states, width = a.shape
@@ -354,10 +354,12 @@ def scan_step(x: Tensor, dt: Tensor, rates: Tensor, selected: Tensor, D: Tensor,
     """(B, E) scan and gate at one new token of each row; ``state`` (B, N, E) moves on in place.
 
     x, dt (B, E), dt before its softplus · rates (N, E), A log2(e) · selected (B, … + 2 N), which ends in B and C ·
-    D (E,) · xz (B, 2 E), which ends in the gate; as ``runs_compiled`` takes them.
+    D (E,) · xz (B, 2 E), which ends in the gate; as ``runs_compiled`` takes them.  Raises TypeError for other tensors.
     """
     from accord.kernels import selective_scan_numba as kernels
 
+    if not _alike(x, dt, rates, selected, D, xz, state):
+        raise TypeError("scan_step takes ordinary tensors of one dtype")
     (states, width), y = rates.shape, torch.empty_like(x)
     arrays = map(_flat, (x, dt.contiguous(), rates, selected.contiguous(), D, xz, state, y))
     sizes = (width, states, selected.shape[1] - 2 * states)

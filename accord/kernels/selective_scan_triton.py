@@ -58,7 +58,7 @@ def _forward(  # type: ignore[no-untyped-def]
         by_state, shown = token[:, None] * states + state[None, :], (token[:, None] < end) & (state[None, :] < states)
         value, time = tl.load(x + at, mask=taken, other=0.0), tl.load(dt + at, mask=taken, other=0.0)
         push = (value * time)[:, :, None] * tl.load(b + by_state, mask=shown, other=0.0)[:, None, :]
-        decay = tl.exp2(time[:, :, None] * rate[None, :, :])  # 1 behind the segment's end: the state is held
+        decay = tl.exp2(time[:, :, None] * rate[None, :, :])  # 1 after the segment's end: the state is held
         reach, path = tl.associative_scan((decay, push), 0, _then)
         path += reach * h[None, :, :]
         out = tl.sum(path * tl.load(c + by_state, mask=shown, other=0.0)[:, None, :], 2) + skip[None, :] * value

@@ -1,7 +1,7 @@
-"""The Llama family's pass over packed texts for training on a CPU: what is cheap to make again is not kept.
+"""The Llama family's pass over packed texts for training on a CPU: what is cheap to compute again is not kept.
 
-Of each layer the backward pass keeps its input, rotated q, k and v, the attention's output, and gate and up; it makes
-normed inputs, padded rows and SwiGLU products anew.  That is a third of what autograd keeps, and less traffic.
+Of each layer the backward pass keeps its input, rotated q, k and v, the attention's output, and gate and up; it computes
+normed inputs, padded rows and SwiGLU products again.  That is a third of what autograd keeps, and less traffic.
 Attention takes texts of like lengths together, so that its square does not run over padding.
 
 Plain form: ``accord.models.transformer.Transformer.forward_plain``, by autograd alone; compared in
@@ -141,7 +141,7 @@ class Heads:
     layout: Layout
 
     def mask(self, columns: int, like: Tensor) -> Tensor | None:
-        """(T, T) for a sliding window that bites: 0 where a row sees, -inf elsewhere.  None: causal."""
+        """(T, T) for a sliding window shorter than a row: 0 where a row sees, -inf elsewhere.  None: causal."""
         if self.window is None or columns <= self.window:
             return None
         seen = torch.ones(columns, columns, dtype=torch.bool, device=like.device).tril_().triu_(1 - self.window)

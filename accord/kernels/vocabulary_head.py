@@ -18,9 +18,9 @@ from torch.autograd.function import once_differentiable
 from accord.functional.masked import wide
 
 CHUNK_ELEMENTS = 2**22
-"""Logits made at once: 16 MB, which a processor's last cache holds.  Rows of a wider vocabulary are taken one by one."""
+"""Logits computed at once: 16 MB, which a processor's last cache holds.  Rows of a wider vocabulary are taken one by one."""
 KEPT_ELEMENTS = 2**23
-"""Up to so many logits ``label_logprobs`` keeps its probabilities for the backward pass; more are made anew."""
+"""Up to so many logits ``label_logprobs`` keeps its probabilities for the backward pass; more are computed again."""
 
 
 def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
@@ -30,7 +30,7 @@ def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
 
 
 def _dtype(hidden: Tensor) -> torch.dtype:
-    """What products are made in: the autocast type where autocast is on."""
+    """The dtype of products: the autocast type where autocast is on."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
@@ -46,7 +46,7 @@ def _probabilities_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _SumOfNLL(torch.autograd.Function):
-    """-Σ log p(target).  The gradient is made in the forward pass: its weight, 1 a label, is known before."""
+    """-Σ log p(target).  The gradient is computed in the forward pass: its weight, 1 a label, is known before."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -80,7 +80,7 @@ class _SumOfNLL(torch.autograd.Function):
 
 
 class _Chosen(torch.autograd.Function):
-    """(N,) log p(target); the softmax is kept where it is small, and made anew in the backward pass where it is not."""
+    """(N,) log p(target); the softmax is kept where it is small, and computed again in the backward pass where it is not."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:

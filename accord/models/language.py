@@ -17,7 +17,7 @@ from accord.types import Packed
 
 Critic = Literal["shared", "shared_detached", "separate", "reward"]
 KEPT_LOGITS = 2**25
-"""Up to so many (128 MB in float32) are kept for the backward pass; more are made anew, a chunk at a time."""
+"""Up to so many (128 MB in float32) are kept for the backward pass; more are computed again, a chunk at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class LanguageActorCritic(nn.Module):
             if reward_model is None:
                 raise ValueError("critic='reward' needs a reward model")
             self.critic_backbone = copy.deepcopy(reward_model.backbone)
-            self.value_head = centred_head(reward_model)
+            self.value_head = centered_head(reward_model)
         if self.critic_backbone is not None:
             self.critic_backbone.requires_grad_(True)
 
@@ -102,8 +102,8 @@ class LanguageActorCritic(nn.Module):
         return self.values(trunk(packed, packed.previous[chosen]))
 
 
-def centred_head(reward_model: RewardModel) -> nn.Module:
-    """A copy of the reward head that gives centred scores: mean and deviation go into its last linear layer."""
+def centered_head(reward_model: RewardModel) -> nn.Module:
+    """A copy of the reward head that gives centered scores: mean and deviation go into its last linear layer."""
     head = copy.deepcopy(reward_model.head)
     last = [m for m in head.modules() if isinstance(m, nn.Linear)][-1]
     with torch.no_grad():

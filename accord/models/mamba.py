@@ -136,7 +136,7 @@ class MambaCache:
 
     window: Tensor  # (layers, B, K-1, E), the last inputs of the convolution, oldest first
     state: Tensor  # (layers, B, N, E)
-    taps: tuple[Tensor | None, ...]  # per layer (K, E): the weights as a step reads them, made once; None: call
+    taps: tuple[Tensor | None, ...]  # per layer (K, E): the weights as a step reads them; None: call it
     rates: tuple[Tensor, ...]  # per layer (N, E), A log2(e)
 
     def select(self, rows: Tensor) -> MambaCache:
@@ -159,10 +159,10 @@ class Mixer(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1.0, self.states + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, config.d_model, bias=config.use_bias)
-        self._initialise(config)
+        self._initialize(config)
 
     @torch.no_grad()
-    def _initialise(self, config: MambaConfig) -> None:
+    def _initialize(self, config: MambaConfig) -> None:
         """As in the paper's code: dt log-uniform in DT_RANGE, the way out of a layer smaller by sqrt(layers)."""
         nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
         low, high = map(math.log, DT_RANGE)
@@ -257,7 +257,8 @@ class Mamba(Backbone):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) from (N, D)."""
-        return F.linear(hidden, self.embeddings.weight if self.lm_head is None else self.lm_head.weight)
+        head = self.lm_head
+        return F.linear(hidden, self.embeddings.weight) if head is None else cast(Tensor, head(hidden))
 
     @torch.no_grad()
     def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, MambaCache]:
@@ -319,5 +320,5 @@ class Mamba(Backbone):
 
 
 def small_mamba(d_model: int, n_layers: int, vocab_size: int, eos_id: int, pad_id: int) -> Mamba:
-    """A new Mamba with tied embeddings and the paper's proportions, initialised from torch's global generator."""
+    """A new Mamba with tied embeddings and the paper's proportions, initialized from torch's global generator."""
     return Mamba(MambaConfig(vocab_size, d_model, n_layers, eos_ids=(eos_id,), pad_id=pad_id))

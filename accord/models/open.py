@@ -62,7 +62,7 @@ def small_backbone(family: str, d_model: int, n_layers: int, vocab_size: int, eo
 
 
 def keep_layers(backbone: Backbone, layers: int) -> None:
-    """Drops all but the first ``layers`` layers; the final norm stays behind the last one kept.  0 keeps all.
+    """Drops all but the first ``layers`` layers; the final norm follows the last of them.  0 keeps all.
 
     Raises UserError where the model has fewer, or is of a family opened through transformers.
     """

@@ -42,10 +42,10 @@ class RewardMLP(nn.Module):
 
 
 class ScalarHead(nn.Module):
-    """A linear score of normalised features, initialised N(0, 1/√(d+1)) with zero bias (Stiennon et al. 2020).
+    """A linear score of normalized features, initialized N(0, 1/√(d+1)) with zero bias (Stiennon et al. 2020).
 
     The layer norm (no weights) gives the head features of unit scale whatever the backbone's; without it the head's
-    learning rate would have to be found anew for every model.  ``measure`` then centres and scales each feature by
+    learning rate would have to be tuned for every model.  ``measure`` then centers and scales each feature by
     itself: in a large pretrained model a few of them, the same in every text, are a hundred times the others, and
     would drown what tells texts apart.
     """
@@ -63,7 +63,7 @@ class ScalarHead(nn.Module):
 
     @torch.no_grad()
     def measure(self, features: Tensor) -> None:
-        """Stores centre and spread of each of the features (N, D) of N texts, N ≥ 2, before training."""
+        """Stores mean and deviation of each of the features (N, D) of N texts, N ≥ 2, before training."""
         features = F.layer_norm(features.float(), features.shape[-1:])
         self.centre.copy_(features.mean(0))
         self.spread.copy_(features.std(0).clamp(min=1e-6))
@@ -77,7 +77,7 @@ class RewardModel(nn.Module):
     """Scores of replies: backbone → pooled features → head, less the stored mean, over the stored deviation.
 
     ``pooling`` is the hidden state at the reply's last token, or the mean over the reply's tokens.  ``mean`` and
-    ``deviation`` are measured after training on reference replies, so that the scores PPO sees are centred.
+    ``deviation`` are measured after training on reference replies, so that the scores PPO sees are centered.
     """
 
     mean: Tensor
@@ -102,14 +102,14 @@ class RewardModel(nn.Module):
         return sums.index_add(0, owner, hidden[index].float()) / lengths[:, None]
 
     def raw(self, packed: Packed, segments: Tensor) -> Tensor:
-        """(B,) scores before centring: what is trained."""
+        """(B,) scores before centering: what is trained."""
         return self.head(self.features(packed, segments))  # type: ignore[no-any-return]
 
     def forward(self, packed: Packed, segments: Tensor) -> Tensor:
-        """(B,) centred scores."""
+        """(B,) centered scores."""
         return (self.raw(packed, segments) - self.mean) / self.deviation
 
-    def normalise(self, raw: Tensor) -> None:
+    def normalize(self, raw: Tensor) -> None:
         """Stores mean and deviation of raw scores (N,)."""
         self.mean.copy_(raw.mean())
         self.deviation.copy_(raw.std(correction=0).clamp(min=1e-6))

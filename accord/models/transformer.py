@@ -146,10 +146,10 @@ class Transformer(Backbone):
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (_to_rows(x, places, rows) for x in (q, k, v))
-            for x, kept in ((k, cache.keys), (v, cache.values)):
+            for x, cached in ((k, cache.keys), (v, cache.values)):
                 room = x.new_empty(*x.shape[:2], columns + capacity, x.shape[3])
                 room[:, :, :columns] = x
-                kept.append(room)
+                cached.append(room)
             if len(groups) > 1 and (mask := self._mask(layer, window)) is None:
                 out = q.new_empty(rows, columns, q.shape[1] * q.shape[3])
                 for some, size in groups:
@@ -363,7 +363,7 @@ def small_transformer(d_model: int, n_layers: int, vocab_size: int, eos_id: int,
 
 
 def open_gguf(path: str | Path) -> Transformer:
-    """Opens a GGUF file of the family, dequantised to float32 by transformers, which needs gguf and accelerate for it.
+    """Opens a GGUF file of the family, dequantized to float32 by transformers, which needs gguf and accelerate for it.
 
     Raises UserError naming the file when it is absent, damaged or of another family.
     """

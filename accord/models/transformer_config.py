@@ -40,7 +40,7 @@ class TransformerConfig:
     tied: bool = True
     qkv_bias: bool = False  # Qwen2
     qk_norm: bool = False  # Qwen3
-    max_positions: int = 2048  # what the model was made for; rotary positions do not end there
+    max_positions: int = 2048  # what the model was trained for; rotary positions do not end there
     sliding_window: int | None = None  # a token sees this many, itself included
     first_window_layer: int = 0  # Qwen: layers below see everything
     bos_id: int | None = None

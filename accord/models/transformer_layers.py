@@ -42,8 +42,8 @@ def rotation(config: TransformerConfig, positions: Tensor) -> Tensor:
     frequency = 1.0 / config.rope_theta ** (pairs / config.head_dim)
     if (s := config.rope_scaling) is not None:
         turns = s.original_max_position_embeddings * frequency / (2 * math.pi)  # whole turns in the first training
-        kept = ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
-        frequency = frequency * (kept + (1 - kept) / s.factor)
+        share = ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
+        frequency = frequency * (share + (1 - share) / s.factor)
     angle = positions.float()[:, None] * frequency
     return torch.polar(torch.ones_like(angle), angle)[:, None]
 

@@ -307,3 +307,17 @@ def test_parallel_scan_runs_where_no_kernel_does(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(selective_scan, "runs_compiled", lambda *_: False)
     for name, e, f in zip(NAMES, compiled, everything(scan, inputs, *where, torch.float32), strict=True):
         assert ((f - e).abs().max() / e.abs().max()).item() < 4e-6, name
+
+
+def test_other_tensors_than_the_kernels_know_are_left_to_torch() -> None:
+    x, double, state = torch.randn(4, 16), torch.randn(4, 16).double(), torch.zeros(4, 2, 16)
+    assert selective_scan.runs_compiled(x, x)
+    assert not selective_scan.runs_compiled(x, double)
+    assert not selective_scan.runs_compiled(x, x.as_subclass(type("Other", (torch.Tensor,), {})))
+    offsets, parents = torch.tensor([0, 4]), torch.tensor([-1])
+    rates, inputs = -torch.ones(16, 2).double(), torch.randn(4, 2)
+    y, _ = scan(x, x.abs(), rates, inputs, inputs, torch.ones(16), offsets, parents)  # a kernel would read half of A
+    wanted, _ = reference_scan(x, x.abs(), rates.float(), inputs, inputs, torch.ones(16), offsets, parents)
+    torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(TypeError, match="one dtype"):
+        selective_scan.scan_step(x, double, -torch.ones(2, 16), inputs, torch.ones(16), x.repeat(1, 2), state)

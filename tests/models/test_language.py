@@ -25,7 +25,7 @@ def tiny(family: str = "mamba", seed: int = 0) -> Backbone:
 def reward_model(family: str = "mamba") -> RewardModel:
     torch.manual_seed(9)
     model = RewardModel(tiny(family, seed=4), ScalarHead(32), "last")
-    model.normalise(torch.tensor([5.0, 5.5]))
+    model.normalize(torch.tensor([5.0, 5.5]))
     return model
 
 

@@ -288,6 +288,12 @@ def test_a_mamba_with_an_unknown_field_is_stepped_without_kernels(monkeypatch: p
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_wrapped_head_of_mamba_gives_the_logits() -> None:
+    model, hidden = mamba_of(MambaConfig(97, 32, 2, tied=False)), torch.randn(3, 32)
+    model.lm_head = Adapted(model.lm_head)  # type: ignore[assignment, arg-type]
+    torch.testing.assert_close(model.logits(hidden), model.lm_head(hidden))
+
+
 def test_hooks_of_a_block_of_mamba_run() -> None:
     model, seen = mamba_of(), []
     model.layers[1].register_forward_hook(lambda *_: seen.append(1))

@@ -122,7 +122,7 @@ def test_normalised_scores_have_mean_zero_and_deviation_one() -> None:
     model = tiny()
     raw = model.raw(PACKED, REPLIES).detach()
     torch.testing.assert_close(model(PACKED, REPLIES).detach(), raw)  # untouched until measured
-    model.normalise(raw)
+    model.normalize(raw)
     scores = model(PACKED, REPLIES).detach()
     assert abs(float(scores.mean())) < 1e-5
     assert float(scores.std(correction=0)) == pytest.approx(1.0, abs=1e-5)
@@ -132,7 +132,7 @@ def test_normalised_scores_have_mean_zero_and_deviation_one() -> None:
 
 def test_equal_scores_do_not_divide_by_zero() -> None:
     model = tiny()
-    model.normalise(torch.full((5,), 3.0))
+    model.normalize(torch.full((5,), 3.0))
     assert model(PACKED, REPLIES).isfinite().all()
 
 
@@ -142,7 +142,7 @@ def test_equal_scores_do_not_divide_by_zero() -> None:
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_a_saved_model_opens_with_the_same_scores(tmp_path: Path, family: str, kind: str, pooling: str) -> None:
     model = tiny(pooling, kind, family)
-    model.normalise(torch.tensor([0.5, 2.0, 7.0]))
+    model.normalize(torch.tensor([0.5, 2.0, 7.0]))
     model.save(str(tmp_path))
     opened = RewardModel.open(tmp_path)
     assert opened.pooling == pooling
