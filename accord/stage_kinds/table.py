@@ -82,7 +82,7 @@ _KINDS = (
         help="PPO: a whole language model, heads on a frozen one, or a Gymnasium task",
         settings_path="accord.config.ppo:PPO",
         function_path="accord.stage_kinds.ppo:run_ppo",
-        version=4,
+        version=5,
         next_step=_after_ppo,
         references=(
             _MODEL,
