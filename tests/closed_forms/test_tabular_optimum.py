@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from accord.algorithms import dpo, reward_model
 from accord.algorithms.ppo import RolloutLoop, ppo_on_text, train_on_rollouts
-from accord.config.load import build
 from accord.config.common import Optimizer
+from accord.config.load import build
 from accord.config.ppo import PPO
 from accord.data.packing import pack_continuations, pack_preferences
 from accord.data.preferences import PreferencePair

@@ -240,7 +240,8 @@ def test_advantages_do_not_depend_on_company_or_width(
     scores = torch.randn(len(rows), generator=torch.Generator().manual_seed(seed + 1))
     policy = policy_of(double, "mamba")
     config = LanguagePPOConfig(
-        training=LanguagePPOOptimizer(gamma=0.9, gae_lambda=0.8), reward=LanguageRewardSettings(missing_eos_penalty=-1.0, whiten=True)
+        training=LanguagePPOOptimizer(gamma=0.9, gae_lambda=0.8),
+        reward=LanguageRewardSettings(missing_eos_penalty=-1.0, whiten=True),
     )
 
     def ready(order: Sequence[int], extra: int, filler: float) -> tuple[dict[int, Tensor], dict[str, float]]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import accord.algorithms.ppo as ppo
-from accord.config.load import build
 from accord.config.data import PairsConfig
+from accord.config.load import build
 from accord.config.ppo import PPO
 from accord.data.prompts import load_prompts
 from accord.errors import UserError

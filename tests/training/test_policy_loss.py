@@ -97,7 +97,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     output = PolicyLoss(score, list(zip(weights, TERMS, strict=True)))(rows)
     assert seen == [rows.inputs]  # scored once for all terms
     total = sum(weight * float(expected(term).loss.total.detach()) for weight, term in zip(weights, TERMS, strict=True))
-    assert float(output.loss.total) == pytest.approx(total, rel=1e-12)
+    assert float(output.loss.total.detach()) == pytest.approx(total, rel=1e-12)
     assert int(output.loss.count) == int(MASK.sum())
     assert output.metrics.keys() >= METRICS
 
