@@ -1,29 +1,128 @@
-"""No test writes into the registry of the checkout."""
+"""A world of a few rows and two models of a few thousand weights, runs and stages on them, and a registry for each test."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from accord.config.load import build
+from accord.data.tokenizer import Tokenizer, small_tokenizer
+from accord.models.backbone import Backbone
+from accord.models.open import small_backbone
+from accord.models.reward import RewardModel, ScalarHead
+from accord.pipeline.stage import Outcome, run_stage
 from accord.runtime.run import Run, StageIdentity
+from accord.stage_kinds.table import STAGE_KINDS
 
-WHERE = "ACCORD_REGISTRY"
+REGISTRY = "ACCORD_REGISTRY"
+REWARDS = """
+def share_of_a(prompts, replies):
+    return [reply.count("a") / max(len(reply), 1) for reply in replies]
+
+def brevity(prompts, replies):
+    return [-float(len(reply)) for reply in replies]
+
+def nan(prompts, replies):
+    return [float("nan")] * len(replies)
+"""
+
+ROWS = [
+    ("what is red?", "fire is.", "no."),
+    ("what is blue?", "the sea is.", "i do not know"),
+    ("what is red?", "a rose is.", "grass, maybe"),
+    ("name a cat", "tom", "zzz"),
+    ("and a dog?", "rex is one", "qq"),
+    ("two and two?", "four.", "5 or 6, who can say?"),
+    ("hi", "hello!", "x"),
+    ("what is blue?", "the sky.", "7"),
+]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _registry_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For fixtures that live longer than a test."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(WHERE, str(tmp_path_factory.mktemp("registry") / "registry.sqlite"))
-        yield
+@dataclass(frozen=True)
+class World:
+    """Paths, as a resolved config holds them."""
+
+    mamba: str
+    transformer: str
+    reward: str  # a reward model on the Mamba
+    base: str
+    sft: str
+    preferences: str
+    prompts: str
 
 
-@pytest.fixture(autouse=True)
-def _registry_of_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(WHERE, str(tmp_path_factory.mktemp("registry") / "registry.sqlite"))
+def tiny(family: str, seed: int = 0) -> Backbone:
+    tokenizer = small_tokenizer()
+    torch.manual_seed(seed)
+    return small_backbone(family, 32, 2, tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return small_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    for family in ("mamba", "transformer"):
+        tiny(family).save(str(folder / family))
+        small_tokenizer().save(folder / family)
+    torch.manual_seed(5)
+    (folder / "reward").mkdir()
+    RewardModel(tiny("mamba", 1), ScalarHead(32), "mean").save(str(folder / "reward"))
+    small_tokenizer().save(folder / "reward")
+    base: list[dict[str, Any]] = [{"text": f"{good} {bad}"} for _, good, bad in ROWS]
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello."}]
+    return World(
+        str(folder / "mamba"),
+        str(folder / "transformer"),
+        str(folder / "reward"),
+        write_rows(folder / "base.jsonl", [*base, {"messages": turns}]),
+        write_rows(folder / "sft.jsonl", [{"prompt": p, "completion": good} for p, good, _ in ROWS]),
+        write_rows(folder / "preferences.jsonl", [{"prompt": p, "chosen": g, "rejected": b} for p, g, b in ROWS]),
+        write_rows(folder / "prompts.jsonl", [{"prompt": p} for p, _, _ in ROWS]),
+    )
+
+
+@pytest.fixture(scope="session")
+def rewards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A module of reward functions, by its name."""
+    folder = tmp_path_factory.mktemp("rewards")
+    (folder / "rewards_of_the_tests.py").write_text(REWARDS, encoding="utf-8")
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    yield "rewards_of_the_tests"
+    sys.path.remove(str(folder))
+
+
+Stage = Callable[..., Outcome]
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    """Runs a stage: ``stage(kind, values, name=…, resume=…)``; results lie in out/<name>, logs in logs/<name>."""
+
+    def run(kind: str, values: Mapping[str, Any], name: str = "", *, resume: bool = False, **stage: Any) -> Outcome:
+        given = {"name": name or kind, "out": str(tmp_path / "out"), "logs": str(tmp_path / "logs")}
+        given = {**given, "device": "cpu", "log_every": 1, "seed": 7, **values, **stage}
+        return run_stage(kind, build(STAGE_KINDS[kind].settings, given, {}, "the test"), resume=resume, reuse=False)
+
+    return run
 
 
 @pytest.fixture
@@ -44,3 +143,63 @@ def open_run(tmp_path: Path) -> Callable[..., Run]:
         return Run(identity, log_every, save_every, resume)
 
     return make
+
+
+@pytest.fixture
+def new_run(open_run: Callable[..., Run]) -> Iterator[Callable[..., Run]]:
+    """A run without a stage around it, closed at the end of the test."""
+    made: list[Run] = []
+
+    def make(name: str = "run", resume: bool = False, save_every: int = 100) -> Run:
+        made.append(open_run(name, resume=resume, save_every=save_every))
+        return made[-1]
+
+    yield make
+    for run in made:
+        run.__exit__()
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Callable[[str], list[dict[str, float]]]:
+    """The rows of a stage's metrics.jsonl."""
+
+    def read(name: str) -> list[dict[str, float]]:
+        text = (tmp_path / "logs" / name / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def weights_of() -> Callable[[Path], dict[str, Tensor]]:
+    """The tensors of a .pt as specified: a plain safe load."""
+
+    def read(path: Path) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = torch.load(path, weights_only=True)["model_state_dict"]
+        return state
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def make_tiny() -> Callable[..., Backbone]:
+    def make(family: str, seed: int = 0) -> Backbone:
+        backbone = tiny(family, seed)
+        backbone.eval()
+        return backbone
+
+    return make
+
+
+# ------------------------------------------------------------------------------------- registry
+@pytest.fixture(scope="session", autouse=True)
+def _registry_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For fixtures that live longer than a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(REGISTRY, str(tmp_path_factory.mktemp("registry") / "registry.sqlite"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _registry_of_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(REGISTRY, str(tmp_path_factory.mktemp("registry") / "registry.sqlite"))

@@ -259,6 +259,21 @@ def score_texts(policy: LanguageActorCritic, temperature: float, inputs: TextAct
     return ActionScores(*(to_rows(x.float(), inputs.mask) for x in (scores.logprobs, scores.entropy, scores.values)))
 
 
+def ppo_on_text(policy: LanguageActorCritic, config: LanguagePPOConfig) -> Algorithm[Rollout]:
+    """PPO's batch, loss and KL coefficient for replies of ``policy``."""
+    training, kl = config.training, config.kl
+
+    def loss(iteration: int, beta: float) -> PolicyLoss:
+        weight = 0.0 if iteration < training.value_warmup else 1.0  # in the warm-up the critic alone learns
+        kl_terms: list[tuple[float, LossTerm]] = (
+            [(weight * beta, ReferenceKL(kl.estimator))] if kl.placement == "loss" else []
+        )
+        score = partial(score_texts, policy, config.sampling.temperature)
+        return ppo_loss(score, training, clip_range_at(training, iteration, training.iterations), weight, kl_terms)
+
+    return Algorithm(lambda rollout, beta: prepare(rollout, policy, beta, config), loss, kl_controller(kl))
+
+
 # ------------------------------------------------------------------------------------- the stage
 def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
     """Trains policy and critic and leaves the policy as the stage's model; returns the last rollout's numbers."""
@@ -308,17 +323,7 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
         policy.values if policy.values_come_with_sampling and sampling.weights == "float32" else None,
     )
 
-    def loss(iteration: int, beta: float) -> PolicyLoss:
-        weight = 0.0 if iteration < training.value_warmup else 1.0  # in the warm-up the critic alone learns
-        in_loss = config.kl.placement == "loss"
-        kl: list[tuple[float, LossTerm]] = [(weight * beta, ReferenceKL(config.kl.estimator))] if in_loss else []
-        clip_range = clip_range_at(training, iteration, loop.iterations)
-        return ppo_loss(partial(score_texts, policy, sampling.temperature), training, clip_range, weight, kl)
-
-    algorithm: Algorithm[Rollout] = Algorithm(
-        lambda rollout, beta: prepare(rollout, policy, beta, config), loss, kl_controller(config.kl)
-    )
-    last = dict(train_on_rollouts(run, policy, updater, source, algorithm, loop).metrics)
+    last = dict(train_on_rollouts(run, policy, updater, source, ppo_on_text(policy, config), loop).metrics)
     leave_model(run, backbone, tokenizer, "ppo", last, {"policy": "language"})
     return last
 

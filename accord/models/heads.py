@@ -211,9 +211,12 @@ def numpy_networks(model: AnyActorCritic, compiled: bool = False) -> NumpyActorC
     The model's parameters move into one flat array, which both share from then on: each sees the other's changes.
     ``compiled``: see ``NumpyActorCritic``.
     """
-    if type(model) not in (ActorCritic, GaussianActorCritic) or type(model.critic) is not ValueNetwork:
+    if type(model) not in (ActorCritic, GaussianActorCritic):
         return None
-    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()):
+    if (type(model.policy), type(model.critic)) != (PolicyNetwork, ValueNetwork):
+        return None
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, name) for module in model.modules() for name in hooks):
         return None
     parameters = list(model.parameters())
     if any(p.device.type != "cpu" or p.dtype is not torch.float32 or not p.requires_grad for p in parameters):

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from accord.algorithms import dpo, reward_model
-from accord.algorithms.ppo_core import train_policy
-from accord.algorithms.ppo_language import LanguageSource, score_texts
+from accord.algorithms.ppo import RolloutLoop, ppo_on_text, train_on_rollouts
 from accord.config.common import Optimizer
 from accord.config.load import build
 from accord.config.ppo import PPO
@@ -29,8 +28,12 @@ from accord.data.prompts import PromptData
 from accord.functional.logprobs import sequence_sums
 from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic, reply_logprobs
+from accord.models.reference import FrozenReference
 from accord.models.reward import RewardModel, ScalarHead
+from accord.rollout.collect import TextTask
+from accord.rollout.generate import Decoding
 from accord.rollout.score import Replies
+from accord.rollout.text_source import TextSource
 from accord.runtime.run import Run
 from accord.training.updater import Updater
 from accord.types import Packed
@@ -190,20 +193,14 @@ def ppo(
     training = config.training
     policy = LanguageActorCritic(copy_of(world), "separate")
     prompts = PromptData(PROMPTS, ("x", "y"), ("x", "y"), None)  # type: ignore[arg-type]
-    source = LanguageSource(config, run, policy, world.reference, Lookup(scores), Symbols(), prompts)  # type: ignore[arg-type]
+    decoding = Decoding(longest, END, Symbols.pad_id, config.sampling.temperature)
+    reference = FrozenReference(world.reference)
+    task = TextTask(prompts, Symbols(), decoding, training.samples_per_prompt, Lookup(scores), reference, 256)  # type: ignore[arg-type]
+    source = TextSource(run, task, lambda: policy.policy, len(PROMPTS), torch.device("cpu"))
     groups = [(policy.policy_parameters(), 0.1), (policy.critic_parameters(), 0.1)]
-    updater = Updater(groups, training, iterations * training.num_epochs)
-    train_policy(
-        run,
-        policy,
-        updater,
-        source,
-        lambda inputs: score_texts(policy, inputs, config.sampling.temperature),
-        training,
-        config.kl,
-        iterations,
-        training.replies,
-    )
+    loop = RolloutLoop(iterations, training.replies, training.num_epochs, training.batch_size)
+    updater = Updater(groups, training, loop.steps)
+    train_on_rollouts(run, policy, updater, source, ppo_on_text(policy, config), loop)
     return policy
 
 
@@ -269,7 +266,7 @@ def least_loss(world: World, pairs: list[PreferencePair]) -> float:
 
 def test_dpo_on_exact_pairs_reaches_it(world: World, pairs: list[PreferencePair]) -> None:
     policy = copy_of(world)
-    reference = dpo.reference_logprobs(world.reference, pairs, torch.device("cpu"), "float32", 4096)
+    reference = dpo.reference_logprobs(FrozenReference(world.reference), pairs, torch.device("cpu"), "float32", 4096)
     batch = pack_preferences(pairs, range(len(pairs)))
     settings = Optimizer(schedule="cosine", max_grad_norm=100.0)
     updater = Updater([(policy.parameters(), 0.1)], settings, 200)

@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.algorithms.ppo_core import ActionScores, PPOObjective
-from accord.config.on_policy import KL, PPOOptimizer
+from accord.algorithms.ppo import ppo_loss
+from accord.config.on_policy import PPOOptimizer
 from accord.functional.advantages import compute_gae, explained_variance, normalize_advantages
 from accord.models.heads import ActorCritic
 from accord.rollout.env.buffer import RolloutBuffer
+from accord.training.policy_loss import ActionScores
 from accord.training.updater import Updater
-from accord.types import PPOBatch, VectorActions
+from accord.types import PolicyBatch, VectorActions
 
 pytest.importorskip("stable_baselines3")
 gymnasium = pytest.importorskip("gymnasium")
@@ -172,7 +173,7 @@ def their_ppo(settings: PPOOptimizer, model: ActorCritic) -> Any:
     return ppo
 
 
-def our_minibatches(batch: PPOBatch, settings: PPOOptimizer) -> list[PPOBatch]:
+def our_minibatches(batch: PolicyBatch, settings: PPOOptimizer) -> list[PolicyBatch]:
     """In the order that SB3's next ``train`` draws; its rows are environment by environment, ours step by step."""
     made = []
     for _ in range(settings.num_epochs):
@@ -182,15 +183,15 @@ def our_minibatches(batch: PPOBatch, settings: PPOOptimizer) -> list[PPOBatch]:
     return made
 
 
-def our_batch(steps: Steps, normalize: bool) -> PPOBatch:
+def our_batch(steps: Steps, normalize: bool) -> PolicyBatch:
     rows = next(iter(fill_ours(steps).get()))
     advantages = rows.advantages
     if normalize:
         count = len(advantages)
         advantages = normalize_advantages(advantages) * ((count - 1) / count) ** 0.5  # to SB3's deviation
-    column = (x[:, None] for x in (rows.log_probs, rows.values, advantages, rows.returns))
+    column = (x[:, None] for x in (rows.log_probs, advantages, rows.values, rows.returns))
     mask = torch.ones(len(rows), 1, dtype=torch.bool)
-    return PPOBatch(VectorActions(rows.observations, rows.actions), mask, *column)
+    return PolicyBatch(VectorActions(rows.observations, rows.actions), mask, *column)
 
 
 @pytest.mark.parametrize(("batch_size", "normalize"), [(STEPS * ENVS, True), (STEPS, False)])
@@ -214,7 +215,7 @@ def test_an_update_on_identical_data(batch_size: int, normalize: bool) -> None:
         return ActionScores(log_probs[:, None], entropy[:, None], values[:, None])
 
     updater = Updater([(model.parameters(), settings.learning_rate)], settings, len(minibatches))
-    loss = PPOObjective(score, settings, KL(), 0.0, 1.0)
+    loss = ppo_loss(score, settings, settings.clip_range)
     metrics = [updater.step([minibatch], loss) for minibatch in minibatches]
 
     assert metrics[0]["clip_fraction"] > 0.2

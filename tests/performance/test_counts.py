@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from accord.algorithms import dpo, reward_model
-from accord.algorithms.ppo_core import PPOObjective
-from accord.algorithms.ppo_language import score_texts
+from accord.algorithms.ppo import ppo_loss, score_texts
 from accord.config.common import Optimizer
-from accord.config.on_policy import KL, PPOOptimizer
+from accord.config.on_policy import PPOOptimizer
 from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
@@ -37,7 +37,7 @@ from accord.models.reward import RewardModel, ScalarHead
 from accord.rollout.generate import Decoding, generate
 from accord.training.cross_entropy import cross_entropy
 from accord.training.updater import Updater
-from accord.types import PPOBatch, TextActions
+from accord.types import PolicyBatch, TextActions
 
 BASELINES = Path(__file__).with_name("baselines.json")
 VOCAB, EOS, PAD = 512, 1, 0
@@ -103,9 +103,9 @@ def ppo(family: str) -> Callable[[], Any]:
     responses[mask] = torch.tensor([i for p in pairs for i in p.chosen])
     zeros = torch.zeros(mask.shape)
     inputs = TextActions(tuple(p.prompt for p in pairs), responses, mask, zeros)
-    batch = PPOBatch(inputs, mask, zeros, zeros, zeros + 1.0, zeros)
-    objective = PPOObjective(lambda i: score_texts(policy, i, 1.0), PPOOptimizer(), KL(), 0.0, 1.0)
-    return stepping(policy.parameters(), [batch], objective)
+    batch = PolicyBatch(inputs, mask, zeros, zeros + 1.0, zeros, zeros)
+    loss = ppo_loss(partial(score_texts, policy, 1.0), PPOOptimizer(), 0.2)
+    return stepping(policy.parameters(), [batch], loss)
 
 
 def rollout(family: str) -> Callable[[], Any]:

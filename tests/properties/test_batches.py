@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -12,18 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from accord.algorithms import dpo, reward_model
-from accord.algorithms.ppo_core import PPOObjective
-from accord.algorithms.ppo_language import score_texts
-from accord.config.on_policy import KL, PPOOptimizer
+from accord.algorithms.ppo import ppo_loss, prepare, score_texts
+from accord.config.on_policy import LanguagePPOConfig, LanguagePPOOptimizer, LanguageRewardSettings, PPOOptimizer
 from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
 from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
-from accord.rollout.collect import to_ppo_batch
 from accord.training.cross_entropy import cross_entropy
-from accord.types import Generation, LossOutput, Mean, PPOBatch, Rollout, TextActions
+from accord.training.policy_loss import ReferenceKL
+from accord.types import Generation, LossOutput, Mean, PolicyBatch, Rollout, TextActions
 
 Double = Callable[[str], Backbone]
 OfRows = Callable[[Sequence[int]], LossOutput]
@@ -176,13 +176,13 @@ def laid(parts: Sequence[Tensor], width: int, side: str, filler: float) -> Tenso
 
 def batch_of(
     rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], seed: int, extra: int, side: str, filler: float
-) -> PPOBatch:
+) -> PolicyBatch:
     width = max(len(reply) for _, reply in rows) + extra
     tokens = laid([torch.tensor(reply) for _, reply in rows], width, side, 23)
     mask = laid([torch.ones(len(reply), dtype=torch.bool) for _, reply in rows], width, side, False)
     logprobs, values, advantages, returns, ref = laid(numbers(rows, seed), width, side, filler)
     inputs = TextActions(tuple(prompt for prompt, _ in rows), tokens, mask, ref)
-    return PPOBatch(inputs, mask, logprobs - 2, values, advantages, returns)
+    return PolicyBatch(inputs, mask, logprobs - 2, advantages, values, returns)
 
 
 def policy_of(double: Double, family: str) -> LanguageActorCritic:
@@ -193,11 +193,10 @@ def policy_of(double: Double, family: str) -> LanguageActorCritic:
 
 
 OPTIONS = PPOOptimizer(ent_coef=0.01, clip_range=0.5, clip_range_vf=0.5)
-LOSS_KL = KL(beta=0.2, placement="loss", estimator="k2")
 
 
-def ppo_loss(policy: LanguageActorCritic, batch: PPOBatch) -> OfRows:
-    loss = PPOObjective(lambda inputs: score_texts(policy, inputs, 0.8), OPTIONS, LOSS_KL, 0.2, 1.0)
+def loss_of(policy: LanguageActorCritic, batch: PolicyBatch) -> OfRows:
+    loss = ppo_loss(partial(score_texts, policy, 0.8), OPTIONS, 0.5, more_terms=[(0.2, ReferenceKL("k2"))])
     return lambda rows: loss(batch[torch.tensor(list(rows))])
 
 
@@ -208,7 +207,7 @@ def test_of_ppo(
     double: Double, family: str, rows: list[tuple[tuple[int, ...], tuple[int, ...]]], seed: int, data: st.DataObject
 ) -> None:
     policy = policy_of(double, family)
-    loss = ppo_loss(policy, batch_of(rows, seed, 0, "right", 0.0))
+    loss = loss_of(policy, batch_of(rows, seed, 0, "right", 0.0))
     assert_rows_may_be_split(loss, len(rows), data.draw(splits(len(rows))), policy.parameters(), 1e-6)
 
 
@@ -226,19 +225,24 @@ def test_padding_of_ppo(
     """Wherever the padding stands and whatever stands in it."""
     policy = policy_of(double, family)
     weights = list(policy.parameters())
-    expected = step(ppo_loss(policy, batch_of(rows, seed, 0, "right", 0.0)), [range(len(rows))], weights)
-    found = step(ppo_loss(policy, batch_of(rows, seed, extra, side, math.nan)), [range(len(rows))], weights)
+    expected = step(loss_of(policy, batch_of(rows, seed, 0, "right", 0.0)), [range(len(rows))], weights)
+    found = step(loss_of(policy, batch_of(rows, seed, extra, side, math.nan)), [range(len(rows))], weights)
     assert_close(found, expected, 1e-6)
 
 
 @few
 @given(rows=replies, seed=seeds, extra=st.integers(0, 3), data=st.data())
 def test_advantages_do_not_depend_on_company_or_width(
-    rows: list[tuple[tuple[int, ...], tuple[int, ...]]], seed: int, extra: int, data: st.DataObject
+    double: Double, rows: list[tuple[tuple[int, ...], tuple[int, ...]]], seed: int, extra: int, data: st.DataObject
 ) -> None:
     """From scores to whitened advantages and returns: replies in any order, padded (on the right) to any width."""
     drawn = numbers(rows, seed)
     scores = torch.randn(len(rows), generator=torch.Generator().manual_seed(seed + 1))
+    policy = policy_of(double, "mamba")
+    config = LanguagePPOConfig(
+        training=LanguagePPOOptimizer(gamma=0.9, gae_lambda=0.8),
+        reward=LanguageRewardSettings(missing_eos_penalty=-1.0, whiten=True),
+    )
 
     def ready(order: Sequence[int], extra: int, filler: float) -> tuple[dict[int, Tensor], dict[str, float]]:
         some = [rows[r] for r in order]
@@ -248,12 +252,12 @@ def test_advantages_do_not_depend_on_company_or_width(
         logprobs, values, _, _, ref = laid([drawn[r] for r in order], width, "right", filler)
         ended = torch.tensor([len(reply) % 2 == 0 for _, reply in some])
         generation = Generation(tuple(prompt for prompt, _ in some), tokens, mask, logprobs, ended)
-        rollout = Rollout(generation, ref, values, scores[list(order)], {"score": scores[list(order)]})
-        batch, metrics = to_ppo_batch(
-            rollout, beta=0.2, gamma=0.9, gae_lambda=0.8, missing_eos_penalty=-1.0, whiten_token_rewards=True
-        )
+        own, numbered = scores[list(order)], torch.tensor(list(order))
+        rollout = Rollout(generation, numbered, torch.zeros_like(tokens), ref, own, {"score": own}, readout=values)
+        batch, stats = prepare(rollout, policy, 0.2, config)
+        assert batch.returns is not None
         both = torch.stack([batch.advantages, batch.returns], 1)
-        return {r: both[row][:, mask[row]] for row, r in enumerate(order)}, metrics
+        return {r: both[row][:, mask[row]] for row, r in enumerate(order)}, dict(stats.metrics)
 
     expected, expected_metrics = ready(range(len(rows)), 0, 0.0)
     found, metrics = ready(data.draw(st.permutations(range(len(rows)))), extra, math.nan)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from accord.algorithms import dpo, reward_model
-from accord.algorithms.ppo_core import ActionScores, PPOObjective
-from accord.config.on_policy import KL, PPOOptimizer
+from accord.algorithms.ppo import ppo_loss
+from accord.config.on_policy import PPOOptimizer
 from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
@@ -29,7 +29,8 @@ from accord.functional.masked import centred, keep, masked_mean, masked_var, mea
 from accord.models.backbone import Backbone, Cache
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.training.cross_entropy import cross_entropy
-from accord.types import LossOutput, Packed, PPOBatch, PreferenceBatch, TextActions
+from accord.training.policy_loss import ActionScores, LossTerm, ReferenceKL
+from accord.types import LossOutput, Packed, PolicyBatch, PreferenceBatch, TextActions
 
 Double = Callable[[str], Backbone]
 few = settings(max_examples=30, deadline=None, derandomize=True)
@@ -180,15 +181,15 @@ def test_a_masked_action_is_as_good_as_absent(name: str, mask: Tensor, seed: int
 @given(mask=masks(), seed=seeds, filler=fillers)
 def test_ppo_reads_valid_actions_only(placement: str, mask: Tensor, seed: int, filler: float) -> None:
     """The objective itself: what was sampled and what the policy says now, both unfit to be read where masked."""
-    kl = KL(beta=0.3, placement=placement, estimator="k1" if placement == "reward" else "k2")
+    kl: list[tuple[float, LossTerm]] = [(0.3, ReferenceKL("k2"))] if placement == "loss" else []
     options = PPOOptimizer(ent_coef=0.01, clip_range=0.1, clip_range_vf=0.3)
 
     def loss(x: Sequence[Tensor], mask: Tensor) -> LossOutput:
         old, values, advantages, returns, ref, *now = x
         prompts = ((3,),) * len(mask)
         inputs = TextActions(prompts, torch.zeros(mask.shape, dtype=torch.int64), mask, ref)
-        batch = PPOBatch(inputs, mask, old, values, advantages, returns)
-        return PPOObjective(lambda _: ActionScores(*now), options, kl, 0.3, 1.0)(batch)
+        batch = PolicyBatch(inputs, mask, old, advantages, values, returns)
+        return ppo_loss(lambda _: ActionScores(*now), options, 0.1, 1.0, kl)(batch)
 
     assert_absent(loss, [t.masked_fill(~mask, filler) for t in drawn(seed, mask, 8)], mask)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic
 from accord.models.open import small_backbone
-from accord.rollout.collect import pack_texts, spread
+from accord.rollout.collect import pack_texts, to_rows
 from accord.rollout.generate import Decoding, draw, generate, stream
 from accord.types import Generation, Packed
 
@@ -124,10 +124,10 @@ def test_kept_logprobs_and_values_are_those_of_the_trainer(family: str, temperat
     with torch.no_grad():
         scores = policy.score(packed, chosen, temperature)
     mask = generation.mask
-    torch.testing.assert_close(spread(scores.logprobs, mask), generation.logprobs, rtol=0, atol=1e-4)
+    torch.testing.assert_close(to_rows(scores.logprobs, mask), generation.logprobs, rtol=0, atol=1e-4)
     ratio = (scores.logprobs - generation.logprobs[mask]).exp()
     torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=1e-5)
-    torch.testing.assert_close(spread(scores.values, mask), values, rtol=0, atol=1e-4)
+    torch.testing.assert_close(to_rows(scores.values, mask), values, rtol=0, atol=1e-4)
     assert values[mask].std() > 0.1
     other = policy.score(packed, chosen, 2.0 * temperature).logprobs
     assert (other - generation.logprobs[mask]).abs().max() > 0.05, "the temperature would not be seen here"

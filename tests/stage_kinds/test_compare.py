@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from accord.config.settings import CompareConfig
+from accord.config.evaluation import CompareConfig
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.errors import UserError
 from accord.evaluation.comparison import Answers, figures

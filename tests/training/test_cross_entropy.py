@@ -17,7 +17,7 @@ from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.models.backbone import Backbone
 from accord.models.open import open_backbone
-from accord.training.cross_entropy import cross_entropy, labels, micro_batches
+from accord.training.cross_entropy import cross_entropy, labels
 from accord.types import Packed
 
 
@@ -57,11 +57,6 @@ def test_a_first_token_is_never_predicted() -> None:
     """A segment's first token has a predecessor only where the segment continues another."""
     packed = Packed.of([[5, 6], [7, 8], [9]], [-1, 0, -1], [[True, True], [True, True], [True]])
     assert labels(packed).tolist() == [1, 2, 3]
-
-
-def test_rows_are_cut_into_passes() -> None:
-    assert list(micro_batches([3, 1, 2, 9, 4], 2)) == [[3, 1], [2, 9], [4]]
-    assert list(micro_batches([3, 1, 2], 0)) == [[3, 1, 2]]
 
 
 # ------------------------------------------------------------------------------------- base's reader

@@ -107,7 +107,7 @@ class ArrayVectors:
         self.mode = vector.metadata.get("autoreset_mode")
         self.within_step = self.mode == _gymnasium().vector.AutoresetMode.SAME_STEP
         self.waiting = np.zeros(vector.num_envs, dtype=bool)
-        self.observations = np.array(vector.reset(seed=seed_of(0, 0) % 2**31)[0], dtype=np.float32)
+        self.observations = np.array(vector.reset(seed=seed_of(0, 0) % 2**31)[0], dtype=np.float32, order="C")
 
     def _attributes(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self.inner).items() if isinstance(value, _PLAIN)}
@@ -123,7 +123,7 @@ class ArrayVectors:
     def step(self, actions: np.ndarray) -> Stepped:
         """Acts in each; ``observations`` are the final ones where an episode has ended at the end of this step."""
         seen, rewards, terminated, truncated, info = self.vector.step(self.spaces.acted(actions))
-        final = np.array(seen, dtype=np.float32)
+        final = np.array(seen, dtype=np.float32, order="C")  # as after a resume: torch rounds by the layout
         self.observations, ended = final, terminated | truncated
         valid = ~self.waiting
         if not self.within_step:

@@ -12,17 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from accord.algorithms.ppo_control import VectorSource
-from accord.algorithms.ppo_core import PPOObjective
-from accord.config.load import build, load
+from accord.algorithms.ppo_control import collector_for, loop_of, prepare_steps
+from accord.config.load import load
+from accord.config.on_policy import StepsPPOOptimizer
 from accord.config.ppo import PPO
 from accord.errors import UserError
-from accord.models.heads import ActorCritic, GaussianActorCritic
+from accord.models.heads import ActorCritic, AnyActorCritic, GaussianActorCritic, numpy_networks
 from accord.pipeline.stage import run_stage
-from accord.rollout.env.gym import Spaces, Stepped, open_vectors
+from accord.rollout.env.collect import StepActor, StepCollector
+from accord.rollout.env.episodes import EpisodeVectors, Spaces, Stepped, Vectors
+from accord.rollout.env.gym import open_vectors
 from accord.rollout.env.normalization import Normalizer
 from accord.runtime.run import Run
-from accord.training.numpy_updater import HandUpdater
+from accord.training.numpy_updater import NumpyUpdater
+from accord.training.policy_loss import ClippedSurrogate, PolicyLoss
+from accord.training.updater import Updater
 from accord.types import VectorActions
 
 NewRun = Callable[..., Run]
@@ -40,7 +44,14 @@ def values(environment: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------- what is trained on
+def collector(
+    run: Run, model: AnyActorCritic, vectors: Vectors, normalizer: Normalizer, quick: bool = True, **training: Any
+) -> StepCollector:
+    settings = StepsPPOOptimizer(n_envs=len(vectors.observations), **training)
+    return collector_for(run, StepActor(model, numpy_networks(model) if quick else None), vectors, normalizer, settings)
+
+
+# ------------------------------------------------------------------------------------- steps to a batch
 class Scripted:
     """Two environments that show (number, episode, step) and give the step as reward.
 
@@ -91,30 +102,32 @@ class Scripted:
 
 @pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_no_transition_crosses_an_episodes_border(new_run: NewRun, continuous: bool, normalize: bool) -> None:
-    """Traps 36 and 37, held against a plain loop over the episodes as the script has them, each environment alone."""
-    given = values("Scripted", training={"n_steps": 13, "normalize_advantages": normalize})
-    config = build(PPO, given, {}, "the test")
+@pytest.mark.parametrize("quick", [False, True])
+def test_no_transition_crosses_an_episodes_border(
+    new_run: NewRun, continuous: bool, normalize: bool, quick: bool
+) -> None:
+    """Traps 36 and 37, against a plain loop over the episodes as the script has them, each environment alone."""
     torch.manual_seed(0)
     model = GaussianActorCritic(3, 2, 8) if continuous else ActorCritic(3, 2, 8)
     vectors = Scripted(continuous)
     normalizer = Normalizer(3, 2, 0.99, observations=False, rewards=False)
-    batch, metrics = VectorSource(config, new_run(), model, vectors, normalizer).collect(0, 0.0)
+    rollout = collector(new_run(), model, vectors, normalizer, quick, n_steps=13).collect(0)
+    batch, stats = prepare_steps(rollout, 0.1, normalize)  # without a reference the KL coefficient does nothing
     assert isinstance(batch.inputs, VectorActions)
     seen = batch.inputs.observations.reshape(13, 2, 3)
 
     def value(*state: float) -> float:
         return float(model.value(torch.tensor([state], dtype=torch.float32)).detach())
 
-    kept, advantages = batch.mask.reshape(13, 2), torch.zeros(13, 2)
+    valid, advantages = batch.mask.reshape(13, 2), torch.zeros(13, 2)
     for i in range(2):
         carried, following = 0.0, value(*map(float, vectors.observations[i]))
         for t in reversed(range(13)):
             _, episode, step = map(int, seen[t, i])
             if i == 1 and step == 3:  # the final observation, on which nothing was done
-                assert not kept[t, i]
+                assert not valid[t, i]
                 continue
-            assert kept[t, i]
+            assert valid[t, i]
             over = i == 0 and step == 2
             cut = (i == 1 and step == 2) or (i == 0 and step == 1 and episode % 2 == 1)
             if over or cut:
@@ -123,48 +136,112 @@ def test_no_transition_crosses_an_episodes_border(new_run: NewRun, continuous: b
             carried = step + 1 + 0.99 * following - now + 0.99 * 0.95 * carried
             advantages[t, i], following = carried, now
     if normalize:
-        some = advantages[kept]
-        advantages = torch.where(kept, (advantages - some.mean()) / some.std(correction=0), 0.0)
-    torch.testing.assert_close(batch.advantages.reshape(13, 2)[kept], advantages[kept], rtol=1e-4, atol=1e-5)
-    assert int((~kept).sum()) == 3
-    assert metrics["episodes"] == metrics["replies"] == 5 + 3
+        some = advantages[valid]
+        advantages = torch.where(valid, (advantages - some.mean()) / some.std(correction=0), 0.0)
+    torch.testing.assert_close(batch.advantages.reshape(13, 2)[valid], advantages[valid], rtol=1e-4, atol=1e-5)
+    assert int((~valid).sum()) == 3
+    metrics = stats.metrics
+    assert metrics["episodes"] == metrics["replies"] == stats.replies == 5 + 3
     # the first: 1+2+3, 1+2, 1+2+3, 1+2, 1+2+3 in 13 steps; the second 1+2+3 thrice
     assert metrics["episode_return"] == pytest.approx((3 * 6 + 2 * 3 + 3 * 6) / 8)
     assert metrics["timesteps"] == 26
+    assert metrics["kl"] == stats.kl == 0.0
     log_probs, found, _ = model.evaluate(batch.inputs.observations, batch.inputs.actions)
-    torch.testing.assert_close(log_probs[:, None], batch.logprobs)
+    torch.testing.assert_close(log_probs[:, None], batch.old_logprobs)
     torch.testing.assert_close(found[:, None], batch.values)
 
 
+class ScriptedEpisode:
+    """Shows (episode, step); rewards 1 a step; ends at its 3rd step, is cut at its 2nd in every other episode."""
+
+    def __init__(self) -> None:
+        self.episode = -1
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.episode, self.steps = self.episode + 1, 0
+        return np.array([self.episode, 0.0], dtype=np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        cut = self.steps == 2 and self.episode % 2 == 1
+        seen = np.array([self.episode, self.steps], dtype=np.float32)
+        return seen, 1.0, self.steps == 3, cut, {"ref_logprob": -0.5}
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_the_kl_to_a_reference_is_a_penalty_on_each_step(new_run: NewRun, quick: bool, beta: float) -> None:
+    """Traps 36 and 37, against a loop that knows the script; as token environments and Gymnasium tasks are collected."""
+    torch.manual_seed(0)
+    model = ActorCritic(2, 2, 8)
+    vectors = EpisodeVectors([ScriptedEpisode()], Spaces(2, 2), lambda i, e: 0, with_reference=True)
+    plain = Normalizer(2, 1, 0.99, observations=False, rewards=False)
+    rollout = collector(new_run(), model, vectors, plain, quick, n_steps=8).collect(0)
+    batch, stats = prepare_steps(rollout, beta, normalize=False)
+    seen = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
+    after: dict[int, tuple[int, int] | None] = {0: (0, 1), 1: (0, 2), 2: None, 3: (1, 1), 4: (1, 2), 5: (2, 1)}
+    after |= {6: (2, 2), 7: None}
+    assert isinstance(batch.inputs, VectorActions)
+    assert batch.inputs.observations.tolist() == [list(map(float, s)) for s in seen]
+
+    def value(state: tuple[int, int]) -> float:
+        return float(model.value(torch.tensor([state], dtype=torch.float32)).detach())
+
+    carried, expected = 0.0, [0.0] * 8
+    for t in reversed(range(8)):
+        reward = 1.0 - beta * (float(batch.old_logprobs[t]) + 0.5)
+        state = after[t]
+        delta = reward + 0.99 * (0.0 if state is None else value(state)) - value(seen[t])
+        carried = delta + (0.0 if t in (2, 4, 7) else 0.99 * 0.95 * carried)
+        expected[t] = carried
+    torch.testing.assert_close(batch.advantages[:, 0], torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(batch.returns, batch.advantages + batch.values)
+    assert stats.metrics["episodes"] == stats.replies == 3
+    assert stats.metrics["episode_return"] == pytest.approx((3 + 2 + 3) / 3)  # the task's own, without the KL
+    kl = sum(float(batch.old_logprobs[t]) + 0.5 for t in range(8))
+    assert stats.kl == stats.metrics["kl"] == pytest.approx(kl / 3, rel=1e-5)
+    assert abs(stats.kl) > 0.1
+
+
 def test_real_valued_actions_are_trained_on_as_drawn(new_run: NewRun) -> None:
-    """What is kept is what was drawn, beyond the bounds too; the task clips."""
-    given = values("Pendulum-v1", model={"policy": "control", "log_std": 1.5})
-    config = build(PPO, given, {}, "the test")
+    """What is stored is what was drawn, beyond the bounds too; the task clips."""
     vectors = open_vectors("Pendulum-v1", 2, lambda i, episode: i)
     torch.manual_seed(0)
     model = GaussianActorCritic(3, 1, 8, log_std=1.5)
-    source = VectorSource(config, new_run(), model, vectors, Normalizer(3, 2, 0.9, False, False))
-    batch, _ = source.collect(0, 0.0)
+    rollout = collector(new_run(), model, vectors, Normalizer(3, 2, 0.9, False, False), n_steps=32).collect(0)
+    batch, _ = prepare_steps(rollout, 0.0, normalize=True)
     assert isinstance(batch.inputs, VectorActions)
     assert batch.inputs.actions.shape == (64, 1)
     assert batch.inputs.actions.abs().max() > 2
     log_probs, _, _ = model.evaluate(batch.inputs.observations, batch.inputs.actions)
-    torch.testing.assert_close(log_probs[:, None], batch.logprobs)
+    torch.testing.assert_close(log_probs[:, None], batch.old_logprobs)
 
 
 def test_rewards_are_scaled_for_learning_and_reported_as_they_are(new_run: NewRun) -> None:
-    config = build(PPO, values("Scripted", training={"n_steps": 13}), {}, "the test")
     torch.manual_seed(0)
     model = ActorCritic(3, 2, 8)
     normalizer = Normalizer(3, 2, 0.99, observations=True, rewards=True)
-    source = VectorSource(config, new_run(), model, Scripted(False), normalizer)
-    batch, metrics = source.collect(0, 0.0)
-    assert metrics["episode_return"] == pytest.approx((3 * 6 + 2 * 3 + 3 * 6) / 8)
-    assert source.buffer.rewards[5:].max() < 2  # 3 without; the first few, with no deviation to speak of, are cut at 10
+    rollout = collector(new_run(), model, Scripted(False), normalizer, n_steps=13).collect(0)
+    batch, stats = prepare_steps(rollout, 0.0, normalize=True)
+    assert stats.metrics["episode_return"] == pytest.approx((3 * 6 + 2 * 3 + 3 * 6) / 8)
+    # 3 without scaling; the first few, with no deviation to speak of, are cut at 10
+    assert rollout.buffer.rewards[5:].max() < 2
     assert isinstance(batch.inputs, VectorActions)
     assert batch.inputs.observations.abs().max() < 4
     assert normalizer.seen is not None
     assert normalizer.seen.count == 2 * 14 - 3  # each observation that was acted on, and those to act on next; once
+
+
+def test_a_loop_has_as_many_rollouts_as_the_timesteps_ask_for() -> None:
+    training = StepsPPOOptimizer(
+        total_timesteps=130, n_steps=16, n_envs=2, num_epochs=3, batch_size=10, micro_batch_size=4
+    )
+    loop = loop_of(training)
+    assert (loop.iterations, loop.rows, loop.epochs, loop.batch_size, loop.micro_batch_size) == (5, 32, 3, 10, 4)
+    assert loop.steps == 5 * 3 * 4
+    assert (loop.target_kl, loop.adaptive_rate) == (0.0, False)
+    assert loop_of(StepsPPOOptimizer(target_kl=0.1, schedule="kl_adaptive")).adaptive_rate
 
 
 # ------------------------------------------------------------------------------------- a run
@@ -182,9 +259,10 @@ def test_a_run_starts_each_rollout_at_ratio_one(stage: Any, lines: Any, tmp_path
     model = kind(content["obs_dim"], content["action_dim"], content["hidden_dim"])
     model.load_state_dict(content["model_state_dict"])
     assert content["continuous"] is (environment == "Pendulum-v1")
-    assert 120 < content["normalizer"]["seen"]["count"] <= 130
+    assert 120 < content["normaliser"]["seen"]["count"] <= 130
     found = outcome.done["metrics"]
     assert found["timesteps"] == 128
+    assert found["episodes"] > 0 or environment == "Pendulum-v1"  # whose episodes have 200 steps
     last = lines("ppo")[-1]
     assert found["eval_return"] == last["rollout/eval_return"]
     assert {"eval_return_std", "eval_return_min", "eval_length"} <= found.keys()
@@ -210,13 +288,13 @@ def test_evaluation_changes_nothing_that_is_learnt(stage: Any, lines: Any, tmp_p
 
 def test_the_clip_falls_in_a_line(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[float] = []
-    step = HandUpdater.step
+    step = NumpyUpdater.step
 
-    def noting(updater: HandUpdater, batch: Any, objective: PPOObjective) -> dict[str, float]:
-        found.append(objective.settings.clip_range)
+    def noting(updater: NumpyUpdater, batch: Any, objective: PolicyLoss) -> dict[str, float]:
+        found.extend(term.clip_range for _, term in objective.terms if isinstance(term, ClippedSurrogate))
         return step(updater, batch, objective)
 
-    monkeypatch.setattr(HandUpdater, "step", noting)
+    monkeypatch.setattr(NumpyUpdater, "step", noting)
     for kind, expected in (("constant", [0.2] * 4), ("linear", [0.2, 0.15, 0.1, 0.05])):
         found.clear()
         training = {"total_timesteps": 256, "batch_size": 64, "num_epochs": 1, "clip_schedule": kind}
@@ -224,9 +302,25 @@ def test_the_clip_falls_in_a_line(stage: Any, monkeypatch: pytest.MonkeyPatch) -
         assert found == pytest.approx(expected)
 
 
-def test_a_kl_in_the_loss_is_refused(stage: Any) -> None:
-    with pytest.raises(UserError, match=r"kl\.placement"):
-        stage("ppo", values("CartPole-v1", kl={"placement": "loss", "estimator": "k2"}))
+def test_weight_decay_is_trained_by_the_plain_updater(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[type] = []
+    for updater in (Updater, NumpyUpdater):
+        step = updater.step
+
+        def noting(self: Any, batch: Any, objective: Any, step: Any = step) -> dict[str, float]:
+            steps.append(type(self))
+            return dict(step(self, batch, objective))
+
+        monkeypatch.setattr(updater, "step", noting)
+    for decay, kind in ((0.0, NumpyUpdater), (0.1, Updater)):
+        steps.clear()
+        stage("ppo", values("CartPole-v1", training={"weight_decay": decay}))
+        assert steps == [kind] * 16
+
+
+def test_a_kl_is_refused_since_a_task_has_no_reference(stage: Any) -> None:
+    with pytest.raises(UserError, match=r"kl\.beta is a setting of model\.policy=language and heads"):
+        stage("ppo", values("CartPole-v1", kl={"beta": 0.1}))
 
 
 def test_a_curve_and_a_video_are_left(stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

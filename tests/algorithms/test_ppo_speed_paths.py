@@ -1,4 +1,4 @@
-"""PPO's quick paths give the numbers and gradients of the plain ones; its losses are TRL's where the two agree."""
+"""PPO's fast paths give the numbers and gradients of the plain ones; its losses are TRL's where the two agree."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.algorithms.ppo_core import ActionScores, PPOObjective
-from accord.algorithms.ppo_language import score_texts
-from accord.config.on_policy import KL, PPOOptimizer
+from accord.algorithms.ppo import ppo_loss, score_texts
+from accord.config.on_policy import PPOOptimizer
 from accord.functional.advantages import token_gae
 from accord.functional.masked import whiten
 from accord.models.language import LanguageActorCritic, reply_logprobs
 from accord.models.transformer import Transformer, small_transformer
-from accord.rollout.collect import pack_texts, spread
+from accord.rollout.collect import pack_texts, to_rows
 from accord.rollout.shaping import token_rewards
-from accord.types import PPOBatch, TextActions
+from accord.training.policy_loss import ActionScores
+from accord.types import PolicyBatch, TextActions
 
 VOCAB, B, T = 64, 5, 9
 PROMPTS = ((5, 6, 7), (5, 6, 7), (9,), tuple(range(10, 24)), (5, 6, 7))  # three rows share a prompt
@@ -87,23 +87,6 @@ def test_a_reference_needs_no_entropy(temperature: float) -> None:
         reply_logprobs(policy.policy, packed, chosen, 0.0)
 
 
-def test_the_entropy_costs_no_backward_pass_unless_it_is_rewarded() -> None:
-    responses, mask = replies()
-    zeros = torch.zeros(B, T)
-    batch = PPOBatch(TextActions(PROMPTS, responses, mask, zeros), mask, zeros, zeros, zeros, zeros)
-    for coefficient in (0.0, 0.3):
-        entropy = torch.rand(B, T, requires_grad=True)
-        new = ActionScores(torch.zeros(B, T, requires_grad=True), entropy, torch.zeros(B, T))
-        output = PPOObjective(lambda _, new=new: new, PPOOptimizer(ent_coef=coefficient), KL(), 0.0, 1.0)(batch)
-        output.loss.total.backward()
-        assert output.metrics["entropy"].value() == pytest.approx(float(entropy.detach()[mask].mean()))
-        if coefficient:
-            assert entropy.grad is not None
-            torch.testing.assert_close(entropy.grad, -0.3 * mask.float())
-        else:
-            assert entropy.grad is None
-
-
 # ------------------------------------------------------------------ TRL 1.12's formulas, from what its trainer does
 def trl_advantages(
     scores: Tensor, old: Tensor, ref: Tensor, values: Tensor, lengths: Tensor, beta: float, lam: float
@@ -171,9 +154,9 @@ def test_loss_and_gradient_are_trls(early: bool) -> None:
 
     mine = [(x + y).requires_grad_() for x, y in ((old, moved), (values, wandered))]
     inputs = TextActions(PROMPTS, torch.zeros(B, T, dtype=torch.int64), actions, ref)
-    batch = PPOBatch(inputs, actions, old, values, advantages, returns)
+    batch = PolicyBatch(inputs, actions, old, advantages, values, returns)
     score = ActionScores(mine[0], torch.zeros(B, T), mine[1])
-    output = PPOObjective(lambda _: score, PPOOptimizer(vf_coef=0.1), KL(), 0.05, 1.0)(batch)
+    output = ppo_loss(lambda _: score, PPOOptimizer(vf_coef=0.1), 0.2)(batch)
     (output.loss.total / output.loss.count).backward()
     assert output.metrics["policy_loss"].value() == pytest.approx(policy.item(), rel=1e-9)
     assert output.metrics["value_loss"].value() == pytest.approx(value.item(), rel=1e-9)
@@ -185,11 +168,11 @@ def test_a_minibatch_scores_as_its_rows_do() -> None:
     responses, mask = replies()
     policy = policy_of("separate").float()
     inputs = TextActions(PROMPTS, responses, mask, torch.zeros(B, T))
-    whole = score_texts(policy, inputs, 0.9)
+    whole = score_texts(policy, 0.9, inputs)
     for b in range(B):
-        alone = score_texts(policy, inputs[torch.tensor([b])], 0.9)
+        alone = score_texts(policy, 0.9, inputs[torch.tensor([b])])
         for name in ("logprobs", "entropy", "values"):
             a, expected = getattr(alone, name)[0], getattr(whole, name)[b]
             torch.testing.assert_close(a[mask[b]], expected[mask[b]], rtol=1e-4, atol=1e-4)
     assert not bool(whole.logprobs[~mask].any())
-    assert spread(whole.values[mask], mask).shape == (B, T)
+    assert to_rows(whole.values[mask], mask).shape == (B, T)

@@ -14,7 +14,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from accord.errors import UserError
-from accord.rollout.env.gym import ArrayVectors, EpisodeVectors, GymVectors, make_environment, open_vectors
+from accord.rollout.env.episodes import EpisodeVectors, Vectors
+from accord.rollout.env.gym import ArrayVectors, make_environment, open_vectors
 
 gymnasium.register(
     "ShortCartPole-v0",
@@ -247,7 +248,7 @@ def test_an_implementation_that_cannot_be_saved_is_not_taken(log: bool, mode: An
 
 
 # ------------------------------------------------------------------------------------- the same future
-def drawn(vectors: GymVectors, steps: int) -> np.ndarray:
+def drawn(vectors: Vectors, steps: int) -> np.ndarray:
     rng, found = np.random.default_rng(1), vectors.spaces
     if found.continuous:
         return rng.normal(size=(steps, 3, found.action_dim)).astype(np.float32) * 2
