@@ -131,17 +131,25 @@ class MambaConfig:
 
 # ------------------------------------------------------------------------------------------- cache
 @dataclass(frozen=True, slots=True)
+class StepWeights:
+    """Weights of a layer as a step reads them, computed once."""
+
+    conv: tuple[Tensor, Tensor] | None  # taps (K, E) and bias (E,); None where the convolution must be called
+    rates: Tensor  # (N, E), A log2(e)
+    skip: Tensor  # (E,), D
+
+
+@dataclass(frozen=True, slots=True)
 class MambaCache:
     """What ``B`` texts need to go on: of one size, however long they are."""
 
     window: Tensor  # (layers, B, K-1, E), the last inputs of the convolution, oldest first
     state: Tensor  # (layers, B, N, E)
-    taps: tuple[Tensor | None, ...]  # per layer (K, E): the weights as a step reads them; None: call it
-    rates: tuple[Tensor, ...]  # per layer (N, E), A log2(e)
+    weights: tuple[StepWeights, ...]  # one a layer
 
     def select(self, rows: Tensor) -> MambaCache:
         """The named rows, (B',) int64: copied, repeated or dropped, in the order given."""
-        return MambaCache(self.window.index_select(1, rows), self.state.index_select(1, rows), self.taps, self.rates)
+        return MambaCache(self.window.index_select(1, rows), self.state.index_select(1, rows), self.weights)
 
 
 # ------------------------------------------------------------------------------------------- model
@@ -173,10 +181,13 @@ class Mixer(nn.Module):
             if linear.bias is not None:
                 linear.bias.zero_()
 
-    def taps(self) -> Tensor | None:
-        """(K, E) the convolution's weights; None where it must be called, or where kernels may not know the layer."""
-        known = type(self) is Mixer and self.known and are_plain([self.conv1d], (nn.Conv1d,))
-        return self.conv1d.weight[:, 0].t().contiguous() if known else None
+    def step_weights(self) -> StepWeights:
+        """For ``step``; a convolution that is not as built, or a layer that kernels may not know, is left out."""
+        conv = None
+        if type(self) is Mixer and self.known and are_plain([self.conv1d], (nn.Conv1d,)):
+            conv = self.conv1d.weight[:, 0].t().contiguous(), self.conv_bias().detach().clone()
+        rates = (-self.A_log.exp() / math.log(2)).t().contiguous()
+        return StepWeights(conv, rates, self.D.detach().clone())
 
     def conv_bias(self) -> Tensor:
         return self.D.new_zeros(self.D.shape) if self.conv1d.bias is None else self.conv1d.bias
@@ -197,25 +208,23 @@ class Mixer(nn.Module):
         """(N, E) from windows (N, K, E), by a convolution that must be called."""
         return F.silu(self.conv1d(seen.transpose(1, 2)).squeeze(-1))
 
-    def step(self, u: Tensor, window: Tensor, state: Tensor, taps: Tensor | None, rates: Tensor) -> Tensor:
+    def step(self, u: Tensor, window: Tensor, state: Tensor, weights: StepWeights) -> Tensor:
         """One token for each row, (B, D) to (B, D); ``window`` (B, K-1, E) and ``state`` (B, N, E) move on in place."""
         xz = self.in_proj(u)
-        if taps is not None and runs_compiled(xz, window, state, rates, self.D) and self.D.shape[0] % 16 == 0:
-            return self._step_compiled(xz, window, state, taps, rates)
+        conv, rates, skip = weights.conv, weights.rates, weights.skip
+        if conv is not None and runs_compiled(xz, window, state, rates) and skip.shape[0] % 16 == 0:
+            x = conv_step(xz, window, *conv)
+            selected = self.x_proj(x)
+            dt = self.dt_proj(selected[:, : self.rank])
+            return self.out_proj(scan_step(x, dt, rates, selected, skip, xz, state))  # type: ignore[no-any-return]
         x, z = xz.chunk(2, -1)
         seen = torch.cat([window, x[:, None]], 1)
         window.copy_(seen[:, 1:])
-        x = self._convolve(seen) if taps is None else F.silu((seen * taps).sum(1) + self.conv_bias())
+        x = self._convolve(seen) if conv is None else F.silu((seen * conv[0]).sum(1) + conv[1])
         dt, B, C = self.x_proj(x).split([self.rank, self.states, self.states], -1)
         dt = F.softplus(self.dt_proj(dt))
         state.mul_(torch.exp2(dt[:, None] * rates)).add_((dt * x)[:, None] * B[..., None])
-        return self.out_proj(((state * C[..., None]).sum(1) + self.D * x) * F.silu(z))  # type: ignore[no-any-return]
-
-    def _step_compiled(self, xz: Tensor, window: Tensor, state: Tensor, taps: Tensor, rates: Tensor) -> Tensor:
-        x = conv_step(xz, window, taps, self.conv_bias())
-        selected = self.x_proj(x)
-        dt = self.dt_proj(selected[:, : self.rank])
-        return self.out_proj(scan_step(x, dt, rates, selected, self.D, xz, state))  # type: ignore[no-any-return]
+        return self.out_proj(((state * C[..., None]).sum(1) + skip * x) * F.silu(z))  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
@@ -276,17 +285,15 @@ class Mamba(Backbone):
             h, before, finals = layer(h, packed)
             windows.append(torch.where(back[..., None] < 0, 0.0, before[back]))
             states.append(finals.transpose(1, 2))
-        mixers = [layer.mixer for layer in self._layers()]
-        taps = tuple(mixer.taps() for mixer in mixers)
-        rates = tuple((-mixer.A_log.exp() / math.log(2)).t().contiguous() for mixer in mixers)
-        return self.norm_f(h[packed.last]), MambaCache(torch.stack(windows), torch.stack(states), taps, rates)
+        weights = tuple(layer.mixer.step_weights() for layer in self._layers())
+        return self.norm_f(h[packed.last]), MambaCache(torch.stack(windows), torch.stack(states), weights)
 
     @torch.no_grad()
     def step(self, tokens: Tensor, cache: MambaCache) -> Tensor:
         """Appends one token (B,) to each row of the cache, in place; (B, D) hidden states at those tokens."""
         h = self.embeddings(tokens)
         for i, layer in enumerate(self._layers()):
-            h = h + layer.mixer.step(layer.norm(h), cache.window[i], cache.state[i], cache.taps[i], cache.rates[i])
+            h = h + layer.mixer.step(layer.norm(h), cache.window[i], cache.state[i], cache.weights[i])
         return self.norm_f(h)  # type: ignore[no-any-return]
 
     # --------------------------------------------------------------------------------------- folders

@@ -1,7 +1,8 @@
 """Whether layers are as they were built, so that a kernel may read their weights instead of calling them.
 
 A wrapper or an adapter is another type, and so is a layer with a parametrization or an FSDP shard; a shard's parameters
-are another type of tensor.  Such a layer must be called, and so must one with a hook or another ``forward``.
+are another type of tensor.  Such a layer must be called, and so must one with a hook or another ``forward``.  Hooks on all
+modules at once do not count: torch's own, which count operations, must see what runs without them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 ORDINARY = (nn.Parameter, Tensor)
 
@@ -19,8 +19,6 @@ def are_plain(modules: Iterable[nn.Module], types: Collection[type[nn.Module]]) 
 
     Their parameters are ordinary tensors, of one dtype and on one device.
     """
-    if _has_any_global_hook():  # type: ignore[no-untyped-call]
-        return False
     weights: list[Tensor] = []
     waiting = list(modules)
     while waiting:
