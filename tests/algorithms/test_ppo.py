@@ -11,13 +11,30 @@ from typing import Any
 import pytest
 import torch
 
-from accord.algorithms.ppo import Algorithm, RolloutLoop, clip_range_at, kl_controller, ppo_loss, train_on_rollouts
-from accord.config.on_policy import KL, PPOOptimizer
+from accord.algorithms.ppo import (
+    Algorithm,
+    RolloutLoop,
+    clip_range_at,
+    kl_controller,
+    ppo_loss,
+    ppo_on_text,
+    train_on_rollouts,
+)
+from accord.config.on_policy import KL, LanguagePPOConfig, LanguagePPOOptimizer, PPOOptimizer
 from accord.errors import Interrupted, UserError
 from accord.functional.kl import AdaptiveKL, FixedKL
+from accord.models.language import LanguageActorCritic
 from accord.models.open import open_backbone
 from accord.runtime.run import Run
-from accord.training.policy_loss import ActionScores, LossTerm, PolicyLoss, ReferenceKL
+from accord.training.policy_loss import (
+    ActionScores,
+    ClippedSurrogate,
+    EntropyBonus,
+    LossTerm,
+    PolicyLoss,
+    ReferenceKL,
+    ValueLoss,
+)
 from accord.training.rollout_progress import RolloutStats
 from accord.types import PolicyBatch, TextActions, VectorActions
 
@@ -244,6 +261,23 @@ def test_the_loss_by_hand(placement: str, weight: float) -> None:
     expected = {"policy_loss", "value_loss", "clip_fraction", "approx_kl", "ratio", "entropy", "value"}
     assert expected <= set(output.metrics)
     assert ("reference_kl" in output.metrics) is (placement == "loss")
+
+
+def test_in_the_warm_up_only_the_value_loss_counts(world: Any) -> None:
+    """On a run's own loss, with the KL in it and an entropy bonus."""
+    config = LanguagePPOConfig(
+        training=LanguagePPOOptimizer(value_warmup=2, ent_coef=0.1, vf_coef=0.4, clip_schedule="linear", iterations=4),
+        kl=KL(beta=0.3, placement="loss", estimator="k3"),
+    )
+    made = ppo_on_text(LanguageActorCritic(open_backbone(world.mamba), "separate"), config)
+    for iteration, weight, clip_range in ((0, 0.0, 0.2), (1, 0.0, 0.15), (2, 1.0, 0.1)):
+        assert made.loss(iteration, 0.6).terms == [
+            (weight, ClippedSurrogate(pytest.approx(clip_range))),
+            (0.4, ValueLoss(0.2)),
+            (weight * 0.1, EntropyBonus()),
+            (weight * 0.6, ReferenceKL("k3")),
+        ]
+    assert made.kl == FixedKL(0.3)
 
 
 def test_the_entropy_costs_no_backward_pass_unless_it_is_rewarded() -> None:

@@ -23,7 +23,7 @@ from accord.types import Generation, Packed, Rollout
 TOKENIZER = small_tokenizer()
 TEXTS = ["what is the sea?", "hi", "what is the sky?", "what is the sea?", "never asked"]
 PROMPTS = tuple(tuple(TOKENIZER.encode(f"<user>{t}<assistant>")) for t in TEXTS)
-ROWS = [3, 1, 2, 0]  # of the prompts, in the order of a rollout
+ROWS = [2, 3, 1, 0]  # of the prompts, in the order of a rollout
 END = TOKENIZER.encode("e")[0]  # a letter is drawn often enough to end some replies
 
 
