@@ -14,7 +14,10 @@ ALLOWED = {
     ): "the journal grows by one write at its end, which several processes share",
     ("accord/pipeline/worker.py", "open"): "the last words of a process are added to its log",
     ("accord/runtime/run.py", "open"): "metrics.jsonl grows by a line",
-    ("accord/runtime/progress_file.py", "os.open"): "progress.json is overwritten in one write of one length, twice a second",
+    (
+        "accord/runtime/progress_file.py",
+        "os.open",
+    ): "progress.json is overwritten in one write of one length, twice a second",
     ("accord/runtime/peak_memory.py", "write_text"): "a switch of the kernel in /proc, no file",
     ("accord/registry/artifact_files.py", "os.link"): "artifacts share their bytes with the stage's folder",
 }
