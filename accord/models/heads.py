@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from accord.kernels.numpy_actor_critic import NumpyActorCritic, one_array
+from accord.models.plain import are_plain
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -203,6 +204,7 @@ class GaussianActorCritic(nn.Module):
 
 
 AnyActorCritic: TypeAlias = "ActorCritic | GaussianActorCritic"
+_LAYERS = (ActorCritic, GaussianActorCritic, PolicyNetwork, ValueNetwork, nn.Sequential, nn.Linear, nn.Tanh)
 
 
 def numpy_networks(model: AnyActorCritic, compiled: bool = False) -> NumpyActorCritic | None:
@@ -211,12 +213,9 @@ def numpy_networks(model: AnyActorCritic, compiled: bool = False) -> NumpyActorC
     The model's parameters move into one flat array, which both share from then on: each sees the other's changes.
     ``compiled``: see ``NumpyActorCritic``.
     """
-    if type(model) not in (ActorCritic, GaussianActorCritic):
+    if type(model) not in (ActorCritic, GaussianActorCritic) or type(model.critic) is not ValueNetwork:
         return None
-    if (type(model.policy), type(model.critic)) != (PolicyNetwork, ValueNetwork):
-        return None
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, name) for module in model.modules() for name in hooks):
+    if not are_plain([model], _LAYERS):
         return None
     parameters = list(model.parameters())
     if any(p.device.type != "cpu" or p.dtype is not torch.float32 or not p.requires_grad for p in parameters):
