@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from accord.data.preferences import PairLengths, PreferencePair, load_preference
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.models.backbone import Backbone
+from accord.models.language import reply_logprobs
+from accord.models.reference import FrozenReference, Reference
 from accord.training.checkpoint import read_pt
+from accord.training.updater import Updater
 from accord.types import Packed
 
 # two pairs share a prompt, one of them a reply as well; another prompt begins as theirs does
@@ -40,17 +44,17 @@ def test_logprobs_are_those_of_separate_rows(make_tiny: Callable[..., Backbone],
     """Trap 51: chosen and rejected are named, and share no context but the prompt."""
     backbone = make_tiny(family)
     expected = torch.tensor([[naive(backbone, p.prompt, r) for r in (p.chosen, p.rejected)] for p in PAIRS])
-    both = dpo.pair_logprobs(backbone, pack_preferences(PAIRS, range(4)))
+    both = dpo.pair_logprobs(partial(reply_logprobs, backbone), pack_preferences(PAIRS, range(4)))
     torch.testing.assert_close(torch.stack(both, 1).detach(), expected, rtol=0, atol=2e-5)
     for size in (1, 2, 3):
-        found = dpo.reference_logprobs(backbone, PAIRS, torch.device("cpu"), "float32", size)
+        found = dpo.reference_logprobs(FrozenReference(backbone), PAIRS, torch.device("cpu"), "float32", size)
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
         assert not found.requires_grad
 
 
 def test_the_first_loss_is_ln_2_and_the_margin_0(make_tiny: Callable[..., Backbone]) -> None:
     backbone = make_tiny("mamba")
-    reference = dpo.reference_logprobs(backbone, PAIRS, torch.device("cpu"), "float32", 2)
+    reference = dpo.reference_logprobs(FrozenReference(backbone), PAIRS, torch.device("cpu"), "float32", 2)
     for smoothing in (0.0, 0.2):
         output = dpo.objective(backbone, pack_preferences(PAIRS, range(4)), reference, 0.5, smoothing)
         assert output.loss.value() == pytest.approx(math.log(2), abs=1e-5)
@@ -60,7 +64,7 @@ def test_the_first_loss_is_ln_2_and_the_margin_0(make_tiny: Callable[..., Backbo
 def test_rows_find_their_own_reference(make_tiny: Callable[..., Backbone]) -> None:
     """A batch is rows of the data set in any order; with foreign rows' references the margin would not be 0."""
     backbone = make_tiny("mamba")
-    reference = dpo.reference_logprobs(backbone, PAIRS, torch.device("cpu"), "float32", 2)
+    reference = dpo.reference_logprobs(FrozenReference(backbone), PAIRS, torch.device("cpu"), "float32", 2)
     for rows in ([3, 0], [2], [1, 3, 2]):
         batch = pack_preferences([PAIRS[r] for r in rows], rows)
         assert dpo.objective(backbone, batch, reference, 0.5, 0.0).loss.value() == pytest.approx(math.log(2), abs=1e-5)
@@ -71,7 +75,7 @@ def test_rows_find_their_own_reference(make_tiny: Callable[..., Backbone]) -> No
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 def test_the_loss_by_hand(make_tiny: Callable[..., Backbone], smoothing: float) -> None:
     policy, ref = make_tiny("mamba", 1), make_tiny("mamba", 2)
-    reference = dpo.reference_logprobs(ref, PAIRS, torch.device("cpu"), "float32", 4)
+    reference = dpo.reference_logprobs(FrozenReference(ref), PAIRS, torch.device("cpu"), "float32", 4)
     output = dpo.objective(policy, pack_preferences(PAIRS, range(4)), reference, 0.7, smoothing)
     losses, chosen, rejected = [], [], []
     for pair in PAIRS:
@@ -116,20 +120,20 @@ def test_the_reference_is_the_start_and_is_made_once(
     made: list[int] = []
     original = dpo.reference_logprobs
 
-    def counted(backbone: Backbone, pairs: list[PreferencePair], *rest: Any) -> Tensor:
+    def counted(reference: Reference, pairs: list[PreferencePair], *rest: Any) -> Tensor:
         made.append(len(pairs))
-        return original(backbone, pairs, *rest)
+        return original(reference, pairs, *rest)
 
     monkeypatch.setattr(dpo, "reference_logprobs", counted)
     stop = {"at": 3}
-    step = dpo.Updater.step
+    step = Updater.step
 
     def stopped(self: Any, *arguments: Any) -> dict[str, float]:
         if self.steps + 1 == stop["at"]:
             raise KeyboardInterrupt
         return step(self, *arguments)
 
-    monkeypatch.setattr(dpo.Updater, "step", stopped)
+    monkeypatch.setattr(Updater, "step", stopped)
     with pytest.raises(KeyboardInterrupt):
         stage("dpo", values(world), save_every=1)
     stop["at"] = 0
@@ -137,7 +141,7 @@ def test_the_reference_is_the_start_and_is_made_once(
     assert made == [8]
     kept = read_pt(tmp_path / "out" / "dpo" / "reference.pt")["logprobs"]
     pairs = load_preferences(world.preferences, tokenizer, PairLengths(72, 96)).pairs
-    expected = original(make_tiny("mamba"), pairs, torch.device("cpu"), "float32", 4)
+    expected = original(FrozenReference(make_tiny("mamba")), pairs, torch.device("cpu"), "float32", 4)
     torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
     stage("dpo", values(world, beta=0.3))  # another start: a reference of its own, though the file is there
     assert made == [8, 8]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from accord.algorithms import dpo
 from accord.functional.losses.preference import dpo_loss
+from accord.training.last_metrics import LastMetrics
 
 
 def test_the_margin_rises_while_both_fall() -> None:
@@ -27,10 +27,10 @@ def test_the_margin_rises_while_both_fall() -> None:
 def test_the_note(
     stage: Any, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: float, rejected: float, said: bool
 ) -> None:
-    def fitted(*_: object, after_step: Callable[[dict[str, float]], None], **__: object) -> None:
-        after_step({"chosen_reward": chosen, "rejected_reward": rejected})
+    def trained(*_: object) -> LastMetrics:
+        return LastMetrics({"chosen_reward": chosen, "rejected_reward": rejected})
 
-    monkeypatch.setattr(dpo, "fit", fitted)
+    monkeypatch.setattr(dpo, "train_epochs", trained)
     data = {"train": world.preferences, "heldout_fraction": 0.0}
     stage("dpo", {"model": {"base_model": world.transformer, "max_length": 96}, "data": data})
     log = (tmp_path / "logs" / "dpo" / "dpo.log").read_text(encoding="utf-8")
