@@ -63,7 +63,7 @@ def test_reward_figures(tmp_path: Path) -> None:
     def score(prompt: str, reply: str) -> float:
         before, after = prompt_ids(tokenizer, prompt), reply_ids(tokenizer, prompt, reply)
         with torch.no_grad():
-            features = model.backbone.hidden(Packed.of([(*before, *after)]))[len(before) :].mean(0)
+            features = model.backbone(Packed.of([(*before, *after)]))[len(before) :].mean(0)
             return float(model.head(features[None]))
 
     ours = [(score(r["prompt"], r["chosen"]), score(r["prompt"], r["rejected"])) for r in rows]
