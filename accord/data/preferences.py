@@ -10,8 +10,9 @@ from typing import Literal
 
 from accord.config.common import SplitData, TextModel
 from accord.data.chat import exchange
-from accord.data.prompts import Side, is_blank, is_heldout, places_to_keep, rows_by_prompt
-from accord.data.rows import Report, Row, Tally, Where, preference_fields
+from accord.data.heldout import is_heldout
+from accord.data.prompts import Side, is_blank, places_to_keep, plain_text, rows_by_prompt
+from accord.data.rows import Prompt, Report, Row, Tally, Where, preference_fields
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.io.readers import read_jsonl
@@ -48,6 +49,7 @@ class PreferenceData:
     """The usable pairs of a file, in its order."""
 
     pairs: tuple[PreferencePair, ...]
+    texts: tuple[str, ...]  # of each pair's prompt, whole
     report: Report
 
     def __len__(self) -> int:
@@ -82,17 +84,20 @@ def load_preferences(path: str | Path, tokenizer: Tokenizer, lengths: PairLength
     ``limit`` > 0 reads the first rows only.  Raises UserError, naming file and row.
     """
     tally = Tally()
-    pairs = []
+    pairs, texts = [], []
     for number, row in islice(read_jsonl(path), limit or None):
         tally.rows += 1
-        pair = _pair(row, Where(str(path), number), tokenizer, lengths, tally)
+        prompt, pair = _pair(row, Where(str(path), number), tokenizer, lengths, tally)
         if pair is not None:
             tally.tokens += len(pair)
             pairs.append(pair)
-    return PreferenceData(tuple(pairs), tally.report(path))
+            texts.append(plain_text(prompt))
+    return PreferenceData(tuple(pairs), tuple(texts), tally.report(path))
 
 
-def _pair(row: Row, where: Where, tokenizer: Tokenizer, lengths: PairLengths, tally: Tally) -> PreferencePair | None:
+def _pair(
+    row: Row, where: Where, tokenizer: Tokenizer, lengths: PairLengths, tally: Tally
+) -> tuple[Prompt, PreferencePair | None]:
     prompt, chosen, rejected, margin = preference_fields(row, where)
     reason = None
     if is_blank(prompt):
@@ -103,36 +108,36 @@ def _pair(row: Row, where: Where, tokenizer: Tokenizer, lengths: PairLengths, ta
         reason = "tie"
     if reason:
         tally.dropped[reason] += 1
-        return None
+        return prompt, None
     with where.named():
         exchanges = [exchange(tokenizer, prompt, reply) for reply in (chosen, rejected)]
     prompt_tokens = exchanges[0].prompt
     places = places_to_keep(prompt_tokens, lengths.prompt, lengths.cut_prompt, tokenizer.bos_id)
     if places is None:
         tally.dropped["prompt too long"] += 1
-        return None
+        return prompt, None
     room = lengths.total - len(places)
     cut = sum(len(e.reply) > room for e in exchanges)
     if cut and lengths.cut_reply == "drop":
         tally.dropped["reply too long"] += 1
-        return None
+        return prompt, None
     replies = [tuple(e.reply[:room]) for e in exchanges]
     if replies[0] == replies[1]:
         tally.dropped["tie" if not cut else "tie once cut"] += 1
-        return None
+        return prompt, None
     tally.truncated_prompts += len(places) < len(prompt_tokens)
     tally.truncated_replies += cut
     tally.retokenized += any(e.apart for e in exchanges)
-    return PreferencePair(tuple(prompt_tokens[i] for i in places), replies[0], replies[1], margin)
+    return prompt, PreferencePair(tuple(prompt_tokens[i] for i in places), replies[0], replies[1], margin)
 
 
 def split_by_prompt(
-    pairs: Sequence[PreferencePair], heldout_fraction: float, seed: int
+    pairs: Sequence[PreferencePair], texts: Sequence[str], heldout_fraction: float, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """(train, held out).  All pairs of a prompt stand on one side, and stay there when rows are added."""
-    sides = [is_heldout(pair.prompt, heldout_fraction, seed) for pair in pairs]
-    train = [pair for pair, held in zip(pairs, sides, strict=True) if not held]
-    return train, [pair for pair, held in zip(pairs, sides, strict=True) if held]
+    """(train, held out), by the text of each pair's prompt: all pairs of a prompt stand on one side."""
+    sides = [is_heldout(text, heldout_fraction, seed) for text in texts]
+    train = [pair for pair, heldout in zip(pairs, sides, strict=True) if not heldout]
+    return train, [pair for pair, heldout in zip(pairs, sides, strict=True) if heldout]
 
 
 def read_pairs(
@@ -149,7 +154,7 @@ def read_pairs(
         return pairs, list(load_preferences(data.heldout, tokenizer, lengths).pairs), report
     if data.heldout_fraction == 0:
         return pairs, [], report
-    train, heldout = split_by_prompt(pairs, data.heldout_fraction, seed)
+    train, heldout = split_by_prompt(pairs, found.texts[: len(pairs)], data.heldout_fraction, seed)
     if not train:
         raise UserError(
             "data.heldout_fraction holds every prompt out, so no pair is left to train on; make it smaller."

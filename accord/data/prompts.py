@@ -1,11 +1,9 @@
-"""Prompts to sample replies to, and what all loaders share: cutting prompts, and the side of the split they fall on."""
+"""Prompts to sample replies to, and what all loaders share: cutting prompts."""
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -63,31 +61,6 @@ def load_prompts(
     report = tally.report(path)
     prompts, texts, sources = zip(*kept, strict=True)
     return PromptData(prompts, texts, sources, report)
-
-
-def split_prompts(data: PromptData, heldout_fraction: float, seed: int) -> tuple[PromptData, PromptData]:
-    """(train, held out).  A prompt's side depends on the seed and on its tokens, on nothing else."""
-    sides = [is_heldout(prompt, heldout_fraction, seed) for prompt in data.prompts]
-
-    def part(side: bool) -> PromptData:
-        rows = [i for i, held in enumerate(sides) if held is side]
-        return replace(
-            data,
-            prompts=tuple(data.prompts[i] for i in rows),
-            texts=tuple(data.texts[i] for i in rows),
-            sources=tuple(data.sources[i] for i in rows),
-        )
-
-    return part(False), part(True)
-
-
-def is_heldout(prompt: Sequence[int], fraction: float, seed: int) -> bool:
-    """Whether a prompt is held out: a hash of (seed, tokens), so adding rows moves no prompt to the other side."""
-    if not 0 <= fraction <= 1:
-        raise UserError(f"heldout_fraction: {fraction}, expected a number from 0 to 1")
-    data = struct.pack(f"<{len(prompt) + 1}q", seed, *prompt)
-    drawn = hashlib.blake2b(data, digest_size=8, person=b"heldout").digest()
-    return int.from_bytes(drawn, "little") < fraction * 2**64
 
 
 def places_to_keep(ids: Sequence[int], limit: int, side: Side, bos_id: int | None) -> list[int] | None:

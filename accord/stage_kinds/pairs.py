@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from accord.config.data import PairsConfig
 from accord.config.load import load_function
 from accord.data.chat import prompt_ids
+from accord.data.heldout import is_heldout
 from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
@@ -133,7 +134,7 @@ def _preferences(
     if config.heldout_fraction > 0:
         files["heldout_preferences.jsonl"] = []
     for prompt, some in zip(prompts, replies, strict=True):
-        heldout = run.derive(f"held out {prompt}") % 10**6 < config.heldout_fraction * 10**6
+        heldout = is_heldout(prompt, config.heldout_fraction, run.seed)
         pairs = pair_up(some, [next(scores) for _ in some], config, rng)
         rows = [{"prompt": prompt, "chosen": c, "rejected": r} for c, r in pairs]
         files["heldout_preferences.jsonl" if heldout else "preferences.jsonl"] += rows

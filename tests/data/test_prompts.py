@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -12,8 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from accord.data.chat import prompt_ids
-from accord.data.preferences import PreferencePair, split_by_prompt
-from accord.data.prompts import Side, is_heldout, load_prompts, places_to_keep, split_prompts
+from accord.data.prompts import Side, load_prompts, places_to_keep
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 
@@ -76,28 +72,3 @@ def test_kept_places(ids: list[int], limit: int, side: Side, bos: int | None) ->
         else:
             assert places[-1] == len(ids) - 1
             assert (places[0] == 0) == (limit > 1 and bos is not None and ids[0] == bos)
-
-
-def test_prompts_and_pairs_split_alike(rows: Rows, small: Tokenizer) -> None:
-    data = load_prompts(rows(*({"prompt": f"number {i}"} for i in range(60))), small, 64)
-    train, heldout = split_prompts(data, 0.3, seed=7)
-    assert len(train) + len(heldout) == 60
-    assert set(train.texts) | set(heldout.texts) == set(data.texts)
-    assert len(heldout.sources) == len(heldout.texts) == len(heldout.prompts) > 5
-    _, pairs = split_by_prompt([PreferencePair(p, (1,), (2,)) for p in data.prompts], 0.3, seed=7)
-    assert [p.prompt for p in pairs] == list(heldout.prompts)  # a reward model's held-out prompts stay unseen by PPO
-
-
-def test_the_split_does_not_depend_on_the_process() -> None:
-    code = "from accord.data.prompts import is_heldout; print([is_heldout((i, 2), 0.5, 3) for i in range(20)])"
-    said = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        ).stdout.strip()
-        for seed in ("1", "2")
-    ]
-    assert said[0] == said[1] == str([is_heldout((i, 2), 0.5, 3) for i in range(20)])
