@@ -1,8 +1,8 @@
 """Products with int8 weights on an x86 CPU: weights with one scale a row, inputs with one scale a token, integer sums.
 
-Both are turned by the same Hadamard matrix first, in blocks of channels: that leaves their product as it is and spreads
-the few large channels of a token, which would take all levels for themselves.  Weights have seven bits where the CPU
-lacks VNNI, or torch's sums of pairs would overflow.
+Both are rotated by the same Hadamard matrix first, in blocks of channels: that leaves their product as it is and
+distributes the few large channels of a token, which would take all levels for themselves.  Inputs have eight bits,
+weights seven: sums of pairs would overflow the 16 bits that AVX2 has for them.
 
 Plain form: ``torch.nn.functional.linear``, up to rounding; compared in ``tests/kernels/test_int8.py``.
 Sources: Dettmers et al. 2022 (arXiv 2208.07339), vector-wise scales; Ashkboos et al. 2024 (arXiv 2404.00456), rotation.
@@ -11,77 +11,93 @@ Sources: Dettmers et al. 2022 (arXiv 2208.07339), vector-wise scales; Ashkboos e
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+LEVELS, INPUT_LEVELS = 63, 127  # of the magnitudes of a weight and of an input
+WIDEST = 2**31 // (255 * LEVELS)  # inputs of a row whose products surely fit into 32 bits
 PIECE = 2**19  # weights that are rounded at a time: intermediate results stay in the cache
-ENGINES = ("x86", "fbgemm", "onednn")
+SMALLEST = 1e-12  # size of a row, so that one of zeros has a scale
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Weight:
-    """A weight (N, D) rounded to int8, in the layout of torch's kernels."""
+    """A weight (N, D) rounded to int8, in the layout of ``int8_numba.multiply``."""
 
-    packed: Any
-    scales: Tensor  # (N,)
-    turn: Tensor  # (b, b) orthogonal, by which each block of b channels was turned; b divides D
+    panels: Any  # int8
+    zeros: Any  # int32, as many as the panels have outputs: what an input of 0 adds up to
+    scales: Any  # as many
+    rotation: Tensor  # (b, b) orthogonal, by which each block of b channels is rotated; b divides D
+    outputs: int  # N
+    quads: int  # D / 4, rounded up
 
 
-def select_engine(device: torch.device) -> bool:
-    """Whether torch has int8 products on the device; from then on it uses them."""
-    found = [name for name in ENGINES if name in torch.backends.quantized.supported_engines]
-    if device.type != "cpu" or not found:
-        return False
-    if torch.backends.quantized.engine not in found:
-        torch.backends.quantized.engine = found[0]
-    return True
+def has_int8_products(device: torch.device) -> bool:
+    """Whether there are int8 products on the device: on a CPU with AVX2."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 def to_int8(weight: Tensor) -> Int8Weight:
-    """A weight (N, D) of any float dtype, rounded; ``select_engine`` comes first."""
+    """A weight (N, D) of any float dtype, rounded."""
+    from accord.kernels.int8_numba import LANES, QUAD
+
     weight = weight.detach()
-    turn = hadamard(math.gcd(weight.shape[1], 64))
-    whole, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
-    step = max(1, PIECE // weight.shape[1])
-    for first in range(0, len(weight), step):
-        piece = slice(first, first + step)
-        _round(weight[piece], turn, whole[piece], scales[piece])
-    with warnings.catch_warnings():  # torch announces that its quantized tensors will go; the products need them
-        warnings.simplefilter("ignore", UserWarning)
-        rounded = torch._make_per_tensor_quantized_tensor(whole, 1.0, 0)  # a scale a row is read one by one
-    return Int8Weight(torch.ops.quantized.linear_prepack(rounded, None), scales, turn)
-
-
-def _round(rows: Tensor, turn: Tensor, whole: Tensor, scales: Tensor) -> None:
-    """Some rows of the weights into their whole numbers and scales."""
-    levels = 127 if torch.cpu._is_vnni_supported() else 63
-    rows = _turned(rows.float(), turn)
-    torch.amax(rows.abs(), 1, out=scales).clamp_(min=1e-12).div_(levels)
-    whole.copy_(rows.div_(scales[:, None]).round_())
+    outputs, width = weight.shape
+    assert width <= WIDEST, f"a row of {width} weights overflows the sums"
+    rotation = hadamard(math.gcd(width, 64))
+    quads, padded = -(-width // QUAD), -(-outputs // LANES) * LANES
+    panels = torch.empty(padded // LANES, quads, LANES, dtype=torch.int32)  # four int8 each
+    zeros, scales = torch.zeros(padded, dtype=torch.int32), torch.zeros(padded)
+    step = max(1, PIECE // width // LANES) * LANES
+    for first in range(0, outputs, step):
+        rows = rotate(weight[first : first + step].float(), rotation)
+        piece = slice(first, first + len(rows))
+        torch.amax(rows.abs(), 1, out=scales[piece]).clamp_(min=SMALLEST).div_(LEVELS)
+        rounded = torch.zeros(-(-len(rows) // LANES) * LANES, quads * QUAD, dtype=torch.int8)
+        rounded[: len(rows), :width] = rows.div_(scales[piece, None]).round_()
+        zeros[piece] = 128 * rounded[: len(rows)].sum(1, dtype=torch.int32)
+        fours = rounded.view(torch.int32).view(-1, LANES, quads)
+        panels[first // LANES :][: len(fours)] = fours.transpose(1, 2)
+    scales /= INPUT_LEVELS
+    return Int8Weight(_flat(panels.view(torch.int8)), _flat(zeros), _flat(scales), rotation, outputs, quads)
 
 
 def int8_linear(x: Tensor, weight: Int8Weight) -> Tensor:
     """(B, N) x @ weight.T of x (B, D) float32.
 
-    Each token is scaled to [-1, 1] first: its numbers depend on no other's size.
+    Each token has a scale of its own: its numbers depend on no other's.
     """
-    x = _turned(x, weight.turn)
-    size = torch.linalg.vector_norm(x, math.inf, -1, keepdim=True).clamp_(min=1e-12)
-    y: Tensor = torch.ops.quantized.linear_dynamic(x / size, weight.packed, reduce_range=False)
-    return y.mul_(weight.scales).mul_(size)
+    from accord.kernels import int8_numba as kernels
+
+    (rows, width), outputs, quads = x.shape, weight.outputs, weight.quads
+    x = rotate(x, weight.rotation)
+    sizes = _flat(torch.linalg.vector_norm(x, math.inf, -1))
+    rounded = np.empty(rows * quads * kernels.QUAD, np.uint8)
+    y = torch.empty(rows, outputs)
+    kernels.share(kernels.round_rows, _flat(x), sizes, rounded, width, quads * kernels.QUAD, count=rows, work=x.numel())
+    inputs, panels = rounded.view(np.int32), -(-outputs // kernels.LANES)
+    arrays = (inputs, weight.panels, weight.zeros, weight.scales, sizes, _flat(y))
+    kernels.share(kernels.multiply, *arrays, rows, quads, outputs, count=panels, work=rows * outputs * quads)
+    return y
 
 
-def _turned(x: Tensor, turn: Tensor) -> Tensor:
-    return (x.reshape(-1, len(turn)) @ turn).view(x.shape)
+def _flat(tensor: Tensor) -> Any:
+    """The numbers of a contiguous tensor in one row, as the kernels take them."""
+    return tensor.view(-1).numpy()
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """x (B, D) with each block of channels rotated; their products with weights rotated alike stay."""
+    return (x.reshape(-1, len(rotation)) @ rotation).view(x.shape)
 
 
 def hadamard(size: int) -> Tensor:
     """(size, size) orthogonal, of entries of one magnitude; ``size`` is a power of two."""
-    turn = torch.ones(1, 1)
-    while len(turn) < size:
-        turn = torch.cat([torch.cat([turn, turn], 1), torch.cat([turn, -turn], 1)])
-    return turn / math.sqrt(size)
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix / math.sqrt(size)

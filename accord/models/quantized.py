@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accord.errors import UserError
-from accord.kernels.int8 import int8_linear, select_engine, to_int8
+from accord.kernels.int8 import has_int8_products, int8_linear, to_int8
 from accord.models.backbone import Backbone
 from accord.models.transformer import Transformer
 from accord.models.transformer_kernels import kernels_compute
@@ -88,8 +88,8 @@ def for_sampling(policy: Backbone, weights: Weights) -> SamplingTransformer:
     if type(policy) is not Transformer:
         raise UserError(f"sampling.weights={weights} needs a model of the Llama family; set sampling.weights=float32.")
     source: Transformer = policy
-    if weights == "int8" and not select_engine(source.embed_tokens.weight.device):
-        raise UserError("sampling.weights=int8 needs an x86 CPU; set sampling.weights=bfloat16 or float32.")
+    if weights == "int8" and not has_int8_products(source.embed_tokens.weight.device):
+        raise UserError("sampling.weights=int8 needs a CPU with AVX2; set sampling.weights=bfloat16 or float32.")
     make: Callable[[Tensor, Tensor | None], nn.Module] = Int8Linear if weights == "int8" else Bfloat16Linear
     with torch.device("meta"):
         copy = SamplingTransformer(source.config)

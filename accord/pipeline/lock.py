@@ -1,9 +1,11 @@
-"""Who writes a stage's folder: ``lock.json`` with pid, host and the process's start.  A dead owner's lock is taken over."""
+"""Who writes a stage's folder: ``lock.json`` with pid, host and the process's start.  A dead owner's lock is taken over.
+
+Processes of one host look and write in turn, by ``filelock`` on the folder itself, which leaves no file behind.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -73,13 +75,15 @@ def hold_lock(directory: Path) -> Iterator[None]:
 def _take(directory: Path, mine: dict[str, Any]) -> None:
     """Writes the lock, whole or not at all.
 
-    The folder itself is flocked meanwhile: of two that find a dead owner's lock, the later must not remove the
+    The folder itself is locked meanwhile: of two that find a dead owner's lock, the later must not remove the
     earlier one's new lock.
     """
+    from filelock import lock_descriptor
+
     path = directory / LOCK
     guard = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+        lock_descriptor(guard, poll_interval=0.01)  # until it is closed, also by this process's death
         if path.exists():
             other = owner(directory)
             if alive(other):

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,35 @@ def test_another_hosts_lock_is_refused_with_the_way_out(tmp_path: Path) -> None:
     said = str(caught.value)
     assert "process 12 on host 'elsewhere' is writing it (since today)" in said
     assert f"remove {tmp_path / LOCK} and run again" in said
+
+
+def test_the_slower_of_two_that_find_a_dead_owner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one pauses between its look at the dead owner's lock and its own, and the second one looks."""
+    write(tmp_path, pid=2**22 + 1)
+    looked, refused, inside = threading.Event(), threading.Event(), []
+
+    def alive_slowly(lock: dict[str, Any]) -> bool:
+        if threading.current_thread() is first:
+            looked.set()
+            time.sleep(0.3)
+        return alive(lock)
+
+    def take() -> None:
+        with hold_lock(tmp_path):
+            inside.append(1)
+            refused.wait(10)
+
+    monkeypatch.setattr("accord.pipeline.lock.alive", alive_slowly)
+    first = threading.Thread(target=take)
+    first.start()
+    try:
+        assert looked.wait(10)
+        with pytest.raises(Locked), hold_lock(tmp_path):
+            inside.append(2)
+    finally:
+        refused.set()
+        first.join()
+    assert inside == [1]
 
 
 def test_of_many_that_find_a_dead_owner_one_at_a_time_gets_in(tmp_path: Path) -> None:
