@@ -134,22 +134,22 @@ def page(found: list[Row]) -> str:
         [
             "# Performance",
             "",
-            "accord beside other libraries on the same work, turn about, one thread, CPU seconds (two threads: wall"
-            " seconds). A ratio of 2 means half their seconds, or half their memory. Written by `make bench`; what each"
-            " row does stands at the head of its file in `benchmarks/`. Of the limit: the matrix products' operations per"
-            " CPU second of the whole step, as a share of what one large product reaches.",
+            "accord compared with other libraries on the same work, in alternating runs, one thread, CPU seconds (two threads: wall"
+            " seconds). A ratio of 2 means half their seconds, or half their memory. Written by `make bench`; each row is"
+            " described at the top of its file in `benchmarks/`. Of the limit: matrix-multiplication FLOPs per CPU second of"
+            " the whole step, as a share of what one large matrix multiplication reaches.",
             "",
             "| row | ratio | spread | at least | aim | met | of the limit |",
             "|---|---|---|---|---|---|---|",
             *(_cells(row, limit) for row in found),
             "",
             f"{sum(r['met'] for r in found)} of {len(found)} rows met. Machine: {platform.machine()}, {platform.system()},"
-            f" {os.cpu_count()} cores; on one of them a float32 matrix product makes {limit:.0f} Gflop/s, and copying moves"
+            f" {os.cpu_count()} cores; on one of them a float32 matrix multiplication reaches {limit:.0f} Gflop/s, and copying"
             f" {copying():.0f} GB/s. Python {platform.python_version()}, "
             + ", ".join(f"{name} {version(name)}" for name in PACKAGES)
             + ".",
             "",
-            "What was tried and did not pay, and why a row is not met: [notebook](notebook.md).",
+            "What was tried without success, and why some rows are not met: [notebook](notebook.md).",
             "",
         ]
     )
