@@ -41,7 +41,7 @@ Row = dict[str, Any]
 def rows(name: str, quick: bool) -> list[Row]:
     """The JSON lines of one comparison; other output goes to the screen.
 
-    A file that breaks off gives a row of its own that says so, and the others go on.
+    If a file fails, a row says so, and the others continue.
     """
     options = ["--quick"] if quick and name not in LONG else []
     command = [sys.executable, str(ROOT / "benchmarks" / name), *options]
