@@ -1,15 +1,15 @@
 """Record exact numbers of every trainer, to show that a change of the code changed none of them.
 
     python benchmarks/baseline.py before.json                          record: three to five minutes
-    python benchmarks/baseline.py after.json --against before.json     record and compare; exit 1 where a number differs
+    python benchmarks/baseline.py after.json --against before.json     record and compare; exit 1 if a number differs
     python benchmarks/baseline.py before.json --pipeline checkpoints/rlhf     also the results.json of a finished pipeline
 
 Before a refactoring, record on the old code; after it, compare on the new code, on the same machine with the same
-packages.  The comparison is bit for bit: each number that differs or is gone gets a line.  Numbers that are only in the
+packages.  The comparison is bit-exact: each number that differs or is missing is reported on a line.  Numbers that are only in the
 new recording are counted and do not fail the comparison.
 
 Everything goes through the command line (``python -m accord.cli``), one thread, in a temporary folder, so that it works
-the same whatever the code looks like inside.  Settings that decide a result are written out here and not left to defaults.
+the same whatever the internals of the code.  Settings that affect a result are written out here and not left to defaults.
 
 What is recorded:
 
@@ -92,7 +92,7 @@ Numbers = dict[str, Any]
 
 
 def accord(words: str, name: str, folder: Path, *more: str) -> None:
-    """Run one stage to its end.  Raises SystemExit with the end of its output where it fails."""
+    """Run one stage to its end.  Raises SystemExit with the end of its output if it fails."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     where = [f"name={name}", f"out={folder}", f"logs={folder / 'logs'}", "device=cpu", "precision=float32", "threads=1"]
     stage, *settings = words.split()
@@ -180,7 +180,7 @@ def record(folder: Path) -> Numbers:
 
 
 def differences(new: Mapping[str, Numbers], old: Mapping[str, Numbers]) -> list[str]:
-    """A line for each number of ``old`` that is gone or not exactly the same in ``new``; NaN equals NaN."""
+    """A line for each number of ``old`` that is missing or not exactly the same in ``new``; NaN equals NaN."""
     lines = []
     for run, numbers in old.items():
         for what, value in numbers.items():
@@ -201,7 +201,7 @@ def count(runs: Mapping[str, Numbers]) -> int:
 
 
 def machine() -> dict[str, str]:
-    """What else decides the last bits."""
+    """What else determines the exact bits."""
     model = platform.processor() or platform.machine()
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else []
@@ -230,7 +230,7 @@ def main() -> int:
     if old["machine"] != recording["machine"]:
         print(f"note: recorded on another machine or with other packages: {old['machine']}; now {recording['machine']}")
     if not results:
-        old["runs"].pop("pipeline", None)  # it was not asked for this time
+        old["runs"].pop("pipeline", None)  # not requested this time
     lines = differences(runs, old["runs"])
     print("\n".join([*lines, f"{len(lines)} of {count(old['runs'])} numbers differ"]))
     if added := count(runs) - count(old["runs"]) + sum(line.endswith(" is gone") for line in lines):

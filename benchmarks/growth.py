@@ -4,14 +4,14 @@ times the vocabulary.
     python benchmarks/growth.py [--rounds 3]
 
 A Llama of width 128, 2 layers, vocabulary 2048; SFT and DPO; texts of 96 and pairs of 32 + 64 + 64 tokens; 8, 32 and
-128 SFT rows, half as many pairs.  Texts stay as long as they are, for attention is quadratic in their length by its
-nature.  Memory is the largest sum of tensors alive in a step above where the step begins, less the gradients.  Each
-figure is the smallest of the rounds, sizes turn about.
+128 SFT rows, half as many pairs.  Text lengths are fixed, since attention is quadratic in the length.
+Memory is the largest sum of tensors alive in a step relative to the start of the step, without the gradients.  Each
+figure is the minimum over the rounds, which alternate between sizes.
 
 Rows (met where the ratio is at least 1):  time and memory per token at 1x over that at 16x, allowed to grow 1.15
-times; time per operation counted at 1x over that at 4x the vocabulary, for the head's own work grows with it; memory
-at 4x the vocabulary, which is to be flat, so 1.15 times again.  The vocabulary is varied at 16 times the tokens, where
-buffers of the size of the embedding, which are no token's, weigh little.
+times; time per counted operation at 1x over that at 4x the vocabulary, since the head's work grows with it; memory
+at 4x the vocabulary, which should be constant, so 1.15 times again.  The vocabulary is varied at 16 times the tokens, where
+buffers of the size of the embedding, which do not depend on tokens, matter little.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def step_of(kind: str, times: int, vocab: int) -> tuple[Callable[[], Any], int, 
 
 
 def peak_bytes(step: Callable[[], Any]) -> int:
-    """The largest sum of tensors alive during a step, in bytes above where it began."""
+    """The largest sum of tensors alive during a step, in bytes relative to its start."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
@@ -90,7 +90,7 @@ def measure(kind: str, rounds: int) -> list[Figures]:
     work = {size: step_of(kind, *size) for size in sizes}
     memory, flops = {}, {}
     for size, (step, tokens, grads) in work.items():
-        step()  # fills the optimiser
+        step()  # initializes the optimizer's state
         memory[size], flops[size] = (peak_bytes(step) - grads) / tokens, operations(step)
     seconds = dict.fromkeys(sizes, float("inf"))
     for _ in range(rounds):

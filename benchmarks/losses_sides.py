@@ -24,7 +24,7 @@ class Size:
     width: int
     cut: int  # tokens of prompt and reply together
     batch: dict[str, int]
-    steps: int  # that count; one goes before
+    steps: int  # that are timed, after one warm-up step
     rate: float
 
 
@@ -90,7 +90,7 @@ class Clock:
         self.cpu, self.wall = time.process_time() - self.began[0], time.perf_counter() - self.began[1]
 
     def result(self) -> dict[str, Any]:
-        """Losses, CPU and wall seconds a step, and the process's peak of resident memory in MB."""
+        """Losses, CPU and wall seconds per step, and the process's peak of resident memory in MB."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         steps = len(self.losses) - 1
         return {"losses": self.losses, "cpu_s": self.cpu / steps, "wall_s": self.wall / steps, "rss_mb": peak}

@@ -1,19 +1,19 @@
-"""SFT, reward model and DPO training steps beside TRL's trainers: the same rows, weights, AdamW and clipping, turn about.
+"""SFT, reward model and DPO training steps against TRL's trainers: same rows, weights, AdamW and clipping, alternating runs.
 
     python benchmarks/losses_trl.py                  tiny (three rounds, also allocator-tuned) and SmolLM2 (two rounds)
     python benchmarks/losses_trl.py --quick          tiny as installed, three rounds of two steps
     python benchmarks/losses_trl.py --size smollm2   the real weights alone; --only dpo: one comparison
-    python benchmarks/losses_trl.py --tuned          tiny with glibc's allocator told to keep its memory, on both sides
+    python benchmarks/losses_trl.py --tuned          tiny with glibc's allocator set to retain memory, on both sides
     python benchmarks/losses_trl.py --threads 2      two threads; the ratio is of wall seconds then
 
-tiny: a Llama of width 128, 4 layers, vocabulary 4096, rows cut at 256 tokens.  smollm2: the 135M weights (extra
-smollm2), cut at 512.  Rows of random words: prompts of 20 to 200 tokens (median 60), replies of 10 to 300 (median
-90), lognormal.  TRL runs without gradient checkpointing, which is its faster way here.  Each run is a process of its
-own that takes 4 steps (SmolLM2: 1) after one that is not counted; CPU seconds and peak memory are the process's own.
+tiny: a Llama of width 128, 4 layers, vocabulary 4096, rows truncated at 256 tokens.  smollm2: the 135M weights (extra
+smollm2), truncated at 512.  Rows of random words: prompts of 20 to 200 tokens (median 60), replies of 10 to 300 (median
+90), lognormal.  TRL runs without gradient checkpointing, which is faster here.  Each run is a separate
+process that takes 4 steps (SmolLM2: 1) after a warm-up step; CPU seconds and peak memory are those of the process.
 In float32 the losses of all steps must agree to 1e-4 relative, or the row is not met; in bfloat16, which neither side
 computes as float32 does, to 5e-2.  SmolLM2 in bfloat16 (SFT, reward, DPO) is measured where the processor multiplies
 it, or with --bf16; elsewhere float32 stands in, at the bars of bfloat16.  Rows of memory: TRL's peak over ours.
-Needs the extra oracle.
+Needs the extra oracles.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ CASES = (
 
 
 def chosen(options: argparse.Namespace) -> list[Case]:
-    """What to run, float32 in the place of bfloat16 where that is emulated."""
+    """What to run, float32 in place of bfloat16 where that is emulated."""
     from accord.runtime.device import multiplies_bfloat16
 
     sizes = [options.size] if options.size else ["tiny"] if options.quick else ["tiny", "smollm2"]

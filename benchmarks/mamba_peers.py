@@ -1,4 +1,4 @@
-"""Mamba beside transformers' own and mambapy: the same weights, tokens, AdamW and clipping, turn about.
+"""Mamba against transformers and mambapy: the same weights, tokens, AdamW and clipping, in alternating runs.
 
     python benchmarks/mamba_peers.py            three rounds, some four minutes once mambapy's environment is made
     python benchmarks/mamba_peers.py --quick    three rounds of half the training steps
@@ -9,9 +9,9 @@ A Mamba of width 128, 4 layers, state 16 and vocabulary 4096 in float32 on one t
     train_mambapy    the same against ``MambaForCausalLM`` with ``use_mambapy``: mambapy's parallel scan
     generate         32 prompts of 32 tokens x 64 new ones, greedy, against ``generate``
 
-Each run is a process of its own; CPU seconds are the process's own.  Imports, opening, and everything that happens once
-(kernels that are compiled) are left out: generation does the same work once before the clock starts, training a first
-step of full length.  The losses of all steps must agree to 1e-5 and the greedy tokens be equal, or the row counts as failed.
+Each run is a separate process; CPU seconds are those of the process.  Imports, opening, and one-time work (compiling
+kernels) are excluded: generation does the same work once before timing starts, training a first step of full
+length.  The losses of all steps must agree to 1e-5 and the greedy tokens be equal, or the row counts as failed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def drawn(rows: int, length: int, seed: int) -> Any:
 
 
 def batches(steps: int) -> list[Any]:
-    """One that is not counted, then ``steps``."""
+    """One warm-up step, then ``steps``."""
     return [drawn(ROWS, LENGTH, i) for i in range(1 + steps)]
 
 
@@ -72,7 +72,7 @@ def run_peer(kind: str, folder: str, steps: int) -> dict[str, Any]:
         tokens = model.generate(prompts, max_new_tokens=NEW, **options)[:, PROMPT:]
         return {"tokens": tokens.tolist(), **spent(began)}
     if kind == "train_mambapy":
-        from mambapy import pscan  # noqa: F401  # else transformers would fall back to its loop without a word
+        from mambapy import pscan  # noqa: F401  # otherwise transformers silently falls back to its loop
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
     losses: list[float] = []

@@ -1,7 +1,7 @@
-"""A peer's own environment, made once under ``.bench/<name>`` of the checkout; accord's own stays as it is.
+"""A separate environment for a library, created once under ``.bench/<name>`` of the checkout; accord's own is not changed.
 
 python(name, packages)         the interpreter of that environment
-python benchmarks/peers.py     what is there
+python benchmarks/peers.py     lists the environments
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ TRL_PPO = ["trl==1.12.0"]
 def python(name: str, packages: Sequence[str]) -> Path:
     """The interpreter of an environment with torch 2.13.0 and ``packages`` (pip's requirements).
 
-    Made on the first call (minutes) and again when ``packages`` differ from what it was made with; everything not
-    named there is as ``constraints.txt`` pins it.  Raises SystemExit with pip's words where a package cannot be had.
+    Created on the first call (minutes) and again when ``packages`` change; all other packages have the versions of
+    ``constraints.txt``.  Raises SystemExit with pip's message if a package cannot be installed.
     """
     place = PLACE / name
     interpreter, made = place / "bin" / "python", place / "made.txt"
@@ -40,7 +40,7 @@ def python(name: str, packages: Sequence[str]) -> Path:
     constraints = place / "constraints.txt"
     constraints.write_text(_without(packages))
     pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints)]
-    cpu = f"{TORCH}+cpu"  # has no CUDA packages; where there is none (macOS), the plain one is taken
+    cpu = f"{TORCH}+cpu"  # has no CUDA packages; where there is none (macOS), the plain build is installed
     for attempt in ([cpu], ["--extra-index-url", CPU_INDEX, cpu], [TORCH]):
         if subprocess.run([*pip, *attempt], capture_output=True, check=False).returncode == 0:
             break
@@ -52,7 +52,7 @@ def python(name: str, packages: Sequence[str]) -> Path:
 
 
 def _without(packages: Sequence[str]) -> str:
-    """``constraints.txt`` less the packages that are asked for by name."""
+    """``constraints.txt`` without the packages that are requested by name."""
     named = {_plain(p) for p in packages}
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     return "\n".join(line for line in lines if line.startswith("#") or _plain(line) not in named) + "\n"

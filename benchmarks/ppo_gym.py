@@ -1,12 +1,12 @@
-"""Plain PPO against stable-baselines3 on CartPole-v1: the same settings, the same Gymnasium, one core, turn about.
+"""Plain PPO against stable-baselines3 on CartPole-v1: the same settings, the same Gymnasium, one core, alternating runs.
 
     python benchmarks/ppo_gym.py               10 seeds each, some minutes
     python benchmarks/ppo_gym.py --quick       3 seeds, 20,000 steps each
 
-Each run is a process of its own with one thread.  It stops at the end of the first rollout after which the mean return
-of the last 100 training episodes is 475 or more, or after 100,000 steps.  CPU seconds are the process's own, counted
-from the first rollout on: imports, construction and a short training that warms up are left out on both sides.
-Needs the extras gym and oracle.
+Each run is a separate process with one thread.  It stops at the end of the first rollout after which the mean return
+of the last 100 training episodes is 475 or more, or after 100,000 steps.  CPU seconds are those of the process, counted
+from the first rollout on: imports, construction and a short warm-up training are excluded on both sides.
+Needs the extras control and oracles.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 GOAL, BUDGET, AT_LEAST, AIM = 475.0, 100_000, 4.0, 10.0
-WARM_UP = 512  # steps that are not counted, in the same process
+WARM_UP = 512  # untimed steps, in the same process
 QUICK = {"seeds": 3, "steps": 20_000}
-# rl-baselines3-zoo's settings for CartPole-v1; ours stand in configs/recipes/cartpole.yaml and are the same.
+# rl-baselines3-zoo's settings for CartPole-v1; ours, in configs/recipes/cartpole.yaml, are the same.
 SB3: dict[str, Any] = {
     "n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0,
     "learning_rate": lambda left: 1e-3 * left, "clip_range": lambda left: 0.2 * left, "vf_coef": 0.5,
@@ -67,7 +67,7 @@ def run_sb3(seed: int, budget: int) -> dict[str, float]:
 
 
 def run_accord(seed: int, budget: int) -> dict[str, float]:
-    """The same of ours, through the command that anyone runs; a rollout's line of metrics is where we look."""
+    """The same for accord, through the public command; the return is read from a rollout's line of metrics."""
     from accord.cli import main
     from accord.runtime.run import Run
 
@@ -105,7 +105,7 @@ def run_accord(seed: int, budget: int) -> dict[str, float]:
 
 
 def one(who: str, seed: int, budget: int) -> dict[str, float]:
-    """A run in a process of its own."""
+    """A run in a separate process."""
     command = [sys.executable, __file__, "--one", who, "--seeds", str(seed), "--steps", str(budget)]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads}, check=False)

@@ -1,14 +1,14 @@
-"""The specified tiny PPO (configs/ppo_train.yaml: 500 steps, rollouts of 32, 128 numbers seen, 50 actions, width 64)
-beside stable-baselines3, on the same random environment with the same settings, turn about.
+"""The specified tiny PPO (configs/ppo_train.yaml: 500 steps, rollouts of 32, 128 observations, 50 actions, width 64)
+against stable-baselines3, on the same random environment with the same settings, in alternating runs.
 
     python benchmarks/ppo_specified.py            five rounds, a minute
     python benchmarks/ppo_specified.py --quick    three rounds
 
-Each run is a process of its own with one thread: environment, networks and trainer are built, 16 rollouts of 32 steps
-are played and learnt from in 4 epochs of one minibatch of 32, and the weights are written to a file.  CPU seconds are
-the process's own.  The whole is done once before, so that imports and the compiling of kernels are left out; so is the
-reading of our settings, and neither side logs.  Both sides must end with as many environment steps, optimiser steps and
-parameters.  Needs the extras gym and oracle.
+Each run is a separate process with one thread: environment, networks and trainer are built, 16 rollouts of 32 steps
+are collected and trained on for 4 epochs of one minibatch of 32, and the weights are written to a file.  CPU seconds
+are those of the process.  One warm-up run excludes imports and kernel compilation; reading accord's settings is
+excluded too, and neither side logs.  Both sides must have the same number of environment steps, optimizer steps and
+parameters.  Needs the extras control and oracles.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ AT_LEAST, AIM = 12.0, 20.0
 
 
 class RandomEnvironment(gymnasium.Env[Any, Any]):
-    """Shows normal numbers and rewards by chance; an episode has 20 steps.  It costs next to nothing."""
+    """Random normal observations and rewards; an episode has 20 steps.  Its cost is negligible."""
 
     taken = 0
 
@@ -58,7 +58,7 @@ class RandomEnvironment(gymnasium.Env[Any, Any]):
 
 def run_sb3(folder: str) -> dict[str, Any]:
     import torch
-    import torch._dynamo  # else the first optimiser would import it, within the measured time
+    import torch._dynamo  # otherwise the first optimizer imports it within the measured time
     from stable_baselines3 import PPO
 
     torch.set_num_threads(1)
@@ -88,7 +88,7 @@ def run_accord(folder: str) -> dict[str, Any]:
     from accord.training.numpy_updater import NumpyUpdater
 
     class Silent(Run):
-        """Writes nothing while it runs, as stable-baselines3 does where no log is asked for."""
+        """Writes nothing while it runs, like stable-baselines3 without a logger."""
 
         def say(self, text: str) -> None:
             pass
@@ -124,7 +124,7 @@ def run_accord(folder: str) -> dict[str, Any]:
 
 
 def one(who: str) -> dict[str, Any]:
-    """A run in a process of its own."""
+    """A run in a separate process."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     command = [sys.executable, __file__, "--one", who]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads}, check=False)

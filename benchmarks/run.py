@@ -4,9 +4,9 @@
     python benchmarks/run.py --quick              small models, fewer seeds: ten minutes; writes nothing
     python benchmarks/run.py --only growth.py     one file; the page keeps the other files' rows
 
-Exits with 1 where a row falls more than 15 % below the figure that docs/performance.md records for it, where a comparison
-breaks off, and where the two sides do not compute the same.  A row under its bar is shown as unmet, and that alone is no
-failure.  A full run leaves the rows as they came in ``.bench/rows.jsonl``; the peers' own environments are made in
+Exits with 1 if a row falls more than 15 % below the figure that docs/performance.md records for it, if a comparison
+fails, or if the two sides do not compute the same.  A row below its target is shown as unmet, which alone is not a
+failure.  A full run writes the raw rows to ``.bench/rows.jsonl``; the environments of other libraries are created in
 ``.bench`` too, once (minutes).
 """
 
@@ -39,9 +39,9 @@ Row = dict[str, Any]
 
 
 def rows(name: str, quick: bool) -> list[Row]:
-    """The JSON lines of one comparison; what it says besides goes to the screen.
+    """The JSON lines of one comparison; other output goes to the screen.
 
-    A file that breaks off gives a row of its own that says so, and the others go on.
+    If a file fails, a row says so, and the others continue.
     """
     options = ["--quick"] if quick and name not in LONG else []
     command = [sys.executable, str(ROOT / "benchmarks" / name), *options]
@@ -69,7 +69,7 @@ def recorded(page: str) -> dict[str, float]:
 
 
 def fault(row: Row, figure: float | None) -> str:
-    """Why a row fails the command, empty where it does not; ``figure`` is its recorded ratio, None for a new row."""
+    """Why a row fails the command, empty if it does not; ``figure`` is its recorded ratio, None for a new row."""
     if row.get("broken"):
         return "broke off"
     if not row["met"] and row["ratio"] >= row["at_least"]:
@@ -80,7 +80,7 @@ def fault(row: Row, figure: float | None) -> str:
 
 
 def table(found: list[Row], figures: dict[str, float]) -> str:
-    """The rows beside their recorded figures and bars, in Markdown."""
+    """The rows with their recorded figures and targets, in Markdown."""
     lines = ["| row | recorded | measured | spread | bar | met | |", "|---|---|---|---|---|---|---|"]
     for row in found:
         name, figure = row["row"], figures.get(row["row"])
@@ -101,7 +101,7 @@ def _met(row: Row) -> str:
 
 
 def gemm(size: int = 1024) -> float:
-    """Gflop/s of a float32 product on one thread."""
+    """Gflop/s of a float32 matrix multiplication on one thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -110,7 +110,7 @@ def gemm(size: int = 1024) -> float:
 
 
 def copying(megabytes: int = 256) -> float:
-    """GB/s that one thread reads and writes when it copies memory that no cache holds."""
+    """GB/s that one thread reads and writes when it copies memory larger than the caches."""
     import torch
 
     torch.set_num_threads(1)
@@ -134,22 +134,22 @@ def page(found: list[Row]) -> str:
         [
             "# Performance",
             "",
-            "accord beside other libraries on the same work, turn about, one thread, CPU seconds (two threads: wall"
-            " seconds). A ratio of 2 means half their seconds, or half their memory. Written by `make bench`; what each"
-            " row does stands at the head of its file in `benchmarks/`. Of the limit: the matrix products' operations per"
-            " CPU second of the whole step, as a share of what one large product reaches.",
+            "accord compared with other libraries on the same work, in alternating runs, one thread, CPU seconds (two threads:"
+            " wall seconds). A ratio of 2 means half their seconds, or half their memory. Written by `make bench`; each row is"
+            " described at the top of its file in `benchmarks/`. Of the limit: matrix-multiplication FLOPs per CPU second of"
+            " the whole step, as a share of what one large matrix multiplication reaches.",
             "",
             "| row | ratio | spread | at least | aim | met | of the limit |",
             "|---|---|---|---|---|---|---|",
             *(_cells(row, limit) for row in found),
             "",
             f"{sum(r['met'] for r in found)} of {len(found)} rows met. Machine: {platform.machine()}, {platform.system()},"
-            f" {os.cpu_count()} cores; on one of them a float32 matrix product makes {limit:.0f} Gflop/s, and copying moves"
+            f" {os.cpu_count()} cores; on one of them a float32 matrix multiplication reaches {limit:.0f} Gflop/s, and copying"
             f" {copying():.0f} GB/s. Python {platform.python_version()}, "
             + ", ".join(f"{name} {version(name)}" for name in PACKAGES)
             + ".",
             "",
-            "What was tried and did not pay, and why a row is not met: [notebook](notebook.md).",
+            "What was tried without success, and why some rows are not met: [notebook](notebook.md).",
             "",
         ]
     )
@@ -166,7 +166,7 @@ def _cells(row: Row, limit: float) -> str:
 
 
 def merged(new: list[Row], files: list[str]) -> list[Row]:
-    """The rows of before, those of ``files`` replaced, in the files' order; kept for the next time."""
+    """The previous rows, those of ``files`` replaced, in the files' order; saved for the next run."""
     before = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
     every = [row for row in before if row["file"] not in files] + new
     every.sort(key=lambda row: FILES.index(row["file"]))
@@ -187,7 +187,7 @@ def main() -> int:
     for name in files:
         some = rows(name, options.quick)
         new += some
-        if not options.quick:  # at once: what breaks off later loses nothing
+        if not options.quick:  # immediately, so that a later failure loses nothing
             PAGE.write_text(page(merged(some, [name])), encoding="utf-8")
     now = os.times()
     cpu = now.children_user + now.children_system - began.children_user - began.children_system

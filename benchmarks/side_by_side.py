@@ -1,4 +1,4 @@
-"""Two sides of a comparison in processes of their own, turn about; their figures as rows of a table and of JSON."""
+"""Two sides of a comparison in separate, alternating processes; their figures as rows of a table and of JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"
 }  # fmt: skip
-"""glibc's allocator told to give nothing back: the environment of rows called tuned, for both sides."""
+"""glibc's allocator set to retain freed memory: the environment of rows called tuned, for both sides."""
 QUIET = {
     "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false",
     "TRL_EXPERIMENTAL_SILENCE": "1",
@@ -51,7 +51,7 @@ def row(
 
 
 def say(line: Mapping[str, Any], note: str = "") -> None:
-    """A row as words, then as JSON."""
+    """Prints a row as text, then as JSON."""
     print(
         f"{line['row']:32} {line['ratio']:5.2f} x ({line['low']:.2f} to {line['high']:.2f}; at least"
         f" {line['at_least']}, aim {line['aim']}) {note}"
@@ -67,10 +67,10 @@ def finish(lines: Sequence[Mapping[str, Any]]) -> int:
 
 
 def threads() -> int:
-    """Of this process: what the one that began it says."""
+    """The number of threads, as set by the parent process."""
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
 def now() -> float:
-    """CPU seconds of this process, or wall seconds where it has several threads: those that wait spend CPU too."""
+    """CPU seconds of this process, or wall seconds where it has several threads: waiting threads use CPU time too."""
     return time.process_time() if threads() == 1 else time.perf_counter()

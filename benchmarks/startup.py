@@ -1,4 +1,4 @@
-"""How long it takes to begin: what ``import accord``, what ``--help``, and what the imports for training cost.
+"""Start-up time: the cost of ``import accord``, of ``--help``, and of the imports for training.
 
     python benchmarks/startup.py            median of 5
     python benchmarks/startup.py --quick    median of 3
@@ -7,7 +7,7 @@
     help             CPU seconds of ``accord --help`` against the 0.4 seconds that it may take
     import_dpo       CPU seconds of ``from trl import DPOTrainer`` against ``import accord.algorithms.dpo``
 
-Every import in a fresh process with one thread, turn about, the interpreter's own start included.  Needs the extra oracle.
+Every import in a new process with one thread, alternating runs, the interpreter's start included.  Needs the extra oracles.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def compare(row: str, rounds: int) -> dict[str, object]:
 
 
 def help_line(rounds: int) -> dict[str, object]:
-    """CPU seconds, which are the wall seconds of a quiet machine: what a person waits must not decide on a busy one."""
+    """CPU seconds, which equal wall seconds on an idle machine: waiting on a busy machine must not affect the result."""
     code = "import sys; sys.argv = ['accord', '--help']; from accord.cli import main; sys.exit(main())"
     runs = [spent(code) for _ in range(rounds)]
     ratios = [HELP_MAY_TAKE / cpu for cpu, _ in runs]
@@ -77,7 +77,7 @@ def main() -> int:
     options = parser.parse_args()
     rounds = 3 if options.quick else options.rounds
     for code in ("import accord.cli, accord.algorithms.dpo", "from trl import DPOTrainer"):
-        spent(code)  # compiled files and the disk's cache
+        spent(code)  # warm-up: compiled files and the disk cache
     lines = [compare("import_accord", rounds), help_line(rounds), compare("import_dpo", rounds)]
     for line in lines:
         cpu = ", ".join(f"{name}: {seconds:.2f}" for name, seconds in line["cpu_s"].items())  # type: ignore[attr-defined]

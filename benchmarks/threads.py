@@ -1,8 +1,8 @@
-"""Two threads must not lose the ratio: the comparisons of this folder again with OMP_NUM_THREADS=2, in wall seconds.
+"""The comparisons of this folder with OMP_NUM_THREADS=2, in wall seconds: two threads must keep the ratios.
 
     python benchmarks/threads.py
 
-Calls each file with ``--threads 2``; its rows keep their bars.  Wall seconds mean something on a quiet machine alone.
+Calls each file with ``--threads 2``; its rows keep their targets.  Wall seconds are meaningful only on an idle machine.
 """
 
 from __future__ import annotations

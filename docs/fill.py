@@ -1,4 +1,4 @@
-"""Puts a comparison's table or samples between two markers of a Markdown file, so that no figure is written by hand.
+"""Puts a comparison's table or samples between two markers of a Markdown file, so that no figure is typed manually.
 
 python docs/fill.py checkpoints/rlhf/compare/results.md README.md results
 python docs/fill.py runs/smollm2/results.json docs/rlhf_pipeline.md fluency
@@ -17,7 +17,7 @@ def fluency(source: str) -> str:
     """A table of gain and fluency from a results.json, and a line on the reward model and the time."""
     results = json.loads(Path(source).read_text(encoding="utf-8"))
     lines = [
-        "| model | gain in gold over SFT | in SFT's deviations | KL, nats | NLL under the base, a token | distinct-2 | ends |",
+        "| model | gain in gold over SFT | in SFT's deviations | KL, nats | NLL under the base, per token | distinct-2 | ends |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for name in ("sft", "ppo", "dpo"):

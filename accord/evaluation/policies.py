@@ -74,7 +74,7 @@ def leave_curve(config: ControlPPOConfig, run: Run) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        run.say("no curve.png: matplotlib is not installed (pip install 'accord[gym]')")
+        run.say("no curve.png: matplotlib is not installed (pip install 'accord[control]')")
         return
     rows = read_appended_rows(run.logs / "metrics.jsonl")
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -103,7 +103,7 @@ def leave_video(config: ControlPPOConfig, run: Run, model: AnyActorCritic, norma
     try:
         from PIL import Image
     except ImportError:
-        run.say("no episode.gif: Pillow is not installed (pip install 'accord[gym]')")
+        run.say("no episode.gif: Pillow is not installed (pip install 'accord[control]')")
         return
     environment = make_environment(config.environment, render_mode="rgb_array")
     try:

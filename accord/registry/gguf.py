@@ -106,7 +106,7 @@ def _writer(path: Path, architecture: str) -> gguf.GGUFWriter:
     try:
         import gguf
     except ImportError:
-        raise UserError("GGUF needs the package gguf: pip install 'accord[smollm2]'.") from None
+        raise UserError("GGUF needs the package gguf: pip install 'accord[gguf]'.") from None
 
     class Writer(gguf.GGUFWriter):
         """Writes an empty array too: llama.cpp wants the list of merges, and ours may have none."""

@@ -20,7 +20,7 @@ from accord.config.load import load_function
 from accord.errors import UserError
 from accord.rollout.env.episodes import EpisodeVectors, SeedOf, Spaces, Stepped, Vectors
 
-_NEEDS = "model.policy=control needs Gymnasium (1.1 or later): pip install 'accord[gym]'."
+_NEEDS = "model.policy=control needs Gymnasium (1.1 or later): pip install 'accord[control]'."
 
 
 def _gymnasium() -> Any:

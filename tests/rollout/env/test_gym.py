@@ -128,7 +128,7 @@ def test_what_cannot_be_opened_is_named(name: str, message: str) -> None:
 
 def test_gymnasium_is_named_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(UserError, match=r"needs Gymnasium .*pip install 'accord\[gym\]'"):
+    with pytest.raises(UserError, match=r"needs Gymnasium .*pip install 'accord\[control\]'"):
         open_vectors("CartPole-v1", 1, seed_of)
 
 
