@@ -22,6 +22,7 @@ from accord.data.packing import pack_preferences, pack_supervised
 from accord.data.preferences import PreferencePair
 from accord.data.supervised import SupervisedExample
 from accord.functional.losses.preference import bradley_terry_loss
+from accord.models.reference import FrozenReference
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.models.transformer import Transformer, unfuse
 from accord.training.cross_entropy import cross_entropy
@@ -265,7 +266,7 @@ def test_dpo_loss_and_gradients(tmp_path: Path, smoothing: float) -> None:
     its plain loss L, the conservative loss (1 - s) L + s L' is 2 (1 - s) L - (1 - 2s) robust."""
     peer, reference = causal(5), causal(6)
     ours, ref = opened(peer, tmp_path / "policy"), opened(reference, tmp_path / "reference")
-    logprobs = dpo.reference_logprobs(ref, PAIRS, torch.device("cpu"), "float32", 3)
+    logprobs = dpo.reference_logprobs(FrozenReference(ref), PAIRS, torch.device("cpu"), "float32", 3)
     output = dpo.objective(ours, preferences(range(8)), logprobs, BETA, smoothing)
     found = backward(output)
     weights = {"loss_type": ["sigmoid", "robust"], "loss_weights": [2 * (1 - smoothing), 2 * smoothing - 1]}
@@ -294,7 +295,7 @@ def test_four_updates_end_at_the_same_weights(kind: str, tmp_path: Path) -> None
     head, score = normalised_head()
     scored = RewardModel(model, head, "last")
     logprobs = dpo.reference_logprobs(
-        opened(reference, tmp_path / "reference"), PAIRS, torch.device("cpu"), "float32", 8
+        FrozenReference(opened(reference, tmp_path / "reference")), PAIRS, torch.device("cpu"), "float32", 8
     )
     steps = [[rows, [r + 2 for r in rows]] for rows in ([0, 1], [4, 5])] * 2
     settings = Optimizer(schedule="linear", adam_eps=1e-5, **STEP)
