@@ -4,7 +4,7 @@ An instruction multiplies unsigned inputs by signed weights and adds neighbors i
 With inputs of up to 255 and weights of up to 63 no sum overflows, and integer sums have no order: neither the number of
 threads nor the rows beside a row change a bit.
 
-Plain form: an integer matrix product, compared in ``tests/kernels/test_int8.py``.
+Plain form: ``torch.matmul`` of integers, compared in ``tests/kernels/test_int8.py``.
 """
 
 from __future__ import annotations
