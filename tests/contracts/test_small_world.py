@@ -1,4 +1,4 @@
-"""The whole way on the small world, as a user runs it: minutes.  pytest -m slow tests/test_small_world.py"""
+"""The whole way on the small world, as a user runs it: minutes.  pytest -m slow tests/contracts/test_small_world.py"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from accord.cli import main
 
 pytestmark = pytest.mark.slow
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 SEED = os.environ.get("ACCORD_SEED", "0")
 
 

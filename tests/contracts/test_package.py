@@ -14,7 +14,7 @@ import pytest
 
 import accord
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 
 
 def test_public_names() -> None:
