@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -17,10 +18,12 @@ from accord.data.packing import pack_preferences
 from accord.data.preferences import PairLengths, PreferencePair, load_preferences
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
+from accord.functional.losses.preference import dpo_loss
 from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
 from accord.models.reference import FrozenReference, Reference
 from accord.training.checkpoint import read_pt
+from accord.training.last_metrics import LastMetrics
 from accord.training.updater import Updater
 from accord.types import Packed
 
@@ -173,3 +176,46 @@ def test_micro_batches_of_pairs_change_nothing(
     whole, cut = (weights_of(tmp_path / "out" / n / "dpo_final.pt") for n in ("whole", "cut"))
     for name, value in whole.items():
         torch.testing.assert_close(cut[name], value, rtol=0, atol=2e-6)
+
+
+# ------------------------------------------------------------------------------------- held-out pairs
+@pytest.mark.parametrize("turned", [False, True])
+def test_held_out_pairs_meet_their_own_reference(stage: Any, world: Any, tmp_path: Path, turned: bool) -> None:
+    """Held out are the training pairs in another order, as they are or turned around: all right, or all wrong.
+
+    Against the reference of other pairs the lengths of the replies would decide.
+    """
+    rows = [json.loads(line) for line in Path(world.preferences).read_text(encoding="utf-8").splitlines()]
+    swap = {"chosen": "rejected", "rejected": "chosen", "prompt": "prompt"} if turned else {k: k for k in rows[0]}
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text("".join(json.dumps({swap[k]: v for k, v in row.items()}) + "\n" for row in rows[::-1]))
+    data = {"train": world.preferences, "heldout": str(heldout)}
+    training = {"batch_size": 4, "num_epochs": 4, "learning_rate": 0.01}
+    model = {"base_model": world.mamba, "max_length": 96}
+    done = stage("dpo", {"model": model, "data": data, "training": training})
+    assert done.done["metrics"]["heldout_accuracy"] == (0.0 if turned else 1.0)
+
+
+# ------------------------------------------------------------------------------------- both log-probs falling
+def test_the_margin_may_rise_while_both_log_probs_fall() -> None:
+    """By hand: the chosen reply loses a nat, the rejected one three; both stand in the metrics."""
+    reference, policy = (-2.0, -2.0), (-3.0, -5.0)
+    out = dpo_loss(*(torch.tensor([x]) for x in (*policy, *reference)), beta=0.5)
+    found = {name: mean.value() for name, mean in out.metrics.items()}
+    assert (found["margin"], found["accuracy"]) == (1.0, 1.0)
+    assert (found["chosen_reward"], found["rejected_reward"]) == (-0.5, -1.5)
+    assert (found["chosen_logprob"], found["rejected_logprob"]) == policy
+
+
+@pytest.mark.parametrize(("chosen", "rejected", "said"), [(-0.1, -2.0, True), (0.1, -2.0, False), (0.3, 0.1, False)])
+def test_both_log_probs_falling_is_reported(
+    stage: Any, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: float, rejected: float, said: bool
+) -> None:
+    def trained(*_: object) -> LastMetrics:
+        return LastMetrics({"chosen_reward": chosen, "rejected_reward": rejected})
+
+    monkeypatch.setattr(dpo, "train_epochs", trained)
+    data = {"train": world.preferences, "heldout_fraction": 0.0}
+    stage("dpo", {"model": {"base_model": world.transformer, "max_length": 96}, "data": data})
+    log = (tmp_path / "logs" / "dpo" / "dpo.log").read_text(encoding="utf-8")
+    assert ("chosen and rejected log-probs both fell" in log) is said

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accord.data.packing import (
+    SHARED_FROM,
     best_fit,
     length_buckets,
     pack_continuations,
@@ -199,3 +200,24 @@ def test_a_shared_beginning_stands_once_and_changes_nothing() -> None:
         assert tuple(reversed(text)) == (*prompt, *reply)
         assert packed.loss_mask[index].all()
     assert int(packed.loss_mask.sum()) == 6
+
+
+# ------------------------------------------------------------------------------------- labels
+@pytest.mark.parametrize("common", [0, SHARED_FROM - 1, SHARED_FROM, 20])
+def test_each_text_keeps_its_labels_after_a_shared_beginning(common: int) -> None:
+    """Labels at the end, in the middle, and in two runs; read back text by text."""
+    rows = [
+        ([31, 32, 33], [False, True, True]),
+        ([41, 42, 43, 44], [False, True, False, False]),
+        ([51, 52, 53, 54, 55, 56], [False, True, False, False, True, True]),
+    ]
+    examples = [
+        SupervisedExample((*range(1, common + 1), *tokens), (*[False] * common, *mask)) for tokens, mask in rows
+    ]
+    packed = pack_supervised(examples)
+    shared = common if common >= SHARED_FROM else 0
+    assert len(packed) == sum(map(len, examples)) - 2 * shared
+    for text, example in zip(packed.texts, examples, strict=True):
+        places = text[text >= 0]
+        assert packed.tokens[places].tolist() == list(example.tokens)
+        assert packed.loss_mask[places].tolist() == list(example.loss_mask)

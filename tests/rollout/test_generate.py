@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic
-from accord.models.open import small_backbone
+from accord.models.open import open_backbone, small_backbone
 from accord.rollout.collect import pack_texts, to_rows
 from accord.rollout.generate import Decoding, draw, generate, stream
 from accord.types import Generation, Packed
@@ -242,3 +244,37 @@ def test_temperature_zero_takes_the_likeliest() -> None:
     tokens, logprobs = draw(logits, Decoding(1, 0, 0, 0), seeded())
     assert torch.equal(tokens, logits.argmax(-1))
     torch.testing.assert_close(logprobs, logits.log_softmax(-1).amax(-1))
+
+
+# ------------------------------------------------------------------------------------- generation_config.json
+ADVICE = {"do_sample": True, "temperature": 0.01, "top_k": 1, "repetition_penalty": 9.0, "suppress_tokens": [3, 4, 5]}
+SHORT_PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12)]
+
+
+def sample_replies(backbone: Backbone) -> Generation:
+    backbone.eval()
+    decoding = Decoding(8, eos_id=1, pad_id=0)
+    return generate(backbone, SHORT_PROMPTS, decoding, torch.Generator().manual_seed(0), samples=8)[0]
+
+
+def save_model(folder: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    if kind == "gpt2":  # behind transformers' own class, which reads the advice
+        transformers = pytest.importorskip("transformers")
+        ends = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+        sizes = {"vocab_size": 20, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
+        transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **ends)).save_pretrained(folder)
+    else:
+        small_backbone(kind, 32, 1, 20, 1, 0).save(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["transformer", "mamba", "gpt2"])
+def test_generation_config_is_not_read(kind: str, tmp_path: Path) -> None:
+    save_model(tmp_path, kind)
+    plain = sample_replies(open_backbone(tmp_path))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "pad_token_id": 0, **ADVICE}))
+    advised = sample_replies(open_backbone(tmp_path))
+    assert advised.replies() == plain.replies()
+    assert torch.equal(advised.logprobs, plain.logprobs)
+    assert {3, 4, 5} <= {token for reply in plain.replies() for token in reply}  # what the advice would suppress
+    assert len({tuple(r) for r in plain.replies()[:8]}) > 4  # and top_k 1 would make alike

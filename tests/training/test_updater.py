@@ -221,3 +221,13 @@ def test_a_restored_updater_goes_on_bit_for_bit() -> None:
     steps(other, resumed, 3)
     for a, b in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+# ------------------------------------------------------------------------------------- Adam's epsilon
+@pytest.mark.parametrize("eps", [1e-8, 1e-5, 1e-3])
+def test_the_first_step_of_adam_has_the_configured_epsilon(eps: float) -> None:
+    """Bias-corrected moments of one gradient g are g and g², so the step is rate · g / (|g| + ε)."""
+    weight = nn.Parameter(torch.zeros(1, 1, dtype=torch.float64))
+    updater = Updater([([weight], 0.1)], Optimizer(adam_eps=eps), 1)
+    updater.step([1e-5], lambda slope: LossOutput(mean_of(slope * weight), {}))
+    assert float(weight.detach()) == pytest.approx(-0.1 * 1e-5 / (1e-5 + eps), rel=1e-5)
