@@ -122,7 +122,7 @@ def test_a_registered_model_is_an_input(place: Path) -> None:
             accord.stages.dpo(name="byname", **{"model.base_model": name, **given})
 
 
-def test_names_that_are_nothing() -> None:
+def test_names_of_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="stf"):
         accord.load("stf")
     Path("empty").mkdir(exist_ok=True)
@@ -130,7 +130,7 @@ def test_names_that_are_nothing() -> None:
         accord.load("empty")
 
 
-def test_a_pipeline(place: Path, tmp_path: Path) -> None:
+def test_a_pipeline_runs_from_python(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text("stages: { demo: { set: { base_rows: 60, sft_rows: 24, preference_rows: 16 } } }\n")
     results = accord.run(path, [f"out={tmp_path}/o", f"logs={tmp_path}/l"])

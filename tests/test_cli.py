@@ -28,7 +28,7 @@ def fresh(code: str, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]
 
 
 # ------------------------------------------------------------------ quick
-def test_words_and_mistakes_come_without_torch(tmp_path: Path) -> None:
+def test_help_and_mistakes_need_no_torch(tmp_path: Path) -> None:
     """Help, configs and every mistake in a config: no torch, nothing written."""
     (tmp_path / "sft.yaml").write_text("training:\n  lerning_rate: 1\n")
     (tmp_path / "stages.yaml").write_text("stages: {demo: {}, base: {inputs: {data.train: dmeo}}}\n")
@@ -73,7 +73,7 @@ def test_help_alone_reads_no_settings(tmp_path: Path) -> None:
     assert fresh(code, tmp_path).stdout.splitlines()[-1] == "[]"
 
 
-def test_a_misspelt_key_costs_less_than_a_second(tmp_path: Path) -> None:
+def test_a_misspelled_key_is_reported_within_a_second(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 1\ntraining:\n  lerning_rate: 1\n")
     code = (
         "import sys, time\n"
@@ -105,18 +105,18 @@ ORDERS = [
 
 
 @pytest.mark.parametrize("words", ORDERS, ids=" ".join)
-def test_overrides_stand_anywhere(words: list[str]) -> None:
+def test_overrides_may_stand_anywhere(words: list[str]) -> None:
     options = parse(words)
     assert options.overrides == ["seed=1", "training.batch_size=2"]
     assert (options.pipeline if words[0] == "run" else options.config) == "c.yaml"
 
 
-def test_files_and_words_with_an_equals_sign() -> None:
+def test_a_file_with_an_equals_sign_is_a_file() -> None:
     assert parse(["sft", "--config", "lr=1.yaml"]).config == "lr=1.yaml"
     assert parse(["chat", "lr=1/model", "--system", "a=b"]).system == "a=b"
 
 
-def test_options() -> None:
+def test_options_are_parsed_and_mistakes_exit_with_2() -> None:
     assert parse(["dpo", "--resume"]).resume is True
     assert parse(["dpo"]).resume is False
     assert parse(["chat", "x", "--temperature", "0", "--seed", "3"]).temperature == 0
@@ -126,7 +126,7 @@ def test_options() -> None:
         assert left.value.code == 2
 
 
-def test_every_stage_has_a_command_and_words() -> None:
+def test_every_stage_has_a_command_and_a_help_line() -> None:
     text = parser().format_help()
     for kind in (*STAGE_KINDS, "run", "chat", "config"):
         assert re.search(rf"\n    {kind}\s+[a-zA-Z]", text)
@@ -184,7 +184,9 @@ def test_debug_shows_the_traceback() -> None:
         main(["sft", "sede=1", "--debug"])
 
 
-def test_ctrl_c_outside_a_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_outside_a_stage_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stopped(*args: Any) -> None:
         raise KeyboardInterrupt
 

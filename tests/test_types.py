@@ -38,7 +38,7 @@ def test_indexing_a_batch_takes_the_rows_of_every_field(critic: bool) -> None:
     assert (some.values is None) is (some.returns is None) is (not critic)
 
 
-def test_a_step_s_observations_and_actions_stay_together() -> None:
+def test_a_steps_observations_and_actions_stay_together() -> None:
     inputs = VectorActions(torch.arange(6.0).view(3, 2), torch.tensor([7, 8, 9]))
     column = torch.arange(3.0)[:, None]
     some = PolicyBatch(inputs, column >= 0, column, column)[ROWS].inputs

@@ -64,7 +64,7 @@ def test_the_first_loss_is_ln_2_and_the_margin_0(make_tiny: Callable[..., Backbo
         assert output.metrics["margin"].value() == pytest.approx(0, abs=1e-5)
 
 
-def test_rows_find_their_own_reference(make_tiny: Callable[..., Backbone]) -> None:
+def test_pairs_meet_their_own_reference_log_probs(make_tiny: Callable[..., Backbone]) -> None:
     """A batch is rows of the data set in any order; with foreign rows' references the margin would not be 0."""
     backbone = make_tiny("mamba")
     reference = dpo.reference_logprobs(FrozenReference(backbone), PAIRS, torch.device("cpu"), "float32", 2)
@@ -76,7 +76,7 @@ def test_rows_find_their_own_reference(make_tiny: Callable[..., Backbone]) -> No
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
-def test_the_loss_by_hand(make_tiny: Callable[..., Backbone], smoothing: float) -> None:
+def test_the_loss_is_the_documented_formula(make_tiny: Callable[..., Backbone], smoothing: float) -> None:
     policy, ref = make_tiny("mamba", 1), make_tiny("mamba", 2)
     reference = dpo.reference_logprobs(FrozenReference(ref), PAIRS, torch.device("cpu"), "float32", 4)
     output = dpo.objective(policy, pack_preferences(PAIRS, range(4)), reference, 0.7, smoothing)
@@ -160,7 +160,7 @@ def test_held_out_pairs_are_measured_and_not_learned(stage: Any, world: Any, lin
     assert stage("dpo", given, "other").done["metrics"]["heldout_accuracy"] == 1.0  # what it has learned
 
 
-def test_nothing_left_to_train_on_is_said(stage: Any, world: Any) -> None:
+def test_nothing_left_to_train_on_is_an_error(stage: Any, world: Any) -> None:
     given = values(world)
     given["data"]["heldout_fraction"] = 1.0
     with pytest.raises(UserError, match=r"heldout_fraction"):

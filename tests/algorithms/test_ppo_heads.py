@@ -108,7 +108,7 @@ def opened(run: Run, world: Any, rewards: str, **changes: Any) -> Any:
     return open_token_environments(config, run)
 
 
-def test_environments_have_the_model_s_sizes_and_its_logprobs(new_run: NewRun, world: Any, rewards: str) -> None:
+def test_environments_have_the_models_sizes_and_its_logprobs(new_run: NewRun, world: Any, rewards: str) -> None:
     vectors = opened(new_run(), world, rewards, training={"n_envs": 3})
     assert (vectors.spaces.obs_dim, vectors.spaces.action_dim, vectors.spaces.continuous) == (32, 50, False)
     assert vectors.observations.shape == (3, 32)

@@ -86,7 +86,7 @@ def batch_of(rollout: Rollout, beta: float = 0.2, **changes: Any) -> PolicyBatch
 
 # ------------------------------------------------------------------------------------- old log-probs and values
 @pytest.mark.parametrize("critic", ["shared", "shared_detached", "separate"])
-def test_old_log_probs_and_values_are_the_policy_s(critic: str) -> None:
+def test_old_log_probs_and_values_are_the_policys(critic: str) -> None:
     policy = policy_of(critic)
     rollout = rollout_of(policy)
     assert (rollout.readout is None) is (critic == "separate")

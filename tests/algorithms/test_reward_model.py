@@ -38,7 +38,7 @@ def scores_of(model: RewardModel) -> list[tuple[float, float]]:
     return list(zip(chosen.tolist(), rejected.tolist(), strict=True))
 
 
-def test_bradley_terry_by_hand(make_tiny: Callable[..., Backbone]) -> None:
+def test_the_loss_is_bradley_terrys(make_tiny: Callable[..., Backbone]) -> None:
     model = model_of(make_tiny)
     output = objective(model, pack_preferences(PAIRS, range(3)), "bradley_terry")
     margins = [p.margin for p in PAIRS]
@@ -107,7 +107,7 @@ def raw_training_scores(model: RewardModel, world: Any, tokenizer: Tokenizer, se
 
 @pytest.mark.parametrize("kind", ["features", "language"])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_scores_are_centred_after_training(
+def test_scores_have_mean_zero_and_deviation_one_after_training(
     stage: Any, world: Any, tokenizer: Tokenizer, tmp_path: Path, kind: str, pooling: str
 ) -> None:
     """Trap 14, measured on the folder that is left behind."""
@@ -121,7 +121,7 @@ def test_scores_are_centred_after_training(
     assert isinstance(model.head, RewardMLP if kind == "features" else ScalarHead)
 
 
-def test_features_leave_the_backbone_alone_and_the_mlp_as_specified(
+def test_feature_rewards_leave_the_backbone_alone_and_write_the_specified_mlp(
     stage: Any, world: Any, tmp_path: Path, weights_of: Callable[[Path], dict[str, Tensor]]
 ) -> None:
     outcome = stage("reward", values(world, "features", num_epochs=20))
@@ -133,7 +133,7 @@ def test_features_leave_the_backbone_alone_and_the_mlp_as_specified(
     assert outcome.done["metrics"]["train_accuracy"] >= 0.8
 
 
-def test_language_learns_with_the_whole_model(stage: Any, world: Any, tmp_path: Path, lines: Any) -> None:
+def test_a_language_reward_model_trains_all_its_weights(stage: Any, world: Any, tmp_path: Path, lines: Any) -> None:
     outcome = stage("reward", values(world, "language", num_epochs=6, head_learning_rate=0.05))
     before, after = open_backbone(world.mamba), open_backbone(tmp_path / "out" / "reward" / "model")
     moved = [
@@ -155,7 +155,7 @@ def test_a_width_that_does_not_fit_is_named(stage: Any, world: Any) -> None:
         stage("reward", values(world, "features", model={"input_dim": 33}))
 
 
-def test_nothing_left_to_train_on_is_said(stage: Any, world: Any) -> None:
+def test_nothing_left_to_train_on_is_an_error(stage: Any, world: Any) -> None:
     given = values(world, "language")
     given["data"]["heldout_fraction"] = 1.0
     with pytest.raises(UserError, match=r"heldout_fraction"):

@@ -71,7 +71,7 @@ def test_k1_and_k3_are_unbiased_and_k2_is_not(numbers: tuple[int, float, int]) -
     assert abs(moments(k2, logits, ref)[0] / exact - 1) > 1e-3
 
 
-def test_k2_s_bias_vanishes_near_the_reference() -> None:
+def test_k2s_bias_vanishes_near_the_reference() -> None:
     """Its expectation is another f-divergence, of the same second order."""
     errors = []
     for distance in (0.4, 0.2, 0.1, 0.05):
@@ -122,7 +122,7 @@ def penalty_gradient(logits: Tensor, ref: Tensor, estimator: str) -> Tensor:
 
 
 @pytest.mark.parametrize("numbers", TOYS)
-def test_gradients_in_the_loss(numbers: tuple[int, float, int]) -> None:
+def test_each_estimator_as_a_loss_has_its_known_gradient(numbers: tuple[int, float, int]) -> None:
     logits, ref = toy(*numbers)
     forward = gradient_of(kl_divergence(Categorical(logits=logits), Categorical(logits=ref)), logits)
     reverse = gradient_of(kl_divergence(Categorical(logits=ref), Categorical(logits=logits)), logits)
@@ -182,7 +182,7 @@ def test_the_sum_over_tokens_is_the_kl_of_the_reply() -> None:
     assert toys.exact.item() > 0.2
 
 
-def test_the_reward_has_the_gradient_of_the_whole_reply_s_kl_whatever_the_critic() -> None:
+def test_the_reward_has_the_gradient_of_the_whole_replys_kl_whatever_the_critic() -> None:
     """Shaping, GAE at lambda 1 and the policy loss at ratio 1, as PPO puts them together; scores are zero."""
     toys, beta = replies(), 0.3
     everywhere = torch.ones(9, 2, dtype=torch.bool)

@@ -131,7 +131,7 @@ def test_what_is_shown_loads_as_the_same_config(write: Write, kind: str) -> None
     assert config != STAGE_KINDS[kind].settings()
 
 
-def test_a_config_does_not_change() -> None:
+def test_a_config_is_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
         SFTConfig().seed = 3  # type: ignore[misc]
     with pytest.raises(ValueError, match="frozen"):
@@ -187,14 +187,14 @@ def test_bad_yaml_names_its_line(write: Write, text: str, line: int) -> None:
     assert refusal(SFTConfig, write(text)).startswith(f" line {line}: not valid YAML: ")
 
 
-def test_all_mistakes_are_told_at_once(write: Write) -> None:
+def test_all_mistakes_are_reported_at_once(write: Write) -> None:
     path = write("seed: x\ntraining:\n  batch: 3\n  num_epochs: 0\n")
     with pytest.raises(UserError) as caught:
         load(SFTConfig, path)
     assert sorted(x.split(":")[0] for x in str(caught.value).splitlines()) == [f"{path} line {n}" for n in (1, 3, 4)]
 
 
-def test_a_missing_file_suggests_its_neighbour(write: Write, tmp_path: Path) -> None:
+def test_a_missing_file_suggests_a_file_beside_it(write: Write, tmp_path: Path) -> None:
     write("")
     assert refusal(SFTConfig, tmp_path / "c.yml") == ": no such config file; did you mean 'c.yaml'?"
     assert refusal(SFTConfig, tmp_path / "else" / "x.yaml") == ": no such config file."
@@ -246,7 +246,7 @@ def test_mistakes_inside_lists_name_the_item(write: Write) -> None:
         (CompareConfig, "models={sft: a, reward: b}", "the label 'reward' cannot be a key of results.json"),
     ],
 )
-def test_settings_that_do_not_fit_one_another(cls: Any, override: str, words: str) -> None:
+def test_settings_that_contradict_each_other_are_refused(cls: Any, override: str, words: str) -> None:
     said = refusal(cls, None, override)
     assert said.startswith(f"override {override!r}: ")
     assert words in said
@@ -261,7 +261,7 @@ def test_overrides_are_read_as_yaml() -> None:
     assert parse_override("--a.b=1") == ("a.b", 1)
 
 
-def test_put_leaves_the_values_it_was_given_alone() -> None:
+def test_put_does_not_change_its_argument() -> None:
     inner = {"b": 1}
     values: dict[str, Any] = {"a": inner, "n": None}
     put(values, "a.c", 2, "here")

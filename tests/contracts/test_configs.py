@@ -40,7 +40,7 @@ def test_the_shipped_files_are_there() -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_it_loads(file: str) -> None:
+def test_a_shipped_config_loads(file: str) -> None:
     values, _ = read_yaml(file)
     if "stages" in values:
         pipeline, planned = plan(file)
@@ -54,7 +54,7 @@ def test_it_loads(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_it_names_the_command_that_runs_it(file: str) -> None:
+def test_a_shipped_config_names_the_command_that_runs_it(file: str) -> None:
     words = command_in(REPO / file)
     assert words, f"{file}: say in a comment which command runs it"
     options = parse(words)

@@ -134,8 +134,8 @@ def test_every_trap_is_handled_and_tested_or_not_built() -> None:
 @pytest.mark.parametrize(
     ("file", "name"),
     [
-        ("tests/functional/test_kl.py", "test_hand_number"),
-        ("tests/functional/test_absent.py", "test_hand_numbers"),
+        ("tests/functional/test_kl.py", "test_estimators_equal_hand_computed_number"),
+        ("tests/functional/test_absent.py", "test_estimators_equal_hand_computed_numbers"),
         ("tests/functional/test_kl.py", "policies"),  # a helper, which is not collected
         ("tests/training/test_checkpoint.py", "Trap"),
     ],
@@ -162,7 +162,7 @@ def test_a_wrong_function_is_seen(file: str, name: str) -> None:
 
 
 def test_right_ones_are_found() -> None:
-    find_test("tests/functional/test_kl.py", "test_hand_numbers")
+    find_test("tests/functional/test_kl.py", "test_estimators_equal_hand_computed_numbers")
     for file, name in (
         ("accord/functional/kl.py", "AdaptiveKL.update"),
         ("kl.py", "AdaptiveKL.horizon"),

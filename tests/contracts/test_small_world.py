@@ -27,7 +27,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("small_world")
 
 
-def test_people_would_prefer_what_comes_out(out: Path) -> None:
+def test_the_trained_policy_wins_more_often_than_sft(out: Path) -> None:
     results = run(out)
     for name in ("ppo", "dpo"):
         model = results[name]

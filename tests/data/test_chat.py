@@ -78,7 +78,9 @@ def labels(tokenizer: Tokenizer, ids: list[int], mask: list[bool]) -> str:
 
 
 # ------------------------------------------------------------------ rendering
-def test_renders_and_tokenises_as_transformers(chatml: Tokenizer, small: Tokenizer, brackets: Tokenizer) -> None:
+def test_rendering_and_tokenization_are_those_of_transformers(
+    chatml: Tokenizer, small: Tokenizer, brackets: Tokenizer
+) -> None:
     for tokenizer in (chatml, small, brackets, with_template(chatml, BLOCKS)):
         theirs = in_transformers(tokenizer)
         conversations = [CHAT, CHAT[:1], CHAT[:3]]
@@ -123,7 +125,7 @@ def test_template_errors_are_sentences(chatml: Tokenizer, small: Tokenizer, plai
         render(plain, CHAT, False)
 
 
-def test_small_template(small: Tokenizer) -> None:
+def test_the_small_template_writes_user_and_assistant_tokens(small: Tokenizer) -> None:
     assert render(small, CHAT[:1], True) == "<user>What is the capital of France?<assistant>"
     said = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     assert render(small, said, True) == "<user>Be kind.\nHi<assistant>"
@@ -132,7 +134,7 @@ def test_small_template(small: Tokenizer) -> None:
 
 
 # ------------------------------------------------------------------ labels
-def test_labels_are_the_assistant_s_words_and_end_tokens(chatml: Tokenizer) -> None:
+def test_labels_are_the_assistants_words_and_end_tokens(chatml: Tokenizer) -> None:
     ids, mask = tokenize_chat(chatml, CHAT)
     assert labels(chatml, ids, mask) == "The capital is Paris.<|im_end|>It is blue,\n\nand deep. é☃<|im_end|>"
     assert mask[-1]
@@ -142,7 +144,7 @@ def test_labels_are_the_assistant_s_words_and_end_tokens(chatml: Tokenizer) -> N
     assert not mask[ends[2] + 1]  # the newline that the template adds
 
 
-def test_one_turn_is_prompt_and_reply(chatml: Tokenizer, small: Tokenizer, brackets: Tokenizer) -> None:
+def test_one_turn_is_tokenized_as_prompt_and_reply(chatml: Tokenizer, small: Tokenizer, brackets: Tokenizer) -> None:
     for tokenizer in (chatml, small, brackets):
         for n in (1, 3):
             asked, told = CHAT[:n], CHAT[n]["content"]
@@ -165,7 +167,7 @@ def test_prompt_and_reply_are_what_training_sees(chatml: Tokenizer, asked: str, 
     assert chatml.decode(reply, skip_special=False) == told + "<|im_end|>"
 
 
-def test_no_labels_is_an_error(chatml: Tokenizer) -> None:
+def test_a_conversation_without_labels_is_an_error(chatml: Tokenizer) -> None:
     with pytest.raises(UserError, match="no assistant message"):
         tokenize_chat(chatml, CHAT[:1])
 
@@ -195,7 +197,7 @@ def test_a_prompt_ends_where_the_assistant_speaks(chatml: Tokenizer) -> None:
 
 
 # ------------------------------------------------------------------ BOS
-def test_at_most_one_bos(brackets: Tokenizer, train_bpe: Train) -> None:
+def test_there_is_at_most_one_bos(brackets: Tokenizer, train_bpe: Train) -> None:
     assert prompt_ids(brackets, "hi").count(0) == 1  # trap 7: the template's, none of the post-processor's
     doubled = with_template(brackets, "{{ bos_token }}" + BRACKETS)
     assert prompt_ids(doubled, "hi") == prompt_ids(brackets, "hi")
@@ -210,7 +212,7 @@ def test_at_most_one_bos(brackets: Tokenizer, train_bpe: Train) -> None:
 
 
 # ------------------------------------------------------------------ the boundary (trap 8)
-def test_plain_text_boundary(plain: Tokenizer) -> None:
+def test_the_prompts_tokens_win_at_its_boundary_with_a_plain_reply(plain: Tokenizer) -> None:
     joined = exchange(plain, "The cat", " sat on")
     assert not joined.apart
     assert joined.prompt + joined.reply == [*plain.encode("The cat sat on"), plain.eos_id]
@@ -222,7 +224,7 @@ def test_plain_text_boundary(plain: Tokenizer) -> None:
     assert merged.reply == [*plain.encode("cat"), plain.eos_id]
 
 
-def test_chat_boundary(chatml: Tokenizer) -> None:
+def test_the_prompts_tokens_win_at_its_boundary_in_a_chat(chatml: Tokenizer) -> None:
     # The generation prompt ends in a space, so that " The" would straddle it.
     template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}<|im_end|>{% endif %}\n"

@@ -59,11 +59,11 @@ BETTER_WORSE = [
 
 
 @pytest.mark.parametrize(("prompt", "better", "worse"), BETTER_WORSE)
-def test_gold_orders(prompt: str, better: str, worse: str) -> None:
+def test_the_gold_score_orders_replies_as_intended(prompt: str, better: str, worse: str) -> None:
     assert demo.gold(prompt, better) > demo.gold(prompt, worse) + 0.05
 
 
-def test_gold_by_hand() -> None:
+def test_the_gold_score_is_its_formula() -> None:
     # 18 characters: 0.5 - 0.5 * hypot(1, 1) = -0.20711, sunk towards -4 by 1 - exp(-x / 4).
     length = -4 * (1 - math.exp(-(0.5 * math.sqrt(2) - 0.5) / 4))
     assert demo.gold(COLOR, "the frog is green.") == pytest.approx(0.8 + 0.3 + 0.5 + length, rel=1e-12)
@@ -82,7 +82,7 @@ def test_truth_wants_the_right_value_alone() -> None:
     assert demo.parts("what is love?", "green")["truth"] == 0
 
 
-def test_language_knows_the_worlds_words_neighbours_and_spacing() -> None:
+def test_the_language_score_knows_words_word_pairs_and_spacing() -> None:
     rng = random.Random(5)
     fluent = [demo.parts(p, demo.compose(s, p, rng))["language"] for s in STYLES for p in demo.prompts(0)[0][:100]]
     assert set(fluent) == {0.0}
@@ -186,7 +186,7 @@ def test_the_best_style_is_near_the_top_of_an_exhaustive_search(prompt: str) -> 
     assert len(scores) > 1000
 
 
-def test_prompts_split() -> None:
+def test_no_prompt_is_both_for_training_and_held_out() -> None:
     for seed in range(3):
         train, held = demo.prompts(seed)
         assert len(train) == len(set(train)) == 360

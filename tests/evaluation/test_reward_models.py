@@ -30,7 +30,7 @@ def tiny(seed: int) -> Backbone:
     return small_backbone("transformer", 32, 1, tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id)
 
 
-def test_reward_figures(tmp_path: Path) -> None:
+def test_figures_are_those_of_each_text_scored_alone(tmp_path: Path) -> None:
     """Against the scores of each text alone."""
     tokenizer = small_tokenizer()
     torch.manual_seed(3)

@@ -43,7 +43,7 @@ def test_k3_varies_less_than_k1_near_the_reference() -> None:
     assert expectation(k3, 0.1)[1] < 0.05 * expectation(k1, 0.1)[1]
 
 
-def test_gradients_of_the_estimators_as_losses() -> None:
+def test_each_estimator_as_a_loss_has_its_known_gradient() -> None:
     """k1 has none, k2 has the KL's, k3 has that of the divergence the other way round."""
     _, gradient = exact()
     _, reverse = exact(reverse=True)
@@ -73,7 +73,7 @@ def test_sign_k1_is_positive_under_the_policy() -> None:
     assert (log_ratio < 0).any()
 
 
-def test_hand_numbers() -> None:
+def test_estimators_equal_hand_computed_numbers() -> None:
     x = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
     assert k1(x).tolist() == [0.0, 1.0, -1.0]
     assert k2(x).tolist() == [0.0, 0.5, 0.5]
@@ -105,7 +105,7 @@ def test_exact_kl_agrees_with_torch_and_survives_impossible_actions() -> None:
     assert float(categorical_kl(torch.zeros(2), torch.tensor([0.0, -torch.inf]))) == torch.inf
 
 
-def test_adaptive_coefficient_hand_numbers() -> None:
+def test_the_adaptive_coefficient_equals_hand_computed_numbers() -> None:
     controller = AdaptiveKL(beta=1.0, target=6.0, horizon=10_000)
     assert controller.update(12.0, 512).beta == pytest.approx(1.01024, rel=1e-9)  # error 1, clipped to 0.2
     assert controller.update(0.0, 512).beta == pytest.approx(0.98976, rel=1e-9)
@@ -117,7 +117,7 @@ def test_adaptive_coefficient_hand_numbers() -> None:
     assert controller.beta == 1
 
 
-def test_adaptive_coefficient_over_three_batches() -> None:
+def test_the_adaptive_coefficient_over_three_batches_equals_hand_computed_numbers() -> None:
     """Each starts from the last: up by 0.2 * 500 / 1000, up by 0.1 * 500 / 1000, down by 0.2 * 1000 / 1000."""
     controller = AdaptiveKL(beta=2.0, target=10.0, horizon=1000)
     seen = []

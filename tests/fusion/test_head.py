@@ -107,7 +107,7 @@ def test_a_base_without_a_head_counts_as_silence(save: Save, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_calibration_centres_and_scales_the_merged_scores(head: str, save: Save, tmp_path: Path, pairs: str) -> None:
+def test_calibration_standardizes_the_merged_scores(head: str, save: Save, tmp_path: Path, pairs: str) -> None:
     folders = [save(f"m{i}", head=head, seed=i) for i in (1, 2, 3)]
     merged = fuse(tmp_path / "out", folders, calibrate=pairs)
     rows = load_preferences(pairs, small_tokenizer(), PairLengths(192, 256)).pairs

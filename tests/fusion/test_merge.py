@@ -116,7 +116,7 @@ def test_order_does_not_matter_dare_included(save: Save, tmp_path: Path) -> None
             torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6, msg=f"{method} {name}")
 
 
-def test_dare_draws_anew_for_each_seed_and_each_model_and_tensor(save: Save, tmp_path: Path) -> None:
+def test_dare_draws_afresh_for_each_seed_model_and_tensor(save: Save, tmp_path: Path) -> None:
     base, first = save("base"), save("a", seed=1)
     settings: dict[str, Any] = {"method": "dare_linear", "base": base}
     half = {"model": first, "density": 0.5}

@@ -53,7 +53,7 @@ def alone(model: CausalLM, text: list[int]) -> torch.Tensor:
     return model.model(input_ids=torch.tensor([text])).logits[0]
 
 
-def test_is_a_backbone_with_the_sizes_of_its_model(model: CausalLM) -> None:
+def test_a_model_of_transformers_is_a_backbone_of_its_sizes(model: CausalLM) -> None:
     assert isinstance(model, Backbone)
     assert (model.width, model.vocab_size) == (32, 61)
 
@@ -110,7 +110,7 @@ def test_prefill_and_steps_are_hidden_with_rows_repeated_and_dropped(model: Caus
 
 @pytest.mark.parametrize("kind", ["gpt_neox", "gemma2"])
 @torch.no_grad()
-def test_rotary_positions_and_a_soft_cap(kind: str) -> None:
+def test_rotary_positions_and_a_soft_cap_give_the_models_logits(kind: str) -> None:
     model = CausalLM(peer_of(kind))
     texts = tokens(9, 4)
     logits = model.logits(model(Packed.of(texts)))
@@ -125,7 +125,7 @@ def test_dropout_stays_off() -> None:
 
 
 @torch.no_grad()
-def test_saved_and_opened_again(model: CausalLM, tmp_path: Path) -> None:
+def test_a_saved_folder_opens_with_the_same_logits(model: CausalLM, tmp_path: Path) -> None:
     model.save(tmp_path)
     again = CausalLM.open(tmp_path)
     packed = Packed.of(tokens(6, 4))

@@ -83,7 +83,7 @@ def learned(critic: str, family: str = "mamba") -> LanguageActorCritic:
     ],
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_whom_the_value_loss_moves(critic: str, expected: set[str], family: str) -> None:
+def test_the_value_loss_moves_the_parameters_of_its_critic_type(critic: str, expected: set[str], family: str) -> None:
     policy = learned(critic, family)
     policy.score(PACKED, CHOSEN, 1.0).values.square().sum().backward()  # type: ignore[no-untyped-call]
     assert {name.split(".")[0] for name in touched(policy)} == expected
@@ -127,7 +127,7 @@ def test_a_separate_critic_is_a_copy_that_goes_its_own_way() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_critic_from_the_reward_model_starts_at_its_centred_scores(family: str) -> None:
+def test_a_critic_from_the_reward_model_starts_at_its_normalized_scores(family: str) -> None:
     """Those that PPO sees; values of the raw head would be far away from the returns."""
     model = reward_model(family)
     policy = LanguageActorCritic(tiny(family), "reward", model)

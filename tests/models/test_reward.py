@@ -27,7 +27,7 @@ def tiny(pooling: str = "last", kind: str = "scalar", family: str = "mamba") -> 
 
 
 # ------------------------------------------------------------------------------------- heads
-def test_the_specified_mlp() -> None:
+def test_the_mlp_has_the_specified_layers() -> None:
     torch.manual_seed(0)
     default = RewardMLP(input_dim=128, hidden_dim=64, num_layers=2)
     assert default(torch.randn(7, 128)).shape == (7,)
@@ -81,7 +81,7 @@ def test_a_feature_that_never_varies_gives_no_nan() -> None:
 
 # ------------------------------------------------------------------------------------- fewer layers
 @pytest.mark.parametrize("family", ["mamba", "transformer"])
-def test_the_first_layers_only(family: str, tmp_path: Path) -> None:
+def test_a_reward_model_may_use_the_first_layers_only(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole, cut = (small_backbone(family, 32, 3, 20, 1, 0) for _ in range(2))
     cut.load_state_dict(whole.state_dict())
@@ -117,7 +117,7 @@ def test_features_are_of_the_reply_and_of_nothing_else(pooling: str, family: str
 
 
 # ------------------------------------------------------------------------------------- statistics
-def test_normalised_scores_have_mean_zero_and_deviation_one() -> None:
+def test_normalized_scores_have_mean_zero_and_deviation_one() -> None:
     """Trap 14, on the replies that the statistics were measured on."""
     model = tiny()
     raw = model.raw(PACKED, REPLIES).detach()

@@ -67,7 +67,7 @@ def gradients(model: Backbone) -> dict[str, torch.Tensor]:
     return {name if name.startswith("lm_head.") else f"backbone.{name}": grad for name, grad in grads.items()}
 
 
-def test_the_sft_loss_and_its_gradients(pair: tuple[Backbone, torch.nn.Module]) -> None:
+def test_the_sft_loss_and_its_gradients_are_those_of_transformers(pair: tuple[Backbone, torch.nn.Module]) -> None:
     ours, peer = pair
     rows = examples()
     packed = pack_supervised(rows)

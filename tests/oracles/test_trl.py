@@ -220,7 +220,7 @@ def test_trl_collates_the_tokens_and_labels_that_accord_packs(tmp_path: Path) ->
         assert tuple(row[: len(pair.prompt)].tolist()) == pair.prompt
 
 
-def test_sft_loss_and_gradients(tmp_path: Path) -> None:
+def test_sft_loss_and_gradients_are_trls(tmp_path: Path) -> None:
     peer = causal(2)
     ours = opened(peer, tmp_path)
     found = backward(cross_entropy(ours, pack_supervised(EXAMPLES)))
@@ -230,7 +230,7 @@ def test_sft_loss_and_gradients(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("heads", [linear_head, normalised_head])
-def test_reward_loss_and_gradients(
+def test_reward_loss_and_gradients_are_trls(
     tmp_path: Path, heads: Callable[[], tuple[RewardMLP | ScalarHead, nn.Module]]
 ) -> None:
     trunk = causal(3)
@@ -247,7 +247,7 @@ def test_reward_loss_and_gradients(
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_centred_reward_loss(tmp_path: Path) -> None:
+def test_the_centered_reward_loss_is_trls(tmp_path: Path) -> None:
     trunk = causal(4)
     head, score = linear_head()
     batch = preferences(range(8))
@@ -260,7 +260,7 @@ def test_centred_reward_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_dpo_loss_and_gradients(tmp_path: Path, smoothing: float) -> None:
+def test_dpo_loss_and_gradients_are_trls(tmp_path: Path, smoothing: float) -> None:
     """TRL smooths labels in "robust" only, ((1 - s) L - s L') / (1 - 2s) with L' the loss of the swapped pair; with
     its plain loss L, the conservative loss (1 - s) L + s L' is 2 (1 - s) L - (1 - 2s) robust."""
     peer, reference = causal(5), causal(6)

@@ -156,7 +156,9 @@ def test_a_stage_leaves_its_record(make: Callable[..., SFTConfig], trains: Calla
     assert (Path(config.logs) / "sft" / "sft.log").exists()
 
 
-def test_names_and_folders(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+def test_a_stage_is_named_and_put_in_its_folder(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
+) -> None:
     trains(lambda config, run: {})
     config = make("name=other")
     assert run_stage("sft", config, resume=False, reuse=False).name == "other"
@@ -164,7 +166,9 @@ def test_names_and_folders(make: Callable[..., SFTConfig], trains: Callable[[Tra
     assert (Path(config.logs) / "other" / "other.log").exists()
 
 
-def test_what_is_done_is_reused_or_not(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+def test_a_finished_stage_is_reused_unless_asked_not_to(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
+) -> None:
     runs: list[int] = []
     trains(lambda config, run: {"n": float(len(runs)), "_": float(runs.append(1) is None)})
     first = run_stage("sft", make(), resume=True, reuse=True)
@@ -210,7 +214,7 @@ class Interruptible:
         return {}
 
 
-def test_a_stopped_stage_goes_on(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+def test_a_stopped_stage_resumes(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
     train = Interruptible()
     trains(train)
     with pytest.raises(Interrupted, match="sft: stopped at step 2 of 3"):
@@ -221,7 +225,9 @@ def test_a_stopped_stage_goes_on(make: Callable[..., SFTConfig], trains: Callabl
     assert train.began == [(0, False), (2, True)]
 
 
-def test_without_resume_it_starts_anew(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+def test_without_resume_a_stage_starts_from_the_beginning(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
+) -> None:
     train = Interruptible()
     trains(train)
     with pytest.raises(Interrupted):
@@ -246,7 +252,7 @@ def test_resuming_with_other_settings_is_refused(
     assert train.began == [(0, False), (2, True)]
 
 
-def test_a_pipeline_with_other_settings_starts_anew(
+def test_a_pipeline_with_other_settings_starts_from_the_beginning(
     make: Callable[..., SFTConfig], trains: Callable[[Train], None]
 ) -> None:
     train = Interruptible()
@@ -261,7 +267,9 @@ def test_a_pipeline_with_other_settings_starts_anew(
     assert train.began[2:] == [(2, True)]
 
 
-def test_redoing_forgets_the_old_record_first(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+def test_rerunning_removes_the_old_record_first(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
+) -> None:
     """Were it kept, a redo that fails would leave old record and new files side by side."""
     trains(lambda config, run: {})
     run_stage("sft", make(), resume=True, reuse=True)
@@ -275,7 +283,7 @@ def test_redoing_forgets_the_old_record_first(make: Callable[..., SFTConfig], tr
     assert read_done(Path(make().out) / "sft") == {}
 
 
-def test_a_stop_that_comes_too_late_is_not_forgotten(
+def test_a_stop_after_the_last_step_still_interrupts(
     make: Callable[..., SFTConfig], trains: Callable[[Train], None]
 ) -> None:
     """Ctrl-C while a stage writes its last file: the stage is done, and the next one does not begin."""
@@ -290,7 +298,7 @@ def test_a_stop_that_comes_too_late_is_not_forgotten(
     assert run_stage("sft", make(), resume=True, reuse=True).skipped
 
 
-def test_folders_that_cannot_be_made(make: Callable[..., SFTConfig], tmp_path: Path) -> None:
+def test_folders_that_cannot_be_made_are_named(make: Callable[..., SFTConfig], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for setting in ("out", "logs"):
         with pytest.raises(UserError, match=r"file/x/sft: cannot be made \(Not a directory\); choose another"):

@@ -68,7 +68,7 @@ def shows(capsys: pytest.CaptureFixture[str]) -> Shows:
     return command
 
 
-def test_nothing_differs(ran: list[str], shows: Shows) -> None:
+def test_an_unchanged_stage_has_no_reason_to_run(ran: list[str], shows: Shows) -> None:
     assert "there is no earlier run" in shows("why", "sft", "p.yaml")
     main(["run", "p.yaml"])
     assert ran == ["demo", "base", "sft", "dpo"]
@@ -85,7 +85,7 @@ def test_nothing_differs(ran: list[str], shows: Shows) -> None:
         ("sft.training.schedule=cosine", "setting training.schedule: 'constant' -> 'cosine'"),
     ],
 )
-def test_a_setting(ran: list[str], shows: Shows, word: str, reason: str) -> None:
+def test_a_changed_setting_is_named(ran: list[str], shows: Shows, word: str, reason: str) -> None:
     main(["run", "p.yaml"])
     assert shows("why", "sft", word) == f"sft would run:\n  {reason}\n"
     main(["run", "p.yaml", word])
@@ -99,7 +99,7 @@ def test_what_changes_no_results_is_no_reason(ran: list[str], shows: Shows) -> N
     assert "would be kept" in shows("why", "sft", "sft.log_every=1", "sft.device=cpu")
 
 
-def test_an_input(ran: list[str], shows: Shows) -> None:
+def test_a_changed_input_is_named(ran: list[str], shows: Shows) -> None:
     main(["run", "p.yaml"])
     rows = Path("checkpoints/rlhf/demo/sft.jsonl")
     rows.write_text("other\n")
@@ -113,7 +113,9 @@ def test_an_input(ran: list[str], shows: Shows) -> None:
     assert f"input data.train changed ({rows} -> own.jsonl)" in shows("why", "sft")
 
 
-def test_the_version_and_the_output(ran: list[str], shows: Shows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_version_and_a_missing_output_are_named(
+    ran: list[str], shows: Shows, monkeypatch: pytest.MonkeyPatch
+) -> None:
     main(["run", "p.yaml"])
     ran.clear()
     for child in Path("checkpoints/rlhf/base/model").iterdir():
@@ -127,7 +129,7 @@ def test_the_version_and_the_output(ran: list[str], shows: Shows, monkeypatch: p
     assert shows("why", "dpo") == "dpo would run:\n  the version of the stage 'dpo' changed: 1 -> 2\n"
 
 
-def test_forced_it_runs_and_what_comes_out_the_same_stops_there(ran: list[str], shows: Shows) -> None:
+def test_a_forced_stage_with_the_same_output_reruns_nothing_after_it(ran: list[str], shows: Shows) -> None:
     main(["run", "p.yaml"])
     ran.clear()
     main(["run", "p.yaml", "--force", "base"])
@@ -137,7 +139,7 @@ def test_forced_it_runs_and_what_comes_out_the_same_stops_there(ran: list[str], 
     assert ran == ["base", "base", "sft", "dpo"]
 
 
-def test_only(ran: list[str], shows: Shows, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_runs_the_named_stages(ran: list[str], shows: Shows, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "p.yaml", "--only", "sft"]) == 2
     said = capsys.readouterr().err
     assert said == (
@@ -216,7 +218,7 @@ def test_settings_that_a_stage_no_longer_has_are_one_sentence(ran: list[str], sh
         assert sorted(shows("why", "sft").splitlines()[1:]) == sorted(f"{words}  setting seed: 7 -> 0".splitlines())
 
 
-def test_time_left_and_words() -> None:
+def test_time_left_and_durations_are_in_words() -> None:
     beat = {"step": 30, "first": 10, "total": 110, "begun": 100.0, "updated": 140.0}
     assert time_left(beat) == pytest.approx(40 / 20 * 80)
     assert time_left({**beat, "step": 10}) is None

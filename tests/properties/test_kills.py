@@ -393,13 +393,15 @@ def survive(runs: Runs, count: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_killed_run_ends_like_one_that_was_not(ask: Any, world: Any, rewards: str, tmp_path: Path, name: str) -> None:
+def test_a_killed_run_ends_like_an_uninterrupted_one(
+    ask: Any, world: Any, rewards: str, tmp_path: Path, name: str
+) -> None:
     survive(Runs(ask, tmp_path, cases(world, rewards)[name]), 3, seed=NAMES.index(name))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_killed_ten_times_ends_like_one_that_was_not(
+def test_a_run_killed_ten_times_ends_like_an_uninterrupted_one(
     ask: Any, world: Any, rewards: str, tmp_path: Path, name: str
 ) -> None:
     survive(Runs(ask, tmp_path, cases(world, rewards)[name]), 10, seed=100 + NAMES.index(name))
@@ -444,7 +446,7 @@ def faults_of(runs: Runs, instants: Mapping[str, Mapping[str, Any]]) -> list[str
         pytest.param("sft", "done.json", marks=pytest.mark.slow),  # there the artifact lies already and is put anew
     ],
 )
-def test_a_kill_between_the_last_step_and_the_end_leaves_nothing_behind(
+def test_a_kill_between_the_last_step_and_the_end_leaves_no_files(
     ask: Any, world: Any, rewards: str, tmp_path: Path, name: str, place: str
 ) -> None:
     """Before every single change to a folder that is left then: nothing is lost, doubled, or left lying about."""
@@ -455,7 +457,7 @@ def test_a_kill_between_the_last_step_and_the_end_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_follows_the_last_step_is_done_twice_and_told_once(
+def test_the_end_of_a_stage_may_run_twice_and_is_logged_once(
     ask: Any, world: Any, rewards: str, tmp_path: Path, name: str
 ) -> None:
     """Killed when all is written but the word that it is done."""

@@ -100,7 +100,7 @@ def test_a_masked_element_is_as_good_as_absent(name: str, mask: Tensor, seed: in
 
 @few
 @given(mask=masks(), seed=seeds, filler=fillers)
-def test_explained_variance_is_of_the_kept_steps_alone(mask: Tensor, seed: int, filler: float) -> None:
+def test_explained_variance_reads_unmasked_steps_only(mask: Tensor, seed: int, filler: float) -> None:
     values, returns = drawn(seed, mask, 2)
     dirty = (x.masked_fill(~mask, filler) for x in (values, returns))
     expected = explained_variance(values[mask], returns[mask])
@@ -287,7 +287,7 @@ def packed_pairs(rows: list[PreferencePair]) -> PreferenceBatch:
 @pytest.mark.parametrize("family", ["mamba", "transformer"])
 @fewer
 @given(rows=pairs, filler=fillers)
-def test_dpo_reads_what_stands_before_a_reply_s_tokens_only(
+def test_dpo_reads_what_stands_before_a_replys_tokens_only(
     double: Double, family: str, rows: list[PreferencePair], filler: float
 ) -> None:
     backbone, batch = double(family), packed_pairs(rows)

@@ -45,7 +45,9 @@ def alone(backbone: Backbone, text: list[int]) -> Tensor:
 @families
 @few
 @given(tree=trees())
-def test_packed_is_alone(double: Double, family: str, tree: tuple[list[list[int]], list[int]]) -> None:
+def test_packed_texts_have_the_states_of_each_text_alone(
+    double: Double, family: str, tree: tuple[list[list[int]], list[int]]
+) -> None:
     """A segment has the hidden states that it has in a row of its own, behind its ancestors (trap 4)."""
     backbone, (segments, parents) = double(family), tree
     with torch.no_grad():
@@ -148,7 +150,7 @@ def test_a_later_token_may_be_nan(
 @families
 @few
 @given(prompts=st.lists(words, min_size=1, max_size=4), data=st.data())
-def test_a_step_is_the_scan(double: Double, family: str, prompts: list[list[int]], data: st.DataObject) -> None:
+def test_steps_equal_the_whole_pass(double: Double, family: str, prompts: list[list[int]], data: st.DataObject) -> None:
     """Prefill and single steps, rows of the cache repeated, dropped and put in another order on the way (trap 23)."""
     backbone, texts = double(family), [[*p] for p in prompts]
     budget = 5

@@ -64,7 +64,7 @@ def replies(tokenizer: Tokenizer, texts: list[tuple[str, str]]) -> Replies:
 @kinds
 @few
 @given(texts=rows, data=st.data())
-def test_of_a_model(
+def test_a_models_scores_do_not_depend_on_the_batch(
     reward_model: Callable[[str, str], RewardModel],
     tokenizer: Tokenizer,
     family: str,
@@ -90,7 +90,7 @@ def test_of_a_model(
 @kinds
 @few
 @given(texts=rows, data=st.data())
-def test_as_ppo_asks_for_it(
+def test_scores_in_ppo_do_not_depend_on_the_batch(
     reward_model: Callable[[str, str], RewardModel],
     tokenizer: Tokenizer,
     family: str,

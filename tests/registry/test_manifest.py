@@ -58,7 +58,7 @@ def test_publishing_again_replaces_the_whole_folder(tmp_path: Path) -> None:
     ],
     ids=["full", "bug", "ctrl-c"],
 )
-def test_a_fault_while_writing_leaves_what_was_there(
+def test_an_error_while_writing_leaves_the_old_folder(
     tmp_path: Path, fault: BaseException, seen: type[BaseException], words: str | None
 ) -> None:
     target = tmp_path / "model"

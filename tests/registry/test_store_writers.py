@@ -111,7 +111,7 @@ def test_writers_that_are_killed_leave_a_whole_registry(tmp_path: Path) -> None:
     assert store.add(artifact(tmp_path / "last", "shared", "last")).version == len(shared) + 1
 
 
-def test_a_writer_that_does_not_end_is_told_in_a_sentence(
+def test_a_writer_that_does_not_end_is_reported_in_a_sentence(
     store: Store, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make(weights=1)

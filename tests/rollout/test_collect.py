@@ -81,7 +81,7 @@ def test_log_probs_and_scores_are_those_of_each_reply_alone(chunk: int) -> None:
     assert torch.equal(rollout.scores, rollout.terms["length"] + rollout.terms["zero"])
 
 
-def test_each_reply_names_its_prompt_s_row_and_each_token_its_weights() -> None:
+def test_each_reply_names_its_prompts_row_and_each_token_its_weights() -> None:
     rollout = collected(task_of(), version=7)
     assert rollout.prompt_rows.tolist() == [r for r in ROWS for _ in range(3)]
     for row, prompt in zip(rollout.prompt_rows.tolist(), rollout.generation.prompts, strict=True):

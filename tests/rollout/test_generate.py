@@ -112,7 +112,7 @@ def test_greedy_is_the_naive_loop_while_finished_rows_leave(family: str, monkeyp
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_kept_logprobs_and_values_are_those_of_the_trainer(family: str, temperature: float) -> None:
+def test_sampled_logprobs_and_values_are_those_of_the_trainer(family: str, temperature: float) -> None:
     """Traps 19 and 22: the ratio of the first minibatch is 1, token by token."""
     backbone = tiny(family)
     policy = LanguageActorCritic(backbone)
@@ -161,7 +161,7 @@ def test_the_generator_decides_everything() -> None:
     assert torch.equal(torch.get_rng_state(), before)  # torch's own state is not touched
 
 
-def test_a_reply_of_eos_alone_and_one_token_budgets() -> None:
+def test_a_reply_may_be_the_end_token_alone_or_one_token() -> None:
     backbone = tiny("transformer")
     first = naive_greedy(backbone, PROMPTS[0], 1)[0]
     generation, _ = generate(backbone, [PROMPTS[0]], Decoding(5, first, PAD, 0), seeded())
@@ -217,7 +217,7 @@ def test_the_ends_of_the_unit_interval_fall_on_possible_tokens(uniform: float, m
         assert uniform == 0 or scale > 1 or int(tokens) == 6  # the last possible one
 
 
-def test_rows_draw_apart() -> None:
+def test_rows_draw_independently() -> None:
     certain = torch.full((6, 6), -math.inf)
     certain.fill_diagonal_(3.0)
     tokens, logprobs = draw(certain.flip(0), Decoding(1, 0, 0), seeded())

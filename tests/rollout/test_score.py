@@ -57,7 +57,7 @@ def reversed_tokenizer() -> Tokenizer:
 
 
 # ------------------------------------------------------------------------------------- functions
-def test_another_tokenizer_reads_the_turns_and_no_end_that_was_not_written() -> None:
+def test_a_reward_model_with_another_tokenizer_reads_the_same_turns_and_ends() -> None:
     """Trap 10: a conversation crosses as a conversation, and a reply that was cut stays without an end."""
     policy, other = small_tokenizer(), reversed_tokenizer()
     turns = [

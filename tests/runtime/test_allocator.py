@@ -36,7 +36,7 @@ def outcome(**environment: str) -> tuple[str, int, int]:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_freed_memory_is_kept_where_glibc_is_told_to() -> None:
+def test_freed_memory_is_kept_where_glibc_is_configured() -> None:
     told, grown, left = outcome()
     assert told == "True"
     assert grown >= 24
@@ -45,7 +45,7 @@ def test_freed_memory_is_kept_where_glibc_is_told_to() -> None:
     assert outcome(ACCORD_MALLOPT="0")[1] < 24  # a mapping of its own, given back when freed
 
 
-def test_a_users_own_settings_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_own_settings_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     from accord.runtime import allocator
 
     monkeypatch.setenv("MALLOC_TOP_PAD_", "4096")

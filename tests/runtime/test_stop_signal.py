@@ -27,7 +27,7 @@ def test_sigterm_asks_as_well() -> None:
         assert stop.raised
 
 
-def test_handlers_are_put_back() -> None:
+def test_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopSignal():
         assert signal.getsignal(signal.SIGINT) != before[0]

@@ -38,7 +38,7 @@ def made(texts: list[str], scores: list[float], **values: Any) -> list[tuple[str
     return pair_up(texts, scores, config_of(**values), random.Random(0))
 
 
-def test_of_extremes_the_best_meets_the_worst() -> None:
+def test_matching_of_extremes_pairs_the_best_with_the_worst() -> None:
     texts, scores = ["a", "b", "c", "d", "e"], [3.0, 1.0, 5.0, 2.0, 4.0]
     assert made(texts, scores) == [("c", "b"), ("e", "d")]
     assert made(texts, scores, pairs=1) == [("c", "b")]
@@ -54,7 +54,7 @@ def test_what_cannot_be_compared_is_left_out(matching: str) -> None:
     assert made([], [], matching=matching) == []
 
 
-def test_by_chance_every_two_meet_equally_often() -> None:
+def test_random_matching_pairs_every_two_equally_often() -> None:
     texts, scores, rng = ["a", "b", "c", "d"], [4.0, 3.0, 2.0, 1.0], random.Random(0)
     met: Counter[tuple[str, str]] = Counter()
     for _ in range(3000):

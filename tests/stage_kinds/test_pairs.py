@@ -90,7 +90,7 @@ def test_demonstrations_are_the_replies_that_ended(
     assert outcome.done["metrics"]["sft"] == len(found)
 
 
-def test_nothing_to_compare_is_said(stage: Any, world: Any, talker: str, rewards: str, tmp_path: Path) -> None:
+def test_nothing_to_compare_is_an_error(stage: Any, world: Any, talker: str, rewards: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no rows came out for preferences\.jsonl"):
         stage("pairs", values(world, talker, rewards, min_gap=1e6))
     assert not (tmp_path / "out" / "pairs" / "done.json").exists()

@@ -68,7 +68,7 @@ def loss_of(model: AnyActorCritic, weight: float = 1.0, **settings: Any) -> Poli
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("clip_vf", "weight"), [(0.0, 1.0), (0.2, 1.0), (0.2, 0.0)])
-def test_loss_metrics_and_gradient_are_autograd_s(kind: str, clip_vf: float, weight: float) -> None:
+def test_loss_metrics_and_gradient_are_autograds(kind: str, clip_vf: float, weight: float) -> None:
     plain, quick = model_of(kind), model_of(kind)
     batch = batch_of(plain)
     loss = loss_of(plain, weight, clip_range_vf=clip_vf, clip_range=0.15)
@@ -115,7 +115,7 @@ def test_forty_steps_end_at_the_same_weights(kind: str, micro: int, compiled: bo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_sampled_is_the_policy_s(kind: str) -> None:
+def test_what_is_sampled_is_the_policys(kind: str) -> None:
     model = model_of(kind)
     networks = networks_of(model)
     observations = torch.randn(3, 5, generator=torch.Generator().manual_seed(3)).repeat(4000, 1)
@@ -142,7 +142,7 @@ def test_what_is_sampled_is_the_policy_s(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_state_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
+def test_a_saved_state_resumes_bit_exactly(kind: str, tmp_path: Path) -> None:
     settings = PPOOptimizer(learning_rate=1e-3, schedule="linear")
     first, second = model_of(kind), model_of(kind, seed=9)
     whole = NumpyUpdater(networks_of(first), settings, 10)
@@ -246,7 +246,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("what", UNFIT)
-def test_a_model_that_the_networks_do_not_equal_has_none(what: str) -> None:
+def test_a_model_changed_since_it_was_built_has_no_numpy_networks(what: str) -> None:
     model = UNFIT[what]()
     places = [p.data_ptr() for p in model.parameters()] if what != "another device" else []
     assert numpy_networks(model) is None

@@ -125,7 +125,7 @@ def test_what_is_frozen_stays_and_groups_have_their_own_rates() -> None:
 
 
 # ------------------------------------------------------------------------------------- schedule
-def test_schedules_by_hand() -> None:
+def test_schedules_equal_hand_computed_factors() -> None:
     def factors(kind: str) -> list[float]:
         return [schedule_factor(kind, s, 6, 2) for s in range(7)]
 
@@ -139,7 +139,7 @@ def test_schedules_by_hand() -> None:
     assert schedule_factor("linear", 3, 2, 5) == pytest.approx(0.8)  # a warm-up longer than the training
 
 
-def test_the_schedule_is_what_the_optimiser_uses() -> None:
+def test_the_optimizer_uses_the_schedule() -> None:
     net = model()
     updater = updater_of(net, schedule="linear", warmup_steps=2)
     rates = []
@@ -150,7 +150,7 @@ def test_the_schedule_is_what_the_optimiser_uses() -> None:
     assert rates == pytest.approx([0.005, 0.01, 0.01, 0.00875])
 
 
-def test_the_kl_adaptive_rate() -> None:
+def test_the_adaptive_rate_follows_the_kl() -> None:
     net = model()
     updater = updater_of(net)
     seen = []
@@ -202,7 +202,7 @@ def test_an_objective_that_reaches_no_weight_is_our_own_bug() -> None:
         updater_of(net).step([rows()], lambda micro: LossOutput(mean_of(free), {}))
 
 
-def test_a_restored_updater_goes_on_bit_for_bit() -> None:
+def test_a_restored_updater_resumes_bit_exactly() -> None:
     def steps(net: nn.Module, updater: Updater, n: int) -> None:
         for _ in range(n):
             updater.step([rows(torch.float32)], lambda micro: squared(net, micro))

@@ -113,7 +113,7 @@ def test_one_environment_takes_tensors_arrays_and_numbers() -> None:
     assert not batch.values.requires_grad
 
 
-def test_observations_of_any_shape() -> None:
+def test_observations_may_have_any_shape() -> None:
     buffer = RolloutBuffer(2, (3, 4), n_envs=2)
     obs = torch.randn(2, 3, 4)
     for _ in range(2):

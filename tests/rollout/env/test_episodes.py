@@ -87,7 +87,7 @@ def test_closing_closes_each() -> None:
     assert all(counter.closed for counter in vectors.environments)
 
 
-def test_actions_are_counted_from_the_task_s_start_or_clipped_to_its_bounds() -> None:
+def test_actions_are_counted_from_the_tasks_start_or_clipped_to_its_bounds() -> None:
     actions = np.array([0, 2])
     assert Spaces(1, 3).acted(actions) is actions
     assert Spaces(1, 3, start=-1).acted(actions).tolist() == [-1, 1]

@@ -95,7 +95,7 @@ def _own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         ("tasks_of_the_tests:Reals", EpisodeVectors, 3, 2, True),
     ],
 )
-def test_tasks_with_their_spaces(name: str, kind: type, obs_dim: int, action_dim: int, continuous: bool) -> None:
+def test_a_task_opens_with_its_spaces(name: str, kind: type, obs_dim: int, action_dim: int, continuous: bool) -> None:
     vectors = open_vectors(name, 3, seed_of)
     assert type(vectors) is kind
     found = vectors.spaces

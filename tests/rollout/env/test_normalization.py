@@ -40,7 +40,7 @@ def test_moments_agree_with_gymnasium() -> None:
     np.testing.assert_allclose(ours.variance, theirs.var, rtol=1e-4)
 
 
-def test_observations_are_scaled_by_what_was_seen_and_clipped() -> None:
+def test_observations_are_standardized_by_past_moments_and_clipped() -> None:
     normalizer = Normalizer(4, 3, 0.9, observations=True, rewards=False, clip=1.5)
     first, second = (b.astype(np.float32) for b in batches(3, 3))
     normalizer.observations(first)
@@ -56,7 +56,7 @@ def test_observations_are_scaled_by_what_was_seen_and_clipped() -> None:
     np.testing.assert_array_equal(frozen, found)  # evaluation sees what training saw, and teaches nothing
 
 
-def test_rows_that_no_action_follows_are_not_learnt_from() -> None:
+def test_rows_that_no_action_follows_do_not_count() -> None:
     normalizer = Normalizer(4, 3, 0.9, observations=True, rewards=False)
     rows = batches(3)[0].astype(np.float32)
     normalizer.observations(rows, valid=np.array([True, False, True]))
