@@ -78,10 +78,10 @@ def test_a_stage_gives_its_folder_and_figures(place: Path) -> None:
 
 def test_a_model_writes(place: Path) -> None:
     model = accord.load("checkpoints/rlhf/sft")
-    told = model.generate("what is red?", max_new_tokens=12)
-    assert told == model.generate([{"role": "user", "content": "what is red?"}], max_new_tokens=12)  # the chat template
-    assert told == accord.load("sft").generate("what is red?", max_new_tokens=12)  # by its name in the registry
-    assert told == accord.load("checkpoints/rlhf/sft/model").generate("what is red?", max_new_tokens=12)
+    text = model.generate("what is red?", max_new_tokens=12)
+    assert text == model.generate([{"role": "user", "content": "what is red?"}], max_new_tokens=12)  # the chat template
+    assert text == accord.load("sft").generate("what is red?", max_new_tokens=12)  # by its name in the registry
+    assert text == accord.load("checkpoints/rlhf/sft/model").generate("what is red?", max_new_tokens=12)
     assert len({model.generate("what is red?", 12, 1.0, 1.0, seed) for seed in range(5)}) > 1
     assert len({model.generate("what is red?", 12, 0.0, 1.0, seed) for seed in range(3)}) == 1
     assert model.backbone.width == 32

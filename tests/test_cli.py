@@ -1,4 +1,4 @@
-"""The command line: quick, exact about mistakes, and a converse with a model."""
+"""The command line: fast, and exact about mistakes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_help_and_mistakes_need_no_torch(tmp_path: Path) -> None:
 
 
 def test_help_alone_reads_no_settings(tmp_path: Path) -> None:
-    """What is asked most often loads nothing but words."""
+    """Help for the whole command loads no settings."""
     code = (
         "import sys\nfrom accord.cli import main\n"
         "for words in (['--help'], ['run', '--help'], ['models', '--help']):\n"
@@ -164,7 +164,7 @@ def test_config_show_resolves(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_mistake_is_one_sentence_and_exit_2(
     words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And nothing is made before it is told: no base is trained for a file that does not exist."""
+    """And before anything is made: no base is trained for a file that does not exist."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("text")
     (tmp_path / "stage").mkdir()
@@ -196,10 +196,10 @@ def test_ctrl_c_outside_a_stage_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    ("words", "mend"), [(["run", "x.yaml"], "Run the same command again"), (["demo"], "Add --resume to go on")]
+    ("words", "fix"), [(["run", "x.yaml"], "Run the same command again"), (["demo"], "Add --resume to go on")]
 )
 def test_a_stopped_stage_says_how_to_go_on(
-    words: list[str], mend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from accord.errors import Interrupted
 
@@ -210,7 +210,7 @@ def test_a_stopped_stage_says_how_to_go_on(
     monkeypatch.setattr("accord.pipeline.standalone.run_alone", stopped)
     assert main(words) == 130
     said = capsys.readouterr().err
-    assert said.startswith(f"accord: x: stopped at step 3 of 9; the state is saved. {mend}")
+    assert said.startswith(f"accord: x: stopped at step 3 of 9; the state is saved. {fix}")
 
 
 @pytest.mark.parametrize("kind", STAGE_KINDS)

@@ -37,14 +37,14 @@ PAIRS = [
 
 
 def naive(backbone: Backbone, prompt: tuple[int, ...], reply: tuple[int, ...]) -> float:
-    """Log p of the reply, its end included, the prompt's own left out (trap 49); a loop over one text."""
+    """Log p of the reply, its end included and the prompt's tokens excluded; a loop over one text."""
     logits = backbone.logits(backbone(Packed.of([[*prompt, *reply]]))).detach().log_softmax(-1)
     return sum(float(logits[len(prompt) + t - 1, token]) for t, token in enumerate(reply))
 
 
 @pytest.mark.parametrize("family", ["mamba", "transformer"])
 def test_logprobs_are_those_of_separate_rows(make_tiny: Callable[..., Backbone], family: str) -> None:
-    """Trap 51: chosen and rejected are named, and share no context but the prompt."""
+    """Chosen and rejected are separate segments that share no context but the prompt."""
     backbone = make_tiny(family)
     expected = torch.tensor([[naive(backbone, p.prompt, r) for r in (p.chosen, p.rejected)] for p in PAIRS])
     both = dpo.pair_logprobs(partial(reply_logprobs, backbone), pack_preferences(PAIRS, range(4)))
@@ -65,7 +65,7 @@ def test_the_first_loss_is_ln_2_and_the_margin_0(make_tiny: Callable[..., Backbo
 
 
 def test_pairs_meet_their_own_reference_log_probs(make_tiny: Callable[..., Backbone]) -> None:
-    """A batch is rows of the data set in any order; with foreign rows' references the margin would not be 0."""
+    """A batch is rows of the dataset in any order; with the references of other rows the margin would not be 0."""
     backbone = make_tiny("mamba")
     reference = dpo.reference_logprobs(FrozenReference(backbone), PAIRS, torch.device("cpu"), "float32", 2)
     for rows in ([3, 0], [2], [1, 3, 2]):
@@ -88,7 +88,7 @@ def test_the_loss_is_the_documented_formula(make_tiny: Callable[..., Backbone], 
         z = 0.7 * (z - (rejected[-1] - naive(ref, pair.prompt, pair.rejected)))
         losses.append((1 - smoothing) * math.log1p(math.exp(-z)) + smoothing * math.log1p(math.exp(z)))
     assert output.loss.value() == pytest.approx(sum(losses) / 4, abs=1e-5)
-    # trap 52: apart, for the margin may rise while both fall
+    # separately, since the margin may rise while both fall
     assert output.metrics["chosen_logprob"].value() == pytest.approx(sum(chosen) / 4, abs=1e-4)
     assert output.metrics["rejected_logprob"].value() == pytest.approx(sum(rejected) / 4, abs=1e-4)
 
@@ -119,7 +119,7 @@ def test_the_reference_is_the_start_and_is_made_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Traps 33 and 54: a resumed run must not take the trained policy for its reference."""
+    """A resumed run must not take the trained policy for its reference."""
     made: list[int] = []
     original = dpo.reference_logprobs
 
@@ -198,7 +198,7 @@ def test_held_out_pairs_meet_their_own_reference(stage: Any, world: Any, tmp_pat
 
 # ------------------------------------------------------------------------------------- both log-probs falling
 def test_the_margin_may_rise_while_both_log_probs_fall() -> None:
-    """By hand: the chosen reply loses a nat, the rejected one three; both stand in the metrics."""
+    """Hand-computed: the chosen reply loses a nat, the rejected one three; both are in the metrics."""
     reference, policy = (-2.0, -2.0), (-3.0, -5.0)
     out = dpo_loss(*(torch.tensor([x]) for x in (*policy, *reference)), beta=0.5)
     found = {name: mean.value() for name, mean in out.metrics.items()}

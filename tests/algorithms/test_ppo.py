@@ -43,7 +43,7 @@ NewRun = Callable[..., Run]
 
 # ------------------------------------------------------------------------------------- the loop
 class Nothing:
-    """A part of the saved state that remembers nothing."""
+    """A part of the saved state without contents."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -67,7 +67,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Recorder(Nothing):
-    """An updater that notes the rows of each minibatch and reports the approximate KL of the step's number."""
+    """An updater that records the rows of each minibatch and reports the approximate KL of the step's number."""
 
     device: torch.device = CPU
     kl_of_step: Callable[[int], float] = lambda step: 0.0
@@ -186,7 +186,7 @@ def test_a_large_kl_stops_a_rollout_and_not_the_next(new_run: NewRun) -> None:
 
 
 def test_a_rollout_that_its_kl_stopped_stays_stopped_after_a_resume(new_run: NewRun) -> None:
-    """Trap 45.  The state is saved with the step that went too far; the resumed run goes to the next rollout."""
+    """The state is saved with the step that exceeded the KL limit; the resumed run continues with the next rollout."""
     first = Recorder(kl_of_step=large_at(4), stop_after=4)
     first.run = new_run()
     with pytest.raises(Interrupted):
@@ -322,7 +322,7 @@ def steps(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 def test_a_language_run_starts_at_ratio_one_and_kl_zero(
     stage: Any, world: Any, rewards: str, lines: Any, family: str, temperature: float, critic: str
 ) -> None:
-    """Traps 19, 21, 33 and 41."""
+    """Scoring uses the sampling temperature, dropout is off, the reference is the start, and the critic starts at zero."""
     model = {"base_model": getattr(world, family), "critic": critic}
     sampling = {"temperature": temperature}
     stage("ppo", language(world, rewards, model=model, sampling=sampling, training={"iterations": 1}))
@@ -348,7 +348,7 @@ def test_each_rollout_starts_at_ratio_one(stage: Any, world: Any, rewards: str, 
 
 
 def test_each_rollout_draws_with_its_own_seed(stage: Any, world: Any, rewards: str, lines: Any) -> None:
-    """The same weights and prompts all along: only the draws are left to differ."""
+    """Weights and prompts are the same throughout, so only the draws can differ."""
     training = {"iterations": 4, "learning_rate": 0.0, "replies": 16}  # all eight prompts in every rollout
     stage("ppo", language(world, rewards, reward={"source": f"{rewards}:brevity"}, training=training))
     rows = rollouts(lines("ppo"))
@@ -388,7 +388,7 @@ def test_micro_batches_of_replies_change_nothing(
 
 
 def test_the_coefficient_follows_the_measured_kl(stage: Any, world: Any, rewards: str, lines: Any) -> None:
-    """Trap 31: n is the replies of a rollout, the KL a sum over the reply."""
+    """n counts the replies of a rollout, and the KL is a sum over the reply."""
     kl = {"beta": 0.15, "target": 0.05, "horizon": 40}
     stage("ppo", language(world, rewards, kl=kl, training={"iterations": 4, "learning_rate": 0.02}))
     rows = rollouts(lines("ppo"))

@@ -1,4 +1,4 @@
-"""PPO on Gymnasium's tasks: what is trained on, what is left, and the returns that the recipes promise."""
+"""PPO on Gymnasium's tasks: what is trained on, which files are written, and the returns that the recipes reach."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def collector(
 class Scripted:
     """Two environments that show (number, episode, step) and give the step as reward.
 
-    The first begins anew within the step: it ends at step 3 and, in every other episode, is cut at step 2.
+    The first resets within the step: it ends at step 3 and, in every other episode, is truncated at step 2.
     The second waits one step after each end, as autoreset at the next step does; it is cut at step 3.
     """
 
@@ -106,7 +106,7 @@ class Scripted:
 def test_no_transition_crosses_the_end_of_an_episode(
     new_run: NewRun, continuous: bool, normalize: bool, quick: bool
 ) -> None:
-    """Traps 36 and 37, against a plain loop over the episodes as the script has them, each environment alone."""
+    """Truncation is bootstrapped and resets are masked, against a plain loop over each environment's scripted episodes."""
     torch.manual_seed(0)
     model = GaussianActorCritic(3, 2, 8) if continuous else ActorCritic(3, 2, 8)
     vectors = Scripted(continuous)
@@ -152,7 +152,7 @@ def test_no_transition_crosses_the_end_of_an_episode(
 
 
 class ScriptedEpisode:
-    """Shows (episode, step); rewards 1 a step; ends at its 3rd step, is cut at its 2nd in every other episode."""
+    """Observes (episode, step); rewards 1 a step; ends at step 3, and is truncated at step 2 in every other episode."""
 
     def __init__(self) -> None:
         self.episode = -1
@@ -172,7 +172,7 @@ class ScriptedEpisode:
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_the_kl_to_a_reference_is_a_penalty_on_each_step(new_run: NewRun, quick: bool, beta: float) -> None:
-    """Traps 36 and 37, against a loop that knows the script; as token environments and Gymnasium tasks are collected."""
+    """Truncation and resets as well, against a loop that knows the script; for token environments and Gymnasium tasks."""
     torch.manual_seed(0)
     model = ActorCritic(2, 2, 8)
     vectors = EpisodeVectors([ScriptedEpisode()], Spaces(2, 2), lambda i, e: 0, with_reference=True)
@@ -385,6 +385,6 @@ def test_a_recipe_reaches_its_documented_return(tmp_path: Path, recipe: str, see
 
 @pytest.mark.slow
 def test_mountain_car_stays_at_the_bottom_without_normalization(tmp_path: Path) -> None:
-    """The known negative control: a PPO that solves it so has a fault, or another exploration."""
+    """The known negative control: a PPO that solves it this way has a fault, or explores differently."""
     plain = ("normalize.observations=false", "normalize.rewards=false")
     assert trained("mountain_car", tmp_path, *plain)["eval_return"] == -200

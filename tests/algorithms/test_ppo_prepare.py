@@ -79,7 +79,7 @@ PLAIN = {"normalize_advantages": False}
 
 
 def batch_of(rollout: Rollout, beta: float = 0.2, **changes: Any) -> PolicyBatch:
-    """On the sampler's log-probs and what was read in passing."""
+    """On the sampler's log-probs and on the values read during sampling."""
     assert rollout.readout is not None
     return token_batch(rollout, rollout.generation.logprobs, rollout.readout, beta, config_of(**changes))[0]
 
@@ -124,7 +124,7 @@ def test_recomputed_log_probs_agree_and_the_mismatch_is_logged(weights: str) -> 
 
 
 def test_the_kl_to_the_policy_itself_is_zero_at_the_first_rollout() -> None:
-    """Trap 33."""
+    """The reference is opened from its own folder, not from the resumed policy."""
     policy = policy_of("shared")
     rollout = rollout_of(policy, reference=0)
     torch.testing.assert_close(rollout.ref_logprobs, rollout.generation.logprobs, rtol=0, atol=1e-5)
@@ -166,7 +166,7 @@ def test_advantages_are_those_of_a_naive_loop() -> None:
     assert torch.equal(batch.inputs.ref_logprobs, rollout.ref_logprobs)
     metrics = stats.metrics
     kl = [float((rollout.generation.logprobs[b] - rollout.ref_logprobs[b]).sum()) for b in range(12)]
-    assert stats.kl == metrics["kl"] == pytest.approx(sum(kl) / 12, rel=1e-5)  # a sum over the reply (trap 30)
+    assert stats.kl == metrics["kl"] == pytest.approx(sum(kl) / 12, rel=1e-5)  # a sum over the reply, not a mean
     assert stats.replies == metrics["replies"] == 12
     assert metrics["score"] == pytest.approx(float(rollout.scores.mean()))
     assert metrics["term/length"] == metrics["score"]
@@ -262,7 +262,7 @@ def test_rows_of_a_batch_keep_their_prompts() -> None:
 
 # ------------------------------------------------------------------------------------- precision of sampler and trainer
 def with_large_weights(folder: str, by: float, target: Path, tokenizer: Tokenizer) -> str:
-    """A copy with weights so large that rounding to bfloat16 is felt."""
+    """A copy with weights so large that rounding to bfloat16 matters."""
     backbone = open_backbone(folder)
     with torch.no_grad():
         for name, weight in backbone.named_parameters():

@@ -70,7 +70,7 @@ def test_the_probe_finds_the_minimum_of_its_loss() -> None:
     torch.manual_seed(0)
     head, decay, n = ScalarHead(6), 0.05, 80
     features, margins = torch.randn(2 * n, 6), torch.rand(n)
-    features[:n, 2] += 3.0  # what tells the chosen from the rejected
+    features[:n, 2] += 3.0  # what separates chosen from rejected
     head.measure(features)
     accuracy = fit_head(head, features, margins, decay)
     seen = (torch.nn.functional.layer_norm(features, (6,)) - head.centre) / head.spread
@@ -110,7 +110,7 @@ def raw_training_scores(model: RewardModel, world: Any, tokenizer: Tokenizer, se
 def test_scores_have_mean_zero_and_deviation_one_after_training(
     stage: Any, world: Any, tokenizer: Tokenizer, tmp_path: Path, kind: str, pooling: str
 ) -> None:
-    """Trap 14, measured on the folder that is left behind."""
+    """Mean and deviation of the scores, measured on the folder that the stage wrote."""
     stage("reward", values(world, kind, model={"pooling": pooling}))
     model = RewardModel.open(tmp_path / "out" / "reward" / "model")
     raw = raw_training_scores(model, world, tokenizer, 7)
@@ -174,7 +174,7 @@ def test_micro_batches_of_pairs_change_nothing(
 
 
 def test_a_probe_and_fewer_layers_reach_the_artifact(stage: Any, world: Any, tmp_path: Path) -> None:
-    """With learning rates of zero, what is left behind is the probe on the base's first layer."""
+    """With learning rates of zero, the result is the probe on the base's first layer."""
     still = {"num_epochs": 1, "learning_rate": 0.0, "probe_decay": 0.001, "model": {"layers": 1}}
     metrics = stage("reward", values(world, "language", **still)).done["metrics"]
     model = RewardModel.open(tmp_path / "out" / "reward" / "model")

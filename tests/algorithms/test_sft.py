@@ -33,7 +33,7 @@ def test_sft_writes_a_checkpoint_per_epoch(
 def test_micro_batches_of_texts_change_nothing(
     stage: Any, world: Any, tmp_path: Path, weights_of: Callable[[Path], dict[str, Tensor]], micro: int
 ) -> None:
-    """Trap 43 on packed rows of different lengths."""
+    """Accumulated passes over packed rows of different lengths are weighted by their counts."""
     for name, size in (("whole", 0), ("cut", micro)):
         training = {"batch_size": 8, "micro_batch_size": size, "num_epochs": 2, "adam_eps": 1e-3}
         values = {"model": {"base_model": world.transformer}, "data": {"train": world.sft}, "training": training}

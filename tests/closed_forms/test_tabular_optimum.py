@@ -137,7 +137,7 @@ def test_the_enumeration_is_complete_and_the_optimum_is_not_the_reference(world:
     ref = logprobs(world.reference)
     assert ref.exp().sum(1).tolist() == pytest.approx([1, 1], abs=1e-6)
     assert divergence(ref, world.optimum) > 0.3
-    # it is the optimum: the objective there is beta log Z, and no tilted neighbour does better
+    # it is the optimum: the objective there is beta log Z, and no tilted policy near it does better
     z = (ref + world.scores.view(2, -1) / world.beta).logsumexp(1)
 
     def gain(policy: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def test_ppo_with_the_kl_in_the_reward_reaches_the_optimum(world: World, run: Ru
 
 
 def reverse_optimum(ref: Tensor, scores: Tensor, beta: float) -> Tensor:
-    """log of the policy that maximises E[r] - beta KL(ref || pi): beta ref / (c - r), with c such that it sums to 1."""
+    """log of the policy that maximizes E[r] - beta KL(ref || pi): beta ref / (c - r), with c such that it sums to 1."""
     low, high = scores.max() + 1e-9, scores.max() + beta
     for _ in range(100):
         c = (low + high) / 2

@@ -63,7 +63,7 @@ def test_an_empty_file_holds_the_defaults(write: Write, kind: str, text: str) ->
 
 
 def test_a_section_given_in_part_keeps_the_defaults_of_its_stage(write: Write) -> None:
-    """Were the class's own defaults to stand there instead, naming Adam's epsilon would change the learning rate, and
+    """If the class's own defaults were used instead, naming Adam's epsilon would change the learning rate, and
     naming a length the model."""
     for kind, cls in ((name, row.settings) for name, row in STAGE_KINDS.items()):
         training = getattr(cls(), "training", None)

@@ -36,7 +36,7 @@ def test_known_keys_are_all_dotted_settings() -> None:
 
 @pytest.mark.parametrize("kind", STAGE_KINDS)
 def test_schema_is_json_schema_with_descriptions(kind: str) -> None:
-    """Every reference resolves, unknown keys are refused, defaults are those of the class, words stand in it."""
+    """Every reference resolves, unknown keys are refused, defaults are those of the class, and descriptions are there."""
     settings = STAGE_KINDS[kind].settings
     schema = json.loads(json.dumps(settings.model_json_schema()))
     types = {"string", "integer", "number", "boolean", "array", "object", "null"}

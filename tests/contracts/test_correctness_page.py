@@ -1,4 +1,4 @@
-"""docs/correctness.md against the code: what it names exists, every trap is there once, and no test stands for two things.
+"""docs/correctness.md against the code: what it names exists, every trap is there once, and no test is named for two claims.
 
 Names are found in the syntax trees, so nothing is imported; the pages of the algorithms use the same form for functions.
 """
@@ -25,7 +25,7 @@ ROW = re.compile(r"^\| (\d+) \|(.*)\|$", re.MULTILINE)
 
 
 class Missing(Exception):
-    """What a page names and the code lacks."""
+    """A name on a page that the code does not have."""
 
 
 def names_in(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
@@ -43,7 +43,7 @@ def names_in(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
 
 @cache
 def top(path: Path) -> dict[str, ast.stmt]:
-    """What stands in a file outside of functions and classes."""
+    """The top-level names of a file."""
     return dict(names_in(ast.parse(path.read_text(encoding="utf-8")).body))
 
 

@@ -1,4 +1,4 @@
-"""docs/python_api.md: its blocks run, one behind the other, in an empty folder."""
+"""docs/python_api.md: its blocks run, one after another, in an empty folder."""
 
 from __future__ import annotations
 

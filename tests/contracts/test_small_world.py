@@ -1,4 +1,4 @@
-"""The whole way on the small world, as a user runs it: minutes.  pytest -m slow tests/contracts/test_small_world.py"""
+"""The whole pipeline on the small world, as a user runs it: minutes.  pytest -m slow tests/contracts/test_small_world.py"""
 
 from __future__ import annotations
 

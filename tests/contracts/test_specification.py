@@ -169,7 +169,7 @@ def test_actor_critic_as_documented() -> None:
     log_probs, values, entropy = model.evaluate(obs.repeat(32, 1), actions)
     assert log_probs.shape == values.shape == entropy.shape == (32,)
 
-    # the orders of the two triples, told apart by what only the right one can be
+    # the order of each triple, recognized by what only the right order can be
     assert action.dtype == torch.int64
     assert log_prob.item() < 0
     again = model.evaluate(obs, action)
@@ -227,7 +227,7 @@ def test_the_buffer_holds_what_is_named_and_is_circular() -> None:
 
 # ------------------------------------------------------------------ the algorithms as written
 def test_advantages_as_written() -> None:
-    """advantages[t] = delta + gamma·gae_lambda·(1 − done)·advantages[t+1], by hand."""
+    """advantages[t] = delta + gamma·gae_lambda·(1 − done)·advantages[t+1], written out."""
     from src.training.rl_utils import compute_gae
 
     rewards, values = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 0.25, -1.0])

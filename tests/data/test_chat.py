@@ -22,7 +22,7 @@ CHAT: list[dict[str, Any]] = [
     {"role": "assistant", "content": "It is blue,\n\nand deep. é☃"},
 ]
 WITH_SYSTEM = [{"role": "system", "content": "Write short lines."}, *CHAT]
-# Turns in brackets, BOS written by the template, the end token behind a space.
+# Turns in brackets, BOS written by the template, the end token after a space.
 BRACKETS = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]"
     "{% elif m.role == 'assistant' %} {{ m.content | trim }} {{ eos_token }}"
@@ -105,7 +105,7 @@ def test_labels_agree_with_generation_tags(chatml: Tokenizer) -> None:
     ids, mask = tokenize_chat(tokenizer, CHAT)
     theirs = [bool(m) for m in said["assistant_masks"]][: len(ids)]
     newline = tokenizer.encode("\n")
-    assert [i for i, a, b in zip(ids, mask, theirs, strict=True) if a != b] == newline  # behind the first end token
+    assert [i for i, a, b in zip(ids, mask, theirs, strict=True) if a != b] == newline  # after the first end token
 
 
 def test_templates_are_sandboxed(chatml: Tokenizer) -> None:
@@ -138,7 +138,7 @@ def test_labels_are_the_assistants_words_and_end_tokens(chatml: Tokenizer) -> No
     ids, mask = tokenize_chat(chatml, CHAT)
     assert labels(chatml, ids, mask) == "The capital is Paris.<|im_end|>It is blue,\n\nand deep. é☃<|im_end|>"
     assert mask[-1]
-    assert ids[-1] == chatml.eos_id  # trap 1: the final end token is a label
+    assert ids[-1] == chatml.eos_id  # the final end token is a label
     ends = [k for k, i in enumerate(ids) if i == chatml.eos_id]
     assert [mask[k] for k in ends] == [False, False, True, False, True]  # system, user, assistant, user, assistant
     assert not mask[ends[2] + 1]  # the newline that the template adds
@@ -147,9 +147,9 @@ def test_labels_are_the_assistants_words_and_end_tokens(chatml: Tokenizer) -> No
 def test_one_turn_is_tokenized_as_prompt_and_reply(chatml: Tokenizer, small: Tokenizer, brackets: Tokenizer) -> None:
     for tokenizer in (chatml, small, brackets):
         for n in (1, 3):
-            asked, told = CHAT[:n], CHAT[n]["content"]
+            asked, answer = CHAT[:n], CHAT[n]["content"]
             ids, mask = tokenize_chat(tokenizer, CHAT[: n + 1])
-            prompt, reply = prompt_ids(tokenizer, asked), reply_ids(tokenizer, asked, told)
+            prompt, reply = prompt_ids(tokenizer, asked), reply_ids(tokenizer, asked, answer)
             assert prompt + reply == ids
             assert mask[len(prompt) :] == [True] * len(reply)
             assert reply[-1] == tokenizer.eos_id
@@ -157,14 +157,14 @@ def test_one_turn_is_tokenized_as_prompt_and_reply(chatml: Tokenizer, small: Tok
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(asked=st.text(max_size=12), told=st.text(max_size=12))
-def test_prompt_and_reply_are_what_training_sees(chatml: Tokenizer, asked: str, told: str) -> None:
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
+@given(asked=st.text(max_size=12), answer=st.text(max_size=12))
+def test_prompt_and_reply_are_what_training_sees(chatml: Tokenizer, asked: str, answer: str) -> None:
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     ids, mask = tokenize_chat(chatml, messages)
-    prompt, reply = prompt_ids(chatml, asked), reply_ids(chatml, asked, told)
+    prompt, reply = prompt_ids(chatml, asked), reply_ids(chatml, asked, answer)
     assert prompt + reply == ids
     assert mask == [False] * len(prompt) + [True] * len(reply)
-    assert chatml.decode(reply, skip_special=False) == told + "<|im_end|>"
+    assert chatml.decode(reply, skip_special=False) == answer + "<|im_end|>"
 
 
 def test_a_conversation_without_labels_is_an_error(chatml: Tokenizer) -> None:
@@ -198,7 +198,7 @@ def test_a_prompt_ends_where_the_assistant_speaks(chatml: Tokenizer) -> None:
 
 # ------------------------------------------------------------------ BOS
 def test_there_is_at_most_one_bos(brackets: Tokenizer, train_bpe: Train) -> None:
-    assert prompt_ids(brackets, "hi").count(0) == 1  # trap 7: the template's, none of the post-processor's
+    assert prompt_ids(brackets, "hi").count(0) == 1  # the template's, none from the post-processor
     doubled = with_template(brackets, "{{ bos_token }}" + BRACKETS)
     assert prompt_ids(doubled, "hi") == prompt_ids(brackets, "hi")
     assert tokenize_chat(doubled, CHAT) == tokenize_chat(brackets, CHAT)
@@ -211,12 +211,12 @@ def test_there_is_at_most_one_bos(brackets: Tokenizer, train_bpe: Train) -> None
     assert document_ids(bare, "hi") == document_ids(bare, "<s>hi</s>") == [0, *bare.encode("hi"), 1]
 
 
-# ------------------------------------------------------------------ the boundary (trap 8)
+# ------------------------------------------------------------------ the boundary of prompt and reply
 def test_the_prompts_tokens_win_at_its_boundary_with_a_plain_reply(plain: Tokenizer) -> None:
     joined = exchange(plain, "The cat", " sat on")
     assert not joined.apart
     assert joined.prompt + joined.reply == [*plain.encode("The cat sat on"), plain.eos_id]
-    # "the " + "cat" share the token " cat" when joined: the prompt's ids win, the reply is tokenised apart.
+    # "the " + "cat" share the token " cat" when joined: the prompt's ids win, the reply is tokenized separately.
     assert plain.encode("the cat")[: len(plain.encode("the "))] != plain.encode("the ")
     merged = exchange(plain, "the ", "cat")
     assert merged.apart

@@ -163,7 +163,7 @@ def test_each_courtesy_beyond_the_first_costs_more() -> None:
 
 @pytest.mark.parametrize("prompt", [COLOR, SIZE, PLACE])
 def test_the_best_style_is_near_the_top_of_an_exhaustive_search(prompt: str) -> None:
-    """Every template with the right and a wrong value, alone and with a courtesy before, after, or both."""
+    """Every template with the right and a wrong value, alone and with a polite phrase before, after, or both."""
     thing, attribute = demo._FACT_OF[prompt]
     right = FACTS[thing][attribute]
     said = [demo._say(attribute, v) for v in (right, next(v for v in VALUES[attribute] if v != right))]
@@ -241,7 +241,7 @@ def test_texts_keep_to_the_alphabet_and_to_the_training_prompts() -> None:
 
 
 def test_the_corpus_tells_only_right_facts_and_all_of_them() -> None:
-    told = set()
+    stated = set()
     for row in demo.corpus(0, 4000):
         if "text" not in row:
             prompt, reply = (turn["content"] for turn in row["messages"])
@@ -251,8 +251,8 @@ def test_the_corpus_tells_only_right_facts_and_all_of_them() -> None:
         (thing,) = words & set(FACTS)
         facts = {v for a in ATTRIBUTES for v in VALUES[a]} & words
         assert facts <= set(FACTS[thing].values())
-        told |= {(thing, v) for v in facts}
-    assert len(told) == 90
+        stated |= {(thing, v) for v in facts}
+    assert len(stated) == 90
 
 
 def test_demonstrations_are_of_mixed_quality_and_seldom_wrong() -> None:

@@ -108,7 +108,7 @@ def test_all_pairs_of_a_prompt_stay_on_one_side_when_rows_are_added(
 
     train, heldout = split(rows)
     assert len(train) + len(heldout) == len(rows)
-    assert not {p.prompt for p in train} & {p.prompt for p in heldout}  # trap 16
+    assert not {p.prompt for p in train} & {p.prompt for p in heldout}  # no prompt is on both sides
     again_train, again_heldout = split(more + rows)
     assert set(train) <= set(again_train)
     assert set(heldout) <= set(again_heldout)

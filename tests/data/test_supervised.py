@@ -27,12 +27,12 @@ def test_a_completion_is_learned_and_its_prompt_is_not(rows: Rows, small: Tokeni
 
 
 def test_every_shape_gives_the_same_example(rows: Rows, chatml: Tokenizer) -> None:
-    ask, told = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The cat."}
+    ask, answer = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The cat."}
     path = rows(
         {"prompt": "Who?", "completion": "The cat."},
-        {"prompt": [ask], "completion": [told]},
+        {"prompt": [ask], "completion": [answer]},
         {"prompt": [ask], "completion": "The cat."},
-        {"messages": [ask, told]},
+        {"messages": [ask, answer]},
     )
     data = load_supervised(path, chatml, 256)
     assert len(set(data.examples)) == 1
@@ -60,7 +60,7 @@ def test_a_document_is_learned_from_its_second_token(rows: Rows, small: Tokenize
 def test_cutting_the_reply_leaves_no_end(rows: Rows, small: Tokenizer) -> None:
     path = rows({"prompt": "hi", "completion": "abcdef"}, {"prompt": "hi", "completion": "a"})
     data = load_supervised(path, small, 7)
-    assert data.examples[0].tokens == (3, 12, 13, 4, 5, 6, 7)  # no fake end token: trap 9
+    assert data.examples[0].tokens == (3, 12, 13, 4, 5, 6, 7)  # a cut reply gets no end token
     assert data.examples[1].tokens[-1] == small.eos_id
     assert (data.report.truncated_replies, data.report.truncated_prompts) == (1, 0)
     assert data.report.tokens == 7 + 6

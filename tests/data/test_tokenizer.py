@@ -31,7 +31,7 @@ def test_the_small_tokenizer_has_the_documented_symbols() -> None:
     assert SMALL.vocab_size == 50
     assert [SMALL.token(i) for i in range(5)] == ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>"]
     assert SMALL.encode("az09 .,?!'-:\n") == [5, 30, 31, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49]
-    assert SMALL.encode("<user>a~<eos>") == [3, 5, 2, 1]  # template's specials are recognised, unknown is <unk>
+    assert SMALL.encode("<user>a~<eos>") == [3, 5, 2, 1]  # template's specials are recognized, unknown is <unk>
     assert (SMALL.pad_id, SMALL.eos_id, SMALL.bos_id) == (0, 1, None)
     assert SMALL.decode([3, 5, 1, 0]) == "a"
     assert SMALL.decode([3, 5, 1], skip_special=False) == "<user>a<eos>"
@@ -121,7 +121,7 @@ def test_pad_is_never_the_end_token(chatml: Tokenizer, train_bpe: Train) -> None
     assert pad(["</s>", "<|reserved_0|>", "<unk>"], eos_token="</s>", unk_token="<unk>") == "<|reserved_0|>"
     assert pad(["</s>"], eos_token="</s>", pad_token="!") == "!"  # any token of the vocabulary may be named
     only = pad(["<|endoftext|>"], bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
-    assert only not in ("", "<|endoftext|>")  # GPT-2: any other token, for it only ever stands behind a mask
+    assert only not in ("", "<|endoftext|>")  # GPT-2: any other token, for it only ever stands under a mask
 
 
 def test_the_end_token_is_the_templates(tmp_path: Path, train_bpe: Train, chatml_template: str) -> None:

@@ -1,4 +1,4 @@
-"""The comparison: every number against one computed by hand or in a plainer way."""
+"""The comparison: every number against one computed by hand or by a simpler loop."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def written(model: Backbone, data: PromptData, decoding: Decoding) -> list[Gener
 
 @torch.no_grad()
 def logprob_alone(backbone: Backbone, prompt: tuple[int, ...], reply: list[int], temperature: float) -> float:
-    """The plain way: one text, all logits, a sum."""
+    """The direct computation: one text, all logits, a sum."""
     hidden = backbone(Packed.of([(*prompt, *reply)]))
     logprobs = (backbone.logits(hidden).double() / temperature).log_softmax(-1)
     places = range(len(prompt) - 1, len(prompt) + len(reply) - 1)

@@ -127,7 +127,7 @@ def test_at_lambda_1_and_gamma_1_it_is_the_return_less_the_value() -> None:
 
 
 def following(values: Tensor, dones: Tensor, bootstrap: Tensor, last: float) -> list[float]:
-    """The value behind each step."""
+    """The value after each step."""
     after = [*values[1:].tolist(), last]
     return [float(b) if d else v for v, d, b in zip(after, dones, bootstrap, strict=True)]
 
@@ -148,7 +148,7 @@ def test_lambda_0_and_1_across_ends_and_cuts(seed: int, gamma: float, p_done: fl
 
 
 def test_it_is_the_weighted_mean_of_the_n_step_advantages() -> None:
-    """How Schulman et al. come to it: weights (1 - lambda) lambda^(n - 1), what is left on the longest there is."""
+    """The derivation of Schulman et al.: weights (1 - lambda) lambda^(n - 1), the rest on the longest return there is."""
     rewards, values, dones, bootstrap = experience(8, 15, p_done=0.15)
     ahead = following(values, dones, bootstrap, 0.3)
     advantages, _ = compute_gae(rewards, values, dones, 0.3, 0.9, 0.8, bootstrap)

@@ -16,7 +16,7 @@ def policies(distance: float = 0.5) -> tuple[Tensor, Tensor]:
 
 
 def expectation(estimator, distance: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    """(mean, variance, gradient in the policy's logits) of an estimator over all actions, the draws held fixed."""
+    """(mean, variance, gradient in the policy's logits) of an estimator over all actions, with fixed samples."""
     logits, ref = policies(distance)
     p = torch.softmax(logits, -1).detach()
     x = estimator(torch.log_softmax(logits, -1) - torch.log_softmax(ref, -1))
@@ -44,7 +44,7 @@ def test_k3_varies_less_than_k1_near_the_reference() -> None:
 
 
 def test_each_estimator_as_a_loss_has_its_known_gradient() -> None:
-    """k1 has none, k2 has the KL's, k3 has that of the divergence the other way round."""
+    """k1 has none, k2 has the KL's, k3 has that of the reverse divergence."""
     _, gradient = exact()
     _, reverse = exact(reverse=True)
     torch.testing.assert_close(expectation(k1)[2], torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-15)
@@ -54,7 +54,7 @@ def test_each_estimator_as_a_loss_has_its_known_gradient() -> None:
 
 
 def test_k1_in_the_reward_has_the_gradient_of_the_kl() -> None:
-    """REINFORCE on -k1 held fixed: the gradient of E[log pi * sg(k1)] is that of the KL."""
+    """REINFORCE on a constant -k1: the gradient of E[log pi * sg(k1)] is that of the KL."""
     logits, ref = policies()
     logp = torch.log_softmax(logits, -1)
     reward = -k1(logp - torch.log_softmax(ref, -1)).detach()

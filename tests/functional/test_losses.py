@@ -62,8 +62,8 @@ def test_bradley_terry_subtracts_the_margin_and_adds_the_centering_term() -> Non
     chosen, rejected = torch.tensor([2.0]), torch.tensor([0.5])
     with_margin = bradley_terry_loss(chosen, rejected, torch.tensor([1.0]))
     assert with_margin.loss.value() == pytest.approx(math.log1p(math.exp(-0.5)), rel=1e-6)
-    centred = bradley_terry_loss(chosen, rejected, center=0.1)
-    assert centred.loss.value() == pytest.approx(math.log1p(math.exp(-1.5)) + 0.1 * 6.25, rel=1e-6)
+    centered = bradley_terry_loss(chosen, rejected, center=0.1)
+    assert centered.loss.value() == pytest.approx(math.log1p(math.exp(-1.5)) + 0.1 * 6.25, rel=1e-6)
 
 
 def test_bradley_terry_recovers_reward_differences() -> None:

@@ -29,7 +29,7 @@ class Steps(NamedTuple):
 
 
 def experience(seed: int, *shape: int, p_done: float = 0.2) -> Steps:
-    """Random steps; of the episodes that end, about half are cut and go on in the value function."""
+    """Random steps; of the episodes that end, about half are truncated and bootstrapped from the value function."""
     generator = torch.Generator().manual_seed(seed)
     new, old, rewards, values, bootstrap = torch.randn(5, *shape, generator=generator, dtype=torch.float64)
     dones = torch.rand(*shape, generator=generator) < p_done
@@ -86,7 +86,7 @@ def test_vtrace_is_the_plain_loop(
         torch.testing.assert_close(alone, (advantages[:, e], targets[:, e]))
 
 
-# ratio 3 then 1/2, rewards 1 and 3, values 1 and 2, 4 behind them, gamma 1/2: both TD errors are 1 + 1 - 1 and 3 + 2 - 2
+# ratio 3 then 1/2, rewards 1 and 3, values 1 and 2, 4 after them, gamma 1/2: both TD errors are 1 + 1 - 1 and 3 + 2 - 2
 @pytest.mark.parametrize(
     ("lam", "rho_bar", "c_bar", "targets", "advantages"),
     [
@@ -112,7 +112,7 @@ def test_off_policy_targets_equal_hand_computed_numbers(
 
 
 def test_an_end_and_a_truncation_equal_hand_computed_numbers() -> None:
-    """gamma = 1/2; the first step ends or is cut, so that nothing of the second, whose ratio is 1/2, reaches it."""
+    """gamma = 1/2; the first step ends or is truncated, so that nothing of the second, whose ratio is 1/2, reaches it."""
     new, old = torch.tensor([0.0, math.log(0.5)]), torch.zeros(2)
     rest = (torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]), 4.0, 0.5)
     advantages, targets = compute_vtrace(new, old, *rest)

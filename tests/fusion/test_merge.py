@@ -215,7 +215,7 @@ def edit(folder: str, name: str, **values: Any) -> None:
 
 
 def refusal(tmp_path: Path, models: list[Any], **settings: Any) -> str:
-    """The one sentence; and nothing is left behind."""
+    """The error's one sentence; no file is left."""
     with pytest.raises(UserError) as caught:
         fuse(tmp_path / "refused" / "out", models, **settings)
     assert not list(tmp_path.glob("refused/*"))

@@ -1,4 +1,4 @@
-"""The merge of one tensor: by hand, against mergekit's own output, and by what must hold of any merge."""
+"""The merge of one tensor: hand-computed numbers, mergekit's own output, and what must hold for any merge."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_golden_file_says_who_made_it_and_covers_the_cases() -> None:
             assert torch.equal(load_file(golden.GOLDEN)[f"input/{name}/{place}"], tensor)
 
 
-# ------------------------------------------------------------------ by hand
+# ------------------------------------------------------------------ hand-computed numbers
 def test_linear_equals_hand_computed_numbers() -> None:
     tensors = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, -2.0])]
     assert methods.linear(tensors, [1.0, 3.0], True).tolist() == [2.5, -1.0]
@@ -119,7 +119,7 @@ def test_task_arithmetic_equals_hand_computed_numbers() -> None:
 
 
 def test_ties_equals_hand_computed_numbers() -> None:
-    """Yadav et al., figure 1: trim the small ones, elect a sign where they fight, mean of those that agree."""
+    """Yadav et al., figure 1: trim the small ones, elect a sign where they conflict, average those that agree."""
     base = torch.zeros(4)
     first, second = torch.tensor([3.0, -1.0, 0.1, 2.0]), torch.tensor([-1.0, -2.0, 4.0, 0.2])
     # density 3/4 drops 0.1 of the first and 0.2 of the second; column 0 elects +, and only the first has it
@@ -154,7 +154,7 @@ def test_interpolate_equals_hand_computed_numbers() -> None:
 # ------------------------------------------------------------------ DARE
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
 def test_dare_keeps_the_density_and_is_unbiased(density: float) -> None:
-    """Bernoulli: within four deviations of its mean, for the share kept and for every entry's mean over draws."""
+    """Bernoulli: within four deviations of its mean, for the fraction kept and for every entry's mean over draws."""
     delta = torch.full((200_000,), 2.0)
     thinned = methods.drop(delta, density, draws(1)[0])
     deviation = math.sqrt(density * (1 - density) / len(delta))

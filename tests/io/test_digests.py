@@ -27,7 +27,7 @@ def test_a_files_digest_is_blake2b_of_its_bytes(tmp_path: Path) -> None:
 
 
 def test_a_folders_digest_is_of_names_and_bytes(tmp_path: Path) -> None:
-    """The formula by hand: sorted lines of name, NUL, digest."""
+    """The formula written out: sorted lines of name, NUL, digest."""
     fill(tmp_path)
     lines = "".join(
         f"{name}\0{hashlib.blake2b(content, digest_size=16).hexdigest()}\n"
@@ -51,7 +51,7 @@ def test_one_byte_or_one_name_changes_the_digest_and_a_touch_does_not(tmp_path: 
 
 
 def test_manifests_within_do_not_count(tmp_path: Path) -> None:
-    """A stage's folder around a published model: when and by whom it was made is no content."""
+    """A stage's folder around a published model: when and by whom it was made is not content."""
     publish(tmp_path / "stage" / "model", fill, {"name": "a"})
     before = content_digest(tmp_path / "stage")
     publish(tmp_path / "stage" / "model", fill, {"name": "b"})

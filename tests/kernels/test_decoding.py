@@ -1,4 +1,4 @@
-"""Products of few rows with weights that come from memory: torch's numbers, whatever the rows, outputs and threads."""
+"""Products of few rows with large weights: torch's numbers, whatever the rows, outputs and threads."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.parametrize("rows", [1, 5, 8, 15, 16, 17, 33, 64])
 @pytest.mark.parametrize(("outputs", "width"), [(1, 16), (5, 48), (6, 32), (97, 48), (600, 16)])
 def test_a_product_of_few_rows_is_torchs(rows: int, outputs: int, width: int) -> None:
-    chance = torch.Generator().manual_seed(rows * outputs)
-    x, weight = torch.randn(rows, width, generator=chance), torch.randn(outputs, width, generator=chance)
+    generator = torch.Generator().manual_seed(rows * outputs)
+    x, weight = torch.randn(rows, width, generator=generator), torch.randn(outputs, width, generator=generator)
     expected = x.double() @ weight.double().T
     torch.testing.assert_close(multiplied(x, weight).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_number_of_threads_changes_no_bit(two_threads: None) -> None:
-    chance = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(9, 64, generator=chance), torch.randn(9001, 64, generator=chance)
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(9, 64, generator=generator), torch.randn(9001, 64, generator=generator)
     assert weight.numel() > 2**18, "the work is not shared"
     both = multiplied(x, weight)
     torch.set_num_threads(1)

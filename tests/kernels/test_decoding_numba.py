@@ -1,4 +1,4 @@
-"""The compiled way of writing replies against the plain one: same states, same tokens, log-probs of the trainer."""
+"""Compiled decoding against the plain steps: the same states, the same tokens, the log-probs of the trainer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small jobs too."""
+    """Run compiled kernels on small work, too."""
     monkeypatch.setattr(fast, "WORTH", 0)
     monkeypatch.setattr(writing, "WORTH", 0)
 
@@ -53,13 +53,13 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_steps_are_the_whole_pass_with_rows_repeated_dropped_and_reordered(kind: str) -> None:
-    ours, chance = model(kind), seeded(1)
+    ours, generator = model(kind), seeded(1)
     texts = [list(p) for p in PROMPTS]
     _, cache = ours.prefill(Packed.of(texts), 30)
     for rows in ([*range(9)], [8, 0, 2, 2, 5], [4, 1]):
         cache, texts = cache.select(torch.tensor(rows)), [list(texts[r]) for r in rows]
         for _ in range(7):
-            tokens = torch.randint(VOCAB, (len(rows),), generator=chance)
+            tokens = torch.randint(VOCAB, (len(rows),), generator=generator)
             states = ours.step(tokens, cache)
             assert cache.compiled
             for text, token in zip(texts, tokens.tolist(), strict=True):

@@ -71,7 +71,7 @@ def everything(
 
 
 def test_the_reference_scan_equals_hand_computed_numbers() -> None:
-    """E = N = 1: h = e^(-dt) h + dt x B, y = C h + D x, the second segment going on from the first."""
+    """E = N = 1: h = e^(-dt) h + dt x B, y = C h + D x, the second segment continuing the first."""
     x, dt, B, C = ([[v] for v in row] for row in ([1.0, 2.0, 3.0], [0.5, 1.0, 0.25], [2.0, 1.0, -1.0], [1.0, 3.0, 2.0]))
     h1 = 0.5 * 1 * 2
     h2 = math.exp(-1.0) * h1 + 1.0 * 2 * 1
@@ -109,7 +109,7 @@ def test_the_parallel_scans_gradients_pass_gradcheck() -> None:
 
 
 def test_the_compiled_scan_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the comparisons above would compare the parallel scan with itself."""
+    """Otherwise the comparisons above would compare the parallel scan with itself."""
     calls = []
     kernel = scan_numba.scan_forward
     monkeypatch.setattr(scan_numba, "scan_forward", lambda *a: (calls.append(1), kernel(*a)))

@@ -38,10 +38,10 @@ def model_of(shape: str = "grouped", dtype: torch.dtype = torch.float32) -> Tran
 
 
 def packed() -> Packed:
-    """Texts of 1 to 40 tokens: alone, two and three replies behind one prompt, and a prompt behind a prompt."""
-    chance = torch.Generator().manual_seed(2)
+    """Texts of 1 to 40 tokens: alone, two and three replies after one prompt, and a prompt after a prompt."""
+    generator = torch.Generator().manual_seed(2)
     lengths, parents = [9, 4, 31, 1, 40, 7, 12, 3, 5, 2], [-1, 0, 0, -1, -1, -1, 5, 6, 6, 5]
-    segments = [torch.randint(3, 97, (n,), generator=chance).tolist() for n in lengths]
+    segments = [torch.randint(3, 97, (n,), generator=generator).tolist() for n in lengths]
     replies = [[number in (1, 2, 4, 7, 8, 9)] * n for number, n in enumerate(lengths)]
     return Packed.of(segments, parents, replies)
 

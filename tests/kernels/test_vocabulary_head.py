@@ -1,4 +1,4 @@
-"""The lean vocabulary head against logits and autograd: the same log-probabilities and gradients."""
+"""The memory-saving vocabulary head against logits and autograd: the same log-probabilities and gradients."""
 
 from __future__ import annotations
 

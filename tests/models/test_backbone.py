@@ -1,4 +1,4 @@
-"""What every family offers: a call that runs hooks, the hidden states asked for, gradients that nobody switched."""
+"""What every family offers: a call that runs hooks, the hidden states asked for, parameters that require gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of transformers behind the protocol: learned positions (GPT-2), a state space (Mamba), and special heads."""
+"""Models of transformers as backbones: learned positions (GPT-2), a state space (Mamba), and special heads."""
 
 from __future__ import annotations
 

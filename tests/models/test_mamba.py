@@ -32,7 +32,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=["compiled", "torch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every behaviour holds with the kernels and without."""
+    """Everything holds with the kernels and without."""
     if request.param == "torch":
         monkeypatch.setattr(selective_scan, "runs_compiled", lambda *_: False)
         monkeypatch.setattr(mamba_module, "runs_compiled", lambda *_: False)
@@ -198,7 +198,7 @@ def test_no_position_sees_the_future(way: str) -> None:
 
 
 def test_no_text_reaches_a_neighboring_text(way: str) -> None:
-    """A token whose embedding is NaN poisons its own text from there on, and nothing else."""
+    """A token whose embedding is NaN makes its own text NaN from there on, and nothing else."""
     model = tiny()
     texts = [[1, 2, 3, 4], [5, 6, 22, 7, 8], [9, 10, 11]]
     clean = model(Packed.of(texts))

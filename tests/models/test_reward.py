@@ -47,7 +47,7 @@ def test_features_of_another_shape_are_named(shape: tuple[int, ...]) -> None:
 
 
 def test_the_scalar_head_starts_small() -> None:
-    """Trap 12: N(0, 1/sqrt(d+1)) with zero bias, so that first scores have a deviation of about 1."""
+    """N(0, 1/sqrt(d+1)) with zero bias, so that first scores have a deviation of about 1."""
     torch.manual_seed(0)
     weights = torch.cat([ScalarHead(63).linear.weight.detach().flatten() for _ in range(300)])
     assert float(weights.std()) == pytest.approx(1 / 8, rel=0.03)
@@ -68,8 +68,8 @@ def test_a_measured_head_sees_every_feature_at_one_scale() -> None:
     assert float(drowned.detach().std()) < 0.2
     assert float(scores.detach().std()) == pytest.approx(1.0, rel=0.25)
     assert abs(float(scores.detach().mean())) < 1e-2
-    normalised = torch.nn.functional.layer_norm(features, (63,))
-    expected = (normalised - normalised.mean(0)) / normalised.std(0) @ head.linear.weight[0]
+    normalized = torch.nn.functional.layer_norm(features, (63,))
+    expected = (normalized - normalized.mean(0)) / normalized.std(0) @ head.linear.weight[0]
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -118,7 +118,7 @@ def test_features_are_of_the_reply_and_of_nothing_else(pooling: str, family: str
 
 # ------------------------------------------------------------------------------------- statistics
 def test_normalized_scores_have_mean_zero_and_deviation_one() -> None:
-    """Trap 14, on the replies that the statistics were measured on."""
+    """On the replies that the statistics were measured on."""
     model = tiny()
     raw = model.raw(PACKED, REPLIES).detach()
     torch.testing.assert_close(model(PACKED, REPLIES).detach(), raw)  # untouched until measured

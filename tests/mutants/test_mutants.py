@@ -1,4 +1,4 @@
-"""The command that tests the tests (run.py) tells caught from survived, and its list fits the code."""
+"""The command that tests the tests (run.py) separates caught from surviving faults, and its list fits the code."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def write(folder: Path, *faults: dict[str, object]) -> str:
 
 
 def checkout() -> dict[str, bytes]:
-    """What a run could spoil."""
+    """What a run could damage."""
     files = [ROOT / "accord" / "functional" / "kl.py", ROOT / "accord" / "rollout" / "shaping.py", *HERE.glob("[!_]*")]
     return {str(path): path.read_bytes() for path in files}
 
 
 def test_the_list_fits_the_code() -> None:
-    """Every old text stands once in its file, every named test is there: run.py refuses otherwise."""
+    """Every old text is once in its file and every named test exists: run.py refuses otherwise."""
     done = mutants("--list")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-2]) > 100

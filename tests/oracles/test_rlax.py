@@ -74,7 +74,7 @@ def test_vtrace_over_steps_is_rlaxs(draw: np.random.Generator, lam: float, rho_b
 
 @pytest.mark.parametrize("lam", [1.0, 0.9])
 def test_vtrace_over_tokens_is_rlaxs(draw: np.random.Generator, lam: float) -> None:
-    """Kept tokens alone are the sequence; what is masked, between them too, is not a number."""
+    """The unmasked tokens alone are the sequence; masked ones, between them too, are NaN."""
     rows, length = 5, 17
     mask = draw.random((rows, length)) < 0.7
     mask[:, 0], mask[0] = True, True

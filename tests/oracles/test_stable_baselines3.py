@@ -98,7 +98,7 @@ def test_advantages_and_returns_are_stable_baselines3s(last_dones: tuple[bool, .
 
 
 def test_truncated_episodes_are_bootstrapped_alike() -> None:
-    """SB3 adds gamma V(final observation) to the reward of a cut episode's last step; accord's buffer is told it."""
+    """SB3 adds gamma V(final observation) to the reward of a truncated episode's last step; accord's buffer is given it."""
     steps = some_steps(4)
     draw = np.random.default_rng(0)
     cut = steps.dones & (draw.random(steps.dones.shape) < 0.5)

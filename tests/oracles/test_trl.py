@@ -1,6 +1,6 @@
 """SFT, reward model and DPO against TRL's trainers: the same texts and weights, one batch and four updates.
 
-TRL tokenises the texts, masks the prompts, pads and collates by itself.  Its labels are -100 on the tokens that the
+TRL tokenizes the texts, masks the prompts, pads and collates by itself.  Its labels are -100 on the tokens that the
 prompt alone gives too (SFT), its completion mask is 0 there (DPO), and its reward is read at the last token that is
 no padding; the first test holds that against the tokens that accord packs.
 """
@@ -169,7 +169,7 @@ def linear_head() -> tuple[RewardMLP, nn.Module]:
     return ours, theirs
 
 
-def normalised_head() -> tuple[ScalarHead, nn.Module]:
+def normalized_head() -> tuple[ScalarHead, nn.Module]:
     ours, linear = ScalarHead(WIDTH), nn.Linear(WIDTH, 1)
     linear.load_state_dict(ours.linear.state_dict())
     return ours, nn.Sequential(nn.LayerNorm(WIDTH, elementwise_affine=False), linear)
@@ -229,7 +229,7 @@ def test_sft_loss_and_gradients_are_trls(tmp_path: Path) -> None:
     same_gradients(ours, peer)
 
 
-@pytest.mark.parametrize("heads", [linear_head, normalised_head])
+@pytest.mark.parametrize("heads", [linear_head, normalized_head])
 def test_reward_loss_and_gradients_are_trls(
     tmp_path: Path, heads: Callable[[], tuple[RewardMLP | ScalarHead, nn.Module]]
 ) -> None:
@@ -291,7 +291,7 @@ def test_four_updates_end_at_the_same_weights(kind: str, tmp_path: Path) -> None
     clipping that binds, a linear schedule and AdamW, in accord's Updater and in the Trainer."""
     trunk, reference = causal(7), causal(8)
     model = opened(trunk, tmp_path / "policy")
-    head, score = normalised_head()
+    head, score = normalized_head()
     scored = RewardModel(model, head, "last")
     logprobs = dpo.reference_logprobs(
         opened(reference, tmp_path / "reference"), PAIRS, torch.device("cpu"), "float32", 8

@@ -24,8 +24,8 @@ PROMPTS = ((5, 6, 7), (5, 6, 7), (9,), tuple(range(10, 24)), (5, 6, 7))  # three
 def trl_advantages(
     scores: Tensor, old: Tensor, ref: Tensor, values: Tensor, lengths: Tensor, beta: float, lam: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(advantages, not whitened; returns; actions; value steps): a reply that ended is paid one step behind its end,
-    and the value of that step is learnt too."""
+    """(advantages, not whitened; returns; actions; value steps): a reply that ended is rewarded one step after its end,
+    and the value of that step is trained too."""
     step = torch.arange(T).expand(B, T)
     last = lengths[:, None] - 1
     actions, value_steps = step <= last, step <= last + 1
@@ -43,9 +43,9 @@ def trl_advantages(
 
 
 def given(seed: int, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
-    chance = torch.Generator().manual_seed(seed)
-    numbers = [torch.randn(B, T, dtype=torch.float64, generator=chance) * 0.3 for _ in range(5)]
-    return numbers, torch.randn(B, dtype=torch.float64, generator=chance)
+    generator = torch.Generator().manual_seed(seed)
+    numbers = [torch.randn(B, T, dtype=torch.float64, generator=generator) * 0.3 for _ in range(5)]
+    return numbers, torch.randn(B, dtype=torch.float64, generator=generator)
 
 
 @pytest.mark.parametrize(("lam", "early"), [(0.95, False), (1.0, True)])
@@ -68,7 +68,7 @@ def test_ppo_advantages_are_trls(lam: float, early: bool) -> None:
 
 @pytest.mark.parametrize("early", [False, True])
 def test_ppo_loss_and_gradient_are_trls(early: bool) -> None:
-    """On TRL's own advantages and returns; of the value's, the step behind the end, which only TRL learns, left out."""
+    """On TRL's own advantages and returns; the value of the step after the end, which only TRL trains, is left out."""
     lengths = torch.tensor([9, 1, 4, 2, 7]) if early else torch.full((B,), T)
     (old, ref, values, moved, wandered), scores = given(4, lengths)
     advantages, returns, actions, _ = trl_advantages(scores, old, ref, values, lengths, 0.05, 0.95)

@@ -1,4 +1,4 @@
-"""A stage that fails, is refused, runs out of disk or is killed: kept in words, and the others go on."""
+"""A stage that fails, is refused, runs out of disk or is killed: it is recorded in words, and the others continue."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_stop_is_no_failure(acts: dict[str, Act], capsys: pytest.CaptureFixtur
 
 
 def test_a_stage_that_another_process_runs_is_refused(acts: dict[str, Act], capsys: pytest.CaptureFixture[str]) -> None:
-    """What is locked is left alone, with no word in the other's folder; what does not need it runs."""
+    """A locked stage is left alone, nothing is written to its folder, and stages that do not need it run."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         from accord.pipeline.lock import process_start
 
@@ -191,7 +191,7 @@ sys.exit(main(sys.argv[1:]))
 def test_a_full_disk_is_one_sentence_and_loses_no_saved_state(
     tiny: Path, environment: dict[str, str], digests: Callable[[Path], dict[str, str]]
 ) -> None:
-    """A real write that fails, by a limit on the size of files; with room again the end is that of a run that had it."""
+    """A real write fails, by a limit on the size of files; once there is room, the result is that of an unlimited run."""
     words = ["run", str(tiny), "--only", "demo,base,sft"]
     for place in ("cut", "whole"):
         (tiny.parent / place).mkdir()

@@ -1,4 +1,4 @@
-"""Who writes a folder: one at a time; the dead do not count, others' hosts do."""
+"""A folder's lock: one owner at a time; dead processes do not count, other hosts do."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_lock_is_held_and_released(tmp_path: Path) -> None:
             hold_lock(tmp_path),
         ):
             pass
-        assert owner(tmp_path) == lock  # the one who was refused took nothing away
+        assert owner(tmp_path) == lock  # the refused process changed nothing
     assert list(tmp_path.iterdir()) == []
 
 
@@ -73,7 +73,7 @@ def test_an_empty_lock_file_has_no_owner(tmp_path: Path, content: str) -> None:
 
 
 def test_the_pid_of_another_process_does_not_count(tmp_path: Path) -> None:
-    """The pid is given anew: a process runs under it, but it began at another time."""
+    """The pid is in use again, by a process that started at another time."""
     write(tmp_path, pid=os.getppid(), start="long ago")
     with hold_lock(tmp_path):
         pass

@@ -1,4 +1,4 @@
-"""A pipeline on a world of a few rows and a model of a few thousand weights: what runs, what stays, what is refused."""
+"""A pipeline on a world of a few rows and a model of a few thousand weights: what runs, what is kept, what is refused."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_a_stage_that_fails_leaves_the_earlier_ones(
 
 # ------------------------------------------------------------------ Ctrl-C
 def test_after_ctrl_c_a_second_run_ends_as_if_uninterrupted(tmp_path: Path) -> None:
-    """SIGINT in the middle of SFT: exit 130 and a word on how to go on; run again, base is kept, SFT goes on from its
+    """SIGINT in the middle of SFT: exit 130 and how to resume; run again, base is kept, SFT resumes from its
     step, and its weights are those of a run that was left alone."""
     stages = STAGES[: STAGES.index("  pairs:")]
     path = write_pipeline(tmp_path, stages.replace("data.limit: 32, training.batch_size: 16", "data.limit: 48"))

@@ -1,4 +1,4 @@
-"""Any graph of stages from a YAML: order by need, grids, joins, fan-in; mistakes are told before anything runs."""
+"""Any graph of stages from a YAML: order by dependency, grids, joins, fan-in; mistakes are reported before anything runs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_where_needs_leave_a_choice_the_file_decides(tmp_path: Path) -> None:
 
 
 def test_defaults_are_needs_too(tmp_path: Path) -> None:
-    """reward.source is 'reward' where nothing is said, and a stage of that name is taken."""
+    """reward.source is 'reward' by default, and a stage of that name is taken."""
     stages = {"ppo": {"set": {"model.policy": "language"}}, **{k: CHAIN[k] for k in ("reward", "sft", "base", "demo")}}
     assert set(planned(tmp_path, stages)["ppo"].needs) == {"sft", "reward", "demo"}
 

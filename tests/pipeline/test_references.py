@@ -163,7 +163,7 @@ def test_names_of_stages_files_and_folders_are_accepted(tmp_path: Path) -> None:
 
 
 def test_a_stage_without_the_file_that_is_wanted(tmp_path: Path) -> None:
-    """The small world has no held-out pairs: said by the file's name, when the stage is resolved."""
+    """The small world has no held-out pairs: the error names the file, when the stage is resolved."""
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "preferences.jsonl").write_text("{}\n")
     given = config("dpo", "model.base_model=org/name", "data.heldout=demo")

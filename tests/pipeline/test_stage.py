@@ -1,4 +1,4 @@
-"""One stage: its key, when it is done, and how it goes on."""
+"""One stage: its key, when it is done, and how it resumes."""
 
 from __future__ import annotations
 
@@ -177,9 +177,9 @@ def test_a_finished_stage_is_reused_unless_asked_not_to(
     assert again.done == first.done
     assert run_stage("sft", make(), resume=True, reuse=False).skipped  # --resume of what is done does not redo it
     assert len(runs) == 1
-    assert not run_stage("sft", make(), resume=False, reuse=False).skipped  # asked for anew
+    assert not run_stage("sft", make(), resume=False, reuse=False).skipped  # asked to run again
     assert not run_stage("sft", make("seed=1"), resume=True, reuse=True).skipped
-    assert not run_stage("sft", make(), resume=True, reuse=True).skipped  # seed 1 took its place
+    assert not run_stage("sft", make(), resume=True, reuse=True).skipped  # replaced by seed 1
     assert len(runs) == 4
 
 
@@ -194,7 +194,7 @@ def test_a_record_that_is_not_whole_counts_as_not_done(
 
 
 class Interruptible:
-    """Counts to three, is stopped after its second step, and goes on where it was."""
+    """Counts to three, is stopped after its second step, and resumes from there."""
 
     def __init__(self) -> None:
         self.began: list[tuple[int, bool]] = []
@@ -263,14 +263,14 @@ def test_a_pipeline_with_other_settings_starts_from_the_beginning(
         run_stage("sft", make("training.learning_rate=0.5"), resume=True, reuse=True)
     assert train.began == [(0, False), (0, False)]
     train.stops = False
-    run_stage("sft", make("training.learning_rate=0.5"), resume=True, reuse=True)  # and these go on, in their turn
+    run_stage("sft", make("training.learning_rate=0.5"), resume=True, reuse=True)  # and these resume as well
     assert train.began[2:] == [(2, True)]
 
 
 def test_rerunning_removes_the_old_record_first(
     make: Callable[..., SFTConfig], trains: Callable[[Train], None]
 ) -> None:
-    """Were it kept, a redo that fails would leave old record and new files side by side."""
+    """Otherwise a rerun that fails would leave an old record beside new files."""
     trains(lambda config, run: {})
     run_stage("sft", make(), resume=True, reuse=True)
 

@@ -1,4 +1,4 @@
-"""A single stage: what it names and is not there is made first, and said."""
+"""A single stage: missing stages that it names are run first, with a message."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LEAVES: Mapping[str, tuple[str, ...]] = {
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, Stage]]:
-    """Runs in an empty folder, with stages that only leave the files that others want, and tells what was run."""
+    """Runs in an empty folder, with stages that only write the files that others need, and returns what was run."""
     monkeypatch.chdir(tmp_path)
     runs: list[tuple[str, Stage]] = []
 
@@ -182,7 +182,7 @@ def test_compare_may_name_a_small_base(ran: Ran) -> None:
 
 
 def test_a_stopped_base_resumes_in_its_folder(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while the base is made for SFT; the same command again goes on in the same folder."""
+    """Ctrl-C while the base is made for SFT; the same command again resumes in the same folder."""
     tries: list[tuple[str, bool]] = []
     real = sys.modules["stage_base"].train
 

@@ -30,7 +30,7 @@ Shows = Callable[..., str]
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Stages that leave their seed and the digest of what they took; the names of those that ran."""
+    """Stages that write their seed and the digests of their inputs; the names of those that ran."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.yaml").write_text(STAGES_YAML)
     names: list[str] = []
@@ -45,8 +45,8 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
                 (run.directory / f"{sort}.jsonl").write_text(f"{config.seed}\n")
         else:
             (run.directory / "model").mkdir(exist_ok=True)
-            learnt = [config.training.learning_rate, sorted(run.parents.values())]
-            (run.directory / "model" / "config.json").write_text(json.dumps(learnt))
+            learned = [config.training.learning_rate, sorted(run.parents.values())]
+            (run.directory / "model" / "config.json").write_text(json.dumps(learned))
         return {"loss": 1.0}
 
     module = ModuleType("stages_of_why")
@@ -123,7 +123,7 @@ def test_a_changed_version_and_a_missing_output_are_named(
     Path("checkpoints/rlhf/base/model").rmdir()
     assert shows("why", "base") == "base would run:\n  its output model is gone\n"
     main(["run", "p.yaml"])
-    assert ran == ["base"]  # the same comes out, and nothing behind it runs
+    assert ran == ["base"]  # the output is the same, so nothing after it runs
     row = STAGE_KINDS["dpo"]
     monkeypatch.setitem(STAGE_KINDS, "dpo", replace(row, version=row.version + 1))
     assert shows("why", "dpo") == "dpo would run:\n  the version of the stage 'dpo' changed: 1 -> 2\n"
@@ -189,9 +189,9 @@ def test_clean_lists_asks_and_leaves_what_is_named(
 ) -> None:
     main(["run", "p.yaml"])
     assert "nothing to remove" in shows("clean")
-    (tmp_path / "checkpoints/rlhf/mine").mkdir()  # no record of ours: nobody's business
+    (tmp_path / "checkpoints/rlhf/mine").mkdir()  # without a record of ours it is not listed
     Path("p.yaml").write_text("stages: { demo: {}, sft: { set: { model.base_model: checkpoints/rlhf/base } } }\n")
-    monkeypatch.setattr("sys.stdin", io.StringIO())  # nobody there
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # no terminal
     said = shows("clean", "p.yaml")
     assert "checkpoints/rlhf/dpo" in said
     assert "logs/rlhf/dpo" in said

@@ -1,4 +1,4 @@
-"""How rows are put together changes nothing: their order, the micro-batches, the side and the width of the padding."""
+"""How rows are batched changes nothing: their order, the micro-batches, the side and the width of the padding."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def splits(draw: st.DrawFn, count: int) -> list[list[int]]:
 
 
 def step(loss: OfRows, parts: Iterable[Sequence[int]], weights: Sequence[nn.Parameter]) -> dict[str, Tensor]:
-    """What one optimiser step sees of its micro-batches: means of loss and metrics, and the gradient of the mean."""
+    """What one optimizer step gets from its micro-batches: means of loss and metrics, and the gradient of the mean."""
     sums: dict[str, Mean] = {}
     gradients = [torch.zeros_like(w) for w in weights]
     for rows in parts:
@@ -64,7 +64,7 @@ def step(loss: OfRows, parts: Iterable[Sequence[int]], weights: Sequence[nn.Para
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Relative to the largest of all gradients (a head's bias has none: a difference of scores does not feel it)."""
+    """Relative to the largest of all gradients (a head's bias has none: it cancels in a difference of scores)."""
     assert found.keys() == expected.keys()
     steepest = max(float(value.abs().max()) for name, value in expected.items() if name.startswith("gradient"))
     for name, value in expected.items():

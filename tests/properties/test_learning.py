@@ -71,12 +71,12 @@ def test_ppo_on_a_whole_model_finds_the_letter_that_pays(
     decoding = Decoding(8, tokenizer.eos_id, tokenizer.pad_id)
     said = generate(backbone, prompts, decoding, torch.Generator().manual_seed(0), 4)[0].replies()
     text = "".join(tokenizer.decode(r) for r in said)
-    assert text.count("a") > 0.4 * len(text)  # the model that was left behind does it too
+    assert text.count("a") > 0.4 * len(text)  # the written model does it too
 
 
 def test_the_kl_holds_the_policy_back(stage: Any, world: Any, rewards: str, lines: Lines) -> None:
     ends = []
-    for name, beta in (("free", 0.0), ("held", 2.0)):
+    for name, beta in (("free", 0.0), ("near the reference", 2.0)):
         values = {
             "model": {"policy": "language", "base_model": world.mamba, "max_length": 64},
             "training": {

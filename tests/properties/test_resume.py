@@ -1,4 +1,4 @@
-"""Stopped or killed anywhere, a run that goes on ends as if nothing had happened: weights, metrics and log, bit for bit."""
+"""A run stopped or killed anywhere resumes bit-exactly: the same weights, metrics and log as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
                 "evaluation": {"episodes": 2, "every": 32, "curve": False},
             },
         ),
-        "ppo vector, continuous and normalised": (
+        "ppo vector, continuous and normalized": (
             "ppo",
             {
                 "model": {"policy": "control", "hidden_dim": 16},
@@ -141,7 +141,7 @@ FINAL = {"reward": "reward_model_final.pt"}
 
 
 class Ends:
-    """What a stage leaves behind, for comparison."""
+    """What a stage writes, for comparison."""
 
     def __init__(self, tmp_path: Path, kind: str, name: str) -> None:
         out = tmp_path / "out" / name
@@ -180,7 +180,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, step: int, how: str) -> None:
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     stage: Any, world: Any, rewards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Trap 54.  Every second step is saved: a kill falls behind a save, or between two, in the middle of a rollout."""
+    """Every second step is saved: a kill comes after a save, or between two, in the middle of a rollout."""
     kind, values = cases(world, rewards)[name]
     stage(kind, values, "whole", save_every=2)
     whole = Ends(tmp_path, kind, "whole")
@@ -199,7 +199,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
         Ends(tmp_path, kind, f"cut{k}").assert_equal(whole)
 
 
-@pytest.mark.parametrize("name", ["sft", "ppo language", "ppo vector", "ppo vector, continuous and normalised"])
+@pytest.mark.parametrize("name", ["sft", "ppo language", "ppo vector", "ppo vector, continuous and normalized"])
 def test_a_run_may_be_stopped_at_every_step(
     stage: Any, world: Any, rewards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

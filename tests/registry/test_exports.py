@@ -1,4 +1,4 @@
-"""Out of the registry and in again, and two versions held against each other."""
+"""Export and import, and two versions compared."""
 
 from __future__ import annotations
 

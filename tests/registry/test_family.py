@@ -1,4 +1,4 @@
-"""What an artifact tells of its ancestors, and how it is shown."""
+"""What an artifact records of its ancestors, and how lineage is shown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from accord.training.artifact import leave_artifact, open_tokenizer
 def stage_folder(
     root: Path, name: str, file: str, content: str, record: dict[str, Any], config: dict[str, Any]
 ) -> Path:
-    """A finished stage that left a data file."""
+    """A finished stage that wrote a data file."""
     folder = root / name
     folder.mkdir(parents=True)
     (folder / file).write_text(content)

@@ -98,7 +98,7 @@ def test_rotary_pairs_are_interleaved() -> None:
 
 
 def test_rope_scaling_factors_are_llamas(tmp_path: Path) -> None:
-    """Llama 3.1 by hand: wavelengths under 64/4 stay, those over 64 are divided by 8, between them a ramp."""
+    """Llama 3.1's rule: wavelengths under 64/4 stay, those over 64 are divided by 8, between them a ramp."""
     folder = folder_of(tmp_path / "m", rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64))
     notes = write_gguf(folder, tmp_path / "m.gguf", "F16")
     assert any("rotary" in note for note in notes)

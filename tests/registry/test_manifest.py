@@ -1,4 +1,4 @@
-"""Artifacts: put in place whole or not at all, named by their bytes."""
+"""Artifacts are written whole or not at all, and named by their bytes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_an_error_while_writing_leaves_the_old_folder(
         publish(target, write, {})
     assert content_digest(target) == digest
     assert (target / "deep" / "model.safetensors").read_bytes() == b"weights"
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]  # no half-written folder stays behind
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]  # no half-written folder is left
 
 
 def test_nobody_sees_a_half_written_folder(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def slip_in(folder: Path) -> None:
 
 
 def forge(folder: Path) -> None:
-    """Another file, with its digest put right in ``files``, not in ``digest``."""
+    """Another file, with its digest corrected in ``files``, not in ``digest``."""
     flip(folder)
     content = json.loads((folder / MANIFEST).read_text())
     content["files"]["deep/model.safetensors"] = file_digest(folder / "deep" / "model.safetensors")

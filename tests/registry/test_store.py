@@ -91,7 +91,7 @@ def test_a_folder_that_lost_a_file_is_filled_again(store: Store, make: Any) -> N
 
 
 def test_a_folder_whose_bytes_changed_is_filled_again(store: Store, make: Any) -> None:
-    """As many bytes as before, so that only reading them tells."""
+    """As many bytes as before, so that only reading them shows the change."""
     model = make(weights=1)
     found = store.add(model)
     weights = found.folder / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Sampling: what is drawn, what is kept of it, and that the trainer's pass over the same replies agrees."""
+"""Sampling: what is drawn, what is recorded, and that the trainer's pass over the same replies agrees."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Spy:
 
 
 def check_shape_of(generation: Generation, decoding: Decoding) -> None:
-    """What holds of every generation (trap 23)."""
+    """What holds for every generation: nothing after an end token is an action."""
     lengths = generation.lengths
     places = torch.arange(generation.mask.shape[1])
     assert torch.equal(generation.mask, places < lengths[:, None])  # one run of true, from the start
@@ -113,7 +113,7 @@ def test_greedy_is_the_naive_loop_while_finished_rows_leave(family: str, monkeyp
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampled_logprobs_and_values_are_those_of_the_trainer(family: str, temperature: float) -> None:
-    """Traps 19 and 22: the ratio of the first minibatch is 1, token by token."""
+    """The ratio of the first minibatch is 1, token by token, at the sampling temperature."""
     backbone = tiny(family)
     policy = LanguageActorCritic(backbone)
     nn.init.normal_(policy.value_head.linear.weight, generator=seeded(5))
@@ -172,7 +172,7 @@ def test_a_reply_may_be_the_end_token_alone_or_one_token() -> None:
 
 
 def test_an_eos_that_is_the_pad_token_is_still_an_action() -> None:
-    """``ended`` is read under the mask: pads behind a cut reply must not count as an end."""
+    """``ended`` is read under the mask: pads after a cut reply must not count as an end."""
     backbone = tiny("mamba")
     generation, _ = generate(backbone, PROMPTS * 3, Decoding(5, PAD, PAD), seeded(2))
     assert [r[-1] == PAD for r in generation.replies()] == generation.ended.tolist()
@@ -247,7 +247,13 @@ def test_temperature_zero_takes_the_likeliest() -> None:
 
 
 # ------------------------------------------------------------------------------------- generation_config.json
-ADVICE = {"do_sample": True, "temperature": 0.01, "top_k": 1, "repetition_penalty": 9.0, "suppress_tokens": [3, 4, 5]}
+GENERATION_CONFIG = {
+    "do_sample": True,
+    "temperature": 0.01,
+    "top_k": 1,
+    "repetition_penalty": 9.0,
+    "suppress_tokens": [3, 4, 5],
+}
 SHORT_PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12)]
 
 
@@ -259,7 +265,7 @@ def sample_replies(backbone: Backbone) -> Generation:
 
 def save_model(folder: Path, kind: str) -> None:
     torch.manual_seed(0)
-    if kind == "gpt2":  # behind transformers' own class, which reads the advice
+    if kind == "gpt2":  # through transformers' own class, which reads the file
         transformers = pytest.importorskip("transformers")
         ends = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
         sizes = {"vocab_size": 20, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
@@ -272,9 +278,11 @@ def save_model(folder: Path, kind: str) -> None:
 def test_generation_config_is_not_read(kind: str, tmp_path: Path) -> None:
     save_model(tmp_path, kind)
     plain = sample_replies(open_backbone(tmp_path))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "pad_token_id": 0, **ADVICE}))
-    advised = sample_replies(open_backbone(tmp_path))
-    assert advised.replies() == plain.replies()
-    assert torch.equal(advised.logprobs, plain.logprobs)
-    assert {3, 4, 5} <= {token for reply in plain.replies() for token in reply}  # what the advice would suppress
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 1, "pad_token_id": 0, **GENERATION_CONFIG})
+    )
+    with_config = sample_replies(open_backbone(tmp_path))
+    assert with_config.replies() == plain.replies()
+    assert torch.equal(with_config.logprobs, plain.logprobs)
+    assert {3, 4, 5} <= {token for reply in plain.replies() for token in reply}  # what suppress_tokens would forbid
     assert len({tuple(r) for r in plain.replies()[:8]}) > 4  # and top_k 1 would make alike

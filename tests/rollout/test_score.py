@@ -1,4 +1,4 @@
-"""What replies are worth: functions, reward models alone and in batches, and weighted sums of them."""
+"""Scores of replies: functions, reward models alone and in batches, and weighted sums of them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def reversed_tokenizer() -> Tokenizer:
 
 # ------------------------------------------------------------------------------------- functions
 def test_a_reward_model_with_another_tokenizer_reads_the_same_turns_and_ends() -> None:
-    """Trap 10: a conversation crosses as a conversation, and a reply that was cut stays without an end."""
+    """The turns of a conversation stay turns, and a reply that was cut gets no end token."""
     policy, other = small_tokenizer(), reversed_tokenizer()
     turns = [
         {"role": "user", "content": "hi"},
@@ -119,7 +119,7 @@ def test_functions_are_found_by_name() -> None:
 @pytest.mark.parametrize("family", ["mamba", "transformer"])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_a_reply_scores_the_same_alone_and_in_any_company(family: str, pooling: str) -> None:
-    """Traps 11 and 17; prompts stand twice, share beginnings and differ in length."""
+    """Scores are read at the last token whatever the batch; prompts are repeated, share beginnings and differ in length."""
     model, tokenizer = tiny_reward(pooling, family), small_tokenizer()
     alone = torch.cat(
         [ModelReward("m", model, tokenizer, True)(replies_of(tokenizer, [r]))["m"] for r in range(len(ASKED))]
@@ -132,7 +132,7 @@ def test_a_reply_scores_the_same_alone_and_in_any_company(family: str, pooling: 
 
 
 def test_the_score_is_read_at_the_last_token_of_the_reply() -> None:
-    """Held against the whole text alone, its end token included."""
+    """Compared with the whole text alone, its end token included."""
     model, tokenizer = tiny_reward(), small_tokenizer()
     scores = ModelReward("m", model, tokenizer, True)(replies_of(tokenizer))["m"]
     for r, (prompt, said) in enumerate(zip(ASKED, SAID, strict=True)):

@@ -1,4 +1,4 @@
-"""Rollouts of text, one iteration after another: which prompts, which chance, and the whole distribution (trap 20)."""
+"""Rollouts of text, one iteration after another: their prompts, their seeds, and no top-p or top-k in training."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_rollout_is_of_its_iterations_prompts_weights_and_seed(
 
 
 def test_each_rollout_asks_for_the_sampler_again(new_run: NewRun, world: Any, tokenizer: Any, make_tiny: Tiny) -> None:
-    """A copy with other weights is made of the policy as it is then."""
+    """The sampling copy is made from the policy's weights of that iteration."""
     backbone, made = make_tiny("mamba"), []
 
     def sampler() -> Backbone:

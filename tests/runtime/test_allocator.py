@@ -1,4 +1,4 @@
-"""glibc keeps freed memory when told to, and is left alone when the user says so."""
+"""glibc keeps freed memory where accord configures it, and is left alone where the user configured it."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def outcome(**environment: str) -> tuple[str, int, int]:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_freed_memory_is_kept_where_glibc_is_configured() -> None:
-    told, grown, left = outcome()
-    assert told == "True"
+    accepted, grown, left = outcome()
+    assert accepted == "True"
     assert grown >= 24
     assert left == grown
     assert outcome(ACCORD_MALLOPT="0")[0] == "False"

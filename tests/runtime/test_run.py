@@ -71,7 +71,7 @@ def test_a_run_saves_at_its_cadence(run: Run) -> None:
 
 
 def test_resuming_drops_the_log_lines_of_steps_that_run_again(make: Make, tmp_path: Path) -> None:
-    """State saved at step 4, killed after step 6: the lines of 5 and 6 are written anew, once."""
+    """State saved at step 4, killed after step 6: the lines of 5 and 6 are written once more, not twice."""
     with make(log_every=1) as first:
         first.begin(8)
         for step in range(6):

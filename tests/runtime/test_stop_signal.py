@@ -1,4 +1,4 @@
-"""StopSignal: the first signal asks, the handlers of before come back."""
+"""StopSignal: the first signal asks a run to stop, and the previous handlers are restored."""
 
 from __future__ import annotations
 

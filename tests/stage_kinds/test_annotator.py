@@ -42,7 +42,7 @@ def test_matching_of_extremes_pairs_the_best_with_the_worst() -> None:
     texts, scores = ["a", "b", "c", "d", "e"], [3.0, 1.0, 5.0, 2.0, 4.0]
     assert made(texts, scores) == [("c", "b"), ("e", "d")]
     assert made(texts, scores, pairs=1) == [("c", "b")]
-    assert made(texts, scores, pairs=9) == [("c", "b"), ("e", "d")]  # nobody meets twice
+    assert made(texts, scores, pairs=9) == [("c", "b"), ("e", "d")]  # no reply is in two pairs
     assert made(texts, scores, min_gap=2.5) == [("c", "b")]
 
 

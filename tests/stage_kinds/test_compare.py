@@ -1,4 +1,4 @@
-"""The stage compare: its files, its screen, and that every model is asked the same."""
+"""The stage compare: its files, its output, and that every model gets the same prompts."""
 
 from __future__ import annotations
 

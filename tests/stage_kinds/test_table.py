@@ -93,7 +93,7 @@ def test_the_independence_contract_lists_the_files_of_the_stages() -> None:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Every kind's function replaced by one that only notes that it ran; in an empty folder."""
+    """Every kind's function replaced by one that only records that it ran; in an empty folder."""
     monkeypatch.chdir(tmp_path)
     ran: list[str] = []
 

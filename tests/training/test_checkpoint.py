@@ -69,7 +69,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", [{}, {"model": part(1.0)}])
 def test_a_state_of_other_parts_is_refused(tmp_path: Path, missing: dict[str, Any]) -> None:
-    """What another version of the package left behind."""
+    """A state that another version of the package wrote."""
     Checkpoint(tmp_path / "state.pt", "f", missing).save(1)
     with pytest.raises(UserError, match=r"state\.pt: .*without --resume"):
         Checkpoint(tmp_path / "state.pt", "f", {"model": part(0.0), "data": part(0.0)}).restore()

@@ -16,7 +16,7 @@ from accord.types import Packed
 
 
 def naive(backbone: Backbone, example: SupervisedExample) -> tuple[float, int]:
-    """−Σ log p of the labels of one text, each predicted from the token before it (trap 5)."""
+    """−Σ log p of the labels of one text, each predicted from the token before it."""
     logits = backbone.logits(backbone(Packed.of([example.tokens]))).detach()
     total, count = 0.0, 0
     for t in range(1, len(example.tokens)):

@@ -1,4 +1,4 @@
-"""The NumPy path of PPO computes what the plain path does: loss, metrics, gradient, and every step of Adam."""
+"""The NumPy updater computes what autograd does: loss, metrics, gradient, and every step of Adam."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model_of(kind: str, seed: int = 0) -> AnyActorCritic:
 
 
 def batch_of(model: AnyActorCritic, rows: int = 40, seed: int = 1, far: float = 0.4) -> PolicyBatch:
-    """Steps taken by a policy ``far`` away, so that ratios and values stand on both sides of their clips."""
+    """Steps taken by a policy ``far`` away, so that ratios and values are on both sides of their clips."""
     generator = torch.Generator().manual_seed(seed)
     observations = torch.randn(rows, model.obs_dim, generator=generator)
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_taking_networks_changes_no_weight() -> None:
 
 
 class Scaled(ActorCritic):
-    """A policy of somebody's own, with the same parameters."""
+    """A user's own policy class, with the same parameters."""
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return super().forward(2 * obs)

@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches, schedule, clipping, decay, and what it refuses."""
+"""One optimizer step: micro-batches, schedule, clipping, decay, and what it refuses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def squared(net: nn.Module, micro: Rows) -> LossOutput:
 
 @pytest.mark.parametrize("sizes", [[1] * 12, [2] * 6, [4, 4, 4], [1, 11], [7, 2, 3]])
 def test_the_number_of_micro_batches_changes_nothing(sizes: list[int]) -> None:
-    """Trap 43, parts of unequal size included; in float64 only the order of sums is left."""
+    """Parts of unequal size included; in float64 only the order of summation differs."""
     nets = [model(), model()]
     for net, parts in zip(nets, ([12], sizes), strict=True):
         updater = updater_of(net)
@@ -69,7 +69,7 @@ def test_metrics_are_means_over_the_whole_batch() -> None:
 
 
 def test_a_step_is_adamw_on_the_mean_gradient() -> None:
-    """Held against torch's optimiser on the mean loss, clipped by hand."""
+    """Compared with torch's optimizer on the mean loss, gradients clipped explicitly."""
     ours, theirs = model(torch.float32), model(torch.float32)
     data = rows(torch.float32)
     updater = updater_of(ours, weight_decay=0.1, max_grad_norm=0.3)

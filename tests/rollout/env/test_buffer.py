@@ -13,7 +13,7 @@ from accord.rollout.env.buffer import RolloutBatch, RolloutBuffer
 
 
 def step(t: int, n_envs: int = 2) -> dict[str, Any]:
-    """Step t of a made-up history, all of whose numbers can be told apart."""
+    """Step t of a made-up history, all of whose numbers are different."""
     env = np.arange(n_envs)
     return {
         "obs": np.stack([np.full(n_envs, t), env, env + t], 1).astype(np.float32),

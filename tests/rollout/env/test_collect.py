@@ -23,7 +23,7 @@ PATHS = pytest.mark.parametrize("quick", [False, True], ids=["torch", "numpy"])
 
 
 class Episode:
-    """Shows (episode, step) and rewards the step; ends at its third."""
+    """Observes (episode, step) and rewards the step; ends at its third."""
 
     def __init__(self) -> None:
         self.episode, self.steps = -1, 0

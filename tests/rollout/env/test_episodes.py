@@ -14,7 +14,7 @@ from accord.rollout.env.gym import make_environment
 
 
 class Counter:
-    """Shows (episode's seed, steps); rewards the action; ends at 3 steps, is cut at 2 where the action was 9."""
+    """Shows (episode's seed, steps); rewards the action; ends at 3 steps, and is truncated at 2 where the action was 9."""
 
     def __init__(self) -> None:
         self.seeds: list[int | None] = []
