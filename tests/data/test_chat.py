@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,14 +62,21 @@ def brackets(train_bpe: Train) -> Tokenizer:
     return Tokenizer(backend, named, BRACKETS)
 
 
+def backend_of(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """A copy of the tokenizer's backend, through its saved folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        return tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+
+
 def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer._serialized()), tokenizer.specials, template)
+    return Tokenizer(backend_of(tokenizer), tokenizer.specials, template)
 
 
 def in_transformers(tokenizer: Tokenizer) -> Any:
     from transformers import PreTrainedTokenizerFast
 
-    backend = tokenizers.Tokenizer.from_str(tokenizer._serialized())
+    backend = backend_of(tokenizer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, chat_template=tokenizer.chat_template, **tokenizer.specials
     )

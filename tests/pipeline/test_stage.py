@@ -14,12 +14,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from accord.config.common import Stage
 from accord.config.load import load
 from accord.config.sft import SFTConfig
 from accord.errors import Interrupted, UserError
-from accord.pipeline import stage as stages
 from accord.pipeline.records import read_done
 from accord.pipeline.stage import run_stage
 from accord.pipeline.task import parents, stage_key
@@ -305,11 +305,18 @@ def test_folders_that_cannot_be_made_are_named(make: Callable[..., SFTConfig], t
             run_stage("sft", make(f"{setting}={tmp_path}/file/x"), resume=False, reuse=False)
 
 
-def test_threads_are_set(
-    make: Callable[..., SFTConfig], trains: Callable[[Train], None], monkeypatch: pytest.MonkeyPatch
+def test_a_stage_runs_with_its_number_of_threads(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
 ) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(stages, "_set_threads", asked.append)
-    trains(lambda config, run: {})
-    run_stage("sft", make("threads=3"), resume=False, reuse=False)
-    assert asked == [3]
+    before, found = torch.get_num_threads(), []
+
+    def train(config: SFTConfig, run: Run) -> dict[str, float]:
+        found.append(torch.get_num_threads())
+        return {"loss": 1.0}
+
+    trains(train)
+    try:
+        run_stage("sft", make("threads=3"), resume=False, reuse=False)
+    finally:
+        torch.set_num_threads(before)
+    assert found == [3]
