@@ -1,19 +1,15 @@
-"""The command line: quick, exact about mistakes, and a talk with a model."""
+"""The command line: fast, and exact about mistakes."""
 
 from __future__ import annotations
 
-import io
-import itertools
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from accord.cli import main, parse, parser
@@ -32,7 +28,7 @@ def fresh(code: str, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]
 
 
 # ------------------------------------------------------------------ quick
-def test_words_and_mistakes_come_without_torch(tmp_path: Path) -> None:
+def test_help_and_mistakes_need_no_torch(tmp_path: Path) -> None:
     """Help, configs and every mistake in a config: no torch, nothing written."""
     (tmp_path / "sft.yaml").write_text("training:\n  lerning_rate: 1\n")
     (tmp_path / "stages.yaml").write_text("stages: {demo: {}, base: {inputs: {data.train: dmeo}}}\n")
@@ -66,7 +62,7 @@ def test_words_and_mistakes_come_without_torch(tmp_path: Path) -> None:
 
 
 def test_help_alone_reads_no_settings(tmp_path: Path) -> None:
-    """What is asked most often loads nothing but words."""
+    """Help for the whole command loads no settings."""
     code = (
         "import sys\nfrom accord.cli import main\n"
         "for words in (['--help'], ['run', '--help'], ['models', '--help']):\n"
@@ -77,7 +73,7 @@ def test_help_alone_reads_no_settings(tmp_path: Path) -> None:
     assert fresh(code, tmp_path).stdout.splitlines()[-1] == "[]"
 
 
-def test_a_misspelt_key_costs_less_than_a_second(tmp_path: Path) -> None:
+def test_a_misspelled_key_is_reported_within_a_second(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 1\ntraining:\n  lerning_rate: 1\n")
     code = (
         "import sys, time\n"
@@ -109,18 +105,18 @@ ORDERS = [
 
 
 @pytest.mark.parametrize("words", ORDERS, ids=" ".join)
-def test_overrides_stand_anywhere(words: list[str]) -> None:
+def test_overrides_may_stand_anywhere(words: list[str]) -> None:
     options = parse(words)
     assert options.overrides == ["seed=1", "training.batch_size=2"]
     assert (options.pipeline if words[0] == "run" else options.config) == "c.yaml"
 
 
-def test_files_and_words_with_an_equals_sign() -> None:
+def test_a_file_with_an_equals_sign_is_a_file() -> None:
     assert parse(["sft", "--config", "lr=1.yaml"]).config == "lr=1.yaml"
     assert parse(["chat", "lr=1/model", "--system", "a=b"]).system == "a=b"
 
 
-def test_options() -> None:
+def test_options_are_parsed_and_mistakes_exit_with_2() -> None:
     assert parse(["dpo", "--resume"]).resume is True
     assert parse(["dpo"]).resume is False
     assert parse(["chat", "x", "--temperature", "0", "--seed", "3"]).temperature == 0
@@ -130,7 +126,7 @@ def test_options() -> None:
         assert left.value.code == 2
 
 
-def test_every_stage_has_a_command_and_words() -> None:
+def test_every_stage_has_a_command_and_a_help_line() -> None:
     text = parser().format_help()
     for kind in (*STAGE_KINDS, "run", "chat", "config"):
         assert re.search(rf"\n    {kind}\s+[a-zA-Z]", text)
@@ -168,7 +164,7 @@ def test_config_show_resolves(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_mistake_is_one_sentence_and_exit_2(
     words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And nothing is made before it is told: no base is trained for a file that does not exist."""
+    """And before anything is made: no base is trained for a file that does not exist."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("text")
     (tmp_path / "stage").mkdir()
@@ -188,7 +184,9 @@ def test_debug_shows_the_traceback() -> None:
         main(["sft", "sede=1", "--debug"])
 
 
-def test_ctrl_c_outside_a_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_outside_a_stage_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stopped(*args: Any) -> None:
         raise KeyboardInterrupt
 
@@ -198,10 +196,10 @@ def test_ctrl_c_outside_a_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    ("words", "mend"), [(["run", "x.yaml"], "Run the same command again"), (["demo"], "Add --resume to go on")]
+    ("words", "fix"), [(["run", "x.yaml"], "Run the same command again"), (["demo"], "Add --resume to go on")]
 )
 def test_a_stopped_stage_says_how_to_go_on(
-    words: list[str], mend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from accord.errors import Interrupted
 
@@ -212,7 +210,7 @@ def test_a_stopped_stage_says_how_to_go_on(
     monkeypatch.setattr("accord.pipeline.standalone.run_alone", stopped)
     assert main(words) == 130
     said = capsys.readouterr().err
-    assert said.startswith(f"accord: x: stopped at step 3 of 9; the state is saved. {mend}")
+    assert said.startswith(f"accord: x: stopped at step 3 of 9; the state is saved. {fix}")
 
 
 @pytest.mark.parametrize("kind", STAGE_KINDS)
@@ -228,98 +226,3 @@ def test_a_stage_ends_with_what_to_run_next(
     for command in shown.removeprefix("next: ").strip().split(", or "):
         if " with " not in command:  # a sentence
             parse(command.split()[1:])
-
-
-# ------------------------------------------------------------------ chat
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stage's folder with a Transformer of a few thousand weights in it."""
-    from accord.data.tokenizer import small_tokenizer
-    from accord.models.open import small_backbone
-
-    folder = tmp_path_factory.mktemp("stage") / "model"
-    tokenizer = small_tokenizer()
-    torch.manual_seed(0)
-    backbone = small_backbone("transformer", 32, 1, tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id)
-    backbone.save(str(folder))
-    tokenizer.save(folder)
-    return folder.parent
-
-
-class Events(io.StringIO):
-    """A screen that remembers in which order things happened."""
-
-    def __init__(self, events: list[str]) -> None:
-        super().__init__()
-        self.events = events
-
-    def write(self, text: str) -> int:
-        self.events.append(text)
-        return super().write(text)
-
-
-def talk(
-    monkeypatch: pytest.MonkeyPatch, lines: str, *words: str
-) -> tuple[int, list[str], list[tuple[int, ...]], list[list[int]]]:
-    """The exit code, what happened in its order, the prompts that the model was given, and its replies."""
-    import accord.chat
-    from accord.rollout import generate
-
-    events: list[str] = []
-    prompts: list[tuple[int, ...]] = []
-    replies: list[list[int]] = []
-
-    def watched(backbone: Any, prompt: Sequence[int], *rest: Any) -> Iterator[int]:
-        prompts.append(tuple(prompt))
-        replies.append([])
-        for token in generate.stream(backbone, prompt, *rest):
-            events.append("<token>")
-            replies[-1].append(token)
-            yield token
-
-    monkeypatch.setattr(accord.chat, "stream", watched)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    monkeypatch.setattr(sys, "stdout", Events(events))
-    code = main(["chat", *words])
-    return code, events, prompts, replies
-
-
-def test_a_talk_streams_remembers_and_ends_with_its_input(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from accord.data.chat import prompt_ids
-    from accord.data.tokenizer import Tokenizer
-
-    code, events, prompts, replies = talk(
-        monkeypatch, "hello there\nand the moon?\n", str(model), "--max-new-tokens", "12", "--system", "be kind"
-    )
-    assert code == 0
-    assert len(prompts) == 2
-    assert sum(map(len, replies)) > 4
-    # every token is on the screen before the next one is drawn
-    assert ("<token>", "<token>") not in itertools.pairwise(events)
-    tokenizer = Tokenizer.open(str(model / "model"))
-    first, second = (tokenizer.decode(reply) for reply in replies)
-    shown = "".join(e for e in events if e != "<token>")
-    assert f"{first}\n" in shown
-    assert f"{second}\n" in shown
-    messages = [
-        {"role": "system", "content": "be kind"},
-        {"role": "user", "content": "hello there"},
-        {"role": "assistant", "content": first},
-        {"role": "user", "content": "and the moon?"},
-    ]
-    assert prompts[0] == tuple(prompt_ids(tokenizer, messages[:2]))  # type: ignore[arg-type]
-    assert prompts[1] == tuple(prompt_ids(tokenizer, messages))  # type: ignore[arg-type]
-
-
-def test_a_talk_ends_at_an_empty_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, _, prompts, _ = talk(monkeypatch, "hi\n\nnever said\n", str(model), "--max-new-tokens", "2")
-    assert (code, len(prompts)) == (0, 1)
-
-
-def test_a_talk_repeats_with_its_seed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = [
-        talk(monkeypatch, "hi\n", str(model / "model"), "--max-new-tokens", "20", "--temperature", t, "--seed", seed)[3]
-        for t, seed in (("1", "0"), ("1", "0"), ("1", "1"), ("0", "0"), ("0", "1"))
-    ]
-    assert said[0] == said[1] != said[2]
-    assert said[3] == said[4] != said[0]

@@ -1,4 +1,4 @@
-"""The values that flow between the rooms: what they check, how they are indexed, and that they move whole."""
+"""The values that flow between packages: what they check, how they are indexed, and that they move whole."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_indexing_a_batch_takes_the_rows_of_every_field(critic: bool) -> None:
     assert (some.values is None) is (some.returns is None) is (not critic)
 
 
-def test_a_step_s_observations_and_actions_stay_together() -> None:
+def test_a_steps_observations_and_actions_stay_together() -> None:
     inputs = VectorActions(torch.arange(6.0).view(3, 2), torch.tensor([7, 8, 9]))
     column = torch.arange(3.0)[:, None]
     some = PolicyBatch(inputs, column >= 0, column, column)[ROWS].inputs
@@ -49,7 +49,7 @@ def test_a_step_s_observations_and_actions_stay_together() -> None:
 
 @pytest.mark.parametrize("critic", [True, False])
 def test_a_batch_moves_with_everything_in_it(critic: bool) -> None:
-    """The meta device stands for any other."""
+    """The meta device represents any other."""
     moved = text_batch(critic).to("meta")
     assert isinstance(moved.inputs, TextActions)
     found = [*moved.tensors().values(), moved.inputs.responses, moved.inputs.mask, moved.inputs.ref_logprobs]

@@ -5,7 +5,7 @@ the dispatch of the dozens of operations that they replace.  Torch keeps the mat
 holds; with more weights than that a product of few rows is bound by memory, and torch's reads it at half its speed.
 
 Plain form: ``accord.models.transformer.Transformer.forward_plain`` of the whole text, compared in
-``tests/rollout/test_generate_fast.py``; of a product ``torch.nn.functional.linear``, in
+``tests/kernels/test_decoding_numba.py``; of a product ``torch.nn.functional.linear``, in
 ``tests/kernels/test_decoding.py``.
 """
 

@@ -6,7 +6,7 @@ flat float32 views; a head's width and a row's width are multiples of ``LANES``.
 that the number of threads changes no bit.
 
 Plain form: ``accord.models.transformer.Transformer.step`` without kernels and, of the draw,
-``accord.rollout.generate.draw``; compared in ``tests/rollout/test_generate_fast.py``.
+``accord.rollout.generate.draw``; compared in ``tests/kernels/test_decoding_numba.py``.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ NewRun = Callable[..., Run]
 
 # ------------------------------------------------------------------------------------- the loop
 class Nothing:
-    """A part of the saved state that remembers nothing."""
+    """A part of the saved state without contents."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -67,7 +67,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Recorder(Nothing):
-    """An updater that notes the rows of each minibatch and reports the approximate KL of the step's number."""
+    """An updater that records the rows of each minibatch and reports the approximate KL of the step's number."""
 
     device: torch.device = CPU
     kl_of_step: Callable[[int], float] = lambda step: 0.0
@@ -186,7 +186,7 @@ def test_a_large_kl_stops_a_rollout_and_not_the_next(new_run: NewRun) -> None:
 
 
 def test_a_rollout_that_its_kl_stopped_stays_stopped_after_a_resume(new_run: NewRun) -> None:
-    """Trap 45.  The state is saved with the step that went too far; the resumed run goes to the next rollout."""
+    """The state is saved with the step that exceeded the KL limit; the resumed run continues with the next rollout."""
     first = Recorder(kl_of_step=large_at(4), stop_after=4)
     first.run = new_run()
     with pytest.raises(Interrupted):
@@ -197,7 +197,7 @@ def test_a_rollout_that_its_kl_stopped_stays_stopped_after_a_resume(new_run: New
     assert source.collected == [1]
 
 
-def test_an_adaptive_rate_follows_the_kl_and_stops_nothing(new_run: NewRun) -> None:
+def test_an_adaptive_learning_rate_follows_the_kl_and_stops_nothing(new_run: NewRun) -> None:
     updater = Recorder(kl_of_step=float)
     trained(new_run(), updater, Counting(), RolloutLoop(2, 5, 3, 2, target_kl=0.1, adaptive_rate=True))
     assert updater.adapted == [(float(step), 0.1) for step in range(1, STEPS + 1)]
@@ -210,12 +210,12 @@ def test_without_a_target_no_kl_stops_or_adapts(new_run: NewRun) -> None:
     assert not updater.adapted
 
 
-def test_the_controller_is_what_the_config_says() -> None:
+def test_the_kl_controller_is_the_configured_one() -> None:
     assert kl_controller(KL(beta=0.2)) == FixedKL(0.2)
     assert kl_controller(KL(beta=0.2, target=6.0, horizon=50)) == AdaptiveKL(0.2, 6.0, 50)
 
 
-def test_the_clip_range_is_constant_or_falls_in_a_line() -> None:
+def test_the_clip_range_is_constant_or_falls_linearly() -> None:
     for kind, expected in (("constant", [0.2] * 4), ("linear", [0.2, 0.15, 0.1, 0.05])):
         training = PPOOptimizer(clip_range=0.2, clip_schedule=kind)  # type: ignore[arg-type]
         assert [clip_range_at(training, i, 4) for i in range(4)] == pytest.approx(expected)
@@ -232,7 +232,7 @@ def text_batch() -> PolicyBatch:
 
 @pytest.mark.parametrize("placement", ["reward", "loss"])
 @pytest.mark.parametrize("weight", [1.0, 0.0])
-def test_the_loss_by_hand(placement: str, weight: float) -> None:
+def test_the_loss_is_the_documented_formula(placement: str, weight: float) -> None:
     batch = text_batch()
     new = [torch.randn(5, 3, generator=torch.Generator().manual_seed(s)) for s in (1, 2, 3)]
     for x in new:
@@ -322,7 +322,7 @@ def steps(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 def test_a_language_run_starts_at_ratio_one_and_kl_zero(
     stage: Any, world: Any, rewards: str, lines: Any, family: str, temperature: float, critic: str
 ) -> None:
-    """Traps 19, 21, 33 and 41."""
+    """Scoring uses the sampling temperature, dropout is off, the reference is the start, and the critic starts at zero."""
     model = {"base_model": getattr(world, family), "critic": critic}
     sampling = {"temperature": temperature}
     stage("ppo", language(world, rewards, model=model, sampling=sampling, training={"iterations": 1}))
@@ -347,8 +347,8 @@ def test_each_rollout_starts_at_ratio_one(stage: Any, world: Any, rewards: str, 
     assert abs(rollouts(lines("ppo"))[-1]["rollout/kl"]) > 1e-3  # and the policy has moved away
 
 
-def test_each_rollout_has_chance_of_its_own(stage: Any, world: Any, rewards: str, lines: Any) -> None:
-    """The same weights and prompts all along: only the draws are left to differ."""
+def test_each_rollout_draws_with_its_own_seed(stage: Any, world: Any, rewards: str, lines: Any) -> None:
+    """Weights and prompts are the same throughout, so only the draws can differ."""
     training = {"iterations": 4, "learning_rate": 0.0, "replies": 16}  # all eight prompts in every rollout
     stage("ppo", language(world, rewards, reward={"source": f"{rewards}:brevity"}, training=training))
     rows = rollouts(lines("ppo"))
@@ -361,7 +361,9 @@ def test_another_reference_is_measured_from_the_start(stage: Any, world: Any, re
 
 
 @pytest.mark.parametrize("source", ["model", "terms"])
-def test_rewards_of_models_and_of_several_terms(stage: Any, world: Any, rewards: str, lines: Any, source: str) -> None:
+def test_the_score_is_the_weighted_sum_of_its_reward_terms(
+    stage: Any, world: Any, rewards: str, lines: Any, source: str
+) -> None:
     reward: dict[str, Any] = {"source": world.reward}
     if source == "terms":
         terms = [(world.reward, 0.5), (f"{rewards}:brevity", 0.1), (world.reward, 2.0)]
@@ -386,7 +388,7 @@ def test_micro_batches_of_replies_change_nothing(
 
 
 def test_the_coefficient_follows_the_measured_kl(stage: Any, world: Any, rewards: str, lines: Any) -> None:
-    """Trap 31: n is the replies of a rollout, the KL a sum over the reply."""
+    """n counts the replies of a rollout, and the KL is a sum over the reply."""
     kl = {"beta": 0.15, "target": 0.05, "horizon": 40}
     stage("ppo", language(world, rewards, kl=kl, training={"iterations": 4, "learning_rate": 0.02}))
     rows = rollouts(lines("ppo"))
@@ -427,7 +429,7 @@ def test_a_large_kl_ends_the_updates_of_a_rollout(stage: Any, world: Any, reward
         assert over[-1] or len(mine) == 8
 
 
-def test_the_rate_follows_the_kl(stage: Any, world: Any, rewards: str, lines: Any) -> None:
+def test_the_learning_rate_follows_the_kl(stage: Any, world: Any, rewards: str, lines: Any) -> None:
     training = {"target_kl": 1e-4, "schedule": "kl_adaptive", "learning_rate": 0.01}
     stage("ppo", language(world, rewards, training=training))
     rows = steps(lines("ppo"))

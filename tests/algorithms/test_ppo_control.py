@@ -1,4 +1,4 @@
-"""PPO on Gymnasium's tasks: what is trained on, what is left, and the returns that the recipes promise."""
+"""PPO on Gymnasium's tasks: what is trained on, which files are written, and the returns that the recipes reach."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def collector(
 class Scripted:
     """Two environments that show (number, episode, step) and give the step as reward.
 
-    The first begins anew within the step: it ends at step 3 and, in every other episode, is cut at step 2.
+    The first resets within the step: it ends at step 3 and, in every other episode, is truncated at step 2.
     The second waits one step after each end, as autoreset at the next step does; it is cut at step 3.
     """
 
@@ -103,10 +103,10 @@ class Scripted:
 @pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("quick", [False, True])
-def test_no_transition_crosses_an_episodes_border(
+def test_no_transition_crosses_the_end_of_an_episode(
     new_run: NewRun, continuous: bool, normalize: bool, quick: bool
 ) -> None:
-    """Traps 36 and 37, against a plain loop over the episodes as the script has them, each environment alone."""
+    """Truncation is bootstrapped and resets are masked, against a plain loop over each environment's scripted episodes."""
     torch.manual_seed(0)
     model = GaussianActorCritic(3, 2, 8) if continuous else ActorCritic(3, 2, 8)
     vectors = Scripted(continuous)
@@ -152,7 +152,7 @@ def test_no_transition_crosses_an_episodes_border(
 
 
 class ScriptedEpisode:
-    """Shows (episode, step); rewards 1 a step; ends at its 3rd step, is cut at its 2nd in every other episode."""
+    """Observes (episode, step); rewards 1 a step; ends at step 3, and is truncated at step 2 in every other episode."""
 
     def __init__(self) -> None:
         self.episode = -1
@@ -172,7 +172,7 @@ class ScriptedEpisode:
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_the_kl_to_a_reference_is_a_penalty_on_each_step(new_run: NewRun, quick: bool, beta: float) -> None:
-    """Traps 36 and 37, against a loop that knows the script; as token environments and Gymnasium tasks are collected."""
+    """Truncation and resets as well, against a loop that knows the script; for token environments and Gymnasium tasks."""
     torch.manual_seed(0)
     model = ActorCritic(2, 2, 8)
     vectors = EpisodeVectors([ScriptedEpisode()], Spaces(2, 2), lambda i, e: 0, with_reference=True)
@@ -272,7 +272,7 @@ def test_a_run_starts_each_rollout_at_ratio_one(stage: Any, lines: Any, tmp_path
         assert found["eval_length"] == 20
 
 
-def test_evaluation_changes_nothing_that_is_learnt(stage: Any, lines: Any, tmp_path: Path, weights_of: Any) -> None:
+def test_evaluation_changes_nothing_that_is_learned(stage: Any, lines: Any, tmp_path: Path, weights_of: Any) -> None:
     normalize = {"observations": True, "rewards": True}
     given = values("CartPole-v1", normalize=normalize, training={"total_timesteps": 256})
     stage("ppo", {**given, "evaluation": {"episodes": 0, "curve": False}}, "without")
@@ -286,7 +286,7 @@ def test_evaluation_changes_nothing_that_is_learnt(stage: Any, lines: Any, tmp_p
     assert trained[0] == trained[1]
 
 
-def test_the_clip_falls_in_a_line(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clip_range_falls_linearly(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[float] = []
     step = NumpyUpdater.step
 
@@ -323,7 +323,7 @@ def test_a_kl_is_refused_since_a_task_has_no_reference(stage: Any) -> None:
         stage("ppo", values("CartPole-v1", kl={"beta": 0.1}))
 
 
-def test_a_curve_and_a_video_are_left(stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_curve_and_a_video_are_written(stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("pygame")
     from PIL import Image
@@ -337,7 +337,7 @@ def test_a_curve_and_a_video_are_left(stage: Any, tmp_path: Path, monkeypatch: p
     assert 2 <= video.n_frames <= 10  # type: ignore[attr-defined]  # every second of at most 20 steps
 
 
-def test_what_is_missing_for_curve_and_video_is_said(
+def test_packages_missing_for_curve_and_video_are_named(
     stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = values("CartPole-v1", evaluation={"curve": True, "video": True, "episodes": 1})
@@ -362,7 +362,7 @@ def trained(recipe: str, tmp_path: Path, *overrides: str) -> dict[str, float]:
     return dict(done["metrics"])
 
 
-def test_the_cartpole_recipe_keeps_its_promise(tmp_path: Path) -> None:
+def test_the_cartpole_recipe_reaches_its_documented_return(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     try:
         found = trained("cartpole", tmp_path, "seed=0")
@@ -377,14 +377,14 @@ PROMISED = {"cartpole": 475, "acrobot": -100, "pendulum": -250, "lunar_lander": 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("recipe", PROMISED)
-def test_a_recipe_keeps_its_promise(tmp_path: Path, recipe: str, seed: int) -> None:
+def test_a_recipe_reaches_its_documented_return(tmp_path: Path, recipe: str, seed: int) -> None:
     if recipe == "lunar_lander":
         pytest.importorskip("Box2D")
     assert trained(recipe, tmp_path, f"seed={seed}")["eval_return"] >= PROMISED[recipe]
 
 
 @pytest.mark.slow
-def test_mountain_car_stays_at_the_bottom_without_normalisation(tmp_path: Path) -> None:
-    """The known negative control: a PPO that solves it so has a fault, or another exploration."""
+def test_mountain_car_stays_at_the_bottom_without_normalization(tmp_path: Path) -> None:
+    """The known negative control: a PPO that solves it this way has a fault, or explores differently."""
     plain = ("normalize.observations=false", "normalize.rewards=false")
     assert trained("mountain_car", tmp_path, *plain)["eval_return"] == -200

@@ -62,7 +62,7 @@ def test_a_run_starts_each_rollout_at_ratio_one(
 
 
 def test_the_kl_coefficient_counts_replies_not_steps(stage: Any, world: Any, rewards: str, lines: Any) -> None:
-    """Trap 31: the horizon is in replies, and a rollout of heads has fewer of them than steps."""
+    """The horizon is in replies, and a rollout of heads has fewer replies than steps."""
     kl = {"beta": 0.1, "target": 0.01, "horizon": 100}
     stage("ppo", heads(world, rewards, kl=kl, training={"total_timesteps": 96}))
     rows = rollouts(lines("ppo"))
@@ -108,7 +108,7 @@ def opened(run: Run, world: Any, rewards: str, **changes: Any) -> Any:
     return open_token_environments(config, run)
 
 
-def test_environments_have_the_model_s_sizes_and_its_logprobs(new_run: NewRun, world: Any, rewards: str) -> None:
+def test_environments_have_the_models_sizes_and_its_logprobs(new_run: NewRun, world: Any, rewards: str) -> None:
     vectors = opened(new_run(), world, rewards, training={"n_envs": 3})
     assert (vectors.spaces.obs_dim, vectors.spaces.action_dim, vectors.spaces.continuous) == (32, 50, False)
     assert vectors.observations.shape == (3, 32)
@@ -153,7 +153,7 @@ def rewarded(new_run: NewRun, world: Any) -> Callable[..., float]:
 def test_a_reply_without_its_end_gets_the_penalty_alone(
     rewarded: Callable[..., float], rewards: str, tokenizer: Tokenizer
 ) -> None:
-    """Trap 24."""
+    """The penalty takes the place of the score; it is not added to it."""
     brevity = f"{rewards}:brevity"  # minus the letters
     cut, ended = tokenizer.encode("abcd"), [*tokenizer.encode("abc"), tokenizer.eos_id]
     assert rewarded(brevity, ended) == -3.0

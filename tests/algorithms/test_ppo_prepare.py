@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,10 @@ from accord.algorithms.ppo import policy_pass, prepare, token_batch
 from accord.config.load import build
 from accord.config.ppo import PPO
 from accord.data.prompts import PromptData
-from accord.data.tokenizer import small_tokenizer
+from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic
-from accord.models.open import small_backbone
+from accord.models.open import open_backbone, small_backbone
 from accord.models.reference import FrozenReference
 from accord.rollout.collect import TextTask, collect
 from accord.rollout.generate import Decoding
@@ -78,14 +79,14 @@ PLAIN = {"normalize_advantages": False}
 
 
 def batch_of(rollout: Rollout, beta: float = 0.2, **changes: Any) -> PolicyBatch:
-    """On the sampler's log-probs and what was read in passing."""
+    """On the sampler's log-probs and on the values read during sampling."""
     assert rollout.readout is not None
     return token_batch(rollout, rollout.generation.logprobs, rollout.readout, beta, config_of(**changes))[0]
 
 
 # ------------------------------------------------------------------------------------- old log-probs and values
 @pytest.mark.parametrize("critic", ["shared", "shared_detached", "separate"])
-def test_old_log_probs_and_values_are_the_policy_s(critic: str) -> None:
+def test_old_log_probs_and_values_are_the_policys(critic: str) -> None:
     policy = policy_of(critic)
     rollout = rollout_of(policy)
     assert (rollout.readout is None) is (critic == "separate")
@@ -123,7 +124,7 @@ def test_recomputed_log_probs_agree_and_the_mismatch_is_logged(weights: str) -> 
 
 
 def test_the_kl_to_the_policy_itself_is_zero_at_the_first_rollout() -> None:
-    """Trap 33."""
+    """The reference is opened from its own folder, not from the resumed policy."""
     policy = policy_of("shared")
     rollout = rollout_of(policy, reference=0)
     torch.testing.assert_close(rollout.ref_logprobs, rollout.generation.logprobs, rtol=0, atol=1e-5)
@@ -165,7 +166,7 @@ def test_advantages_are_those_of_a_naive_loop() -> None:
     assert torch.equal(batch.inputs.ref_logprobs, rollout.ref_logprobs)
     metrics = stats.metrics
     kl = [float((rollout.generation.logprobs[b] - rollout.ref_logprobs[b]).sum()) for b in range(12)]
-    assert stats.kl == metrics["kl"] == pytest.approx(sum(kl) / 12, rel=1e-5)  # a sum over the reply (trap 30)
+    assert stats.kl == metrics["kl"] == pytest.approx(sum(kl) / 12, rel=1e-5)  # a sum over the reply, not a mean
     assert stats.replies == metrics["replies"] == 12
     assert metrics["score"] == pytest.approx(float(rollout.scores.mean()))
     assert metrics["term/length"] == metrics["score"]
@@ -257,3 +258,48 @@ def test_rows_of_a_batch_keep_their_prompts() -> None:
     for name, tensor in batch.tensors().items():
         assert torch.equal(some.tensors()[name], tensor[rows])
     assert torch.equal(some.inputs.responses, rollout.generation.responses[rows])
+
+
+# ------------------------------------------------------------------------------------- precision of sampler and trainer
+def with_large_weights(folder: str, by: float, target: Path, tokenizer: Tokenizer) -> str:
+    """A copy with weights so large that rounding to bfloat16 matters."""
+    backbone = open_backbone(folder)
+    with torch.no_grad():
+        for name, weight in backbone.named_parameters():
+            if weight.ndim == 2 and not name.endswith(("A_log", "dt_proj.weight")):
+                weight.mul_(by)
+    target.mkdir()
+    backbone.save(str(target))
+    tokenizer.save(target)
+    return str(target)
+
+
+def precision_config(model: str, prompts: str, rewards: str, precision: str) -> dict[str, Any]:
+    return {
+        "model": {"policy": "language", "base_model": model, "max_length": 64},
+        "training": {"replies": 8, "batch_size": 8, "num_epochs": 1, "iterations": 2, "learning_rate": 1e-3},
+        "sampling": {"max_new_tokens": 12, "temperature": 0.7},
+        "prompts": prompts,
+        "reward": {"source": f"{rewards}:brevity", "scale": 0.1},
+        "precision": precision,
+    }
+
+
+@pytest.mark.parametrize(("family", "by"), [("mamba", 3), ("transformer", 8)])
+def test_in_bfloat16_rollouts_start_at_ratio_one_and_log_the_mismatch(
+    stage: Any, world: Any, rewards: str, lines: Any, tokenizer: Tokenizer, tmp_path: Path, family: str, by: float
+) -> None:
+    model = with_large_weights(getattr(world, family), by, tmp_path / "large", tokenizer)
+    stage("ppo", precision_config(model, world.prompts, rewards, "bfloat16"))
+    rollouts = [row for row in lines("ppo") if "rollout/mismatch_max" in row]
+    assert len(rollouts) == 2
+    for row in rollouts:
+        assert 1e-4 < row["rollout/mismatch_mean"] < row["rollout/mismatch_max"]
+    steps = [row for row in lines("ppo") if "ratio" in row]  # one a rollout
+    assert [row["ratio"] for row in steps] == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert max(row["approx_kl"] for row in steps) < 1e-9
+
+
+def test_in_float32_the_log_probs_of_sampling_are_used(stage: Any, world: Any, rewards: str, lines: Any) -> None:
+    stage("ppo", precision_config(world.transformer, world.prompts, rewards, "float32"))
+    assert not any("rollout/mismatch_max" in row for row in lines("ppo"))

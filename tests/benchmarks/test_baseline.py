@@ -32,7 +32,7 @@ def test_one_bit_is_a_difference_and_nan_is_equal_to_nan(baseline: ModuleType) -
     assert baseline.differences(new, old) == ["sft step 1 loss: 0.1 became 0.10000000000000002"]
 
 
-def test_what_is_gone_is_a_difference_and_what_is_new_is_none(baseline: ModuleType) -> None:
+def test_a_missing_number_is_a_difference_and_a_new_one_is_not(baseline: ModuleType) -> None:
     old = {"sft": {"step 1 loss": [0.5]}, "dpo": {"weights": "ab"}}
     assert baseline.differences({"sft": {"step 1 nll": [0.5]}}, old) == [
         "sft step 1 loss: 0.5 is gone",
@@ -46,7 +46,7 @@ def test_metrics_of_a_step_come_in_the_order_of_their_lines(baseline: ModuleType
     assert dict(baseline.metrics_of(tmp_path)) == {"step 1 loss": [2.0, 1.0], "step 1 kl": [0.0]}
 
 
-def test_a_digest_feels_names_shapes_and_bits_and_no_order(baseline: ModuleType, tmp_path: Path) -> None:
+def test_a_digest_depends_on_names_shapes_and_bits_and_not_on_order(baseline: ModuleType, tmp_path: Path) -> None:
     def digest(state: dict[str, torch.Tensor]) -> str:
         torch.save({"model_state_dict": state}, tmp_path / "m_final.pt")
         found: str = baseline.digest_of_tensors(tmp_path / "m_final.pt")
@@ -61,7 +61,7 @@ def test_a_digest_feels_names_shapes_and_bits_and_no_order(baseline: ModuleType,
     assert len({same, *map(digest, others)}) == 4
 
 
-def test_numbers_of_nested_results_are_named_by_their_way(baseline: ModuleType) -> None:
+def test_numbers_of_nested_results_are_named_by_their_path(baseline: ModuleType) -> None:
     results = {"ppo": {"win_rate": 0.7, "ci95": [0.6, 0.8], "text": "good"}}
     assert dict(baseline.leaves(results, "results")) == {
         "results.ppo.win_rate": 0.7, "results.ppo.ci95.0": 0.6, "results.ppo.ci95.1": 0.8,

@@ -1,4 +1,4 @@
-"""The KL of best-of-n against enumeration, integration and the bound that it is for replies that are not rare."""
+"""The KL of best-of-n against enumeration and integration, and as an upper bound for discrete replies."""
 
 from __future__ import annotations
 

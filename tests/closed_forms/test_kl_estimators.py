@@ -3,7 +3,7 @@
 What holds, for actions drawn from the policy pi and a reference ref:
 
 ====================================  ==========================  =====================================================
-                                      expected value              expected gradient as a loss, the draws held fixed
+                                      expected value              expected gradient as a loss, the samples fixed
 ====================================  ==========================  =====================================================
 k1 = log pi - log ref                 KL(pi || ref), exactly      none at all: refused as a loss
 k2 = k1 squared / 2                   another number              that of KL(pi || ref)
@@ -12,7 +12,7 @@ k1 in the reward (policy gradient)                                that of KL(pi 
 ====================================  ==========================  =====================================================
 
 Near the reference k3 varies far less than k1; far from it, it can vary without bound while k1 does not.  Of a reply of
-several tokens, k2 on each token has the gradient of each choice's KL, the texts before it held fixed; it does not see
+several tokens, k2 on each token has the gradient of each choice's KL with the texts before it fixed; it does not see
 that a choice leads to texts where the KL is larger.  Only the reward does.
 """
 
@@ -71,7 +71,7 @@ def test_k1_and_k3_are_unbiased_and_k2_is_not(numbers: tuple[int, float, int]) -
     assert abs(moments(k2, logits, ref)[0] / exact - 1) > 1e-3
 
 
-def test_k2_s_bias_vanishes_near_the_reference() -> None:
+def test_k2s_bias_vanishes_near_the_reference() -> None:
     """Its expectation is another f-divergence, of the same second order."""
     errors = []
     for distance in (0.4, 0.2, 0.1, 0.05):
@@ -96,7 +96,7 @@ def test_near_the_reference_k3_varies_least_by_far(actions: int, seed: int) -> N
 
 
 def test_far_from_the_reference_k3_varies_without_bound() -> None:
-    """An action that the policy gave up, one time in n: by hand, k3 squared there is about (n / 2)^2 at 1 / n."""
+    """An action that the policy almost never takes, one time in n: k3 squared there is about (n / 2)^2 at 1 / n."""
     ref = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
     for n in (1e2, 1e4, 1e6):
         policy = torch.tensor([1 / n, 1 - 1 / n], dtype=torch.float64).log()
@@ -122,7 +122,7 @@ def penalty_gradient(logits: Tensor, ref: Tensor, estimator: str) -> Tensor:
 
 
 @pytest.mark.parametrize("numbers", TOYS)
-def test_gradients_in_the_loss(numbers: tuple[int, float, int]) -> None:
+def test_each_estimator_as_a_loss_has_its_known_gradient(numbers: tuple[int, float, int]) -> None:
     logits, ref = toy(*numbers)
     forward = gradient_of(kl_divergence(Categorical(logits=logits), Categorical(logits=ref)), logits)
     reverse = gradient_of(kl_divergence(Categorical(logits=ref), Categorical(logits=logits)), logits)
@@ -130,7 +130,7 @@ def test_gradients_in_the_loss(numbers: tuple[int, float, int]) -> None:
     torch.testing.assert_close(penalty_gradient(logits, ref, "k2"), forward, **near)
     torch.testing.assert_close(penalty_gradient(logits, ref, "k3"), reverse, **near)
     assert (forward - reverse).norm() > 0.01 * forward.norm()
-    # k1: the draws held fixed, the gradient of E[log pi] is that of a sum that is always 1
+    # k1: with fixed samples, the gradient of E[log pi] is that of a sum that is always 1
     nothing = gradient_of((logits.detach().softmax(-1) * k1(log_ratios(logits, ref))).sum(), logits)
     torch.testing.assert_close(nothing, torch.zeros_like(nothing), rtol=0, atol=1e-14)
     with pytest.raises(ValueError, match="expected gradient of zero"):
@@ -141,13 +141,13 @@ def test_gradients_in_the_loss(numbers: tuple[int, float, int]) -> None:
 
 
 class Replies(NamedTuple):
-    """All nine replies of two tokens out of three, the second one's chances depending on the first."""
+    """All nine replies of two tokens out of three, the second one's probabilities depending on the first."""
 
     logprobs: Tensor  # (9, 2), differentiable
     ref_logprobs: Tensor  # (9, 2)
-    chance: Tensor  # (9,) of each, without gradient
+    probability: Tensor  # (9,) of each, without gradient
     exact: Tensor  # () KL of the whole replies
-    of_choices: Tensor  # () the same number, the texts before each choice held fixed
+    of_choices: Tensor  # () the same number, with the texts before each choice fixed
     parameters: tuple[Tensor, Tensor]
 
 
@@ -176,13 +176,13 @@ def test_the_sum_over_tokens_is_the_kl_of_the_reply() -> None:
     toys = replies()
     ratios = (toys.logprobs - toys.ref_logprobs).detach()
     for estimator in (k1, k3):
-        mean = (toys.chance * estimator(ratios).sum(1)).sum()
+        mean = (toys.probability * estimator(ratios).sum(1)).sum()
         torch.testing.assert_close(mean, toys.exact.detach(), rtol=1e-10, atol=0)
     torch.testing.assert_close(toys.of_choices, toys.exact, rtol=1e-10, atol=0)
     assert toys.exact.item() > 0.2
 
 
-def test_the_reward_has_the_gradient_of_the_whole_reply_s_kl_whatever_the_critic() -> None:
+def test_the_reward_has_the_gradient_of_the_whole_replys_kl_whatever_the_critic() -> None:
     """Shaping, GAE at lambda 1 and the policy loss at ratio 1, as PPO puts them together; scores are zero."""
     toys, beta = replies(), 0.3
     everywhere = torch.ones(9, 2, dtype=torch.bool)
@@ -192,7 +192,7 @@ def test_the_reward_has_the_gradient_of_the_whole_reply_s_kl_whatever_the_critic
     values = torch.tensor([0.4, -0.2, 0.9, 0.1], dtype=torch.float64)
     seen = torch.stack([values[0].expand(9), values[1:].repeat_interleave(3)], 1)
     advantages, _ = token_gae(rewards, seen, everywhere, 1.0, 1.0)
-    rows = zip(toys.logprobs, new, advantages, everywhere, toys.chance, strict=True)
+    rows = zip(toys.logprobs, new, advantages, everywhere, toys.probability, strict=True)
     loss = torch.stack([w * ppo_policy_loss(n, o, a, m, 0.2).loss.total for n, o, a, m, w in rows]).sum()
     torch.testing.assert_close(gradients_of(loss, toys), beta * gradients_of(toys.exact, toys), rtol=1e-9, atol=1e-12)
 
@@ -200,7 +200,7 @@ def test_the_reward_has_the_gradient_of_the_whole_reply_s_kl_whatever_the_critic
 def test_k2_on_each_token_has_the_gradient_of_the_choices_alone() -> None:
     toys = replies()
     everywhere = torch.ones(2, dtype=torch.bool)
-    rows = zip(toys.logprobs, toys.ref_logprobs, toys.chance, strict=True)
+    rows = zip(toys.logprobs, toys.ref_logprobs, toys.probability, strict=True)
     loss = torch.stack([w * kl_penalty_loss(n, r, everywhere, "k2").loss.total for n, r, w in rows]).sum()
     found, whole = gradients_of(loss, toys), gradients_of(toys.exact, toys)
     torch.testing.assert_close(found, gradients_of(toys.of_choices, toys), rtol=1e-9, atol=1e-12)

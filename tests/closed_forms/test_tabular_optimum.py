@@ -132,12 +132,12 @@ def copy_of(world: World) -> Table:
     return policy
 
 
-def test_the_enumeration_is_whole_and_the_optimum_is_not_the_reference(world: World) -> None:
+def test_the_enumeration_is_complete_and_the_optimum_is_not_the_reference(world: World) -> None:
     assert len(REPLIES) == 1 + 3 + 3 * 3 * 4
     ref = logprobs(world.reference)
     assert ref.exp().sum(1).tolist() == pytest.approx([1, 1], abs=1e-6)
     assert divergence(ref, world.optimum) > 0.3
-    # it is the optimum: the objective there is beta log Z, and no tilted neighbour does better
+    # it is the optimum: the objective there is beta log Z, and no tilted policy near it does better
     z = (ref + world.scores.view(2, -1) / world.beta).logsumexp(1)
 
     def gain(policy: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def ppo(
     return policy
 
 
-def test_ppo_with_the_kl_in_the_reward_reaches_it(world: World, run: Run) -> None:
+def test_ppo_with_the_kl_in_the_reward_reaches_the_optimum(world: World, run: Run) -> None:
     """Sampled, not enumerated: at the optimum every reply's shaped reward is the same, so the noise dies out."""
     policy = ppo(world, known(world), run, LONGEST, 48, {})
     assert divergence(logprobs(policy.policy), world.optimum) < BOUND
@@ -216,7 +216,7 @@ def test_ppo_with_the_kl_in_the_reward_reaches_it(world: World, run: Run) -> Non
 
 
 def reverse_optimum(ref: Tensor, scores: Tensor, beta: float) -> Tensor:
-    """log of the policy that maximises E[r] - beta KL(ref || pi): beta ref / (c - r), with c such that it sums to 1."""
+    """log of the policy that maximizes E[r] - beta KL(ref || pi): beta ref / (c - r), with c such that it sums to 1."""
     low, high = scores.max() + 1e-9, scores.max() + beta
     for _ in range(100):
         c = (low + high) / 2
@@ -224,7 +224,9 @@ def reverse_optimum(ref: Tensor, scores: Tensor, beta: float) -> Tensor:
     return (beta * ref.exp() / (low - scores)).log()
 
 
-def test_ppo_with_k2_in_the_loss_reaches_it_and_with_k3_the_other_divergence_s(world: World, run: Run) -> None:
+def test_ppo_with_k2_in_the_loss_reaches_the_optimum_and_with_k3_that_of_the_other_divergence(
+    world: World, run: Run
+) -> None:
     """Replies of one token, since a term a token holds the KL of each choice, not of what follows from it."""
     ref = world.reference.table[[1, 2]].double().log_softmax(-1)
     scores = torch.tensor([0.0, 2.0, 3.0, 1.0], dtype=torch.float64)
@@ -264,7 +266,7 @@ def least_loss(world: World, pairs: list[PreferencePair]) -> float:
     return float(np.log1p(np.exp(gaps)).mean())
 
 
-def test_dpo_on_exact_pairs_reaches_it(world: World, pairs: list[PreferencePair]) -> None:
+def test_dpo_on_exact_pairs_reaches_the_optimum(world: World, pairs: list[PreferencePair]) -> None:
     policy = copy_of(world)
     reference = dpo.reference_logprobs(FrozenReference(world.reference), pairs, torch.device("cpu"), "float32", 4096)
     batch = pack_preferences(pairs, range(len(pairs)))
@@ -280,7 +282,9 @@ def test_dpo_on_exact_pairs_reaches_it(world: World, pairs: list[PreferencePair]
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_a_reward_model_s_differences_reach_it(world: World, pairs: list[PreferencePair], pooling: Any) -> None:
+def test_reward_differences_of_a_reward_model_reach_the_true_ones(
+    world: World, pairs: list[PreferencePair], pooling: Any
+) -> None:
     torch.manual_seed(2)
     model = RewardModel(Table(3), ScalarHead(V), pooling)
     batch = pack_preferences(pairs, range(len(pairs)))

@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_one_sentence(settings: Variants, overrides: list[s
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_for_heads_is_not_one_for_a_language_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_for_heads_is_refused_for_a_language_model(capsys: pytest.CaptureFixture[str]) -> None:
     """The sentence names the file's line, and the command ends with 2."""
     path = CONFIGS / "ppo_train.yaml"
     assert main(["ppo", "--config", str(path), "model.policy=language"]) == 2

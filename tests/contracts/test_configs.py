@@ -40,7 +40,7 @@ def test_the_shipped_files_are_there() -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_it_loads(file: str) -> None:
+def test_a_shipped_config_loads(file: str) -> None:
     values, _ = read_yaml(file)
     if "stages" in values:
         pipeline, planned = plan(file)
@@ -54,7 +54,7 @@ def test_it_loads(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_it_names_the_command_that_runs_it(file: str) -> None:
+def test_a_shipped_config_names_the_command_that_runs_it(file: str) -> None:
     words = command_in(REPO / file)
     assert words, f"{file}: say in a comment which command runs it"
     options = parse(words)
@@ -69,7 +69,7 @@ def test_it_names_the_command_that_runs_it(file: str) -> None:
 
 @pytest.mark.parametrize("file", [f for f in FILES if "recipes" in f and "stages" in read_yaml(f)[0]])
 def test_a_recipe_writes_beside_the_others(file: str) -> None:
-    """Two recipes in one folder would take turns in redoing one another's stages."""
+    """Two recipes in one folder would each rerun the other's stages."""
     pipeline, _ = plan(file)
     others = [plan(f)[0] for f in FILES if f != file and "stages" in read_yaml(f)[0]]
     assert pipeline.out not in [other.out for other in others]

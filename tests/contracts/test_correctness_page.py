@@ -1,4 +1,4 @@
-"""docs/correctness.md against the code: what it names exists, every trap is there once, and no test stands for two things.
+"""docs/correctness.md against the code: what it names exists, every trap is there once, and no test is named for two claims.
 
 Names are found in the syntax trees, so nothing is imported; the pages of the algorithms use the same form for functions.
 """
@@ -25,7 +25,7 @@ ROW = re.compile(r"^\| (\d+) \|(.*)\|$", re.MULTILINE)
 
 
 class Missing(Exception):
-    """What a page names and the code lacks."""
+    """A name on a page that the code does not have."""
 
 
 def names_in(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
@@ -43,7 +43,7 @@ def names_in(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
 
 @cache
 def top(path: Path) -> dict[str, ast.stmt]:
-    """What stands in a file outside of functions and classes."""
+    """The top-level names of a file."""
     return dict(names_in(ast.parse(path.read_text(encoding="utf-8")).body))
 
 
@@ -134,8 +134,8 @@ def test_every_trap_is_handled_and_tested_or_not_built() -> None:
 @pytest.mark.parametrize(
     ("file", "name"),
     [
-        ("tests/functional/test_kl.py", "test_hand_number"),
-        ("tests/functional/test_absent.py", "test_hand_numbers"),
+        ("tests/functional/test_kl.py", "test_estimators_equal_hand_computed_number"),
+        ("tests/functional/test_absent.py", "test_estimators_equal_hand_computed_numbers"),
         ("tests/functional/test_kl.py", "policies"),  # a helper, which is not collected
         ("tests/training/test_checkpoint.py", "Trap"),
     ],
@@ -162,7 +162,7 @@ def test_a_wrong_function_is_seen(file: str, name: str) -> None:
 
 
 def test_right_ones_are_found() -> None:
-    find_test("tests/functional/test_kl.py", "test_hand_numbers")
+    find_test("tests/functional/test_kl.py", "test_estimators_equal_hand_computed_numbers")
     for file, name in (
         ("accord/functional/kl.py", "AdaptiveKL.update"),
         ("kl.py", "AdaptiveKL.horizon"),

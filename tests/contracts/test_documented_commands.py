@@ -166,6 +166,6 @@ def test_settings_that_a_page_names_exist(page: Path) -> None:
         "sft --confg x",
     ],
 )
-def test_this_test_sees_mistakes(line: str) -> None:
+def test_mistakes_in_a_page_are_found(line: str) -> None:
     with pytest.raises((UserError, SystemExit)):
         check(line.split())

@@ -1,4 +1,4 @@
-"""docs/python_api.md: its blocks run, one behind the other, in an empty folder."""
+"""docs/python_api.md: its blocks run, one after another, in an empty folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REPO = Path(__file__).parents[2]
 PAGE = REPO / "docs" / "python_api.md"
 
 
-def test_the_blocks_run(tmp_path: Path) -> None:
+def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 5
     (tmp_path / "page.py").write_text("\n".join(blocks), encoding="utf-8")

@@ -61,7 +61,7 @@ TESTS = {
 
 # ------------------------------------------------------------------ paths and names
 @pytest.mark.parametrize("module", MODULES)
-def test_names_stand_where_they_are_looked_for(module: str) -> None:
+def test_the_specified_names_are_importable(module: str) -> None:
     loaded = importlib.import_module(module)
     for name in MODULES[module]:
         assert callable(getattr(loaded, name))
@@ -133,7 +133,7 @@ def test_the_command_is_installed_and_python_310_is_kept() -> None:
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
 
 
-def test_the_runner() -> None:
+def test_the_runner_is_executable_and_runs_the_pipeline() -> None:
     path = REPO / "run_phase4.sh"
     assert os.access(path, os.X_OK)
     text = path.read_text()
@@ -152,7 +152,7 @@ def test_configs_hold_the_specified_keys_and_values(file: str) -> None:
             assert type(written[section][key]) is type(value)
 
 
-def test_dpo_has_preference_pairs() -> None:
+def test_the_dpo_config_names_preference_pairs() -> None:
     written = yaml.safe_load((REPO / "configs" / "dpo_train.yaml").read_text())
     assert written["data"]["train"]
 
@@ -169,7 +169,7 @@ def test_actor_critic_as_documented() -> None:
     log_probs, values, entropy = model.evaluate(obs.repeat(32, 1), actions)
     assert log_probs.shape == values.shape == entropy.shape == (32,)
 
-    # the orders of the two triples, told apart by what only the right one can be
+    # the order of each triple, recognized by what only the right order can be
     assert action.dtype == torch.int64
     assert log_prob.item() < 0
     again = model.evaluate(obs, action)
@@ -191,7 +191,7 @@ def test_the_default_width_is_the_shipped_configs() -> None:
     ActorCritic(obs_dim=128, action_dim=50).load_state_dict(shipped.state_dict())
 
 
-def test_modes_of_the_policy_and_trunks_of_the_pair() -> None:
+def test_a_policy_samples_or_is_greedy_and_a_shared_trunk_is_smaller() -> None:
     from src.rl.policy import ActorCritic, PolicyNetwork, ValueNetwork
 
     torch.manual_seed(0)
@@ -227,7 +227,7 @@ def test_the_buffer_holds_what_is_named_and_is_circular() -> None:
 
 # ------------------------------------------------------------------ the algorithms as written
 def test_advantages_as_written() -> None:
-    """advantages[t] = delta + gamma·gae_lambda·(1 − done)·advantages[t+1], by hand."""
+    """advantages[t] = delta + gamma·gae_lambda·(1 − done)·advantages[t+1], written out."""
     from src.training.rl_utils import compute_gae
 
     rewards, values = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 0.25, -1.0])

@@ -1,4 +1,4 @@
-"""Tokenizers made on the spot: a byte-level BPE with ChatML's special tokens, and plain ones."""
+"""Tokenizers trained here: a byte-level BPE with ChatML's special tokens, and plain ones."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ CHAT: list[dict[str, Any]] = [
     {"role": "assistant", "content": "It is blue,\n\nand deep. é☃"},
 ]
 WITH_SYSTEM = [{"role": "system", "content": "Write short lines."}, *CHAT]
-# Turns in brackets, BOS written by the template, the end token behind a space.
+# Turns in brackets, BOS written by the template, the end token after a space.
 BRACKETS = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]"
     "{% elif m.role == 'assistant' %} {{ m.content | trim }} {{ eos_token }}"
@@ -60,14 +62,21 @@ def brackets(train_bpe: Train) -> Tokenizer:
     return Tokenizer(backend, named, BRACKETS)
 
 
+def backend_of(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """A copy of the tokenizer's backend, through its saved folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        return tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+
+
 def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer._serialized()), tokenizer.specials, template)
+    return Tokenizer(backend_of(tokenizer), tokenizer.specials, template)
 
 
 def in_transformers(tokenizer: Tokenizer) -> Any:
     from transformers import PreTrainedTokenizerFast
 
-    backend = tokenizers.Tokenizer.from_str(tokenizer._serialized())
+    backend = backend_of(tokenizer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, chat_template=tokenizer.chat_template, **tokenizer.specials
     )
@@ -78,7 +87,9 @@ def labels(tokenizer: Tokenizer, ids: list[int], mask: list[bool]) -> str:
 
 
 # ------------------------------------------------------------------ rendering
-def test_renders_and_tokenises_as_transformers(chatml: Tokenizer, small: Tokenizer, brackets: Tokenizer) -> None:
+def test_rendering_and_tokenization_are_those_of_transformers(
+    chatml: Tokenizer, small: Tokenizer, brackets: Tokenizer
+) -> None:
     for tokenizer in (chatml, small, brackets, with_template(chatml, BLOCKS)):
         theirs = in_transformers(tokenizer)
         conversations = [CHAT, CHAT[:1], CHAT[:3]]
@@ -103,7 +114,7 @@ def test_labels_agree_with_generation_tags(chatml: Tokenizer) -> None:
     ids, mask = tokenize_chat(tokenizer, CHAT)
     theirs = [bool(m) for m in said["assistant_masks"]][: len(ids)]
     newline = tokenizer.encode("\n")
-    assert [i for i, a, b in zip(ids, mask, theirs, strict=True) if a != b] == newline  # behind the first end token
+    assert [i for i, a, b in zip(ids, mask, theirs, strict=True) if a != b] == newline  # after the first end token
 
 
 def test_templates_are_sandboxed(chatml: Tokenizer) -> None:
@@ -123,7 +134,7 @@ def test_template_errors_are_sentences(chatml: Tokenizer, small: Tokenizer, plai
         render(plain, CHAT, False)
 
 
-def test_small_template(small: Tokenizer) -> None:
+def test_the_small_template_writes_user_and_assistant_tokens(small: Tokenizer) -> None:
     assert render(small, CHAT[:1], True) == "<user>What is the capital of France?<assistant>"
     said = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     assert render(small, said, True) == "<user>Be kind.\nHi<assistant>"
@@ -132,22 +143,22 @@ def test_small_template(small: Tokenizer) -> None:
 
 
 # ------------------------------------------------------------------ labels
-def test_labels_are_the_assistant_s_words_and_end_tokens(chatml: Tokenizer) -> None:
+def test_labels_are_the_assistants_words_and_end_tokens(chatml: Tokenizer) -> None:
     ids, mask = tokenize_chat(chatml, CHAT)
     assert labels(chatml, ids, mask) == "The capital is Paris.<|im_end|>It is blue,\n\nand deep. é☃<|im_end|>"
     assert mask[-1]
-    assert ids[-1] == chatml.eos_id  # trap 1: the final end token is a label
+    assert ids[-1] == chatml.eos_id  # the final end token is a label
     ends = [k for k, i in enumerate(ids) if i == chatml.eos_id]
     assert [mask[k] for k in ends] == [False, False, True, False, True]  # system, user, assistant, user, assistant
     assert not mask[ends[2] + 1]  # the newline that the template adds
 
 
-def test_one_turn_is_prompt_and_reply(chatml: Tokenizer, small: Tokenizer, brackets: Tokenizer) -> None:
+def test_one_turn_is_tokenized_as_prompt_and_reply(chatml: Tokenizer, small: Tokenizer, brackets: Tokenizer) -> None:
     for tokenizer in (chatml, small, brackets):
         for n in (1, 3):
-            asked, told = CHAT[:n], CHAT[n]["content"]
+            asked, answer = CHAT[:n], CHAT[n]["content"]
             ids, mask = tokenize_chat(tokenizer, CHAT[: n + 1])
-            prompt, reply = prompt_ids(tokenizer, asked), reply_ids(tokenizer, asked, told)
+            prompt, reply = prompt_ids(tokenizer, asked), reply_ids(tokenizer, asked, answer)
             assert prompt + reply == ids
             assert mask[len(prompt) :] == [True] * len(reply)
             assert reply[-1] == tokenizer.eos_id
@@ -155,17 +166,17 @@ def test_one_turn_is_prompt_and_reply(chatml: Tokenizer, small: Tokenizer, brack
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(asked=st.text(max_size=12), told=st.text(max_size=12))
-def test_prompt_and_reply_are_what_training_sees(chatml: Tokenizer, asked: str, told: str) -> None:
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
+@given(asked=st.text(max_size=12), answer=st.text(max_size=12))
+def test_prompt_and_reply_are_what_training_sees(chatml: Tokenizer, asked: str, answer: str) -> None:
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     ids, mask = tokenize_chat(chatml, messages)
-    prompt, reply = prompt_ids(chatml, asked), reply_ids(chatml, asked, told)
+    prompt, reply = prompt_ids(chatml, asked), reply_ids(chatml, asked, answer)
     assert prompt + reply == ids
     assert mask == [False] * len(prompt) + [True] * len(reply)
-    assert chatml.decode(reply, skip_special=False) == told + "<|im_end|>"
+    assert chatml.decode(reply, skip_special=False) == answer + "<|im_end|>"
 
 
-def test_no_labels_is_an_error(chatml: Tokenizer) -> None:
+def test_a_conversation_without_labels_is_an_error(chatml: Tokenizer) -> None:
     with pytest.raises(UserError, match="no assistant message"):
         tokenize_chat(chatml, CHAT[:1])
 
@@ -195,8 +206,8 @@ def test_a_prompt_ends_where_the_assistant_speaks(chatml: Tokenizer) -> None:
 
 
 # ------------------------------------------------------------------ BOS
-def test_at_most_one_bos(brackets: Tokenizer, train_bpe: Train) -> None:
-    assert prompt_ids(brackets, "hi").count(0) == 1  # trap 7: the template's, none of the post-processor's
+def test_there_is_at_most_one_bos(brackets: Tokenizer, train_bpe: Train) -> None:
+    assert prompt_ids(brackets, "hi").count(0) == 1  # the template's, none from the post-processor
     doubled = with_template(brackets, "{{ bos_token }}" + BRACKETS)
     assert prompt_ids(doubled, "hi") == prompt_ids(brackets, "hi")
     assert tokenize_chat(doubled, CHAT) == tokenize_chat(brackets, CHAT)
@@ -209,12 +220,12 @@ def test_at_most_one_bos(brackets: Tokenizer, train_bpe: Train) -> None:
     assert document_ids(bare, "hi") == document_ids(bare, "<s>hi</s>") == [0, *bare.encode("hi"), 1]
 
 
-# ------------------------------------------------------------------ the boundary (trap 8)
-def test_plain_text_boundary(plain: Tokenizer) -> None:
+# ------------------------------------------------------------------ the boundary of prompt and reply
+def test_the_prompts_tokens_win_at_its_boundary_with_a_plain_reply(plain: Tokenizer) -> None:
     joined = exchange(plain, "The cat", " sat on")
     assert not joined.apart
     assert joined.prompt + joined.reply == [*plain.encode("The cat sat on"), plain.eos_id]
-    # "the " + "cat" share the token " cat" when joined: the prompt's ids win, the reply is tokenised apart.
+    # "the " + "cat" share the token " cat" when joined: the prompt's ids win, the reply is tokenized separately.
     assert plain.encode("the cat")[: len(plain.encode("the "))] != plain.encode("the ")
     merged = exchange(plain, "the ", "cat")
     assert merged.apart
@@ -222,7 +233,7 @@ def test_plain_text_boundary(plain: Tokenizer) -> None:
     assert merged.reply == [*plain.encode("cat"), plain.eos_id]
 
 
-def test_chat_boundary(chatml: Tokenizer) -> None:
+def test_the_prompts_tokens_win_at_its_boundary_in_a_chat(chatml: Tokenizer) -> None:
     # The generation prompt ends in a space, so that " The" would straddle it.
     template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}<|im_end|>{% endif %}\n"

@@ -59,11 +59,11 @@ BETTER_WORSE = [
 
 
 @pytest.mark.parametrize(("prompt", "better", "worse"), BETTER_WORSE)
-def test_gold_orders(prompt: str, better: str, worse: str) -> None:
+def test_the_gold_score_orders_replies_as_intended(prompt: str, better: str, worse: str) -> None:
     assert demo.gold(prompt, better) > demo.gold(prompt, worse) + 0.05
 
 
-def test_gold_by_hand() -> None:
+def test_the_gold_score_is_its_formula() -> None:
     # 18 characters: 0.5 - 0.5 * hypot(1, 1) = -0.20711, sunk towards -4 by 1 - exp(-x / 4).
     length = -4 * (1 - math.exp(-(0.5 * math.sqrt(2) - 0.5) / 4))
     assert demo.gold(COLOR, "the frog is green.") == pytest.approx(0.8 + 0.3 + 0.5 + length, rel=1e-12)
@@ -82,7 +82,7 @@ def test_truth_wants_the_right_value_alone() -> None:
     assert demo.parts("what is love?", "green")["truth"] == 0
 
 
-def test_language_knows_the_worlds_words_neighbours_and_spacing() -> None:
+def test_the_language_score_knows_words_word_pairs_and_spacing() -> None:
     rng = random.Random(5)
     fluent = [demo.parts(p, demo.compose(s, p, rng))["language"] for s in STYLES for p in demo.prompts(0)[0][:100]]
     assert set(fluent) == {0.0}
@@ -163,7 +163,7 @@ def test_each_courtesy_beyond_the_first_costs_more() -> None:
 
 @pytest.mark.parametrize("prompt", [COLOR, SIZE, PLACE])
 def test_the_best_style_is_near_the_top_of_an_exhaustive_search(prompt: str) -> None:
-    """Every template with the right and a wrong value, alone and with a courtesy before, after, or both."""
+    """Every template with the right and a wrong value, alone and with a polite phrase before, after, or both."""
     thing, attribute = demo._FACT_OF[prompt]
     right = FACTS[thing][attribute]
     said = [demo._say(attribute, v) for v in (right, next(v for v in VALUES[attribute] if v != right))]
@@ -186,7 +186,7 @@ def test_the_best_style_is_near_the_top_of_an_exhaustive_search(prompt: str) -> 
     assert len(scores) > 1000
 
 
-def test_prompts_split() -> None:
+def test_no_prompt_is_both_for_training_and_held_out() -> None:
     for seed in range(3):
         train, held = demo.prompts(seed)
         assert len(train) == len(set(train)) == 360
@@ -241,7 +241,7 @@ def test_texts_keep_to_the_alphabet_and_to_the_training_prompts() -> None:
 
 
 def test_the_corpus_tells_only_right_facts_and_all_of_them() -> None:
-    told = set()
+    stated = set()
     for row in demo.corpus(0, 4000):
         if "text" not in row:
             prompt, reply = (turn["content"] for turn in row["messages"])
@@ -251,8 +251,8 @@ def test_the_corpus_tells_only_right_facts_and_all_of_them() -> None:
         (thing,) = words & set(FACTS)
         facts = {v for a in ATTRIBUTES for v in VALUES[a]} & words
         assert facts <= set(FACTS[thing].values())
-        told |= {(thing, v) for v in facts}
-    assert len(told) == 90
+        stated |= {(thing, v) for v in facts}
+    assert len(stated) == 90
 
 
 def test_demonstrations_are_of_mixed_quality_and_seldom_wrong() -> None:

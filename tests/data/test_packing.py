@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accord.data.packing import (
+    SHARED_FROM,
     best_fit,
     length_buckets,
     pack_continuations,
@@ -89,7 +90,7 @@ def test_best_fit_by_hand() -> None:
 
 
 @given(lengths, st.integers(1, 7), st.integers(1, 3), st.integers(0, 3))
-def test_length_buckets(sizes: list[int], batch_size: int, window: int, seed: int) -> None:
+def test_length_buckets_hold_every_row_once(sizes: list[int], batch_size: int, window: int, seed: int) -> None:
     batches = length_buckets(sizes, batch_size, np.random.default_rng(seed), window)
     assert sorted(itertools.chain(*batches)) == list(range(len(sizes)))
     assert Counter(map(len, batches))[batch_size] == len(sizes) // batch_size
@@ -113,7 +114,7 @@ def test_length_buckets_group_by_length_and_shuffle() -> None:
 
 # ------------------------------------------------------------------ tensors
 @given(st.lists(st.tuples(tokens, tokens), min_size=1, max_size=5))
-def test_pack_supervised(texts: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+def test_packed_examples_keep_their_tokens_and_labels(texts: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
     examples = [SupervisedExample(p + r, (False,) * len(p) + (True,) * len(r)) for p, r in texts]
     packed = pack_supervised(examples)
     assert len(packed) == sum(map(len, examples))
@@ -131,7 +132,7 @@ some_pairs = st.lists(
 
 
 @given(some_pairs, st.data())
-def test_pack_preferences(pairs: list[PreferencePair], data: st.DataObject) -> None:
+def test_packed_pairs_share_prompts_and_keep_their_replies(pairs: list[PreferencePair], data: st.DataObject) -> None:
     indices = data.draw(st.lists(st.integers(0, len(pairs) - 1), min_size=1, max_size=6))
     rows = [pairs[i] for i in indices]
     batch = pack_preferences(rows, indices)
@@ -146,7 +147,7 @@ def test_pack_preferences(pairs: list[PreferencePair], data: st.DataObject) -> N
     assert len(batch.packed) == sum(map(len, prompts)) + sum(len(reply) for _, reply in replies)
 
 
-def test_pack_preferences_by_hand() -> None:
+def test_two_pairs_of_one_prompt_are_packed_as_computed_by_hand() -> None:
     pairs = [
         PreferencePair((1, 2), (3,), (4, 5), 1.5),
         PreferencePair((9,), (3,), (4,)),
@@ -164,7 +165,7 @@ def test_pack_preferences_by_hand() -> None:
 
 
 @given(st.lists(st.tuples(few, few), min_size=1, max_size=8))
-def test_pack_continuations(rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+def test_packed_continuations_keep_prompts_and_replies(rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
     prompts, replies = [list(p) for p, _ in rows], [list(r) for _, r in rows]
     packed, segments = pack_continuations(prompts, replies)
     assert len(set(segments.tolist())) == len(rows)  # every row has its own
@@ -175,7 +176,7 @@ def test_pack_continuations(rows: list[tuple[tuple[int, ...], tuple[int, ...]]])
     assert len(packed) == sum(map(len, {p for p, _ in rows})) + sum(map(len, replies))
 
 
-def test_pack_continuations_refuses() -> None:
+def test_continuations_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="1 prompts and 2 replies"):
         pack_continuations([[1]], [[1], [2]])
     with pytest.raises(ValueError, match="empty"):
@@ -184,7 +185,7 @@ def test_pack_continuations_refuses() -> None:
         pack_preferences([], [0])
 
 
-def test_a_shared_beginning_stands_once_and_changes_nothing() -> None:
+def test_a_shared_beginning_is_packed_once_and_changes_nothing() -> None:
     system = tuple(range(10, 22))
     prompts = [(*system, 1, 2), (*system, 1, 3, 4), (*system, 5)]
     packed, segments = pack_continuations(prompts, [(7, 8), (7,), (9, 6, 8)])
@@ -199,3 +200,24 @@ def test_a_shared_beginning_stands_once_and_changes_nothing() -> None:
         assert tuple(reversed(text)) == (*prompt, *reply)
         assert packed.loss_mask[index].all()
     assert int(packed.loss_mask.sum()) == 6
+
+
+# ------------------------------------------------------------------------------------- labels
+@pytest.mark.parametrize("common", [0, SHARED_FROM - 1, SHARED_FROM, 20])
+def test_each_text_keeps_its_labels_after_a_shared_beginning(common: int) -> None:
+    """Labels at the end, in the middle, and in two runs; read back text by text."""
+    rows = [
+        ([31, 32, 33], [False, True, True]),
+        ([41, 42, 43, 44], [False, True, False, False]),
+        ([51, 52, 53, 54, 55, 56], [False, True, False, False, True, True]),
+    ]
+    examples = [
+        SupervisedExample((*range(1, common + 1), *tokens), (*[False] * common, *mask)) for tokens, mask in rows
+    ]
+    packed = pack_supervised(examples)
+    shared = common if common >= SHARED_FROM else 0
+    assert len(packed) == sum(map(len, examples)) - 2 * shared
+    for text, example in zip(packed.texts, examples, strict=True):
+        places = text[text >= 0]
+        assert packed.tokens[places].tolist() == list(example.tokens)
+        assert packed.loss_mask[places].tolist() == list(example.loss_mask)

@@ -20,14 +20,14 @@ def row(prompt: str = "hi", chosen: str = "yes", rejected: str = "no", **more: A
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
 
 
-def test_a_pair_by_hand(rows: Rows, small: Tokenizer) -> None:
+def test_a_pair_is_tokenized_as_computed_by_hand(rows: Rows, small: Tokenizer) -> None:
     data = load_preferences(rows(row(chosen="b", rejected="cd", margin=0.5)), small, PairLengths(16, 32))
     assert data.pairs == (PreferencePair((3, 12, 13, 4), (6, 1), (7, 8, 1), 0.5),)
     assert len(data.pairs[0]) == 9
     assert (data.report.rows, data.report.tokens, data.report.dropped) == (1, 9, {})
 
 
-def test_shapes_agree(rows: Rows, chatml: Tokenizer) -> None:
+def test_every_format_of_a_pair_gives_the_same_tokens(rows: Rows, chatml: Tokenizer) -> None:
     ask = {"role": "user", "content": "Who?"}
     a, b = ({"role": "assistant", "content": c} for c in ("The cat.", "The dog."))
     path = rows(
@@ -77,7 +77,7 @@ def test_too_long_can_mean_dropped(rows: Rows, small: Tokenizer) -> None:
     assert (report.truncated_prompts, report.truncated_replies) == (0, 0)
 
 
-def test_errors_name_the_row(rows: Rows, small: Tokenizer, plain: Tokenizer) -> None:
+def test_mistakes_in_pairs_name_their_row(rows: Rows, small: Tokenizer, plain: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"rows\.jsonl, row 2: no 'rejected' \(did you mean 'rejectd'"):
         load_preferences(rows(row(), {"prompt": "a", "chosen": "b", "rejectd": "c"}), small, PairLengths(8, 16))
     ask = [{"role": "user", "content": "a"}]
@@ -87,7 +87,7 @@ def test_errors_name_the_row(rows: Rows, small: Tokenizer, plain: Tokenizer) -> 
         load_preferences("x", small, PairLengths(8, 8))
 
 
-def test_pairs_are_checked() -> None:
+def test_impossible_pairs_are_refused() -> None:
     for parts in (((), (1,), (2,)), ((1,), (), (2,)), ((1,), (2,), (2,))):
         with pytest.raises(ValueError, match="preference pair"):
             PreferencePair(*parts)
@@ -108,7 +108,7 @@ def test_all_pairs_of_a_prompt_stay_on_one_side_when_rows_are_added(
 
     train, heldout = split(rows)
     assert len(train) + len(heldout) == len(rows)
-    assert not {p.prompt for p in train} & {p.prompt for p in heldout}  # trap 16
+    assert not {p.prompt for p in train} & {p.prompt for p in heldout}  # no prompt is on both sides
     again_train, again_heldout = split(more + rows)
     assert set(train) <= set(again_train)
     assert set(heldout) <= set(again_heldout)

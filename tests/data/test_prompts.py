@@ -16,7 +16,7 @@ from accord.errors import UserError
 Rows = Callable[..., Path]
 
 
-def test_load(rows: Rows, chatml: Tokenizer) -> None:
+def test_prompts_are_tokenized_up_to_the_assistants_turn(rows: Rows, chatml: Tokenizer) -> None:
     chat = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Who?"}]
     data = load_prompts(rows({"prompt": "Who?", "extra": 1}, {"prompt": chat}, {"prompt": chat[1:]}), chatml, 200)
     assert [list(p) for p in data.prompts] == [prompt_ids(chatml, p) for p in ("Who?", chat, chat[1:])]
@@ -27,7 +27,7 @@ def test_load(rows: Rows, chatml: Tokenizer) -> None:
     assert len(data) == 3
 
 
-def test_cut_and_dropped(rows: Rows, small: Tokenizer) -> None:
+def test_long_prompts_are_cut_and_empty_ones_dropped(rows: Rows, small: Tokenizer) -> None:
     path = rows(
         {"prompt": "abcdef"}, {"prompt": "\n "}, {"prompt": [{"role": "user", "content": ""}]}, {"prompt": "hi"}
     )
@@ -40,7 +40,7 @@ def test_cut_and_dropped(rows: Rows, small: Tokenizer) -> None:
     assert load_prompts(path, small, 4, limit=1).report.rows == 1
 
 
-def test_errors(rows: Rows, small: Tokenizer) -> None:
+def test_mistakes_in_prompts_name_their_row(rows: Rows, small: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"row 2: no 'prompt' \(did you mean 'prompts'"):
         load_prompts(rows({"prompt": "a"}, {"prompts": "a"}), small, 8)
     with pytest.raises(UserError, match="no row is usable"):
@@ -57,7 +57,9 @@ def test_errors(rows: Rows, small: Tokenizer) -> None:
 )
 @example([0, 1, 2, 3], 3, "left", 0)
 @example([0, 1, 2, 3], 1, "left", 0)
-def test_kept_places(ids: list[int], limit: int, side: Side, bos: int | None) -> None:
+def test_cutting_removes_from_the_asked_side_and_keeps_bos(
+    ids: list[int], limit: int, side: Side, bos: int | None
+) -> None:
     places = places_to_keep(ids, limit, side, bos)
     if len(ids) <= limit:
         assert places == list(range(len(ids)))

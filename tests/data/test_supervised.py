@@ -20,19 +20,19 @@ def turns(*contents: str) -> dict[str, Any]:
     return {"messages": [{"role": roles[i % 2], "content": c} for i, c in enumerate(contents)]}
 
 
-def test_prompt_and_completion(rows: Rows, small: Tokenizer) -> None:
+def test_a_completion_is_learned_and_its_prompt_is_not(rows: Rows, small: Tokenizer) -> None:
     (example,) = load_supervised(rows({"prompt": "Hi", "completion": "yo", "id": 3}), small, 64).examples
     assert example.tokens == (3, 12, 13, 4, 29, 19, 1)  # <user>hi<assistant>yo<eos>
     assert example.loss_mask == (False, False, False, False, True, True, True)
 
 
 def test_every_shape_gives_the_same_example(rows: Rows, chatml: Tokenizer) -> None:
-    ask, told = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The cat."}
+    ask, answer = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The cat."}
     path = rows(
         {"prompt": "Who?", "completion": "The cat."},
-        {"prompt": [ask], "completion": [told]},
+        {"prompt": [ask], "completion": [answer]},
         {"prompt": [ask], "completion": "The cat."},
-        {"messages": [ask, told]},
+        {"messages": [ask, answer]},
     )
     data = load_supervised(path, chatml, 256)
     assert len(set(data.examples)) == 1
@@ -51,7 +51,7 @@ def test_turns_in_the_prompt_are_no_labels(rows: Rows, small: Tokenizer) -> None
     assert (list(every.tokens), list(every.loss_mask)) == tokenize_chat(small, messages)
 
 
-def test_documents(rows: Rows, small: Tokenizer) -> None:
+def test_a_document_is_learned_from_its_second_token(rows: Rows, small: Tokenizer) -> None:
     (example,) = load_supervised(rows({"text": "abc"}), small, 64).examples
     assert example.tokens == (5, 6, 7, 1)
     assert example.loss_mask == (False, True, True, True)  # nothing precedes the first
@@ -60,7 +60,7 @@ def test_documents(rows: Rows, small: Tokenizer) -> None:
 def test_cutting_the_reply_leaves_no_end(rows: Rows, small: Tokenizer) -> None:
     path = rows({"prompt": "hi", "completion": "abcdef"}, {"prompt": "hi", "completion": "a"})
     data = load_supervised(path, small, 7)
-    assert data.examples[0].tokens == (3, 12, 13, 4, 5, 6, 7)  # no fake end token: trap 9
+    assert data.examples[0].tokens == (3, 12, 13, 4, 5, 6, 7)  # a cut reply gets no end token
     assert data.examples[1].tokens[-1] == small.eos_id
     assert (data.report.truncated_replies, data.report.truncated_prompts) == (1, 0)
     assert data.report.tokens == 7 + 6
@@ -75,7 +75,7 @@ def test_cutting_the_prompt_keeps_its_end_and_the_reply(rows: Rows, small: Token
     assert (data.report.truncated_prompts, data.report.truncated_replies) == (1, 0)
 
 
-def test_cutting_the_past_of_a_chat(rows: Rows, small: Tokenizer) -> None:
+def test_cutting_a_chat_removes_its_oldest_tokens(rows: Rows, small: Tokenizer) -> None:
     data = load_supervised(rows(turns("a", "bcd", "e", "f")), small, 8, truncate="prompt")
     #       whole: <user> a <assistant> b c d <eos> <user> e <assistant> f <eos>
     assert data.examples[0].tokens == (7, 8, 1, 3, 9, 4, 10, 1)
@@ -105,7 +105,7 @@ def test_empty_prompts_are_plain_text(rows: Rows, plain: Tokenizer) -> None:
     assert example.loss_mask[0] is False
 
 
-def test_boundaries_tokenised_apart_are_counted(rows: Rows, plain: Tokenizer) -> None:
+def test_boundaries_tokenized_apart_are_counted(rows: Rows, plain: Tokenizer) -> None:
     path = rows({"prompt": "the ", "completion": "cat"}, {"prompt": "the", "completion": " cat"})
     assert load_supervised(path, plain, 64).report.retokenized == 1
 
@@ -137,14 +137,14 @@ def test_a_bos_in_front_stays(rows: Rows, train_bpe: Callable[..., tokenizers.To
         ),
     ],
 )
-def test_errors_name_the_row(rows: Rows, small: Tokenizer, row: dict[str, Any], said: str) -> None:
+def test_mistakes_in_examples_name_their_row(rows: Rows, small: Tokenizer, row: dict[str, Any], said: str) -> None:
     path = rows(row)
     with pytest.raises(UserError, match=said) as caught:
         load_supervised(path, small, 64)
     assert str(caught.value).count(str(path)) == 1
 
 
-def test_examples_are_checked() -> None:
+def test_impossible_examples_are_refused() -> None:
     for tokens, mask in (((1, 2), (False,)), ((1, 2), (False, False)), ((1, 2), (True, True))):
         with pytest.raises(ValueError, match=r"label|length"):
             SupervisedExample(tokens, mask)

@@ -27,11 +27,11 @@ def test_small_tokenizer_gives_back_lower_case(text: str) -> None:
     assert all(5 <= i < 50 for i in ids)
 
 
-def test_small_tokenizer_symbols() -> None:
+def test_the_small_tokenizer_has_the_documented_symbols() -> None:
     assert SMALL.vocab_size == 50
     assert [SMALL.token(i) for i in range(5)] == ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>"]
     assert SMALL.encode("az09 .,?!'-:\n") == [5, 30, 31, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49]
-    assert SMALL.encode("<user>a~<eos>") == [3, 5, 2, 1]  # template's specials are recognised, unknown is <unk>
+    assert SMALL.encode("<user>a~<eos>") == [3, 5, 2, 1]  # template's specials are recognized, unknown is <unk>
     assert (SMALL.pad_id, SMALL.eos_id, SMALL.bos_id) == (0, 1, None)
     assert SMALL.decode([3, 5, 1, 0]) == "a"
     assert SMALL.decode([3, 5, 1], skip_special=False) == "<user>a<eos>"
@@ -54,7 +54,7 @@ def test_save_opens_in_transformers_with_the_same_ids(tmp_path: Path, chatml: To
         assert theirs.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text), skip_special=False)
 
 
-def test_save_open_round_trip(tmp_path: Path, chatml: Tokenizer, plain: Tokenizer) -> None:
+def test_a_saved_tokenizer_opens_as_it_was(tmp_path: Path, chatml: Tokenizer, plain: Tokenizer) -> None:
     for tokenizer in (chatml, plain, SMALL):
         folder = tmp_path / tokenizer.digest()
         tokenizer.save(folder)
@@ -85,7 +85,7 @@ def test_opens_what_transformers_saves(tmp_path: Path, train_bpe: Train) -> None
     assert AutoTokenizer.from_pretrained(tmp_path / "again")(text)["input_ids"] == theirs(text)["input_ids"]
 
 
-def test_tokens_listed_only_in_the_config(tmp_path: Path, plain: Tokenizer) -> None:
+def test_tokens_listed_only_in_the_config_are_found(tmp_path: Path, plain: Tokenizer) -> None:
     plain.save(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     size = plain.vocab_size
@@ -121,10 +121,10 @@ def test_pad_is_never_the_end_token(chatml: Tokenizer, train_bpe: Train) -> None
     assert pad(["</s>", "<|reserved_0|>", "<unk>"], eos_token="</s>", unk_token="<unk>") == "<|reserved_0|>"
     assert pad(["</s>"], eos_token="</s>", pad_token="!") == "!"  # any token of the vocabulary may be named
     only = pad(["<|endoftext|>"], bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
-    assert only not in ("", "<|endoftext|>")  # GPT-2: any other token, for it only ever stands behind a mask
+    assert only not in ("", "<|endoftext|>")  # GPT-2: any other token, for it only ever stands under a mask
 
 
-def test_the_end_token_is_the_template_s(tmp_path: Path, train_bpe: Train, chatml_template: str) -> None:
+def test_the_end_token_is_the_templates(tmp_path: Path, train_bpe: Train, chatml_template: str) -> None:
     backend = train_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"])
     named = {"eos_token": "<|endoftext|>", "pad_token": "<pad>"}
     tokenizer = Tokenizer(backend, named, chatml_template)
@@ -147,7 +147,7 @@ def test_offsets_cover_spaces_and_split_characters(train_bpe: Train) -> None:
     assert covered == set(range(len(text)))
 
 
-def test_errors_name_the_folder_and_the_mend(tmp_path: Path, train_bpe: Train) -> None:
+def test_mistakes_name_the_folder_and_the_fix(tmp_path: Path, train_bpe: Train) -> None:
     with pytest.raises(UserError, match="no such folder"):
         Tokenizer.open(tmp_path / "nowhere")
     with pytest.raises(UserError, match=str(tmp_path)):
@@ -163,7 +163,7 @@ def test_errors_name_the_folder_and_the_mend(tmp_path: Path, train_bpe: Train) -
         Tokenizer.open(tmp_path)
 
 
-def test_without_tokenizer_json_through_transformers(tmp_path: Path, train_bpe: Train) -> None:
+def test_a_folder_without_tokenizer_json_is_read_by_transformers(tmp_path: Path, train_bpe: Train) -> None:
     backend = train_bpe(["<|endoftext|>", "<pad>"])
     model = json.loads(backend.to_str())["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(backend.get_vocab()))
@@ -177,7 +177,7 @@ def test_without_tokenizer_json_through_transformers(tmp_path: Path, train_bpe: 
     assert (opened.eos_id, opened.pad_id) == (0, 1)
 
 
-def test_from_gguf(tmp_path: Path, train_bpe: Train, chatml_template: str) -> None:
+def test_a_gguf_files_tokenizer_gives_the_same_tokens(tmp_path: Path, train_bpe: Train, chatml_template: str) -> None:
     gguf = pytest.importorskip("gguf")
     backend = train_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"])
     vocab = sorted(backend.get_vocab().items(), key=lambda item: item[1])
@@ -227,5 +227,5 @@ def test_the_common_path_needs_no_transformers_and_no_torch(tmp_path: Path) -> N
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=60))
-def test_byte_level_round_trip(plain: Tokenizer, text: str) -> None:
+def test_a_byte_level_tokenizer_gives_every_text_back(plain: Tokenizer, text: str) -> None:
     assert plain.decode(plain.encode(text), skip_special=False) == text

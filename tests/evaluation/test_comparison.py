@@ -1,4 +1,4 @@
-"""The comparison: every number against one computed by hand or in a plainer way."""
+"""The comparison: every number against one computed by hand or by a simpler loop."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def written(model: Backbone, data: PromptData, decoding: Decoding) -> list[Gener
 
 @torch.no_grad()
 def logprob_alone(backbone: Backbone, prompt: tuple[int, ...], reply: list[int], temperature: float) -> float:
-    """The plain way: one text, all logits, a sum."""
+    """The direct computation: one text, all logits, a sum."""
     hidden = backbone(Packed.of([(*prompt, *reply)]))
     logprobs = (backbone.logits(hidden).double() / temperature).log_softmax(-1)
     places = range(len(prompt) - 1, len(prompt) + len(reply) - 1)
@@ -121,7 +121,7 @@ def answers(
     return measure(written, tokenizer, data, Measures(GOLD, other, model, 1.0))
 
 
-def test_what_is_said_of_replies(
+def test_replies_are_measured_as_documented(
     answers: Answers,
     written: list[Generation],
     tokenizer: Tokenizer,
@@ -149,7 +149,7 @@ def test_gold_is_asked_about_the_right_prompt(answers: Answers) -> None:
         assert got == pytest.approx(want, rel=1e-6)
 
 
-def test_a_model_is_at_no_distance_from_itself(
+def test_a_models_kl_to_itself_is_zero(
     written: list[Generation], tokenizer: Tokenizer, data: PromptData, model: Backbone
 ) -> None:
     itself = measure(written, tokenizer, data, Measures(GOLD, model, None, 1.0))
@@ -157,7 +157,7 @@ def test_a_model_is_at_no_distance_from_itself(
     assert itself.base_nll == []
 
 
-def test_at_another_temperature_too(
+def test_log_probs_are_at_the_sampling_temperature(
     model: Backbone, tokenizer: Tokenizer, data: PromptData, decoding: Decoding
 ) -> None:
     """KL is between what was sampled and what the reference would sample: the temperature divides both."""
@@ -181,7 +181,7 @@ def made(gold: list[list[float]], **given: Any) -> Answers:
     return Answers(gold=gold, **settings)
 
 
-def test_figures_by_hand() -> None:
+def test_figures_equal_their_hand_computed_values() -> None:
     sft = made([[0.0, 2.0], [1.0, 1.0], [4.0, 4.0]])
     ours = made(
         [[3.0, 3.0], [1.0, 2.0], [0.0, 5.0]],

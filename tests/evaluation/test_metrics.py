@@ -45,13 +45,13 @@ def test_bootstrap_has_the_standard_error_of_the_mean():
     assert high == pytest.approx(values.mean() + 1.95996 * error, abs=0.05 * error)
 
 
-def test_level_sets_the_tails():
+def test_the_level_sets_the_tails_of_an_interval():
     values = np.random.default_rng(1).normal(size=(400, 1))
     _, low, high = bootstrap_ci(values, seed=0, n=20_000, level=0.68269)
     assert (high - low) / 2 == pytest.approx(values.std() / 20, rel=0.03)
 
 
-def test_coverage_is_near_its_level():
+def test_the_coverage_of_an_interval_is_near_its_level():
     rng, hits = np.random.default_rng(7), 0
     for trial in range(400):
         prompt_effect = rng.normal(0.3, 1.0, size=(60, 1))
@@ -102,7 +102,7 @@ def test_a_known_shift_is_found_with_no_width():
     assert paired_difference(base + 0.25, base, seed=0) == pytest.approx((0.25, 0.25, 0.25), rel=1e-9)
 
 
-def test_difference_by_hand():
+def test_a_paired_difference_equals_its_hand_computed_value():
     a, b = [[1.0, 3.0], [0.0], [5.0]], [[1.0], [2.0, 4.0], [6.0, 0.0]]  # means 2, 0, 5 against 1, 3, 3
     assert paired_difference(a, b, seed=0).mean == pytest.approx(0.0, abs=1e-12)
     assert paired_difference([[4.0], *a[1:]], b, seed=0).mean == pytest.approx(2 / 3, rel=1e-12)
@@ -116,7 +116,7 @@ def test_pairing_takes_out_what_makes_a_prompt_easy():
     assert 0.4 < low < high < 0.6
 
 
-def test_effect_by_hand():
+def test_an_effect_equals_its_hand_computed_value():
     b = [[0.0, 2.0], [3.0], [5.0]]  # means 1, 3, 5: sample deviation 2
     assert effect_in_sd([[2.0], [4.0], [6.0]], b) == pytest.approx(0.5, rel=1e-12)
     assert effect_in_sd([[0.0], [2.0], [4.0]], b) == pytest.approx(-0.5, rel=1e-12)
@@ -128,7 +128,7 @@ def test_identical_models_win_half():
     assert win_rate(gold, gold, seed=0) == (0.5, 0.5, 0.5)
 
 
-def test_win_rate_by_hand():
+def test_a_win_rate_counts_ties_as_half():
     ours, theirs = [[1.0, 2.0], [0.0]], [[1.0, 3.0], [0.0, -1.0]]
     # prompt 0: 1=1 (.5), 1<3, 2>1, 2<3 -> 1.5/4; prompt 1: 0=0 (.5), 0>-1 -> 1.5/2
     assert win_rate(ours, theirs, seed=0).mean == pytest.approx((0.375 + 0.75) / 2, rel=1e-12)
@@ -158,14 +158,14 @@ def test_win_rate_counts_as_a_plain_loop_does_and_is_antisymmetric(prompts):
 
 
 # ----------------------------------------------------------------- agreement and length
-def test_agreement_by_hand():
+def test_agreement_counts_the_pairs_ordered_alike():
     assert pair_agreement([1, 2, 3], [10, 30, 20]) == pytest.approx(2 / 3, rel=1e-12)
     assert pair_agreement([1, 2, 3], [3, 2, 1]) == 0.0
     assert pair_agreement([5, 5, 6], [1, 2, 3]) == pytest.approx(2.5 / 3, rel=1e-12)  # a's tie counts one half
     assert pair_agreement([1, 2, 3], [7, 7, 8]) == 1.0  # b's tie is no pair
 
 
-def test_agreement_within_rows_only():
+def test_agreement_compares_within_rows_only():
     a, b = [[1.0, 2.0], [9.0, 8.0]], [[0.0, 1.0], [0.0, 1.0]]
     assert pair_agreement(a, b) == 0.5
     assert pair_agreement(np.array(a), np.array(b)) == 0.5
@@ -180,7 +180,7 @@ def test_agreement_does_not_change_with_scale():
     assert pair_agreement(-a, b) == pytest.approx(1 - pair_agreement(a, b), rel=1e-12)
 
 
-def test_length_correlation():
+def test_length_correlation_is_pearsons():
     rng = np.random.default_rng(0)
     scores, lengths = rng.normal(size=50), rng.integers(1, 40, size=50)
     assert length_correlation(scores, lengths) == pytest.approx(np.corrcoef(scores, lengths)[0, 1], rel=1e-9)
@@ -188,23 +188,23 @@ def test_length_correlation():
     assert length_correlation([0.1, 0.7, 0.3], [32, 32, 32]) == 0.0
 
 
-def test_a_model_that_counts_tokens_is_unmasked_on_length_matched_pairs():
+def test_a_model_that_counts_tokens_has_chance_accuracy_on_length_matched_pairs():
     rng = np.random.default_rng(0)
     chosen, rejected = rng.integers(20, 60, 4000), rng.integers(10, 40, 4000)
-    assert (chosen > rejected).mean() > 0.8  # seeming skill
+    assert (chosen > rejected).mean() > 0.8  # accuracy from length alone
     matched = length_matched_accuracy(chosen, rejected, chosen, rejected, tolerance=0.0)
     assert matched.accuracy == 0.5
     assert matched.n == (chosen == rejected).sum()
 
 
-def test_length_matched_accuracy_by_hand():
+def test_length_matched_accuracy_equals_its_hand_computed_value():
     result = length_matched_accuracy([1, 0, 5, 2], [0, 1, 0, 2], [100, 95, 100, 10], [90, 100, 89, 10])
     assert result == (0.5, 3)  # won, lost, too unlike (11 of 100), tied
     assert length_matched_accuracy([1], [0], [10], [100]) == (None, 0)
 
 
 # ----------------------------------------------------------------- texts
-def test_distinct_by_hand():
+def test_distinct_counts_different_n_grams():
     assert distinct_n(["a b a b", "b c"], n=2) == pytest.approx(3 / 4)  # ab ba ab | bc; "b b" across texts is none
     assert distinct_n(["a b a b", "b c"], n=1) == pytest.approx(3 / 6)
     assert distinct_n(["one", "two  three\n"], n=2) == 1.0

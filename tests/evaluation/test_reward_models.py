@@ -1,4 +1,4 @@
-"""The figures of a reward model, computed in a plainer way."""
+"""The figures of a reward model against a direct computation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tiny(seed: int) -> Backbone:
     return small_backbone("transformer", 32, 1, tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id)
 
 
-def test_reward_figures(tmp_path: Path) -> None:
+def test_figures_are_those_of_each_text_scored_alone(tmp_path: Path) -> None:
     """Against the scores of each text alone."""
     tokenizer = small_tokenizer()
     torch.manual_seed(3)
@@ -70,7 +70,7 @@ def test_reward_figures(tmp_path: Path) -> None:
     true = [tuple(share_of_a([r["prompt"]] * 2, [r["chosen"], r["rejected"]])) for r in rows]
     right = [a > b for a, b in ours]
     agree = [(a > b) == (c > d) for (a, b), (c, d) in zip(ours, true, strict=True)]
-    assert 0 < sum(right) < len(rows)  # or the next lines could not tell chosen from rejected
+    assert 0 < sum(right) < len(rows)  # else the next lines could not separate chosen from rejected
     assert got["heldout_accuracy"] == pytest.approx(sum(right) / len(rows))
     assert got["gold_agreement"] == pytest.approx(sum(agree) / len(rows))
     assert got["label_agreement_with_gold"] == pytest.approx(sum(c > d for c, d in true) / len(rows))

@@ -90,7 +90,7 @@ def test_arrays_are_served_as_tensors_are(steps: int) -> None:
             assert one == pytest.approx(explained_variance(values, expected[1], plain), rel=1e-5, abs=1e-6)
 
 
-def test_hand_numbers() -> None:
+def test_gae_equals_hand_computed_numbers() -> None:
     """gamma = lambda = 1/2; the second step ends an episode, so nothing of the third reaches the first two."""
     rewards, values = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 8.0, 16.0])
     advantages, returns = compute_gae(rewards, values, torch.tensor([0.0, 1.0, 0.0]), 32.0, 0.5, 0.5)
@@ -99,7 +99,7 @@ def test_hand_numbers() -> None:
     assert returns.tolist() == [3.5, 2.0, 19.0]
 
 
-def test_the_specified_recursion() -> None:
+def test_gae_is_the_specified_recursion() -> None:
     rewards, values, dones, _ = experience(3, 40)
     advantages, _ = compute_gae(rewards, values, dones, 0.7)
     following, after = 0.7, 0.0
@@ -111,14 +111,14 @@ def test_the_specified_recursion() -> None:
         assert advantages[t].item() == pytest.approx(after, rel=1e-10)
 
 
-def test_lambda_0_is_the_td_error() -> None:
+def test_at_lambda_0_the_advantage_is_the_td_error() -> None:
     rewards, values, dones, _ = experience(1, 20)
     advantages, _ = compute_gae(rewards, values, dones, 0.3, 0.9, 0.0)
     following = torch.cat([values[1:], torch.tensor([0.3], dtype=torch.float64)]) * ~dones
     torch.testing.assert_close(advantages, rewards + 0.9 * following - values, rtol=1e-12, atol=1e-12)
 
 
-def test_lambda_1_gamma_1_is_the_return_less_the_value() -> None:
+def test_at_lambda_1_and_gamma_1_it_is_the_return_less_the_value() -> None:
     rewards, values, _, _ = experience(2, 20)
     advantages, returns = compute_gae(rewards, values, torch.zeros(20), 0.3, 1.0, 1.0)
     to_go = rewards.flip(0).cumsum(0).flip(0) + 0.3
@@ -127,7 +127,7 @@ def test_lambda_1_gamma_1_is_the_return_less_the_value() -> None:
 
 
 def following(values: Tensor, dones: Tensor, bootstrap: Tensor, last: float) -> list[float]:
-    """The value behind each step."""
+    """The value after each step."""
     after = [*values[1:].tolist(), last]
     return [float(b) if d else v for v, d, b in zip(after, dones, bootstrap, strict=True)]
 
@@ -148,7 +148,7 @@ def test_lambda_0_and_1_across_ends_and_cuts(seed: int, gamma: float, p_done: fl
 
 
 def test_it_is_the_weighted_mean_of_the_n_step_advantages() -> None:
-    """How Schulman et al. come to it: weights (1 - lambda) lambda^(n - 1), what is left on the longest there is."""
+    """The derivation of Schulman et al.: weights (1 - lambda) lambda^(n - 1), the rest on the longest return there is."""
     rewards, values, dones, bootstrap = experience(8, 15, p_done=0.15)
     ahead = following(values, dones, bootstrap, 0.3)
     advantages, _ = compute_gae(rewards, values, dones, 0.3, 0.9, 0.8, bootstrap)
@@ -237,7 +237,7 @@ def test_token_gae_of_an_empty_reply_is_zero() -> None:
 
 
 @pytest.mark.parametrize("normalize", [normalize_advantages, normalize_rewards])
-def test_normalised_is_mean_0_and_population_deviation_1(normalize) -> None:  # type: ignore[no-untyped-def]
+def test_normalized_values_have_mean_0_and_population_deviation_1(normalize) -> None:  # type: ignore[no-untyped-def]
     torch.testing.assert_close(normalize(torch.tensor([1.0, 3.0])), torch.tensor([-1.0, 1.0]), rtol=1e-6, atol=0)
     x, _, mask, _ = experience(6, 50, 4, p_done=0.5)
     out = normalize(x.masked_fill(~mask, float("nan")), mask)
@@ -246,12 +246,12 @@ def test_normalised_is_mean_0_and_population_deviation_1(normalize) -> None:  # 
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, -1000.1, 3e6])
-def test_equal_inputs_normalise_to_zeros(constant: float) -> None:
+def test_equal_inputs_normalize_to_zeros(constant: float) -> None:
     assert (normalize_advantages(torch.full((33,), constant)) == 0).all()
     assert normalize_rewards(torch.tensor([constant])).item() == 0
 
 
-def test_explained_variance() -> None:
+def test_explained_variance_is_one_for_the_returns_and_zero_for_a_constant() -> None:
     returns = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert explained_variance(returns, returns) == 1
     assert explained_variance(torch.full((4,), 7.0), returns) == 0

@@ -16,7 +16,7 @@ def policies(distance: float = 0.5) -> tuple[Tensor, Tensor]:
 
 
 def expectation(estimator, distance: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    """(mean, variance, gradient in the policy's logits) of an estimator over all actions, the draws held fixed."""
+    """(mean, variance, gradient in the policy's logits) of an estimator over all actions, with fixed samples."""
     logits, ref = policies(distance)
     p = torch.softmax(logits, -1).detach()
     x = estimator(torch.log_softmax(logits, -1) - torch.log_softmax(ref, -1))
@@ -43,8 +43,8 @@ def test_k3_varies_less_than_k1_near_the_reference() -> None:
     assert expectation(k3, 0.1)[1] < 0.05 * expectation(k1, 0.1)[1]
 
 
-def test_gradients_of_the_estimators_as_losses() -> None:
-    """k1 has none, k2 has the KL's, k3 has that of the divergence the other way round."""
+def test_each_estimator_as_a_loss_has_its_known_gradient() -> None:
+    """k1 has none, k2 has the KL's, k3 has that of the reverse divergence."""
     _, gradient = exact()
     _, reverse = exact(reverse=True)
     torch.testing.assert_close(expectation(k1)[2], torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-15)
@@ -54,7 +54,7 @@ def test_gradients_of_the_estimators_as_losses() -> None:
 
 
 def test_k1_in_the_reward_has_the_gradient_of_the_kl() -> None:
-    """REINFORCE on -k1 held fixed: the gradient of E[log pi * sg(k1)] is that of the KL."""
+    """REINFORCE on a constant -k1: the gradient of E[log pi * sg(k1)] is that of the KL."""
     logits, ref = policies()
     logp = torch.log_softmax(logits, -1)
     reward = -k1(logp - torch.log_softmax(ref, -1)).detach()
@@ -73,7 +73,7 @@ def test_sign_k1_is_positive_under_the_policy() -> None:
     assert (log_ratio < 0).any()
 
 
-def test_hand_numbers() -> None:
+def test_estimators_equal_hand_computed_numbers() -> None:
     x = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
     assert k1(x).tolist() == [0.0, 1.0, -1.0]
     assert k2(x).tolist() == [0.0, 0.5, 0.5]
@@ -105,7 +105,7 @@ def test_exact_kl_agrees_with_torch_and_survives_impossible_actions() -> None:
     assert float(categorical_kl(torch.zeros(2), torch.tensor([0.0, -torch.inf]))) == torch.inf
 
 
-def test_adaptive_coefficient_hand_numbers() -> None:
+def test_the_adaptive_coefficient_equals_hand_computed_numbers() -> None:
     controller = AdaptiveKL(beta=1.0, target=6.0, horizon=10_000)
     assert controller.update(12.0, 512).beta == pytest.approx(1.01024, rel=1e-9)  # error 1, clipped to 0.2
     assert controller.update(0.0, 512).beta == pytest.approx(0.98976, rel=1e-9)
@@ -117,7 +117,7 @@ def test_adaptive_coefficient_hand_numbers() -> None:
     assert controller.beta == 1
 
 
-def test_adaptive_coefficient_over_three_batches() -> None:
+def test_the_adaptive_coefficient_over_three_batches_equals_hand_computed_numbers() -> None:
     """Each starts from the last: up by 0.2 * 500 / 1000, up by 0.1 * 500 / 1000, down by 0.2 * 1000 / 1000."""
     controller = AdaptiveKL(beta=2.0, target=10.0, horizon=1000)
     seen = []

@@ -118,7 +118,7 @@ def test_low_precision_logits_give_float32() -> None:
     torch.testing.assert_close(logprobs.double(), exact, rtol=1e-6, atol=1e-6)
 
 
-def test_no_rows_at_all() -> None:
+def test_no_rows_give_empty_results() -> None:
     hidden, weight, _ = problem()
     logprobs, entropy = token_logprobs(lambda h: h @ weight.T, hidden[:0], torch.zeros(0, dtype=torch.int64))
     assert logprobs.shape == entropy.shape == (0,)
@@ -132,7 +132,7 @@ def test_mistakes_are_named() -> None:
         token_logprobs(lambda h: h @ weight.T, hidden, targets[1:])
 
 
-def test_sequence_sums() -> None:
+def test_sequence_sums_add_each_sequence_in_float32() -> None:
     values = torch.tensor([1.0, 2.0, 4.0, 8.0], requires_grad=True)
     sums = sequence_sums(values, torch.tensor([2, 0, 2, 0]), 4)
     assert sums.tolist() == [10.0, 0.0, 5.0, 0.0]

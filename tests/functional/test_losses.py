@@ -42,14 +42,14 @@ def test_sft_is_cross_entropy() -> None:
     assert metrics(out)["nll"] == pytest.approx(float(expected) / 7)
 
 
-def test_mse_is_torch_s() -> None:
+def test_mse_is_torchs() -> None:
     pred, target = torch.tensor([1.0, 2.0, -1.0]), torch.tensor([0.0, 4.0, -1.0])
     out = mse_loss(pred, target)
     assert out.loss.value() == pytest.approx(5 / 3)
     assert metrics(out) == {"absolute_error": pytest.approx(1.0)}
 
 
-def test_bradley_terry_hand_numbers() -> None:
+def test_bradley_terry_equals_hand_computed_numbers() -> None:
     out = bradley_terry_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 3.0]))
     expected = [math.log1p(math.exp(-2)), LN2, math.log1p(math.exp(3))]
     assert float(out.loss.total) == pytest.approx(sum(expected), rel=1e-6)
@@ -58,12 +58,12 @@ def test_bradley_terry_hand_numbers() -> None:
     )
 
 
-def test_bradley_terry_margin_and_centre() -> None:
+def test_bradley_terry_subtracts_the_margin_and_adds_the_centering_term() -> None:
     chosen, rejected = torch.tensor([2.0]), torch.tensor([0.5])
     with_margin = bradley_terry_loss(chosen, rejected, torch.tensor([1.0]))
     assert with_margin.loss.value() == pytest.approx(math.log1p(math.exp(-0.5)), rel=1e-6)
-    centred = bradley_terry_loss(chosen, rejected, center=0.1)
-    assert centred.loss.value() == pytest.approx(math.log1p(math.exp(-1.5)) + 0.1 * 6.25, rel=1e-6)
+    centered = bradley_terry_loss(chosen, rejected, center=0.1)
+    assert centered.loss.value() == pytest.approx(math.log1p(math.exp(-1.5)) + 0.1 * 6.25, rel=1e-6)
 
 
 def test_bradley_terry_recovers_reward_differences() -> None:
@@ -105,7 +105,7 @@ def test_dpo_at_the_reference_is_ln_2() -> None:
     assert metrics(out)["rejected_logprob"] == -3.5
 
 
-def test_dpo_hand_numbers() -> None:
+def test_dpo_equals_hand_computed_numbers() -> None:
     args = [torch.tensor([x]) for x in (-1.0, -4.0, -2.0, -3.0)]  # margin 0.5 * ((-1 + 2) - (-4 + 3)) = 1
     out = dpo_loss(*args, beta=0.5)
     assert out.loss.value() == pytest.approx(math.log1p(math.exp(-1)), rel=1e-6)
@@ -183,7 +183,9 @@ def test_dpo_recovers_the_tabular_optimum() -> None:
         (0.5, 0.0, 0.0, 0.0, 0.0),
     ],
 )
-def test_ratio_clip_hand_table(ratio: float, advantage: float, loss: float, slope: float, clipped: float) -> None:
+def test_the_clipped_ratio_equals_a_hand_computed_table(
+    ratio: float, advantage: float, loss: float, slope: float, clipped: float
+) -> None:
     new = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
     one = torch.ones(1, dtype=torch.float64)
     out = ppo_policy_loss(new, 0 * one, advantage * one, everywhere(one), 0.2)
@@ -231,7 +233,7 @@ def test_approx_kl_is_that_of_the_sampling_policy() -> None:
         (1.5, 1.0, 3.0, None, 1.125, -1.5, 0.0),
     ],
 )
-def test_value_clip_hand_table(
+def test_the_clipped_value_loss_equals_a_hand_computed_table(
     value: float, old: float, target: float, clip: float | None, loss: float, slope: float, clipped: float
 ) -> None:
     one = torch.ones(1, dtype=torch.float64)
@@ -243,7 +245,7 @@ def test_value_clip_hand_table(
     assert metrics(out) == {"value_clip_fraction": clipped, "value": pytest.approx(value)}
 
 
-def test_entropy_and_kl_terms() -> None:
+def test_entropy_bonus_and_kl_penalty_equal_hand_computed_numbers() -> None:
     mask = torch.tensor([True, True, False])
     bonus = entropy_bonus(torch.tensor([1.0, 2.0, math.nan]), mask)
     assert bonus.loss.value() == -1.5

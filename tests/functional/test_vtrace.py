@@ -29,7 +29,7 @@ class Steps(NamedTuple):
 
 
 def experience(seed: int, *shape: int, p_done: float = 0.2) -> Steps:
-    """Random steps; of the episodes that end, about half are cut and go on in the value function."""
+    """Random steps; of the episodes that end, about half are truncated and bootstrapped from the value function."""
     generator = torch.Generator().manual_seed(seed)
     new, old, rewards, values, bootstrap = torch.randn(5, *shape, generator=generator, dtype=torch.float64)
     dones = torch.rand(*shape, generator=generator) < p_done
@@ -70,7 +70,7 @@ def plain_loop(
     c_bar=st.floats(0, 3),
     slack=st.floats(0, 3),
 )
-def test_it_is_the_plain_loop(
+def test_vtrace_is_the_plain_loop(
     seed: int, n: int, gamma: float, lam: float, p_done: float, c_bar: float, slack: float
 ) -> None:
     steps = experience(seed, n, 3, p_done=p_done)
@@ -86,7 +86,7 @@ def test_it_is_the_plain_loop(
         torch.testing.assert_close(alone, (advantages[:, e], targets[:, e]))
 
 
-# ratio 3 then 1/2, rewards 1 and 3, values 1 and 2, 4 behind them, gamma 1/2: both TD errors are 1 + 1 - 1 and 3 + 2 - 2
+# ratio 3 then 1/2, rewards 1 and 3, values 1 and 2, 4 after them, gamma 1/2: both TD errors are 1 + 1 - 1 and 3 + 2 - 2
 @pytest.mark.parametrize(
     ("lam", "rho_bar", "c_bar", "targets", "advantages"),
     [
@@ -99,7 +99,7 @@ def test_it_is_the_plain_loop(
         (1.0, 0.25, 0.0, [1.25, 2.75], [0.25 * (1 + 0.5 * 2.75 - 1), 0.75]),  # both ratios are cut
     ],
 )
-def test_off_policy_hand_numbers(
+def test_off_policy_targets_equal_hand_computed_numbers(
     lam: float, rho_bar: float, c_bar: float, targets: list[float], advantages: list[float]
 ) -> None:
     old = torch.tensor([-1.5, -0.25], dtype=torch.float64)
@@ -111,8 +111,8 @@ def test_off_policy_hand_numbers(
     assert found[1].tolist() == pytest.approx(targets, rel=1e-12)
 
 
-def test_an_end_and_a_cut_by_hand() -> None:
-    """gamma = 1/2; the first step ends or is cut, so that nothing of the second, whose ratio is 1/2, reaches it."""
+def test_an_end_and_a_truncation_equal_hand_computed_numbers() -> None:
+    """gamma = 1/2; the first step ends or is truncated, so that nothing of the second, whose ratio is 1/2, reaches it."""
     new, old = torch.tensor([0.0, math.log(0.5)]), torch.zeros(2)
     rest = (torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]), 4.0, 0.5)
     advantages, targets = compute_vtrace(new, old, *rest)
@@ -238,7 +238,7 @@ def test_tokens_are_the_plain_loop_of_the_kept_ones_alone(
         np.testing.assert_allclose(targets[row][keep], expected[1], rtol=1e-9, atol=1e-9)
 
 
-def test_a_skipped_token_by_hand() -> None:
+def test_a_skipped_token_equals_hand_computed_numbers() -> None:
     """Ratio 3, a tool's token, ratio 1/2; gamma 1/2: TD errors 1 + 2/2 - 1 and 3 - 2, and the hole costs no discount."""
     mask = torch.tensor([[True, False, True]])
     new = torch.tensor([[math.log(3.0), NAN, math.log(0.5)]], dtype=torch.float64)
@@ -274,7 +274,7 @@ def test_a_ratio_beyond_every_number_is_cut_and_an_impossible_action_weighs_noth
     assert targets.tolist() == [1.0, 0.0]
 
 
-def test_mistakes_are_named() -> None:
+def test_wrong_shapes_and_limits_are_named() -> None:
     x = torch.zeros(4, 2)
     with pytest.raises(ValueError, match=r"old_logprobs: shape \(4,\), expected \(4, 2\)"):
         compute_vtrace(x, x[:, 0], x, x, x, 0.0)

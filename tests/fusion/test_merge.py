@@ -116,7 +116,7 @@ def test_order_does_not_matter_dare_included(save: Save, tmp_path: Path) -> None
             torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6, msg=f"{method} {name}")
 
 
-def test_dare_draws_anew_for_each_seed_and_each_model_and_tensor(save: Save, tmp_path: Path) -> None:
+def test_dare_draws_afresh_for_each_seed_model_and_tensor(save: Save, tmp_path: Path) -> None:
     base, first = save("base"), save("a", seed=1)
     settings: dict[str, Any] = {"method": "dare_linear", "base": base}
     half = {"model": first, "density": 0.5}
@@ -215,7 +215,7 @@ def edit(folder: str, name: str, **values: Any) -> None:
 
 
 def refusal(tmp_path: Path, models: list[Any], **settings: Any) -> str:
-    """The one sentence; and nothing is left behind."""
+    """The error's one sentence; no file is left."""
     with pytest.raises(UserError) as caught:
         fuse(tmp_path / "refused" / "out", models, **settings)
     assert not list(tmp_path.glob("refused/*"))

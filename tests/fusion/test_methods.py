@@ -1,4 +1,4 @@
-"""The merge of one tensor: by hand, against mergekit's own output, and by what must hold of any merge."""
+"""The merge of one tensor: hand-computed numbers, mergekit's own output, and what must hold for any merge."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def some(count: int, *shape: int, seed: int = 0) -> list[Tensor]:
 
 # ------------------------------------------------------------------ mergekit's own output
 @pytest.mark.parametrize("key", CASES)
-def test_equal_to_mergekit(key: str) -> None:
+def test_merged_tensors_are_mergekits(key: str) -> None:
     kept = load_file(golden.GOLDEN)
     for name in golden.SHAPES:
         tensors = [kept[f"input/{name}/{place}"] for place in range(4)]
@@ -77,8 +77,8 @@ def test_the_golden_file_says_who_made_it_and_covers_the_cases() -> None:
             assert torch.equal(load_file(golden.GOLDEN)[f"input/{name}/{place}"], tensor)
 
 
-# ------------------------------------------------------------------ by hand
-def test_linear_by_hand() -> None:
+# ------------------------------------------------------------------ hand-computed numbers
+def test_linear_equals_hand_computed_numbers() -> None:
     tensors = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, -2.0])]
     assert methods.linear(tensors, [1.0, 3.0], True).tolist() == [2.5, -1.0]
     assert methods.linear(tensors, [1.0, 3.0], False).tolist() == [10.0, -4.0]
@@ -88,7 +88,7 @@ def test_linear_by_hand() -> None:
         methods.linear(tensors, [1.0, -1.0], True)
 
 
-def test_slerp_of_right_angles_by_hand() -> None:
+def test_slerp_of_right_angles_equals_hand_computed_numbers() -> None:
     """A third of the way over 90° is 30°; lengths 1 and 2 weigh each end."""
     merged = methods.slerp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]), 1 / 3)
     torch.testing.assert_close(merged, torch.tensor([math.cos(math.pi / 6), 2 * math.sin(math.pi / 6)]))
@@ -110,7 +110,7 @@ def test_slerp_of_nearly_parallel_tensors_is_the_straight_line(cosine: float, st
     assert torch.equal(methods.slerp(first, second, 0.25), line) == straight
 
 
-def test_task_arithmetic_by_hand() -> None:
+def test_task_arithmetic_equals_hand_computed_numbers() -> None:
     base = torch.tensor([1.0, 1.0])
     tensors = [torch.tensor([2.0, 1.0]), torch.tensor([1.0, 5.0])]
     assert methods.task_arithmetic(base, tensors, Mixture([0.5, 0.25], False, 2.0)).tolist() == [2.0, 3.0]
@@ -118,8 +118,8 @@ def test_task_arithmetic_by_hand() -> None:
     assert methods.task_arithmetic(base, tensors[:1], Mixture([-1.0], False, 1.0)).tolist() == [0.0, 1.0], "forgetting"
 
 
-def test_ties_by_hand() -> None:
-    """Yadav et al., figure 1: trim the small ones, elect a sign where they fight, mean of those that agree."""
+def test_ties_equals_hand_computed_numbers() -> None:
+    """Yadav et al., figure 1: trim the small ones, elect a sign where they conflict, average those that agree."""
     base = torch.zeros(4)
     first, second = torch.tensor([3.0, -1.0, 0.1, 2.0]), torch.tensor([-1.0, -2.0, 4.0, 0.2])
     # density 3/4 drops 0.1 of the first and 0.2 of the second; column 0 elects +, and only the first has it
@@ -139,7 +139,7 @@ def test_trim_keeps_the_number_asked_for_however_many_are_equal() -> None:
     assert methods.trim(torch.zeros(0), 0.5).shape == (0,)
 
 
-def test_interpolate_by_hand() -> None:
+def test_interpolate_equals_hand_computed_numbers() -> None:
     base, model = torch.tensor([1.0, -1.0]), torch.tensor([3.0, 0.0])
     for eta, expected in (
         (0, [1.0, -1.0]),
@@ -154,7 +154,7 @@ def test_interpolate_by_hand() -> None:
 # ------------------------------------------------------------------ DARE
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
 def test_dare_keeps_the_density_and_is_unbiased(density: float) -> None:
-    """Bernoulli: within four deviations of its mean, for the share kept and for every entry's mean over draws."""
+    """Bernoulli: within four deviations of its mean, for the fraction kept and for every entry's mean over draws."""
     delta = torch.full((200_000,), 2.0)
     thinned = methods.drop(delta, density, draws(1)[0])
     deviation = math.sqrt(density * (1 - density) / len(delta))

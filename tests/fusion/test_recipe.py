@@ -47,7 +47,7 @@ def written(tmp_path: Path, text: str) -> str:
     return str(path)
 
 
-def test_a_ties_recipe(tmp_path: Path) -> None:
+def test_a_ties_recipe_is_read(tmp_path: Path) -> None:
     path = written(tmp_path, TIES)
     assert is_recipe(path)
     config, notes = load_recipe(path, ["name=fused", "scaling=0.8"])
@@ -67,7 +67,7 @@ def test_a_slerp_recipe_goes_from_its_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["dare_ties", "dare_linear", "task_arithmetic"])
-def test_the_other_methods_with_a_base(method: str, tmp_path: Path) -> None:
+def test_the_other_methods_with_a_base_are_read(method: str, tmp_path: Path) -> None:
     text = TIES.replace("merge_method: ties", f"merge_method: {method}").replace("  normalize: false\n", "")
     config, _ = load_recipe(written(tmp_path, text))
     assert config.method == method
@@ -75,7 +75,7 @@ def test_the_other_methods_with_a_base(method: str, tmp_path: Path) -> None:
     assert [s.density for s in config.models] == ([1, 1] if method == "task_arithmetic" else [0.3, 0.7])
 
 
-def test_a_linear_recipe(tmp_path: Path) -> None:
+def test_a_linear_recipe_is_read(tmp_path: Path) -> None:
     text = (
         "merge_method: linear\nmodels:\n- model: a\n  parameters: {weight: 3}\n- model: b\n  parameters: {weight: 1}\n"
     )

@@ -1,4 +1,4 @@
-"""Products of few rows with weights that come from memory: torch's numbers, whatever the rows, outputs and threads."""
+"""Products of few rows with large weights: torch's numbers, whatever the rows, outputs and threads."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.parametrize("rows", [1, 5, 8, 15, 16, 17, 33, 64])
 @pytest.mark.parametrize(("outputs", "width"), [(1, 16), (5, 48), (6, 32), (97, 48), (600, 16)])
-def test_it_is_the_product(rows: int, outputs: int, width: int) -> None:
-    chance = torch.Generator().manual_seed(rows * outputs)
-    x, weight = torch.randn(rows, width, generator=chance), torch.randn(outputs, width, generator=chance)
+def test_a_product_of_few_rows_is_torchs(rows: int, outputs: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(rows * outputs)
+    x, weight = torch.randn(rows, width, generator=generator), torch.randn(outputs, width, generator=generator)
     expected = x.double() @ weight.double().T
     torch.testing.assert_close(multiplied(x, weight).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_number_of_threads_changes_no_bit(two_threads: None) -> None:
-    chance = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(9, 64, generator=chance), torch.randn(9001, 64, generator=chance)
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(9, 64, generator=generator), torch.randn(9001, 64, generator=generator)
     assert weight.numel() > 2**18, "the work is not shared"
     both = multiplied(x, weight)
     torch.set_num_threads(1)
     assert torch.equal(multiplied(x, weight), both)
 
 
-def test_a_row_that_is_no_number_stays_alone() -> None:
+def test_a_row_of_nan_leaves_other_rows_alone() -> None:
     x, weight = torch.ones(6, 32), torch.ones(10, 32)
     x[2, 5] = torch.nan
     found = multiplied(x, weight)
@@ -55,7 +55,7 @@ def test_a_row_that_is_no_number_stays_alone() -> None:
     assert (found[[0, 1, 3, 4, 5]] == 32).all()
 
 
-def test_who_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_large_products_of_few_rows_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "MKL", True)
     few, many = torch.ones(5, 16), torch.ones(65, 16)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_who_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_replies_are_those_of_torch_s_products(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replies_are_those_of_torchs_products(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = small_backbone("transformer", 64, 2, 500, 1, 0)
     if not tied:

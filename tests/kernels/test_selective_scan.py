@@ -70,8 +70,8 @@ def everything(
     return [y.detach(), finals.detach(), *grads]
 
 
-def test_reference_by_hand() -> None:
-    """E = N = 1: h = e^(-dt) h + dt x B, y = C h + D x, the second segment going on from the first."""
+def test_the_reference_scan_equals_hand_computed_numbers() -> None:
+    """E = N = 1: h = e^(-dt) h + dt x B, y = C h + D x, the second segment continuing the first."""
     x, dt, B, C = ([[v] for v in row] for row in ([1.0, 2.0, 3.0], [0.5, 1.0, 0.25], [2.0, 1.0, -1.0], [1.0, 3.0, 2.0]))
     h1 = 0.5 * 1 * 2
     h2 = math.exp(-1.0) * h1 + 1.0 * 2 * 1
@@ -88,7 +88,7 @@ def test_reference_by_hand() -> None:
     [(parallel_scan, torch.float64, 1e-12), (parallel_scan, torch.float32, 2e-6), (scan, torch.float32, 2e-6)],
     ids=["parallel64", "parallel32", "compiled32"],
 )
-def test_scans_agree(
+def test_every_scan_is_the_reference_scan(
     shape: str, function: Callable[..., tuple[Tensor, Tensor]], dtype: torch.dtype, tolerance: float
 ) -> None:
     lengths, parents = SHAPES[shape]
@@ -101,15 +101,15 @@ def test_scans_agree(
         assert error < tolerance, f"{name}: {error:.1e}"
 
 
-def test_gradcheck_of_the_parallel_scan() -> None:
+def test_the_parallel_scans_gradients_pass_gradcheck() -> None:
     lengths, parents = [3, 66, 2], [-1, 0, 0]
     inputs = [v.double().requires_grad_() for v in draw(lengths, 2, 2)]
     where = tree(lengths, parents)
     assert torch.autograd.gradcheck(lambda *a: parallel_scan(*a, *where), inputs, fast_mode=True)
 
 
-def test_compiled_is_what_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the comparisons above would compare the parallel scan with itself."""
+def test_the_compiled_scan_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the comparisons above would compare the parallel scan with itself."""
     calls = []
     kernel = scan_numba.scan_forward
     monkeypatch.setattr(scan_numba, "scan_forward", lambda *a: (calls.append(1), kernel(*a)))
@@ -121,7 +121,7 @@ def test_compiled_is_what_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 1
 
 
-def test_without_gradient_the_same_numbers() -> None:
+def test_without_gradient_the_numbers_are_the_same() -> None:
     lengths, parents = SHAPES["tree"]
     inputs, where = draw(lengths, 32, 16), tree(lengths, parents)
     with_grad = everything(scan, inputs, *where, torch.float32)
@@ -131,7 +131,7 @@ def test_without_gradient_the_same_numbers() -> None:
     assert torch.equal(finals, with_grad[1])
 
 
-def test_only_one_output_used() -> None:
+def test_gradients_are_right_where_only_one_output_is_used() -> None:
     lengths, parents = SHAPES["shared prompt"]
     inputs, where = draw(lengths, 16, 4), tree(lengths, parents)
     for pick in (0, 1):
@@ -168,7 +168,7 @@ def test_nothing_leaks_between_segments(function: Callable[..., tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("function", [parallel_scan, scan])
-def test_strong_and_vanishing_decay(function: Callable[..., tuple[Tensor, Tensor]]) -> None:
+def test_strong_and_vanishing_decay_stay_finite_and_exact(function: Callable[..., tuple[Tensor, Tensor]]) -> None:
     """exp(dt A) from 1 down to below the smallest float: finite, and right."""
     lengths = [50]
     inputs = draw(lengths, 16, 4)
@@ -191,7 +191,7 @@ def test_threads_change_no_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_work_is_dealt_out_whole() -> None:
+def test_threads_share_all_the_work() -> None:
     parts: list[tuple[int, int]] = []
 
     def note(first: int, last: int) -> None:
@@ -218,7 +218,7 @@ def test_half_precision_is_computed_in_float32() -> None:
     assert torch.equal(finals, states)
 
 
-def test_softplus_and_gate() -> None:
+def test_softplus_and_gate_are_those_of_float64() -> None:
     generator = torch.Generator().manual_seed(0)
     wide = torch.cat([torch.linspace(-80, 80, 4096), 3 * torch.randn(4096, generator=generator)]).view(-1, 64)
     g = torch.randn(128, 32, generator=generator)
@@ -235,7 +235,7 @@ def test_softplus_and_gate() -> None:
     torch.testing.assert_close(small, results[1][0][results[0][0] < 1e-3], rtol=1e-5, atol=1e-30)
 
 
-def test_exponential_is_good_to_two_ulp() -> None:
+def test_the_exponential_is_exact_to_two_ulp() -> None:
     import numba
 
     @numba.njit

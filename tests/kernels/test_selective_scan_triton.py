@@ -22,7 +22,9 @@ if find_spec("triton") is None:
 NAMES = ("y", "finals", "x", "dt", "A", "B", "C", "D")
 ON_GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read by triton when it is imported: a process of its own
-runs = pytest.mark.skipif(not (ON_GPU or INTERPRETED), reason="part of test_by_the_interpreter")
+runs = pytest.mark.skipif(
+    not (ON_GPU or INTERPRETED), reason="part of test_the_tests_of_this_file_pass_in_the_interpreter"
+)
 # with chunks of 4: a chunk and one more, exactly two, single tokens, a tree of depth three
 SHAPES = {
     "one": ([5], [-1]),
@@ -32,7 +34,7 @@ SHAPES = {
 
 
 @pytest.mark.skipif(ON_GPU or INTERPRETED, reason="the tests below run")
-def test_by_the_interpreter() -> None:
+def test_the_tests_of_this_file_pass_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
     done = subprocess.run(
         command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
@@ -76,7 +78,7 @@ def everything(
 
 @runs
 @pytest.mark.parametrize("shape", SHAPES)
-def test_outputs_and_every_gradient(kernels: ModuleType, shape: str) -> None:
+def test_outputs_and_gradients_are_those_of_the_reference_scan(kernels: ModuleType, shape: str) -> None:
     """Three channels and three states fill neither a block nor a power of two."""
     lengths, parents = SHAPES[shape]
     inputs, offsets = draw(sum(lengths), 3, 3), torch.tensor([0, *np.cumsum(lengths)])
@@ -102,7 +104,7 @@ def test_without_gradient_nothing_is_kept_and_the_numbers_are_the_same(kernels: 
 
 
 @runs
-def test_what_a_segment_holds_stays_in_it(kernels: ModuleType) -> None:
+def test_nothing_leaks_between_segments(kernels: ModuleType) -> None:
     """NaN in one of three texts, which share no prompt, reaches neither outputs nor gradients of the others."""
     lengths = [5, 4, 6]
     inputs, offsets = draw(sum(lengths), 2, 2), torch.tensor([0, *np.cumsum(lengths)])

@@ -38,10 +38,10 @@ def model_of(shape: str = "grouped", dtype: torch.dtype = torch.float32) -> Tran
 
 
 def packed() -> Packed:
-    """Texts of 1 to 40 tokens: alone, two and three replies behind one prompt, and a prompt behind a prompt."""
-    chance = torch.Generator().manual_seed(2)
+    """Texts of 1 to 40 tokens: alone, two and three replies after one prompt, and a prompt after a prompt."""
+    generator = torch.Generator().manual_seed(2)
     lengths, parents = [9, 4, 31, 1, 40, 7, 12, 3, 5, 2], [-1, 0, 0, -1, -1, -1, 5, 6, 6, 5]
-    segments = [torch.randint(3, 97, (n,), generator=chance).tolist() for n in lengths]
+    segments = [torch.randint(3, 97, (n,), generator=generator).tolist() for n in lengths]
     replies = [[number in (1, 2, 4, 7, 8, 9)] * n for number, n in enumerate(lengths)]
     return Packed.of(segments, parents, replies)
 
@@ -74,7 +74,7 @@ def test_loss_and_gradients_are_those_of_the_plain_pass(shape: str, dtype: torch
 
 @pytest.mark.parametrize("shape", list(SHAPES))
 @torch.no_grad()
-def test_chosen_tokens_have_the_hidden_states_of_all(shape: str) -> None:
+def test_indexed_tokens_have_the_hidden_states_of_the_whole_pass(shape: str) -> None:
     model, rows = model_of(shape), packed()
     wanted, at = model.forward_plain(rows), torch.tensor([3, 0, 60, 3])
     torch.testing.assert_close(model(rows), wanted, rtol=1e-4, atol=1e-5)
@@ -132,7 +132,7 @@ def test_frozen_weights_get_no_gradient_and_the_rest_do() -> None:
 
 
 @torch.no_grad()
-def test_what_is_not_a_number_in_one_text_stays_there() -> None:
+def test_nan_in_one_text_leaves_other_texts_alone() -> None:
     model, rows = model_of(), Packed.of([[60] * 9, [5, 6, 7, 8, 9, 10, 11, 12]])
     wanted = model(rows)
     model.embed_tokens.weight[60] = torch.nan
@@ -165,7 +165,7 @@ def peak(loss: object) -> int:
     return largest
 
 
-def test_far_less_is_kept_than_by_the_plain_pass() -> None:
+def test_much_less_memory_is_used_than_by_the_plain_pass() -> None:
     torch.manual_seed(0)
     model = Transformer(TransformerConfig(97, 64, 12, 4, 2, 16, 176, tied=True))
     rows = Packed.of([list(range(3, 90))] * 4)

@@ -1,4 +1,4 @@
-"""The lean vocabulary head against logits and autograd: the same log-probabilities and gradients."""
+"""The memory-saving vocabulary head against logits and autograd: the same log-probabilities and gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from accord.kernels.vocabulary_head import label_logprobs, label_nll
 
 @pytest.mark.parametrize("chunk", [97, 97 * 70, 2**22])
 @pytest.mark.parametrize("kept", [0, 2**24])
-def test_head_whatever_its_chunks(chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_probs_and_gradients_do_not_depend_on_the_chunk_size(
+    chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(vocabulary_head, "CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(vocabulary_head, "KEPT_ELEMENTS", kept)
     torch.manual_seed(0)
@@ -33,7 +35,7 @@ def test_head_whatever_its_chunks(chunk: int, kept: int, monkeypatch: pytest.Mon
             torch.testing.assert_close(a, b)
 
 
-def test_head_refuses_shapes_that_do_not_fit_and_takes_none() -> None:
+def test_wrong_shapes_are_refused_and_no_rows_are_taken() -> None:
     with pytest.raises(ValueError, match="expected \\(N, D\\), \\(V, D\\) and \\(N,\\)"):
         label_nll(torch.zeros(3, 4), torch.zeros(9, 5), torch.zeros(3, dtype=torch.int64))
     none = torch.zeros(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""What every family offers: a call that runs hooks, the hidden states asked for, gradients that nobody switched."""
+"""What every family offers: a call that runs hooks, the hidden states asked for, parameters that require gradients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
     return small_backbone(request.param, 32, 2, 50, 1, 0)
 
 
-def test_indices_choose_among_all_hidden_states(backbone: Backbone) -> None:
+def test_indices_select_among_all_hidden_states(backbone: Backbone) -> None:
     at = torch.tensor([8, 0, 3, 3])
     whole = backbone(PACKED)
     assert whole.shape == (9, backbone.width)

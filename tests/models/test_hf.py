@@ -1,4 +1,4 @@
-"""Models of transformers behind the protocol: learned positions (GPT-2), a state space (Mamba), and special heads."""
+"""Models of transformers as backbones: learned positions (GPT-2), a state space (Mamba), and special heads."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def alone(model: CausalLM, text: list[int]) -> torch.Tensor:
     return model.model(input_ids=torch.tensor([text])).logits[0]
 
 
-def test_is_a_backbone_with_the_sizes_of_its_model(model: CausalLM) -> None:
+def test_a_model_of_transformers_is_a_backbone_of_its_sizes(model: CausalLM) -> None:
     assert isinstance(model, Backbone)
     assert (model.width, model.vocab_size) == (32, 61)
 
@@ -110,7 +110,7 @@ def test_prefill_and_steps_are_hidden_with_rows_repeated_and_dropped(model: Caus
 
 @pytest.mark.parametrize("kind", ["gpt_neox", "gemma2"])
 @torch.no_grad()
-def test_rotary_positions_and_a_soft_cap(kind: str) -> None:
+def test_rotary_positions_and_a_soft_cap_give_the_models_logits(kind: str) -> None:
     model = CausalLM(peer_of(kind))
     texts = tokens(9, 4)
     logits = model.logits(model(Packed.of(texts)))
@@ -125,7 +125,7 @@ def test_dropout_stays_off() -> None:
 
 
 @torch.no_grad()
-def test_saved_and_opened_again(model: CausalLM, tmp_path: Path) -> None:
+def test_a_saved_folder_opens_with_the_same_logits(model: CausalLM, tmp_path: Path) -> None:
     model.save(tmp_path)
     again = CausalLM.open(tmp_path)
     packed = Packed.of(tokens(6, 4))
@@ -159,3 +159,42 @@ def test_logits_that_the_head_alone_does_not_give_are_refused() -> None:
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=str(tmp_path)):
         CausalLM.open(tmp_path)
+
+
+# ------------------------------------------------------------------------------------- Mamba-2
+@pytest.fixture(scope="module")
+def mamba2() -> CausalLM:
+    sizes = {"vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 8, "chunk_size": 8}
+    heads = {"num_heads": 4, "head_dim": 8, "n_groups": 1}  # of expand * hidden_size = 32
+    torch.manual_seed(0)
+    peer = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**sizes, **heads))
+    with torch.no_grad():
+        for weight in peer.parameters():
+            if weight.ndim == 2:
+                weight.normal_(std=0.3)
+    return CausalLM(peer)
+
+
+def mamba2_texts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, 31, (n,), generator=generator).tolist() for n in (11, 2, 7, 1)]
+
+
+@torch.no_grad()
+def test_packed_mamba2_texts_do_not_see_each_other(mamba2: CausalLM) -> None:
+    found = mamba2.logits(mamba2(Packed.of(mamba2_texts())))
+    wanted = torch.cat([mamba2.model(input_ids=torch.tensor([text])).logits[0] for text in mamba2_texts()])
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_mamba2_steps_equal_the_whole_text(mamba2: CausalLM) -> None:
+    """Rows of different lengths, written side by side."""
+    hidden, cache = mamba2.prefill(Packed.of(mamba2_texts()), 3)
+    grown = mamba2_texts()
+    for new in ([4, 5, 6, 7], [8, 9, 10, 11]):
+        for row, text in enumerate(grown):
+            torch.testing.assert_close(hidden[row], mamba2(Packed.of([text]))[-1], rtol=1e-5, atol=1e-5)
+        hidden = mamba2.step(torch.tensor(new), cache)
+        grown = [[*text, token] for text, token in zip(grown, new, strict=True)]

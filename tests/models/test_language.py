@@ -36,7 +36,7 @@ def touched(model: torch.nn.Module) -> set[str]:
 @pytest.mark.parametrize("critic", ["shared", "shared_detached", "separate"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_are_zero_at_the_start(critic: str, family: str) -> None:
-    """Trap 41."""
+    """A random value head would spoil the first advantages."""
     policy = LanguageActorCritic(tiny(family), critic)  # type: ignore[arg-type]
     scores = policy.score(PACKED, CHOSEN, 1.0)
     assert scores.values.shape == CHOSEN.shape
@@ -83,7 +83,7 @@ def learned(critic: str, family: str = "mamba") -> LanguageActorCritic:
     ],
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_whom_the_value_loss_moves(critic: str, expected: set[str], family: str) -> None:
+def test_the_value_loss_moves_the_parameters_of_its_critic_type(critic: str, expected: set[str], family: str) -> None:
     policy = learned(critic, family)
     policy.score(PACKED, CHOSEN, 1.0).values.square().sum().backward()  # type: ignore[no-untyped-call]
     assert {name.split(".")[0] for name in touched(policy)} == expected
@@ -98,7 +98,7 @@ def test_the_policy_loss_moves_the_policy_alone(critic: str) -> None:
 
 @pytest.mark.parametrize("critic", ["shared", "shared_detached", "separate", "reward"])
 def test_every_parameter_is_named_once(critic: str) -> None:
-    """An optimiser that gets policy and critic parameters gets all, none twice."""
+    """An optimizer given policy and critic parameters gets all of them, none twice."""
     policy = learned(critic)
     named = [*policy.policy_parameters(), *policy.critic_parameters()]
     assert len({id(p) for p in named}) == len(named)
@@ -127,12 +127,12 @@ def test_a_separate_critic_is_a_copy_that_goes_its_own_way() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_critic_from_the_reward_model_starts_at_its_centred_scores(family: str) -> None:
+def test_a_critic_from_the_reward_model_starts_at_its_normalized_scores(family: str) -> None:
     """Those that PPO sees; values of the raw head would be far away from the returns."""
     model = reward_model(family)
     policy = LanguageActorCritic(tiny(family), "reward", model)
     last = torch.tensor([int(PACKED.last[s]) for s in (1, 2, 4)])
-    after = PACKED.previous[CHOSEN]  # values stand at the token before the chosen one
+    after = PACKED.previous[CHOSEN]  # values are read at the token before the indexed one
     values = policy.score(PACKED, CHOSEN, 1.0).values
     expected = (model.head(model.backbone(PACKED)[after]) - 5.25) / 0.25
     torch.testing.assert_close(values, expected, rtol=0, atol=2e-5)

@@ -32,7 +32,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=["compiled", "torch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every behaviour holds with the kernels and without."""
+    """Everything holds with the kernels and without."""
     if request.param == "torch":
         monkeypatch.setattr(selective_scan, "runs_compiled", lambda *_: False)
         monkeypatch.setattr(mamba_module, "runs_compiled", lambda *_: False)
@@ -77,7 +77,9 @@ def alone(model: Mamba, text: list[int]) -> Tensor:
     ],
     ids=["plain", "odd"],
 )
-def test_transformers_opens_ours(tmp_path: Path, changes: dict[str, object], way: str) -> None:
+def test_transformers_opens_a_saved_folder_with_the_same_logits(
+    tmp_path: Path, changes: dict[str, object], way: str
+) -> None:
     from transformers import AutoModelForCausalLM, MambaForCausalLM
 
     model = tiny(**changes)
@@ -98,7 +100,7 @@ def test_transformers_opens_ours(tmp_path: Path, changes: dict[str, object], way
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("tied", [True, False])
-def test_we_open_theirs(tmp_path: Path, tied: bool) -> None:
+def test_a_transformers_folder_opens_with_the_same_logits(tmp_path: Path, tied: bool) -> None:
     from transformers import MambaConfig as TheirConfig
     from transformers import MambaForCausalLM
 
@@ -124,7 +126,7 @@ def test_we_open_theirs(tmp_path: Path, tied: bool) -> None:
 
 
 @pytest.mark.oracle
-def test_gradients_equal_transformers(tmp_path: Path) -> None:
+def test_gradients_are_those_of_transformers(tmp_path: Path) -> None:
     from transformers import MambaForCausalLM
 
     model = tiny(n_layers=2)
@@ -144,21 +146,21 @@ def test_gradients_equal_transformers(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------- packs
-def test_is_a_backbone() -> None:
+def test_a_small_mamba_is_a_backbone_of_its_sizes() -> None:
     model = small_mamba(32, 2, 50, eos_id=1, pad_id=0)
     assert isinstance(model, Backbone)
     assert (model.width, model.vocab_size, model.config.tied) == (32, 50, True)
     assert (model.config.eos_ids, model.config.pad_id, model.config.dt_rank) == ((1,), 0, 2)
 
 
-def test_packed_equals_alone(way: str) -> None:
+def test_packed_texts_have_the_logits_of_each_text_alone(way: str) -> None:
     model, texts = tiny(), words(5, 1, 40, 2, 3)
     found = model(Packed.of(texts)).split([len(t) for t in texts])
     for text, hidden in zip(texts, found, strict=True):
         torch.testing.assert_close(hidden, alone(model, text), **CLOSE)
 
 
-def test_shared_prompt_equals_separate(way: str) -> None:
+def test_a_shared_prompt_gives_the_logits_of_separate_texts(way: str) -> None:
     """Prompts shorter and longer than the convolution; a reply that is itself continued."""
     model = tiny()
     p, a, b, q, c, d = words(2, 5, 1, 35, 4, 3)
@@ -168,7 +170,7 @@ def test_shared_prompt_equals_separate(way: str) -> None:
         torch.testing.assert_close(torch.cat([shared[i] for _, i in chain]), expected, **CLOSE)
 
 
-def test_gradient_adds_over_the_replies(way: str) -> None:
+def test_the_prompts_gradient_is_the_sum_over_its_replies(way: str) -> None:
     model = tiny()
     p, a, b = words(6, 4, 9)
     weights = torch.randn(25, 16, generator=torch.Generator().manual_seed(2))
@@ -195,8 +197,8 @@ def test_no_position_sees_the_future(way: str) -> None:
         assert not torch.allclose(changed[cut:], before[cut:])
 
 
-def test_no_leak_from_a_neighbour(way: str) -> None:
-    """A token whose embedding is NaN poisons its own text from there on, and nothing else."""
+def test_no_text_reaches_a_neighboring_text(way: str) -> None:
+    """A token whose embedding is NaN makes its own text NaN from there on, and nothing else."""
     model = tiny()
     texts = [[1, 2, 3, 4], [5, 6, 22, 7, 8], [9, 10, 11]]
     clean = model(Packed.of(texts))
@@ -209,7 +211,7 @@ def test_no_leak_from_a_neighbour(way: str) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"tied": False, "use_bias": True}])
-def test_gradient_reaches_every_parameter(changes: dict[str, object], way: str) -> None:
+def test_every_parameter_gets_a_gradient(changes: dict[str, object], way: str) -> None:
     model = tiny(**changes)
     model.logits(model(Packed.of(words(7, 3)))).square().sum().backward()
     for name, parameter in model.named_parameters():
@@ -217,7 +219,7 @@ def test_gradient_reaches_every_parameter(changes: dict[str, object], way: str) 
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_one_thread_equals_two() -> None:
+def test_the_number_of_threads_changes_no_bit() -> None:
     model, results = tiny(d_model=64, d_state=16), []
     packed = Packed.of(words(60, 40, 70, 30), parents=[-1, 0, 0, -1])
     for threads in (1, 2):
@@ -230,7 +232,7 @@ def test_one_thread_equals_two() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_convolution_by_hand(way: str) -> None:
+def test_the_convolution_equals_hand_computed_numbers(way: str) -> None:
     """Weights 1, 10, 100, 1000 spell the last four inputs; below 20 the logistic function still differs from 1."""
     x = torch.tensor([1.0, 2, 3, 4, 5])[:, None].expand(5, 16)
     packed = Packed.of([[0, 0], [0, 0], [0]], parents=[-1, 0, 0])
@@ -241,7 +243,7 @@ def test_convolution_by_hand(way: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------- one token at a time
-def test_step_equals_scan_for_long(way: str) -> None:
+def test_steps_equal_the_scan_over_long_texts(way: str) -> None:
     model, texts = tiny(d_state=16), words(240, 240, 240)
     whole = [alone(model, text) for text in texts]
     hidden, cache = model.prefill(Packed.of([text[:n] for text, n in zip(texts, (1, 3, 20), strict=True)]), 239)
@@ -254,7 +256,7 @@ def test_step_equals_scan_for_long(way: str) -> None:
         torch.testing.assert_close(hidden[row], whole[row][n + 219], **CLOSE)
 
 
-def test_select_repeats_drops_and_reorders(way: str) -> None:
+def test_a_selected_cache_repeats_drops_and_reorders_rows(way: str) -> None:
     model, (a, b, c) = tiny(), words(4, 2, 6)
     _, cache = model.prefill(Packed.of([a, b, c]), 8)
     model.step(torch.tensor([1, 2, 3]), cache)
@@ -280,7 +282,7 @@ def test_one_prompt_read_once_under_many_replies(way: str) -> None:
         torch.testing.assert_close(hidden[row], alone(model, prompt + reply)[-1], **CLOSE)
 
 
-def test_prefill_follows_parents(way: str) -> None:
+def test_prefill_follows_the_tree_of_segments(way: str) -> None:
     model, (p, a) = tiny(), words(1, 2)
     _, cache = model.prefill(Packed.of([p, a], parents=[-1, 0]), 1)
     hidden = model.step(torch.tensor([3, 4]), cache)
@@ -288,7 +290,7 @@ def test_prefill_follows_parents(way: str) -> None:
     torch.testing.assert_close(hidden[1], alone(model, [*p, *a, 4])[-1], **CLOSE)
 
 
-def test_short_convolutions_and_odd_widths(way: str) -> None:
+def test_short_convolutions_and_odd_widths_give_the_same_logits(way: str) -> None:
     """One tap needs no window; 24 channels fill no whole vectors."""
     for changes in ({"d_conv": 1}, {"d_conv": 2}, {"d_model": 12}):
         model, (text,) = tiny(**changes), words(6)
@@ -301,7 +303,7 @@ def test_short_convolutions_and_odd_widths(way: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------- start and mistakes
-def test_initialisation() -> None:
+def test_initial_weights_have_the_published_ranges() -> None:
     torch.manual_seed(0)
     model = small_mamba(64, 9, 30, eos_id=1, pad_id=0)
     mixer = model.layers[4].mixer
@@ -316,7 +318,7 @@ def test_initialisation() -> None:
     assert mixer.out_proj.weight.std().item() == pytest.approx(1 / math.sqrt(3 * 128 * 9), rel=0.05)
 
 
-def test_learns_to_copy() -> None:
+def test_a_small_mamba_learns_to_copy() -> None:
     """What came two tokens earlier: needs the convolution and the scan, and gradients of the right sign."""
     torch.manual_seed(0)
     model = small_mamba(32, 2, 8, eos_id=0, pad_id=0)

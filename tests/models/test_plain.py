@@ -220,7 +220,7 @@ def test_a_wrapped_head_gives_the_logits() -> None:
 # ------------------------------------------------------------------ configs
 @dataclass(frozen=True, slots=True)
 class Scaled(TransformerConfig):
-    """A config with a field that no kernel has heard of."""
+    """A config with a field that no kernel knows."""
 
     attention_scale: float = 2.0
 
@@ -271,7 +271,7 @@ def test_a_changed_convolution_is_called(kind: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Clamped(MambaConfig):
-    """A config with a field that no kernel has heard of."""
+    """A config with a field that no kernel knows."""
 
     dt_limit: float = 1.0
 

@@ -102,7 +102,7 @@ def alone(model: Transformer, text: list[int]) -> torch.Tensor:
     return model(Packed.of([text]))
 
 
-def test_is_a_backbone() -> None:
+def test_a_small_transformer_is_a_backbone_of_its_sizes() -> None:
     assert isinstance(small_transformer(32, 1, 10, 1, 0), Backbone)
 
 
@@ -167,7 +167,7 @@ def test_gradients_are_those_of_transformers(pair) -> None:
 
 
 @torch.no_grad()
-def test_packed_is_alone(ours: Transformer) -> None:
+def test_packed_texts_have_the_logits_of_each_text_alone(ours: Transformer) -> None:
     texts = tokens(7, 1, 12, 5)
     together = ours(Packed.of(texts))
     torch.testing.assert_close(together, torch.cat([alone(ours, t) for t in texts]), rtol=1e-5, atol=1e-5)
@@ -207,7 +207,7 @@ def test_no_position_sees_the_future_or_another_text(ours: Transformer) -> None:
 
 
 @torch.no_grad()
-def test_what_is_not_a_number_in_one_text_stays_there(ours: Transformer) -> None:
+def test_nan_in_one_text_leaves_other_texts_alone(ours: Transformer) -> None:
     broken = Transformer(ours.config)
     broken.load_state_dict(ours.state_dict())
     text = tokens(5)[0]
@@ -281,14 +281,14 @@ def test_bfloat16_weights_and_autocast_stay_near_float32(ours: Transformer) -> N
         assert (found.float() - wanted).norm() / wanted.norm() < 0.05
 
 
-def test_rotation_by_hand() -> None:
+def test_the_rotation_equals_hand_computed_numbers() -> None:
     config = TransformerConfig(8, 4, 1, 1, 1, 4, 8, rope_theta=100.0)
     turn = rotation(config, torch.tensor([0, 3]))
     wanted = torch.tensor([[1 + 0j, 1 + 0j], [complex(-0.9899925, 0.1411200), complex(0.9553365, 0.2955202)]])
     torch.testing.assert_close(turn[:, 0], wanted, rtol=1e-6, atol=1e-6)  # angles 3 and 3/10
 
 
-def test_initial_weights() -> None:
+def test_initial_weights_have_the_documented_deviations() -> None:
     torch.manual_seed(0)
     model = small_transformer(128, 2, 50, eos_id=3, pad_id=0)
     config = model.config
@@ -335,7 +335,7 @@ def test_old_rotary_keys_are_read() -> None:
     assert config.rope_scaling.factor == 8.0
 
 
-def test_faulty_folders_are_named(tmp_path: Path) -> None:
+def test_damaged_folders_are_named(tmp_path: Path) -> None:
     model = small_transformer(32, 1, 10, 1, 0)
     with pytest.raises(UserError, match=r"config\.json: no such file"):
         Transformer.open(tmp_path)
@@ -363,7 +363,7 @@ def test_faulty_folders_are_named(tmp_path: Path) -> None:
         Transformer.open(tmp_path)
 
 
-def test_weights_in_shards(tmp_path: Path) -> None:
+def test_weights_in_shards_open_as_in_one_file(tmp_path: Path) -> None:
     state = {"a": torch.randn(3), "b": torch.randn(2, 2)}
     save_file({"a": state["a"]}, tmp_path / "model-00001-of-00002.safetensors")
     save_file({"b": state["b"]}, tmp_path / "model-00002-of-00002.safetensors")

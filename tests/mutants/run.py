@@ -4,7 +4,7 @@
     python tests/mutants/run.py --only NAME …    some of them        --sample 10    a seeded sample
     python tests/mutants/run.py --list           their names         --jobs 4       so many at a time
 
-The checkout is only read: each worker has a copy in a temporary folder, made anew for every fault.  torch is imported
+The checkout is only read: each worker has a copy in a temporary folder, made again for every fault.  torch is imported
 once; every fault gets a process forked from that one, so that no module of the package outlives its fault.
 """
 
@@ -41,7 +41,7 @@ PRELOADED = {
     "numba": ("numba",),
     "transformers": ("transformers.models.llama.modeling_llama",),
 }
-"""Slow to import, so once for all faults: modules by the word in a test file that tells of their use."""
+"""Slow to import, so once for all faults: modules by the word in a test file that shows their use."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # a fork keeps no threads
 
 
@@ -257,7 +257,7 @@ def require_green(tests: Sequence[str], jobs: int, folder: Path) -> None:
     for outcome in run_all([Task(None, part, 3600.0) for part in parts], jobs, folder):
         if outcome.verdict != "green":
             print(outcome.log[-3000:])
-            raise Mistake(f"without any fault: {outcome.by}; mend that first.")
+            raise Mistake(f"without any fault: {outcome.by}; fix that first.")
     print(f"without a fault: green, {len(tests)} files and tests, {time.monotonic() - start:.0f} s", flush=True)
 
 

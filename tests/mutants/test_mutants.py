@@ -1,4 +1,4 @@
-"""The command that tests the tests (run.py) tells caught from survived, and its list fits the code."""
+"""The command that tests the tests (run.py) separates caught from surviving faults, and its list fits the code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 QUICK = {
-    "adaptive-kl-min-for-max": "functional/test_kl.py::test_adaptive_coefficient_hand_numbers",
+    "adaptive-kl-min-for-max": "functional/test_kl.py::test_the_adaptive_coefficient_equals_hand_computed_numbers",
     "score-at-the-last-pad": "rollout/test_shaping.py::test_the_score_stands_once_at_the_last_token",
     "eos-penalty-added": "rollout/test_shaping.py::test_the_missing_eos_penalty_replaces_the_score_once",
 }
@@ -37,13 +37,13 @@ def write(folder: Path, *faults: dict[str, object]) -> str:
 
 
 def checkout() -> dict[str, bytes]:
-    """What a run could spoil."""
+    """What a run could damage."""
     files = [ROOT / "accord" / "functional" / "kl.py", ROOT / "accord" / "rollout" / "shaping.py", *HERE.glob("[!_]*")]
     return {str(path): path.read_bytes() for path in files}
 
 
 def test_the_list_fits_the_code() -> None:
-    """Every old text stands once in its file, every named test is there: run.py refuses otherwise."""
+    """Every old text is once in its file and every named test exists: run.py refuses otherwise."""
     done = mutants("--list")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-2]) > 100

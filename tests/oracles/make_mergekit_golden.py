@@ -31,7 +31,7 @@ DENSITIES = [0.3, 0.6, 0.9]
 
 
 def inputs() -> dict[str, list[Tensor]]:
-    """By name: a base and three models; some parallel, opposite or zero, where SLERP and TIES take other turns."""
+    """By name: a base and three models; some parallel, opposite or zero, where SLERP and TIES take other branches."""
     generator = torch.Generator().manual_seed(20240116)
     made = {}
     for name, shape in SHAPES.items():

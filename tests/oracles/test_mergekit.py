@@ -50,7 +50,7 @@ def ours(
     return methods.task_arithmetic(base, models, mixture)
 
 
-def test_tensors_large_and_small() -> None:
+def test_merged_tensors_are_mergekits() -> None:
     golden = maker()
     generator = torch.Generator().manual_seed(3)
     groups = [*golden.inputs().values()]
@@ -77,7 +77,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_whole_models_from_one_yaml(name: str, tmp_path: Path) -> None:
+def test_whole_models_merged_from_one_yaml_are_mergekits(name: str, tmp_path: Path) -> None:
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions

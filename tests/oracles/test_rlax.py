@@ -48,7 +48,7 @@ def draw() -> np.random.Generator:
 @pytest.mark.parametrize("rho_bar", [1.0, 1.7])
 @pytest.mark.parametrize("lam", [1.0, 0.8, 0.0])
 @pytest.mark.parametrize("last_done", [False, True])
-def test_steps_of_environments(draw: np.random.Generator, lam: float, rho_bar: float, last_done: bool) -> None:
+def test_vtrace_over_steps_is_rlaxs(draw: np.random.Generator, lam: float, rho_bar: float, last_done: bool) -> None:
     def normal(*shape: int) -> np.ndarray:
         return draw.normal(size=shape).astype(np.float32)
 
@@ -73,8 +73,8 @@ def test_steps_of_environments(draw: np.random.Generator, lam: float, rho_bar: f
 
 
 @pytest.mark.parametrize("lam", [1.0, 0.9])
-def test_tokens_of_replies(draw: np.random.Generator, lam: float) -> None:
-    """Kept tokens alone are the sequence; what is masked, between them too, is not a number."""
+def test_vtrace_over_tokens_is_rlaxs(draw: np.random.Generator, lam: float) -> None:
+    """The unmasked tokens alone are the sequence; masked ones, between them too, are NaN."""
     rows, length = 5, 17
     mask = draw.random((rows, length)) < 0.7
     mask[:, 0], mask[0] = True, True

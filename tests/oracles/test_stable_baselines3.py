@@ -87,7 +87,7 @@ def their_buffer(gae_lambda: float = LAMBDA) -> Any:
 
 @pytest.mark.parametrize("last_dones", [(True, False, False), (True, True, True), (False, False, False)])
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.9, 1.0])
-def test_advantages_and_returns(last_dones: tuple[bool, ...], gae_lambda: float) -> None:
+def test_advantages_and_returns_are_stable_baselines3s(last_dones: tuple[bool, ...], gae_lambda: float) -> None:
     steps = some_steps(3, last_dones)
     theirs = their_buffer(gae_lambda)
     fill_theirs(theirs, steps)
@@ -97,8 +97,8 @@ def test_advantages_and_returns(last_dones: tuple[bool, ...], gae_lambda: float)
     torch.testing.assert_close(returns, torch.from_numpy(theirs.returns), rtol=1e-5, atol=1e-5)
 
 
-def test_truncated_episodes_go_on_in_the_value_function() -> None:
-    """SB3 adds gamma V(final observation) to the reward of a cut episode's last step; accord's buffer is told it."""
+def test_truncated_episodes_are_bootstrapped_alike() -> None:
+    """SB3 adds gamma V(final observation) to the reward of a truncated episode's last step; accord's buffer is given it."""
     steps = some_steps(4)
     draw = np.random.default_rng(0)
     cut = steps.dones & (draw.random(steps.dones.shape) < 0.5)
@@ -195,7 +195,7 @@ def our_batch(steps: Steps, normalize: bool) -> PolicyBatch:
 
 
 @pytest.mark.parametrize(("batch_size", "normalize"), [(STEPS * ENVS, True), (STEPS, False)])
-def test_an_update_on_identical_data(batch_size: int, normalize: bool) -> None:
+def test_an_update_on_identical_data_ends_at_the_same_weights(batch_size: int, normalize: bool) -> None:
     """Four epochs of Adam, gradients clipped to a norm that binds, ratios clipped from the first minibatch on."""
     torch.manual_seed(5)
     model = ActorCritic(OBS, ACTIONS, WIDTH)

@@ -1,4 +1,4 @@
-"""The SFT loss and its gradients, packed and behind a shared opening, against transformers one text at a time.
+"""The SFT loss and its gradients, packed and after a shared beginning, against transformers one text at a time.
 
 Logits, saved folders and plain gradients stand in tests/models; here it is the loss that is trained, with its labels.
 """
@@ -33,7 +33,7 @@ CASES = {
 
 
 def examples() -> list[SupervisedExample]:
-    """Lengths that differ, an opening of 9 tokens that all share, labels in two runs, one label alone."""
+    """Lengths that differ, a beginning of 9 tokens that all share, labels in two runs, one label alone."""
     draw = torch.Generator().manual_seed(1)
     shared = torch.randint(3, VOCAB, (9,), generator=draw).tolist()
     made = []
@@ -67,7 +67,7 @@ def gradients(model: Backbone) -> dict[str, torch.Tensor]:
     return {name if name.startswith("lm_head.") else f"backbone.{name}": grad for name, grad in grads.items()}
 
 
-def test_the_sft_loss_and_its_gradients(pair: tuple[Backbone, torch.nn.Module]) -> None:
+def test_the_sft_loss_and_its_gradients_are_those_of_transformers(pair: tuple[Backbone, torch.nn.Module]) -> None:
     ours, peer = pair
     rows = examples()
     packed = pack_supervised(rows)

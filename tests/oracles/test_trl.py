@@ -1,6 +1,6 @@
 """SFT, reward model and DPO against TRL's trainers: the same texts and weights, one batch and four updates.
 
-TRL tokenises the texts, masks the prompts, pads and collates by itself.  Its labels are -100 on the tokens that the
+TRL tokenizes the texts, masks the prompts, pads and collates by itself.  Its labels are -100 on the tokens that the
 prompt alone gives too (SFT), its completion mask is 0 there (DPO), and its reward is read at the last token that is
 no padding; the first test holds that against the tokens that accord packs.
 """
@@ -170,7 +170,7 @@ def linear_head() -> tuple[RewardMLP, nn.Module]:
     return ours, theirs
 
 
-def normalised_head() -> tuple[ScalarHead, nn.Module]:
+def normalized_head() -> tuple[ScalarHead, nn.Module]:
     ours, linear = ScalarHead(WIDTH), nn.Linear(WIDTH, 1)
     linear.load_state_dict(ours.linear.state_dict())
     return ours, nn.Sequential(nn.LayerNorm(WIDTH, elementwise_affine=False), linear)
@@ -221,7 +221,7 @@ def test_trl_collates_the_tokens_and_labels_that_accord_packs(tmp_path: Path) ->
         assert tuple(row[: len(pair.prompt)].tolist()) == pair.prompt
 
 
-def test_sft_loss_and_gradients(tmp_path: Path) -> None:
+def test_sft_loss_and_gradients_are_trls(tmp_path: Path) -> None:
     peer = causal(2)
     ours = opened(peer, tmp_path)
     found = backward(cross_entropy(ours, pack_supervised(EXAMPLES)))
@@ -230,8 +230,8 @@ def test_sft_loss_and_gradients(tmp_path: Path) -> None:
     same_gradients(ours, peer)
 
 
-@pytest.mark.parametrize("heads", [linear_head, normalised_head])
-def test_reward_loss_and_gradients(
+@pytest.mark.parametrize("heads", [linear_head, normalized_head])
+def test_reward_loss_and_gradients_are_trls(
     tmp_path: Path, heads: Callable[[], tuple[RewardMLP | ScalarHead, nn.Module]]
 ) -> None:
     trunk = causal(3)
@@ -248,7 +248,7 @@ def test_reward_loss_and_gradients(
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_centred_reward_loss(tmp_path: Path) -> None:
+def test_the_centered_reward_loss_is_trls(tmp_path: Path) -> None:
     trunk = causal(4)
     head, score = linear_head()
     batch = preferences(range(8))
@@ -261,7 +261,7 @@ def test_centred_reward_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_dpo_loss_and_gradients(tmp_path: Path, smoothing: float) -> None:
+def test_dpo_loss_and_gradients_are_trls(tmp_path: Path, smoothing: float) -> None:
     """TRL smooths labels in "robust" only, ((1 - s) L - s L') / (1 - 2s) with L' the loss of the swapped pair; with
     its plain loss L, the conservative loss (1 - s) L + s L' is 2 (1 - s) L - (1 - 2s) robust."""
     peer, reference = causal(5), causal(6)
@@ -292,7 +292,7 @@ def test_four_updates_end_at_the_same_weights(kind: str, tmp_path: Path) -> None
     clipping that binds, a linear schedule and AdamW, in accord's Updater and in the Trainer."""
     trunk, reference = causal(7), causal(8)
     model = opened(trunk, tmp_path / "policy")
-    head, score = normalised_head()
+    head, score = normalized_head()
     scored = RewardModel(model, head, "last")
     logprobs = dpo.reference_logprobs(
         FrozenReference(opened(reference, tmp_path / "reference")), PAIRS, torch.device("cpu"), "float32", 8

@@ -1,4 +1,4 @@
-"""What a training step costs, in numbers that no busy machine can blur: counted, not timed.
+"""What a training step costs, in numbers that do not depend on a busy machine: counted, not timed.
 
 Floating-point operations of matrix products and attention, calls of torch operations, and the largest sum of tensors
 alive at once, for one step of each trainer on rows that never change.  ``baselines.json`` holds what they were; a
@@ -57,11 +57,11 @@ class Calls(TorchDispatchMode):
 
 
 def rows() -> list[PreferencePair]:
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     opening = tuple(range(10, 22))  # a system prompt, say
 
     def words(low: int, high: int) -> tuple[int, ...]:
-        return tuple(int(i) for i in chance.integers(3, VOCAB, chance.integers(low, high)))
+        return tuple(int(i) for i in rng.integers(3, VOCAB, rng.integers(low, high)))
 
     found = []
     for _ in range(4):
@@ -124,7 +124,7 @@ CASES = [f"{name}/{family}" for name in WORK for family in ("transformer", "mamb
 
 
 def counted(case: str) -> dict[str, float]:
-    """Of the second step, when caches are filled and the optimiser has its moments."""
+    """Of the second step, when caches are filled and the optimizer has its moments."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""The smallest pipeline in which everything happens: seconds, one thread."""
+"""The smallest pipeline with every kind of stage: seconds, one thread."""
 
 from __future__ import annotations
 

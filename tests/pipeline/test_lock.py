@@ -1,4 +1,4 @@
-"""Who writes a folder: one at a time; the dead do not count, others' hosts do."""
+"""A folder's lock: one owner at a time; dead processes do not count, other hosts do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write(folder: Path, **changes: Any) -> None:
     (folder / LOCK).write_text(json.dumps({**mine, **changes}))
 
 
-def test_it_is_held_and_let_go(tmp_path: Path) -> None:
+def test_a_lock_is_held_and_released(tmp_path: Path) -> None:
     with hold_lock(tmp_path):
         lock = owner(tmp_path)
         assert (lock["pid"], lock["host"]) == (os.getpid(), socket.gethostname())
@@ -35,11 +35,11 @@ def test_it_is_held_and_let_go(tmp_path: Path) -> None:
             hold_lock(tmp_path),
         ):
             pass
-        assert owner(tmp_path) == lock  # the one who was refused took nothing away
+        assert owner(tmp_path) == lock  # the refused process changed nothing
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_lets_it_go(tmp_path: Path) -> None:
+def test_an_error_releases_the_lock(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), hold_lock(tmp_path):
         _ = 1 / 0
     assert list(tmp_path.iterdir()) == []
@@ -66,14 +66,14 @@ def test_a_killed_owner_is_seen_even_while_nobody_has_waited_for_it(tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", ['{"pid": 1, "ho', "", "[]", "{}"])
-def test_a_lock_that_says_nothing_is_nobodys(tmp_path: Path, content: str) -> None:
+def test_an_empty_lock_file_has_no_owner(tmp_path: Path, content: str) -> None:
     (tmp_path / LOCK).write_text(content)
     with hold_lock(tmp_path):
         assert owner(tmp_path)["pid"] == os.getpid()
 
 
 def test_the_pid_of_another_process_does_not_count(tmp_path: Path) -> None:
-    """The pid is given anew: a process runs under it, but it began at another time."""
+    """The pid is in use again, by a process that started at another time."""
     write(tmp_path, pid=os.getppid(), start="long ago")
     with hold_lock(tmp_path):
         pass

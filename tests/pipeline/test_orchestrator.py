@@ -1,4 +1,4 @@
-"""A pipeline on a world of a few rows and a model of a few thousand weights: what runs, what stays, what is refused."""
+"""A pipeline on a world of a few rows and a model of a few thousand weights: what runs, what is kept, what is refused."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_lineage_is_by_content(world: Path) -> None:
 
 
 # ------------------------------------------------------------------ again
-def test_again_keeps_everything_and_shows_the_table(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_keeps_everything_and_shows_the_table(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, results = stamps(world), (world / "out" / "results.json").read_text()
     started = time.process_time()
     code = main(["run", str(world / "pipeline.yaml"), f"out={world}/out", f"logs={world}/logs"])
@@ -172,14 +172,14 @@ def test_again_keeps_everything_and_shows_the_table(world: Path, capsys: pytest.
     assert "held-out pairs" in shown
 
 
-def test_moved_elsewhere_it_is_still_done(copy: Path) -> None:
+def test_a_moved_project_is_still_done(copy: Path) -> None:
     """Keys hold contents, no paths; what changes no results changes no key."""
     before = stamps(copy)
     run(copy / "pipeline.yaml", copy, "device=cpu", "sft.log_every=1", "dpo.save_every=7")
     assert stamps(copy) == before
 
 
-def test_one_setting_redoes_its_stage_and_what_depends_on_it(copy: Path) -> None:
+def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(copy: Path) -> None:
     before, made = stamps(copy), digests(copy)
     run(copy / "pipeline.yaml", copy, "dpo.training.beta=0.5", "dpo.training.learning_rate=1e-2")
     after = stamps(copy)
@@ -199,7 +199,7 @@ def test_a_setting_that_does_not_reach_the_weights_stops_there(copy: Path) -> No
     assert {name for name in NAMES if after[name] != before[name]} == {"dpo"}
 
 
-def test_new_data_redoes_what_reads_it(copy: Path) -> None:
+def test_changed_data_reruns_what_reads_it(copy: Path) -> None:
     before = stamps(copy)
     rows = copy / "out" / "pairs" / "heldout_preferences.jsonl"
     rows.write_text(rows.read_text() + rows.read_text().splitlines()[0] + "\n")
@@ -208,7 +208,7 @@ def test_new_data_redoes_what_reads_it(copy: Path) -> None:
     assert {name for name in NAMES if after[name] != before[name]} == {"dpo", "compare"}
 
 
-def test_another_seed_is_another_world(world: Path, tmp_path: Path) -> None:
+def test_another_seed_reruns_everything(world: Path, tmp_path: Path) -> None:
     path = write_pipeline(tmp_path, STAGES[: STAGES.index("  pairs:")])
     run(path, tmp_path, "seed=1", "base.seed=0")
     assert digests(tmp_path)["base"] != digests(world)["base"]
@@ -239,8 +239,8 @@ def test_a_stage_that_fails_leaves_the_earlier_ones(
 
 
 # ------------------------------------------------------------------ Ctrl-C
-def test_ctrl_c_and_again_ends_as_if_it_had_never_been(tmp_path: Path) -> None:
-    """SIGINT in the middle of SFT: exit 130 and a word on how to go on; run again, base is kept, SFT goes on from its
+def test_after_ctrl_c_a_second_run_ends_as_if_uninterrupted(tmp_path: Path) -> None:
+    """SIGINT in the middle of SFT: exit 130 and how to resume; run again, base is kept, SFT resumes from its
     step, and its weights are those of a run that was left alone."""
     stages = STAGES[: STAGES.index("  pairs:")]
     path = write_pipeline(tmp_path, stages.replace("data.limit: 32, training.batch_size: 16", "data.limit: 48"))
@@ -376,7 +376,7 @@ def refused(tmp_path: Path, stages: str, *overrides: str) -> str:
         ),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(tmp_path: Path, stages: str, message: str | None) -> None:
+def test_mistakes_are_reported_before_anything_runs(tmp_path: Path, stages: str, message: str | None) -> None:
     if message is None:
         with pytest.raises(UserError, match=r"unknown key|needed and absent"):
             plan(write_pipeline(tmp_path, stages))
@@ -404,7 +404,7 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path, stages: str, mes
         ),
     ],
 )
-def test_mistakes_in_overrides(tmp_path: Path, override: str, message: str) -> None:
+def test_mistakes_in_overrides_are_reported(tmp_path: Path, override: str, message: str) -> None:
     assert refused(tmp_path, "stages: { demo: {}, base: {} }\n", override) == message
 
 

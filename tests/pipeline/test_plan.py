@@ -1,4 +1,4 @@
-"""Any graph of stages from a YAML: order by need, grids, joins, fan-in; mistakes are told before anything runs."""
+"""Any graph of stages from a YAML: order by dependency, grids, joins, fan-in; mistakes are reported before anything runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def dumped(stage: Planned) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------ order
-def test_any_order_in_the_file_is_put_right(tmp_path: Path) -> None:
+def test_stages_run_after_their_inputs_in_any_order_of_the_file(tmp_path: Path) -> None:
     rng = random.Random(0)
     for _ in range(20):
         names = rng.sample(list(CHAIN), len(CHAIN))
@@ -61,12 +61,12 @@ def test_where_needs_leave_a_choice_the_file_decides(tmp_path: Path) -> None:
 
 
 def test_defaults_are_needs_too(tmp_path: Path) -> None:
-    """reward.source is 'reward' where nothing is said, and a stage of that name is taken."""
+    """reward.source is 'reward' by default, and a stage of that name is taken."""
     stages = {"ppo": {"set": {"model.policy": "language"}}, **{k: CHAIN[k] for k in ("reward", "sft", "base", "demo")}}
     assert set(planned(tmp_path, stages)["ppo"].needs) == {"sft", "reward", "demo"}
 
 
-def test_a_circle_is_told_by_its_stages(tmp_path: Path) -> None:
+def test_a_circle_names_its_stages(tmp_path: Path) -> None:
     stages = {
         "demo": {},
         "base": {"inputs": {"data.train": "demo"}},
@@ -92,7 +92,7 @@ def test_a_grid_becomes_stages_and_keeps_types(tmp_path: Path) -> None:
     assert [made[n].config.name for n in grid] == grid  # each has a folder of its own
 
 
-def test_filling_in() -> None:
+def test_variables_are_filled_in_with_their_types() -> None:
     variables = {"n": 3, "rate": 1e-05, "name": "a b", "on": True}
     assert filled({"a": ["{n}", "{n}{n}", {"b": "{on}"}], "c": "x-{name}", "d": "{other}"}, variables) == {
         "a": [3, "33", {"b": True}],
@@ -133,7 +133,7 @@ def test_a_grid_over_two_is_joined_by_what_is_shared(tmp_path: Path) -> None:
         assert dumped(made[f"ppo_n-{n}_beta-{beta}"])["reward"]["source"] == f"reward_n-{n}"
 
 
-def test_a_pattern_takes_all(tmp_path: Path) -> None:
+def test_a_pattern_takes_every_stage_that_matches(tmp_path: Path) -> None:
     stages = {
         **CHAIN,
         "compare": {"set": {"models": {"sft": "sft", "any": "ppo_*"}, "prompts": "demo"}},
@@ -188,7 +188,7 @@ def test_overrides_reach_a_stage_or_its_whole_grid(tmp_path: Path) -> None:
         ({"dpo": {"inputs": {"model.base_model": "ppo_beta-0.2"}}}, "p.yaml line "),
     ],
 )  # fmt: skip
-def test_mistakes(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_mistakes_in_a_pipeline_name_line_and_stage(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     said = refusal(tmp_path, {**CHAIN, **change})
     assert said.startswith(message)
     assert "\n" not in said
@@ -198,7 +198,7 @@ def test_mistakes(tmp_path: Path, change: dict[str, Any], message: str) -> None:
         assert "which is no other stage; did you mean 'ppo_beta-0.1'?" in said or "'ppo_beta-0.05'?" in said
 
 
-def test_selecting(tmp_path: Path) -> None:
+def test_stages_are_selected_by_name_grid_or_pattern(tmp_path: Path) -> None:
     made = list(planned(tmp_path, {**CHAIN, "ppo_lm": {"kind": "demo"}}).values())
     both = {"ppo_beta-0.05", "ppo_beta-0.1"}
     assert selected(["ppo"], made, "--only") == both

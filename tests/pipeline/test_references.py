@@ -76,11 +76,11 @@ def value_of(made: Stage, key: str) -> Any:
         ),
     ],
 )
-def test_what_a_config_names(kind: str, overrides: list[str], expected: dict[str, str]) -> None:
+def test_the_references_of_a_config_are_found(kind: str, overrides: list[str], expected: dict[str, str]) -> None:
     assert named(kind, *overrides) == expected
 
 
-def test_functions() -> None:
+def test_module_function_names_are_told_from_paths() -> None:
     assert is_function("accord.data.demo:gold_scores")
     assert not is_function("sft")
     assert not is_function("C:/models/sft")
@@ -114,7 +114,7 @@ def test_resolving_changes_nothing_else_and_not_the_config_itself() -> None:
     assert (value_of(after, "training.gamma"), after.seed) == (0.5, 3)
 
 
-def test_folders_files_and_names_elsewhere(tmp_path: Path) -> None:
+def test_folders_files_and_outside_names_stay(tmp_path: Path) -> None:
     (tmp_path / "stage" / "model").mkdir(parents=True)
     (tmp_path / "stage" / "model" / "config.json").write_text("{}")
     (tmp_path / "hf").mkdir()
@@ -148,14 +148,14 @@ def test_folders_files_and_names_elsewhere(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_names_that_are_nothing(override: str, message: str) -> None:
+def test_names_of_nothing_are_refused_with_a_suggestion(override: str, message: str) -> None:
     given = config("sft", "model.base_model=base", override)
     with pytest.raises(UserError) as caught:
         require(given, "sft", ["demo", "base"], made=["demo", "base"], where="p.yaml: ")
     assert str(caught.value).startswith(f"p.yaml: {message}")
 
 
-def test_names_that_are_something(tmp_path: Path) -> None:
+def test_names_of_stages_files_and_folders_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
     for override in ("model.base_model=org/name", f"data.train={tmp_path}/rows.jsonl", "seed=1"):
         require(config("sft", "model.base_model=base", override), "sft", ["demo"], made=["demo", "base"])
@@ -163,7 +163,7 @@ def test_names_that_are_something(tmp_path: Path) -> None:
 
 
 def test_a_stage_without_the_file_that_is_wanted(tmp_path: Path) -> None:
-    """The small world has no held-out pairs: said by the file's name, when the stage is resolved."""
+    """The small world has no held-out pairs: the error names the file, when the stage is resolved."""
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "preferences.jsonl").write_text("{}\n")
     given = config("dpo", "model.base_model=org/name", "data.heldout=demo")

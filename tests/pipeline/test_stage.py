@@ -1,4 +1,4 @@
-"""One stage: its key, when it is done, and how it goes on."""
+"""One stage: its key, when it is done, and how it resumes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from accord.config.common import Stage
 from accord.config.load import load
 from accord.config.sft import SFTConfig
 from accord.errors import Interrupted, UserError
-from accord.pipeline import stage as stages
 from accord.pipeline.records import read_done
 from accord.pipeline.stage import run_stage
 from accord.pipeline.task import parents, stage_key
@@ -156,7 +156,9 @@ def test_a_stage_leaves_its_record(make: Callable[..., SFTConfig], trains: Calla
     assert (Path(config.logs) / "sft" / "sft.log").exists()
 
 
-def test_names_and_folders(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+def test_a_stage_is_named_and_put_in_its_folder(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
+) -> None:
     trains(lambda config, run: {})
     config = make("name=other")
     assert run_stage("sft", config, resume=False, reuse=False).name == "other"
@@ -164,7 +166,9 @@ def test_names_and_folders(make: Callable[..., SFTConfig], trains: Callable[[Tra
     assert (Path(config.logs) / "other" / "other.log").exists()
 
 
-def test_what_is_done_is_reused_or_not(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+def test_a_finished_stage_is_reused_unless_asked_not_to(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
+) -> None:
     runs: list[int] = []
     trains(lambda config, run: {"n": float(len(runs)), "_": float(runs.append(1) is None)})
     first = run_stage("sft", make(), resume=True, reuse=True)
@@ -173,9 +177,9 @@ def test_what_is_done_is_reused_or_not(make: Callable[..., SFTConfig], trains: C
     assert again.done == first.done
     assert run_stage("sft", make(), resume=True, reuse=False).skipped  # --resume of what is done does not redo it
     assert len(runs) == 1
-    assert not run_stage("sft", make(), resume=False, reuse=False).skipped  # asked for anew
+    assert not run_stage("sft", make(), resume=False, reuse=False).skipped  # asked to run again
     assert not run_stage("sft", make("seed=1"), resume=True, reuse=True).skipped
-    assert not run_stage("sft", make(), resume=True, reuse=True).skipped  # seed 1 took its place
+    assert not run_stage("sft", make(), resume=True, reuse=True).skipped  # replaced by seed 1
     assert len(runs) == 4
 
 
@@ -190,7 +194,7 @@ def test_a_record_that_is_not_whole_counts_as_not_done(
 
 
 class Interruptible:
-    """Counts to three, is stopped after its second step, and goes on where it was."""
+    """Counts to three, is stopped after its second step, and resumes from there."""
 
     def __init__(self) -> None:
         self.began: list[tuple[int, bool]] = []
@@ -210,7 +214,7 @@ class Interruptible:
         return {}
 
 
-def test_a_stopped_stage_goes_on(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+def test_a_stopped_stage_resumes(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
     train = Interruptible()
     trains(train)
     with pytest.raises(Interrupted, match="sft: stopped at step 2 of 3"):
@@ -221,7 +225,9 @@ def test_a_stopped_stage_goes_on(make: Callable[..., SFTConfig], trains: Callabl
     assert train.began == [(0, False), (2, True)]
 
 
-def test_without_resume_it_starts_anew(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
+def test_without_resume_a_stage_starts_from_the_beginning(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
+) -> None:
     train = Interruptible()
     trains(train)
     with pytest.raises(Interrupted):
@@ -246,7 +252,7 @@ def test_resuming_with_other_settings_is_refused(
     assert train.began == [(0, False), (2, True)]
 
 
-def test_a_pipeline_with_other_settings_starts_anew(
+def test_a_pipeline_with_other_settings_starts_from_the_beginning(
     make: Callable[..., SFTConfig], trains: Callable[[Train], None]
 ) -> None:
     train = Interruptible()
@@ -257,12 +263,14 @@ def test_a_pipeline_with_other_settings_starts_anew(
         run_stage("sft", make("training.learning_rate=0.5"), resume=True, reuse=True)
     assert train.began == [(0, False), (0, False)]
     train.stops = False
-    run_stage("sft", make("training.learning_rate=0.5"), resume=True, reuse=True)  # and these go on, in their turn
+    run_stage("sft", make("training.learning_rate=0.5"), resume=True, reuse=True)  # and these resume as well
     assert train.began[2:] == [(2, True)]
 
 
-def test_redoing_forgets_the_old_record_first(make: Callable[..., SFTConfig], trains: Callable[[Train], None]) -> None:
-    """Were it kept, a redo that fails would leave old record and new files side by side."""
+def test_rerunning_removes_the_old_record_first(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
+) -> None:
+    """Otherwise a rerun that fails would leave an old record beside new files."""
     trains(lambda config, run: {})
     run_stage("sft", make(), resume=True, reuse=True)
 
@@ -275,7 +283,7 @@ def test_redoing_forgets_the_old_record_first(make: Callable[..., SFTConfig], tr
     assert read_done(Path(make().out) / "sft") == {}
 
 
-def test_a_stop_that_comes_too_late_is_not_forgotten(
+def test_a_stop_after_the_last_step_still_interrupts(
     make: Callable[..., SFTConfig], trains: Callable[[Train], None]
 ) -> None:
     """Ctrl-C while a stage writes its last file: the stage is done, and the next one does not begin."""
@@ -290,18 +298,25 @@ def test_a_stop_that_comes_too_late_is_not_forgotten(
     assert run_stage("sft", make(), resume=True, reuse=True).skipped
 
 
-def test_folders_that_cannot_be_made(make: Callable[..., SFTConfig], tmp_path: Path) -> None:
+def test_folders_that_cannot_be_made_are_named(make: Callable[..., SFTConfig], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for setting in ("out", "logs"):
         with pytest.raises(UserError, match=r"file/x/sft: cannot be made \(Not a directory\); choose another"):
             run_stage("sft", make(f"{setting}={tmp_path}/file/x"), resume=False, reuse=False)
 
 
-def test_threads_are_set(
-    make: Callable[..., SFTConfig], trains: Callable[[Train], None], monkeypatch: pytest.MonkeyPatch
+def test_a_stage_runs_with_its_number_of_threads(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None]
 ) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(stages, "_set_threads", asked.append)
-    trains(lambda config, run: {})
-    run_stage("sft", make("threads=3"), resume=False, reuse=False)
-    assert asked == [3]
+    before, found = torch.get_num_threads(), []
+
+    def train(config: SFTConfig, run: Run) -> dict[str, float]:
+        found.append(torch.get_num_threads())
+        return {"loss": 1.0}
+
+    trains(train)
+    try:
+        run_stage("sft", make("threads=3"), resume=False, reuse=False)
+    finally:
+        torch.set_num_threads(before)
+    assert found == [3]

@@ -1,4 +1,4 @@
-"""A single stage: what it names and is not there is made first, and said."""
+"""A single stage: missing stages that it names are run first, with a message."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LEAVES: Mapping[str, tuple[str, ...]] = {
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, Stage]]:
-    """Runs in an empty folder, with stages that only leave the files that others want, and tells what was run."""
+    """Runs in an empty folder, with stages that only write the files that others need, and returns what was run."""
     monkeypatch.chdir(tmp_path)
     runs: list[tuple[str, Stage]] = []
 
@@ -181,8 +181,8 @@ def test_compare_may_name_a_small_base(ran: Ran) -> None:
     assert ran[-1][1].model_dump()["models"]["base"] == "checkpoints/rlhf/base/model"
 
 
-def test_a_stopped_base_goes_on_and_is_not_begun_beside(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while the base is made for SFT; the same command again goes on in the same folder."""
+def test_a_stopped_base_resumes_in_its_folder(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the base is made for SFT; the same command again resumes in the same folder."""
     tries: list[tuple[str, bool]] = []
     real = sys.modules["stage_base"].train
 
@@ -215,7 +215,7 @@ def test_resuming_what_is_done_says_so(ran: Ran, capsys: pytest.CaptureFixture[s
     assert "checkpoints/rlhf/demo is done already with these settings; nothing to resume" in capsys.readouterr().out
 
 
-def test_configs_are_resolved(ran: Ran) -> None:
+def test_a_prepared_config_holds_paths(ran: Ran) -> None:
     resolved = prepare("reward", STAGE_KINDS["reward"].settings()).model_dump()
     assert resolved["model"]["base_model"] == "checkpoints/rlhf/sft/model"
     assert resolved["data"]["train"] == "checkpoints/rlhf/demo/preferences.jsonl"
@@ -238,7 +238,7 @@ class TinySFT(SFTConfig):
     training: Optimizer = Optimizer(batch_size=8)
 
 
-def test_dpo_in_an_empty_folder(
+def test_dpo_runs_in_an_empty_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command of the documentation, world and base made small through their defaults."""

@@ -1,4 +1,4 @@
-"""The live table: what stands in it while a stage runs, where there are too many stages, and plain lines elsewhere."""
+"""The live table: its rows while a stage runs, with too many stages for the screen, and plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_state_has_its_line(tmp_path: Path) -> None:
 
 
 def test_progress_of_an_earlier_run_is_not_shown(tmp_path: Path) -> None:
-    """A file that a killed run left says nothing of the one that has just begun."""
+    """The file of a killed run is not shown for the run that has just begun."""
     (tmp_path / "a").mkdir()
     ProgressFile(tmp_path / "a", 0, 200).close()
     view = table(["a"], tmp_path)

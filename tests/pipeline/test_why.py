@@ -30,7 +30,7 @@ Shows = Callable[..., str]
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Stages that leave their seed and the digest of what they took; the names of those that ran."""
+    """Stages that write their seed and the digests of their inputs; the names of those that ran."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.yaml").write_text(STAGES_YAML)
     names: list[str] = []
@@ -45,8 +45,8 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
                 (run.directory / f"{sort}.jsonl").write_text(f"{config.seed}\n")
         else:
             (run.directory / "model").mkdir(exist_ok=True)
-            learnt = [config.training.learning_rate, sorted(run.parents.values())]
-            (run.directory / "model" / "config.json").write_text(json.dumps(learnt))
+            learned = [config.training.learning_rate, sorted(run.parents.values())]
+            (run.directory / "model" / "config.json").write_text(json.dumps(learned))
         return {"loss": 1.0}
 
     module = ModuleType("stages_of_why")
@@ -68,7 +68,7 @@ def shows(capsys: pytest.CaptureFixture[str]) -> Shows:
     return command
 
 
-def test_nothing_differs(ran: list[str], shows: Shows) -> None:
+def test_an_unchanged_stage_has_no_reason_to_run(ran: list[str], shows: Shows) -> None:
     assert "there is no earlier run" in shows("why", "sft", "p.yaml")
     main(["run", "p.yaml"])
     assert ran == ["demo", "base", "sft", "dpo"]
@@ -85,7 +85,7 @@ def test_nothing_differs(ran: list[str], shows: Shows) -> None:
         ("sft.training.schedule=cosine", "setting training.schedule: 'constant' -> 'cosine'"),
     ],
 )
-def test_a_setting(ran: list[str], shows: Shows, word: str, reason: str) -> None:
+def test_a_changed_setting_is_named(ran: list[str], shows: Shows, word: str, reason: str) -> None:
     main(["run", "p.yaml"])
     assert shows("why", "sft", word) == f"sft would run:\n  {reason}\n"
     main(["run", "p.yaml", word])
@@ -99,7 +99,7 @@ def test_what_changes_no_results_is_no_reason(ran: list[str], shows: Shows) -> N
     assert "would be kept" in shows("why", "sft", "sft.log_every=1", "sft.device=cpu")
 
 
-def test_an_input(ran: list[str], shows: Shows) -> None:
+def test_a_changed_input_is_named(ran: list[str], shows: Shows) -> None:
     main(["run", "p.yaml"])
     rows = Path("checkpoints/rlhf/demo/sft.jsonl")
     rows.write_text("other\n")
@@ -113,7 +113,9 @@ def test_an_input(ran: list[str], shows: Shows) -> None:
     assert f"input data.train changed ({rows} -> own.jsonl)" in shows("why", "sft")
 
 
-def test_the_version_and_the_output(ran: list[str], shows: Shows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_version_and_a_missing_output_are_named(
+    ran: list[str], shows: Shows, monkeypatch: pytest.MonkeyPatch
+) -> None:
     main(["run", "p.yaml"])
     ran.clear()
     for child in Path("checkpoints/rlhf/base/model").iterdir():
@@ -121,13 +123,13 @@ def test_the_version_and_the_output(ran: list[str], shows: Shows, monkeypatch: p
     Path("checkpoints/rlhf/base/model").rmdir()
     assert shows("why", "base") == "base would run:\n  its output model is gone\n"
     main(["run", "p.yaml"])
-    assert ran == ["base"]  # the same comes out, and nothing behind it runs
+    assert ran == ["base"]  # the output is the same, so nothing after it runs
     row = STAGE_KINDS["dpo"]
     monkeypatch.setitem(STAGE_KINDS, "dpo", replace(row, version=row.version + 1))
     assert shows("why", "dpo") == "dpo would run:\n  the version of the stage 'dpo' changed: 1 -> 2\n"
 
 
-def test_forced_it_runs_and_what_comes_out_the_same_stops_there(ran: list[str], shows: Shows) -> None:
+def test_a_forced_stage_with_the_same_output_reruns_nothing_after_it(ran: list[str], shows: Shows) -> None:
     main(["run", "p.yaml"])
     ran.clear()
     main(["run", "p.yaml", "--force", "base"])
@@ -137,7 +139,7 @@ def test_forced_it_runs_and_what_comes_out_the_same_stops_there(ran: list[str], 
     assert ran == ["base", "base", "sft", "dpo"]
 
 
-def test_only(ran: list[str], shows: Shows, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_runs_the_named_stages(ran: list[str], shows: Shows, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "p.yaml", "--only", "sft"]) == 2
     said = capsys.readouterr().err
     assert said == (
@@ -187,9 +189,9 @@ def test_clean_lists_asks_and_leaves_what_is_named(
 ) -> None:
     main(["run", "p.yaml"])
     assert "nothing to remove" in shows("clean")
-    (tmp_path / "checkpoints/rlhf/mine").mkdir()  # no record of ours: nobody's business
+    (tmp_path / "checkpoints/rlhf/mine").mkdir()  # without a record of ours it is not listed
     Path("p.yaml").write_text("stages: { demo: {}, sft: { set: { model.base_model: checkpoints/rlhf/base } } }\n")
-    monkeypatch.setattr("sys.stdin", io.StringIO())  # nobody there
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # no terminal
     said = shows("clean", "p.yaml")
     assert "checkpoints/rlhf/dpo" in said
     assert "logs/rlhf/dpo" in said
@@ -216,7 +218,7 @@ def test_settings_that_a_stage_no_longer_has_are_one_sentence(ran: list[str], sh
         assert sorted(shows("why", "sft").splitlines()[1:]) == sorted(f"{words}  setting seed: 7 -> 0".splitlines())
 
 
-def test_time_left_and_words() -> None:
+def test_time_left_and_durations_are_in_words() -> None:
     beat = {"step": 30, "first": 10, "total": 110, "begun": 100.0, "updated": 140.0}
     assert time_left(beat) == pytest.approx(40 / 20 * 80)
     assert time_left({**beat, "step": 10}) is None

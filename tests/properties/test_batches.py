@@ -1,4 +1,4 @@
-"""How rows are put together changes nothing: their order, the micro-batches, the side and the width of the padding."""
+"""How rows are batched changes nothing: their order, the micro-batches, the side and the width of the padding."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def splits(draw: st.DrawFn, count: int) -> list[list[int]]:
 
 
 def step(loss: OfRows, parts: Iterable[Sequence[int]], weights: Sequence[nn.Parameter]) -> dict[str, Tensor]:
-    """What one optimiser step sees of its micro-batches: means of loss and metrics, and the gradient of the mean."""
+    """What one optimizer step gets from its micro-batches: means of loss and metrics, and the gradient of the mean."""
     sums: dict[str, Mean] = {}
     gradients = [torch.zeros_like(w) for w in weights]
     for rows in parts:
@@ -64,7 +64,7 @@ def step(loss: OfRows, parts: Iterable[Sequence[int]], weights: Sequence[nn.Para
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Relative to the largest of all gradients (a head's bias has none: a difference of scores does not feel it)."""
+    """Relative to the largest of all gradients (a head's bias has none: it cancels in a difference of scores)."""
     assert found.keys() == expected.keys()
     steepest = max(float(value.abs().max()) for name, value in expected.items() if name.startswith("gradient"))
     for name, value in expected.items():
@@ -91,7 +91,9 @@ def examples(draw: st.DrawFn) -> SupervisedExample:
 @families
 @few
 @given(rows=st.lists(examples(), min_size=2, max_size=5), data=st.data())
-def test_of_sft(double: Double, family: str, rows: list[SupervisedExample], data: st.DataObject) -> None:
+def test_rows_may_be_split_and_reordered_in_sft(
+    double: Double, family: str, rows: list[SupervisedExample], data: st.DataObject
+) -> None:
     backbone = double(family)
 
     def loss(chosen: Sequence[int]) -> LossOutput:
@@ -113,7 +115,9 @@ pairs = st.lists(
 @families
 @few
 @given(rows=pairs, seed=seeds, data=st.data())
-def test_of_dpo(double: Double, family: str, rows: list[PreferencePair], seed: int, data: st.DataObject) -> None:
+def test_rows_may_be_split_and_reordered_in_dpo(
+    double: Double, family: str, rows: list[PreferencePair], seed: int, data: st.DataObject
+) -> None:
     backbone = double(family)
     reference = 3 * torch.randn(len(rows), 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -135,7 +139,7 @@ def test_of_dpo(double: Double, family: str, rows: list[PreferencePair], seed: i
 )
 @few
 @given(rows=pairs, data=st.data())
-def test_of_the_reward_model(
+def test_rows_may_be_split_and_reordered_in_reward_training(
     double: Double, family: str, kind: str, pooling: str, rows: list[PreferencePair], data: st.DataObject
 ) -> None:
     backbone = double(family)
@@ -203,7 +207,7 @@ def loss_of(policy: LanguageActorCritic, batch: PolicyBatch) -> OfRows:
 @families
 @few
 @given(rows=replies, seed=seeds, data=st.data())
-def test_of_ppo(
+def test_rows_may_be_split_and_reordered_in_ppo(
     double: Double, family: str, rows: list[tuple[tuple[int, ...], tuple[int, ...]]], seed: int, data: st.DataObject
 ) -> None:
     policy = policy_of(double, family)
@@ -214,7 +218,7 @@ def test_of_ppo(
 @families
 @few
 @given(rows=replies, seed=seeds, extra=st.integers(1, 3), side=st.sampled_from(["left", "right", "between"]))
-def test_padding_of_ppo(
+def test_padding_changes_nothing_in_ppo(
     double: Double,
     family: str,
     rows: list[tuple[tuple[int, ...], tuple[int, ...]]],
@@ -232,7 +236,7 @@ def test_padding_of_ppo(
 
 @few
 @given(rows=replies, seed=seeds, extra=st.integers(0, 3), data=st.data())
-def test_advantages_do_not_depend_on_company_or_width(
+def test_advantages_do_not_depend_on_other_rows_or_padding(
     double: Double, rows: list[tuple[tuple[int, ...], tuple[int, ...]]], seed: int, extra: int, data: st.DataObject
 ) -> None:
     """From scores to whitened advantages and returns: replies in any order, padded (on the right) to any width."""

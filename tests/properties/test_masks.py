@@ -1,4 +1,4 @@
-"""What a mask hides is as good as absent: it may be NaN, and values and gradients are those of the kept elements alone."""
+"""What is masked may be NaN: values and gradients are those of the unmasked elements alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ seeds = st.integers(0, 2**16)
 
 @st.composite
 def masks(draw: st.DrawFn) -> Tensor:
-    """(B, T) bool, at random: rows without a kept element, and with nothing masked, are among them."""
+    """(B, T) bool, at random: including rows that are all masked and rows without a mask."""
     rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 5))
     bits = draw(st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns))
     return torch.tensor(bits).view(rows, columns)
@@ -100,7 +100,7 @@ def test_a_masked_element_is_as_good_as_absent(name: str, mask: Tensor, seed: in
 
 @few
 @given(mask=masks(), seed=seeds, filler=fillers)
-def test_explained_variance_is_of_the_kept_steps_alone(mask: Tensor, seed: int, filler: float) -> None:
+def test_explained_variance_reads_unmasked_steps_only(mask: Tensor, seed: int, filler: float) -> None:
     values, returns = drawn(seed, mask, 2)
     dirty = (x.masked_fill(~mask, filler) for x in (values, returns))
     expected = explained_variance(values[mask], returns[mask])
@@ -110,7 +110,7 @@ def test_explained_variance_is_of_the_kept_steps_alone(mask: Tensor, seed: int, 
 @few
 @given(mask=masks(), seed=seeds, filler=fillers)
 def test_a_masked_token_is_no_step_of_its_reply(mask: Tensor, seed: int, filler: float) -> None:
-    """Padding may stand left, right or between: each reply has the advantages of its kept tokens alone (trap 35)."""
+    """Padding may be on the left, on the right or between: each reply has the advantages of its unmasked tokens alone."""
     rewards, values = drawn(seed, mask, 2)
     found = token_gae(rewards.masked_fill(~mask, filler), values.masked_fill(~mask, filler), mask, 0.9, 0.8)
     for row, kept in enumerate(mask):
@@ -123,7 +123,7 @@ def test_a_masked_token_is_no_step_of_its_reply(mask: Tensor, seed: int, filler:
 @few
 @given(dones=masks(), seed=seeds, filler=fillers)
 def test_only_an_episode_that_was_cut_reads_its_bootstrap(dones: Tensor, seed: int, filler: float) -> None:
-    """And the value after the last step is read only where that step did not end its episode (traps 36, 37)."""
+    """The value after the last step, too, is read only where that step did not end its episode."""
     rewards, values, bootstrap, spare = drawn(seed, dones)
     last = spare[-1]
     expected = compute_gae(rewards, values, dones, last, 0.9, 0.8, bootstrap)
@@ -157,7 +157,7 @@ def everything_of(loss: Callable[[Sequence[Tensor]], LossOutput], x: Sequence[Te
 
 
 def assert_absent(loss: Callable[[Sequence[Tensor], Tensor], LossOutput], x: Sequence[Tensor], mask: Tensor) -> None:
-    """The loss of ``x`` under the mask is that of the kept elements alone, each a row of one action."""
+    """The loss of ``x`` under the mask is that of the unmasked elements alone, each a row of one action."""
     found = everything_of(lambda t: loss(t, mask), x)
     kept = torch.ones(int(mask.sum()), 1, dtype=torch.bool)
     expected = everything_of(lambda t: loss(t, kept), [t[mask][:, None] for t in x])
@@ -180,7 +180,7 @@ def test_a_masked_action_is_as_good_as_absent(name: str, mask: Tensor, seed: int
 @fewer
 @given(mask=masks(), seed=seeds, filler=fillers)
 def test_ppo_reads_valid_actions_only(placement: str, mask: Tensor, seed: int, filler: float) -> None:
-    """The objective itself: what was sampled and what the policy says now, both unfit to be read where masked."""
+    """The objective itself: both the rollout's and the current policy's numbers are NaN under the mask."""
     kl: list[tuple[float, LossTerm]] = [(0.3, ReferenceKL("k2"))] if placement == "loss" else []
     options = PPOOptimizer(ent_coef=0.01, clip_range=0.1, clip_range_vf=0.3)
 
@@ -196,7 +196,7 @@ def test_ppo_reads_valid_actions_only(placement: str, mask: Tensor, seed: int, f
 
 # ------------------------------------------------------------------------------------- objectives of texts
 class Poisoned(Backbone):
-    """A backbone whose hidden states are unfit to be read outside of the named places of each text.
+    """A backbone whose hidden states are NaN outside of the named places of each text.
 
     ``reads`` are pairs: a text's tokens up to and with a place from which something is read.
     """
@@ -287,7 +287,7 @@ def packed_pairs(rows: list[PreferencePair]) -> PreferenceBatch:
 @pytest.mark.parametrize("family", ["mamba", "transformer"])
 @fewer
 @given(rows=pairs, filler=fillers)
-def test_dpo_reads_what_stands_before_a_reply_s_tokens_only(
+def test_dpo_reads_what_stands_before_a_replys_tokens_only(
     double: Double, family: str, rows: list[PreferencePair], filler: float
 ) -> None:
     backbone, batch = double(family), packed_pairs(rows)

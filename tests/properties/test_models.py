@@ -1,4 +1,4 @@
-"""The small Mamba and the small Transformer in float64, over random prefix trees: alone, packed, ahead, step by step."""
+"""The small Mamba and the small Transformer in float64, over random prefix trees: alone, packed, causal, step by step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trees(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
 
 
 def chain(parents: list[int], segment: int) -> list[int]:
-    """A segment behind those that it continues."""
+    """A segment after those that it continues."""
     found = [segment]
     while parents[found[0]] >= 0:
         found.insert(0, parents[found[0]])
@@ -45,8 +45,10 @@ def alone(backbone: Backbone, text: list[int]) -> Tensor:
 @families
 @few
 @given(tree=trees())
-def test_packed_is_alone(double: Double, family: str, tree: tuple[list[list[int]], list[int]]) -> None:
-    """A segment has the hidden states that it has in a row of its own, behind its ancestors (trap 4)."""
+def test_packed_texts_have_the_states_of_each_text_alone(
+    double: Double, family: str, tree: tuple[list[list[int]], list[int]]
+) -> None:
+    """A segment has the hidden states that it has in a row of its own, after its ancestors."""
     backbone, (segments, parents) = double(family), tree
     with torch.no_grad():
         found = backbone(Packed.of(segments, parents)).split([len(s) for s in segments])
@@ -87,7 +89,7 @@ def descends(parents: list[int], segment: int, ancestor: int) -> bool:
 def test_no_position_sees_the_future_or_another_text(
     double: Double, family: str, tree: tuple[list[list[int]], list[int]], data: st.DataObject
 ) -> None:
-    """Another token changes no bit of what stands before it, in its segment, its ancestors and every other text."""
+    """Another token changes no bit of what is before it, in its segment, its ancestors and every other text."""
     backbone, (segments, parents) = double(family), tree
     where = data.draw(st.integers(0, len(segments) - 1))
     cut = data.draw(st.integers(0, len(segments[where]) - 1))
@@ -148,8 +150,8 @@ def test_a_later_token_may_be_nan(
 @families
 @few
 @given(prompts=st.lists(words, min_size=1, max_size=4), data=st.data())
-def test_a_step_is_the_scan(double: Double, family: str, prompts: list[list[int]], data: st.DataObject) -> None:
-    """Prefill and single steps, rows of the cache repeated, dropped and put in another order on the way (trap 23)."""
+def test_steps_equal_the_whole_pass(double: Double, family: str, prompts: list[list[int]], data: st.DataObject) -> None:
+    """Prefill and single steps, with rows of the cache repeated, dropped and reordered in between."""
     backbone, texts = double(family), [[*p] for p in prompts]
     budget = 5
     hidden, cache = backbone.prefill(Packed.of(texts), budget)

@@ -1,4 +1,4 @@
-"""The reward of a text is the same alone and in any batch: whatever stands beside it, before it, or shares its prompt."""
+"""The reward of a text is the same alone and in any batch: whatever is beside it, before it, or shares its prompt."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def reward_model(tokenizer: Tokenizer) -> Callable[[str, str], RewardModel]:
-    """``reward_model(family, pooling)``: the backbone in float64, scores centred by statistics of its own."""
+    """``reward_model(family, pooling)``: the backbone in float64, scores normalized by its own statistics."""
     made: dict[str, Backbone] = {}
     for family in ("mamba", "transformer"):
         torch.manual_seed(4)
@@ -64,7 +64,7 @@ def replies(tokenizer: Tokenizer, texts: list[tuple[str, str]]) -> Replies:
 @kinds
 @few
 @given(texts=rows, data=st.data())
-def test_of_a_model(
+def test_a_models_scores_do_not_depend_on_the_batch(
     reward_model: Callable[[str, str], RewardModel],
     tokenizer: Tokenizer,
     family: str,
@@ -90,7 +90,7 @@ def test_of_a_model(
 @kinds
 @few
 @given(texts=rows, data=st.data())
-def test_as_ppo_asks_for_it(
+def test_scores_in_ppo_do_not_depend_on_the_batch(
     reward_model: Callable[[str, str], RewardModel],
     tokenizer: Tokenizer,
     family: str,
@@ -98,7 +98,7 @@ def test_as_ppo_asks_for_it(
     texts: list[tuple[str, str]],
     data: st.DataObject,
 ) -> None:
-    """``ModelReward``: any order, any company, any size of its batches; by tokens and by texts."""
+    """``ModelReward``: in any order, beside any others, in batches of any size; by tokens and by texts."""
     model = reward_model(family, pooling)
     order = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=8))
     size = data.draw(st.integers(1, 9))

@@ -41,7 +41,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().err
 
 
-def test_list(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_versions_aliases_and_figures(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
     text = run(capsys, "list")
     rows = [" ".join(line.split()) for line in text.splitlines() if "@" in line]
     assert [row.split()[0] for row in rows] == ["base@1", "sft@1", "sft@2"]
@@ -56,7 +56,7 @@ def test_list(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_show(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_a_versions_record(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
     text = run(capsys, "show", "sft@champion")
     for part in (
         "sft@1",
@@ -72,7 +72,9 @@ def test_show(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["version"], found["metrics"], len(found["lineage"])) == (2, {"nll": 4.0}, 2)
 
 
-def test_lineage(filled: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_lineage_prints_the_tree_and_writes_the_picture(
+    filled: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     text = run(capsys, "lineage", "sft", "--svg", str(tmp_path / "l.svg"))
     assert "sft@2" in text
     assert "base@1" in text
@@ -80,7 +82,7 @@ def test_lineage(filled: Store, capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert "cannot be written" in refused(capsys, "lineage", "sft", "--svg", str(tmp_path / "l.svg" / "in_a_file"))
 
 
-def test_alias_promote_tag(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_aliases_promotion_and_tags_change_what_names_find(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert "sft@mine is version 2" in run(capsys, "alias", "sft", "mine")
     assert "sft@mine is gone" in run(capsys, "alias", "sft", "mine", "--remove")
     text = run(capsys, "promote", "sft@2")
@@ -92,7 +94,7 @@ def test_alias_promote_tag(filled: Store, capsys: pytest.CaptureFixture[str]) ->
     assert "sft@2: who:me" in run(capsys, "tag", "sft", "good", "--remove")
 
 
-def test_diff(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_compares_settings_data_and_weights(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
     text = run(capsys, "diff", "sft@1", "sft@2")
     assert "settings and data are the same" in text
     assert "layer 0" in text
@@ -101,7 +103,9 @@ def test_diff(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert "byte for byte" in run(capsys, "diff", "sft@1", "sft@champion")
 
 
-def test_rm_asks(filled: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rm_asks_before_it_removes(
+    filled: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "came from it" in refused(capsys, "rm", "base", "--yes")
     assert "has the alias champion" in refused(capsys, "rm", "sft@1", "--yes")
     assert "add --yes" in refused(capsys, "rm", "sft@2")
@@ -113,7 +117,7 @@ def test_rm_asks(filled: Store, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert [v.label for v in filled.list()] == ["sft@1"]
 
 
-def test_export_and_import(filled: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_exported_model_is_imported_again(filled: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert f"wrote {tmp_path / 'out'}" in run(capsys, "export", "sft@1", str(tmp_path / "out")).replace("\n", "")
     assert "copy@1: sft, digest" in run(capsys, "import", str(tmp_path / "out"), "--name", "copy")
     (tmp_path / "out" / "config.json").write_text("{}")
@@ -139,7 +143,7 @@ def test_an_empty_registry_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> 
     assert json.loads(run(capsys, "list", "--json")) == []
 
 
-def test_sizes_and_ages() -> None:
+def test_sizes_and_ages_are_in_words() -> None:
     sizes = {
         0: "0 B",
         999: "999 B",

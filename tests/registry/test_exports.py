@@ -1,4 +1,4 @@
-"""Out of the registry and in again, and two versions held against each other."""
+"""Export and import, and two versions compared."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ppo(store: Store, make: Any) -> Store:
 
 
 # ------------------------------------------------------------------ the whole artifact
-def test_what_goes_out_comes_in_elsewhere(ppo: Store, tmp_path: Path) -> None:
+def test_an_exported_artifact_is_imported_unchanged(ppo: Store, tmp_path: Path) -> None:
     path, notes = export(ppo, "ppo", tmp_path / "out", "hf")
     assert (path, notes) == (tmp_path / "out", [])
     verify(path)
@@ -180,7 +180,7 @@ def test_a_card_claims_no_test_that_was_not_made() -> None:
 
 
 # ------------------------------------------------------------------ differences
-def test_the_distance_of_weights_by_hand(tmp_path: Path) -> None:
+def test_the_distance_of_weights_equals_its_hand_computed_value(tmp_path: Path) -> None:
     """Layer 0: |(3, 4) - (3, 0)| / |(3, 4)| = 4 / 5; layer 10 with two tensors: √(1 + 3) / √(4 + 12) = 1 / 2."""
     a = {"model.layers.0.w": [3.0, 4.0], "model.layers.10.a": [2.0], "model.layers.10.b": [2.0, 2.0, 2.0],
          "model.norm.weight": [1.0], "lost": [1.0], "shape": [1.0]}  # fmt: skip

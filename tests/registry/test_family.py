@@ -1,4 +1,4 @@
-"""What an artifact tells of its ancestors, and how it is shown."""
+"""What an artifact records of its ancestors, and how lineage is shown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from accord.training.artifact import leave_artifact, open_tokenizer
 def stage_folder(
     root: Path, name: str, file: str, content: str, record: dict[str, Any], config: dict[str, Any]
 ) -> Path:
-    """A finished stage that left a data file."""
+    """A finished stage that wrote a data file."""
     folder = root / name
     folder.mkdir(parents=True)
     (folder / file).write_text(content)
@@ -77,7 +77,7 @@ def test_a_data_file_knows_its_ancestors_through_its_stage(world: dict[str, Path
     assert "out" not in own.settings
 
 
-def test_ancestors_come_before_what_was_made_of_them(world: dict[str, Path]) -> None:
+def test_ancestors_come_before_their_descendants(world: dict[str, Path]) -> None:
     order = list(of_path(world["pairs"], content_digest(world["pairs"])))
     family = of_path(world["pairs"], content_digest(world["pairs"]))
     assert all(order.index(p) < order.index(d) for d, r in family.items() for p in r.parents.values())
@@ -152,7 +152,7 @@ def test_a_stage_leaves_an_artifact_complete_by_itself(
         open_tokenizer(str(moved))
 
 
-def test_the_registry_fills_in_what_an_old_artifact_does_not_tell(store: Store, make: Any) -> None:
+def test_the_registry_adds_what_an_old_artifact_does_not_record(store: Store, make: Any) -> None:
     base = store.add(make("base", 1, "base"))
     old = make("sft", 2, "sft", {"model.base_model": base.digest})
     (old / "lineage.json").unlink()
@@ -161,7 +161,7 @@ def test_the_registry_fills_in_what_an_old_artifact_does_not_tell(store: Store, 
 
 
 # ------------------------------------------------------------------ words
-def test_key_settings_and_main_figures() -> None:
+def test_key_settings_and_main_figures_are_the_documented_ones() -> None:
     record = Record("a", "dpo", "d", settings={"training": {"beta": 0.1, "learning_rate": 1e-4, "warmup_steps": 0}})
     assert key_settings(record) == {"beta": "0.1", "learning_rate": "0.0001"}
     fused = Record(
@@ -173,7 +173,7 @@ def test_key_settings_and_main_figures() -> None:
     assert main_metric("fuse", {}) is None
 
 
-def test_the_tree_tells_each_ancestor_once(world: dict[str, Path]) -> None:
+def test_the_tree_shows_each_ancestor_once(world: dict[str, Path]) -> None:
     digest = content_digest(world["pairs"])
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(tree(digest, of_path(world["pairs"], digest), {content_digest(world["sft"]): "sft@3"}))

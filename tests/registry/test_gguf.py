@@ -92,13 +92,13 @@ def test_what_each_matrix_is_stored_as(tmp_path: Path) -> None:
     assert len(kinds) == 3 + 2 * 9
 
 
-def test_rotary_pairs_by_hand() -> None:
+def test_rotary_pairs_are_interleaved() -> None:
     """Two heads of four: (a0 a1 | b0 b1) becomes a0 b0 a1 b1."""
     assert interleaved(torch.arange(8), 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
-def test_stretched_rotary_frequencies(tmp_path: Path) -> None:
-    """Llama 3.1 by hand: wavelengths under 64/4 stay, those over 64 are divided by 8, between them a ramp."""
+def test_rope_scaling_factors_are_llamas(tmp_path: Path) -> None:
+    """Llama 3.1's rule: wavelengths under 64/4 stay, those over 64 are divided by 8, between them a ramp."""
     folder = folder_of(tmp_path / "m", rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64))
     notes = write_gguf(folder, tmp_path / "m.gguf", "F16")
     assert any("rotary" in note for note in notes)

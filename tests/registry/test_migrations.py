@@ -75,7 +75,7 @@ def columns(path: Path) -> dict[str, set[tuple[Any, ...]]]:
 
 
 def test_a_migrated_registry_has_the_tables_of_a_new_one(old: Path, store: Store, tmp_path: Path) -> None:
-    """Column, not null, place in the primary key; SQLite writes keys of text as nullable unless told."""
+    """Column, not null, place in the primary key; SQLite makes text keys nullable unless NOT NULL is given."""
     open_store(old)
     schema.create(tmp_path / "new" / "registry.sqlite")
     got, wanted = columns(old), columns(tmp_path / "new" / "registry.sqlite")

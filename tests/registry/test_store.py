@@ -91,7 +91,7 @@ def test_a_folder_that_lost_a_file_is_filled_again(store: Store, make: Any) -> N
 
 
 def test_a_folder_whose_bytes_changed_is_filled_again(store: Store, make: Any) -> None:
-    """As many bytes as before, so that only reading them tells."""
+    """As many bytes as before, so that only reading them shows the change."""
     model = make(weights=1)
     found = store.add(model)
     weights = found.folder / "model.safetensors"
@@ -216,7 +216,7 @@ def test_aliases_that_mean_something_else(store: Store, make: Any, alias: str) -
             act("sft", alias)
 
 
-def test_promoting_leaves_a_way_back(store: Store, make: Any) -> None:
+def test_promoting_keeps_the_previous_version(store: Store, make: Any) -> None:
     for weights in (1, 2):
         store.add(make(weights=weights))
     assert store.promote("sft@1")[1] is None
@@ -226,7 +226,7 @@ def test_promoting_leaves_a_way_back(store: Store, make: Any) -> None:
     assert (store.find("sft@champion").version, store.find("sft@previous").version) == (1, 2)
 
 
-def test_tags(store: Store, make: Any) -> None:
+def test_tags_are_set_replaced_and_removed(store: Store, make: Any) -> None:
     store.add(make())
     store.tag("sft", "good")
     assert store.tag("sft", "who", "me").tags == {"good": "", "who": "me"}
@@ -235,7 +235,7 @@ def test_tags(store: Store, make: Any) -> None:
 
 
 # ------------------------------------------------------------------ removing
-def test_what_others_stand_on_is_not_removed(store: Store, make: Any) -> None:
+def test_ancestors_of_other_models_are_not_removed(store: Store, make: Any) -> None:
     base = store.add(make("base", weights=1, kind="base"))
     store.add(make("sft", weights=2, parents={"model.base_model": base.digest}))
     with pytest.raises(UserError, match="sft@1 came from it"):

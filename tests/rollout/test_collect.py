@@ -60,7 +60,7 @@ def collected(task: TextTask, rows: Sequence[int] = ROWS, **options: object) -> 
 
 @torch.no_grad()
 def alone(backbone: Backbone, generation: Generation, row: int) -> Tensor:
-    """Log-probs of one reply, from one text without company."""
+    """Log-probs of one reply, from its text alone."""
     prompt, reply = list(generation.prompts[row]), generation.replies()[row]
     packed = Packed.of([prompt + reply])
     return reply_logprobs(backbone, packed, torch.arange(len(prompt), len(prompt) + len(reply)), 0.8)
@@ -81,7 +81,7 @@ def test_log_probs_and_scores_are_those_of_each_reply_alone(chunk: int) -> None:
     assert torch.equal(rollout.scores, rollout.terms["length"] + rollout.terms["zero"])
 
 
-def test_each_reply_names_its_prompt_s_row_and_each_token_its_weights() -> None:
+def test_each_reply_names_its_prompts_row_and_each_token_its_weights() -> None:
     rollout = collected(task_of(), version=7)
     assert rollout.prompt_rows.tolist() == [r for r in ROWS for _ in range(3)]
     for row, prompt in zip(rollout.prompt_rows.tolist(), rollout.generation.prompts, strict=True):
@@ -108,7 +108,7 @@ def test_the_reward_sees_the_prompt_that_each_reply_answers() -> None:
 
 
 def test_a_readout_is_of_the_states_that_chose_each_token() -> None:
-    """What a value head reads in passing is what it reads of whole replies."""
+    """Values read during sampling are those of a pass over whole replies."""
     policy = LanguageActorCritic(tiny(0), "shared")
     nn.init.normal_(policy.value_head.linear.weight, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr, arg-type]
     rollout = collected(task_of(), readout=policy.values)

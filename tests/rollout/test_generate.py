@@ -1,9 +1,11 @@
-"""Sampling: what is drawn, what is kept of it, and that the trainer's pass over the same replies agrees."""
+"""Sampling: what is drawn, what is recorded, and that the trainer's pass over the same replies agrees."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic
-from accord.models.open import small_backbone
+from accord.models.open import open_backbone, small_backbone
 from accord.rollout.collect import pack_texts, to_rows
 from accord.rollout.generate import Decoding, draw, generate, stream
 from accord.types import Generation, Packed
@@ -77,7 +79,7 @@ class Spy:
 
 
 def check_shape_of(generation: Generation, decoding: Decoding) -> None:
-    """What holds of every generation (trap 23)."""
+    """What holds for every generation: nothing after an end token is an action."""
     lengths = generation.lengths
     places = torch.arange(generation.mask.shape[1])
     assert torch.equal(generation.mask, places < lengths[:, None])  # one run of true, from the start
@@ -110,8 +112,8 @@ def test_greedy_is_the_naive_loop_while_finished_rows_leave(family: str, monkeyp
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_kept_logprobs_and_values_are_those_of_the_trainer(family: str, temperature: float) -> None:
-    """Traps 19 and 22: the ratio of the first minibatch is 1, token by token."""
+def test_sampled_logprobs_and_values_are_those_of_the_trainer(family: str, temperature: float) -> None:
+    """The ratio of the first minibatch is 1, token by token, at the sampling temperature."""
     backbone = tiny(family)
     policy = LanguageActorCritic(backbone)
     nn.init.normal_(policy.value_head.linear.weight, generator=seeded(5))
@@ -159,7 +161,7 @@ def test_the_generator_decides_everything() -> None:
     assert torch.equal(torch.get_rng_state(), before)  # torch's own state is not touched
 
 
-def test_a_reply_of_eos_alone_and_one_token_budgets() -> None:
+def test_a_reply_may_be_the_end_token_alone_or_one_token() -> None:
     backbone = tiny("transformer")
     first = naive_greedy(backbone, PROMPTS[0], 1)[0]
     generation, _ = generate(backbone, [PROMPTS[0]], Decoding(5, first, PAD, 0), seeded())
@@ -170,7 +172,7 @@ def test_a_reply_of_eos_alone_and_one_token_budgets() -> None:
 
 
 def test_an_eos_that_is_the_pad_token_is_still_an_action() -> None:
-    """``ended`` is read under the mask: pads behind a cut reply must not count as an end."""
+    """``ended`` is read under the mask: pads after a cut reply must not count as an end."""
     backbone = tiny("mamba")
     generation, _ = generate(backbone, PROMPTS * 3, Decoding(5, PAD, PAD), seeded(2))
     assert [r[-1] == PAD for r in generation.replies()] == generation.ended.tolist()
@@ -215,7 +217,7 @@ def test_the_ends_of_the_unit_interval_fall_on_possible_tokens(uniform: float, m
         assert uniform == 0 or scale > 1 or int(tokens) == 6  # the last possible one
 
 
-def test_rows_draw_apart() -> None:
+def test_rows_draw_independently() -> None:
     certain = torch.full((6, 6), -math.inf)
     certain.fill_diagonal_(3.0)
     tokens, logprobs = draw(certain.flip(0), Decoding(1, 0, 0), seeded())
@@ -242,3 +244,45 @@ def test_temperature_zero_takes_the_likeliest() -> None:
     tokens, logprobs = draw(logits, Decoding(1, 0, 0, 0), seeded())
     assert torch.equal(tokens, logits.argmax(-1))
     torch.testing.assert_close(logprobs, logits.log_softmax(-1).amax(-1))
+
+
+# ------------------------------------------------------------------------------------- generation_config.json
+GENERATION_CONFIG = {
+    "do_sample": True,
+    "temperature": 0.01,
+    "top_k": 1,
+    "repetition_penalty": 9.0,
+    "suppress_tokens": [3, 4, 5],
+}
+SHORT_PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12)]
+
+
+def sample_replies(backbone: Backbone) -> Generation:
+    backbone.eval()
+    decoding = Decoding(8, eos_id=1, pad_id=0)
+    return generate(backbone, SHORT_PROMPTS, decoding, torch.Generator().manual_seed(0), samples=8)[0]
+
+
+def save_model(folder: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    if kind == "gpt2":  # through transformers' own class, which reads the file
+        transformers = pytest.importorskip("transformers")
+        ends = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+        sizes = {"vocab_size": 20, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
+        transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **ends)).save_pretrained(folder)
+    else:
+        small_backbone(kind, 32, 1, 20, 1, 0).save(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["transformer", "mamba", "gpt2"])
+def test_generation_config_is_not_read(kind: str, tmp_path: Path) -> None:
+    save_model(tmp_path, kind)
+    plain = sample_replies(open_backbone(tmp_path))
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 1, "pad_token_id": 0, **GENERATION_CONFIG})
+    )
+    with_config = sample_replies(open_backbone(tmp_path))
+    assert with_config.replies() == plain.replies()
+    assert torch.equal(with_config.logprobs, plain.logprobs)
+    assert {3, 4, 5} <= {token for reply in plain.replies() for token in reply}  # what suppress_tokens would forbid
+    assert len({tuple(r) for r in plain.replies()[:8]}) > 4  # and top_k 1 would make alike

@@ -1,16 +1,17 @@
-"""What replies are worth: functions, reward models alone and in batches, and weighted sums of them."""
+"""Scores of replies: functions, reward models alone and in batches, and weighted sums of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
-from torch import Tensor
+from torch import Tensor, nn
 
 from accord.config.load import load_function
 from accord.data.chat import prompt_ids, reply_ids
@@ -56,9 +57,30 @@ def reversed_tokenizer() -> Tokenizer:
     return Tokenizer(backend, {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}, SMALL_TEMPLATE)
 
 
+class RecordingModel(nn.Module):
+    """In the place of a reward model: remembers the tokens of each prompt and each reply that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(1, 1)
+        self.prompts: list[list[int]] = []
+        self.replies: list[list[int]] = []
+
+    def forward(self, packed: Packed, segments: Tensor) -> Tensor:
+        for segment in segments.tolist():
+            token, places = int(packed.last[segment]), []
+            while token >= 0:
+                places.append(token)
+                token = int(packed.previous[token])
+            places.reverse()
+            self.prompts.append([int(packed.tokens[i]) for i in places if not packed.loss_mask[i]])
+            self.replies.append([int(packed.tokens[i]) for i in places if packed.loss_mask[i]])
+        return torch.zeros(len(segments))
+
+
 # ------------------------------------------------------------------------------------- functions
-def test_another_tokenizer_reads_the_turns_and_no_end_that_was_not_written() -> None:
-    """Trap 10: a conversation crosses as a conversation, and a reply that was cut stays without an end."""
+def test_a_reward_model_with_another_tokenizer_reads_the_same_turns_and_ends() -> None:
+    """The turns of a conversation stay turns, and a reply that was cut gets no end token."""
     policy, other = small_tokenizer(), reversed_tokenizer()
     turns = [
         {"role": "user", "content": "hi"},
@@ -70,8 +92,11 @@ def test_another_tokenizer_reads_the_turns_and_no_end_that_was_not_written() -> 
     said = ["fine", "a tale", "fine"]
     tokens = [reply_ids(policy, p, t) for p, t in zip(prompts, said, strict=True)]
     tokens[2] = tokens[2][:-1]
-    reward = ModelReward("model", tiny_reward(), other, same_tokens=False)
-    read, replied = reward._tokens(Replies(prompts, said, own, tokens, [True, True, False]), range(3))
+    model = RecordingModel()
+    ModelReward("model", cast(RewardModel, model), other, same_tokens=False)(
+        Replies(prompts, said, own, tokens, [True, True, False])
+    )
+    read, replied = model.prompts, model.replies
     assert [other.decode(r).replace(" ", "") for r in read] == [policy.decode(r).replace(" ", "") for r in own]
     assert [other.decode(r).replace(" ", "") for r in replied] == [t.replace(" ", "") for t in said]
     assert [r[-1] == other.eos_id for r in replied] == [True, True, False]
@@ -119,7 +144,7 @@ def test_functions_are_found_by_name() -> None:
 @pytest.mark.parametrize("family", ["mamba", "transformer"])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_a_reply_scores_the_same_alone_and_in_any_company(family: str, pooling: str) -> None:
-    """Traps 11 and 17; prompts stand twice, share beginnings and differ in length."""
+    """Scores are read at the last token whatever the batch; prompts are repeated, share beginnings and differ in length."""
     model, tokenizer = tiny_reward(pooling, family), small_tokenizer()
     alone = torch.cat(
         [ModelReward("m", model, tokenizer, True)(replies_of(tokenizer, [r]))["m"] for r in range(len(ASKED))]
@@ -132,7 +157,7 @@ def test_a_reply_scores_the_same_alone_and_in_any_company(family: str, pooling: 
 
 
 def test_the_score_is_read_at_the_last_token_of_the_reply() -> None:
-    """Held against the whole text alone, its end token included."""
+    """Compared with the whole text alone, its end token included."""
     model, tokenizer = tiny_reward(), small_tokenizer()
     scores = ModelReward("m", model, tokenizer, True)(replies_of(tokenizer))["m"]
     for r, (prompt, said) in enumerate(zip(ASKED, SAID, strict=True)):

@@ -1,4 +1,4 @@
-"""From a score to rewards for tokens: hand numbers, and what must not be touched."""
+"""From a score to rewards for tokens: hand-computed numbers, and what must stay unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MASK = torch.tensor([[True, True, True, False], [True, False, False, False], [Tr
 
 
 def test_the_score_stands_once_at_the_last_token_and_the_kl_on_every_one() -> None:
-    """Traps 27, 28 and 30: by hand, with NaN behind every end."""
+    """Hand-computed, with NaN after every end."""
     logprobs = torch.tensor([[-1.0, -2.0, -3.0, NAN], [-0.5, NAN, NAN, NAN], [-1.0, -1.0, -1.0, -1.0]])
     reference = torch.tensor([[-1.5, -1.0, -3.0, NAN], [-0.5, NAN, NAN, NAN], [-2.0, -0.5, -1.0, -3.0]])
     rewards = token_rewards(torch.tensor([10.0, 20.0, -30.0]), logprobs, reference, MASK, beta=0.1)
@@ -48,7 +48,7 @@ def test_sums_of_kl_rewards_estimate_the_exact_kl() -> None:
 
 
 def test_the_missing_eos_penalty_replaces_the_score_once() -> None:
-    """Trap 24: instead of the score, not added to it, and untouched by scale and clip."""
+    """Instead of the score, not added to it, and unaffected by scale and clip."""
     scores, ended = torch.tensor([5.0, 5.0, -5.0, NAN]), torch.tensor([True, False, False, False])
     shaped = shape_scores(scores, ended, scale=10.0, clip=0.5, missing_eos_penalty=-1.0)
     assert shaped.tolist() == [0.5, -1.0, -1.0, -1.0]
@@ -63,7 +63,7 @@ def test_scores_are_scaled_before_they_are_cut() -> None:
 
 
 def test_whitening_keeps_signs_and_ratios() -> None:
-    """Trap 34: a shift would turn the small positive reward into a penalty."""
+    """A shift would turn the small positive reward into a penalty."""
     rewards = torch.tensor([[0.1, 9.0, 5.0, NAN], [7.0, NAN, NAN, NAN], [8.0, -0.2, 0.0, 6.0]])
     white = whiten_rewards(rewards, MASK)
     assert (white[~MASK] == 0).all()

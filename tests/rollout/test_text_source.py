@@ -1,4 +1,4 @@
-"""Rollouts of text, one iteration after another: which prompts, which chance, and the whole distribution (trap 20)."""
+"""Rollouts of text, one iteration after another: their prompts, their seeds, and no top-p or top-k in training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_prompts_come_once_before_any_comes_again(new_run: NewRun, world: Any, t
     assert drawn[:8] != drawn[8:16]
 
 
-def test_a_rollout_is_of_its_iteration_s_prompts_weights_and_chance(
+def test_a_rollout_is_of_its_iterations_prompts_weights_and_seed(
     new_run: NewRun, world: Any, tokenizer: Any, make_tiny: Tiny
 ) -> None:
     made = source(new_run(), world, tokenizer, make_tiny("transformer"))
@@ -62,10 +62,8 @@ def test_a_rollout_is_of_its_iteration_s_prompts_weights_and_chance(
     assert found[0].generation.replies() != found[1].generation.replies()
 
 
-def test_the_sampler_is_asked_for_anew_in_each_rollout(
-    new_run: NewRun, world: Any, tokenizer: Any, make_tiny: Tiny
-) -> None:
-    """A copy with other weights is made of the policy as it is then."""
+def test_each_rollout_asks_for_the_sampler_again(new_run: NewRun, world: Any, tokenizer: Any, make_tiny: Tiny) -> None:
+    """The sampling copy is made from the policy's weights of that iteration."""
     backbone, made = make_tiny("mamba"), []
 
     def sampler() -> Backbone:
@@ -81,7 +79,7 @@ def test_the_sampler_is_asked_for_anew_in_each_rollout(
 
 # ------------------------------------------------------------------------------------- the whole distribution
 @pytest.mark.parametrize("name", ["top_p", "top_k", "min_p", "repetition_penalty", "min_new_tokens"])
-def test_no_setting_cuts_the_distribution(name: str) -> None:
+def test_no_setting_truncates_the_distribution(name: str) -> None:
     with pytest.raises(UserError, match=rf"unknown key 'sampling\.{name}'"):
         build(PPO, {"model": {"policy": "language"}, "sampling": {name: 1}}, {}, "the test")
     with pytest.raises(UserError, match=f"unknown key '{name}'"):

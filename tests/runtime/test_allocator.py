@@ -1,4 +1,4 @@
-"""glibc keeps freed memory when told to, and is left alone when the user says so."""
+"""glibc keeps freed memory where accord configures it, and is left alone where the user configured it."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def outcome(**environment: str) -> tuple[str, int, int]:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_freed_memory_is_kept_where_glibc_is_told_to() -> None:
-    told, grown, left = outcome()
-    assert told == "True"
+def test_freed_memory_is_kept_where_glibc_is_configured() -> None:
+    accepted, grown, left = outcome()
+    assert accepted == "True"
     assert grown >= 24
     assert left == grown
     assert outcome(ACCORD_MALLOPT="0")[0] == "False"
     assert outcome(ACCORD_MALLOPT="0")[1] < 24  # a mapping of its own, given back when freed
 
 
-def test_a_users_own_settings_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_own_settings_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     from accord.runtime import allocator
 
     monkeypatch.setenv("MALLOC_TOP_PAD_", "4096")

@@ -1,4 +1,4 @@
-"""Where tensors live, and whether bfloat16 pays there."""
+"""Devices by name, and whether bfloat16 is fast there."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from accord.runtime.device import resolve_device, slow_precision
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"), [("gpu", "use auto, cpu, cuda"), ("cuda:99", "use device=auto"), ("meta", "use device=auto")]
+    ("name", "fix"), [("gpu", "use auto, cpu, cuda"), ("cuda:99", "use device=auto"), ("meta", "use device=auto")]
 )
-def test_a_device_that_is_not_there_is_named(name: str, mend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_there_is_named(name: str, fix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=mend):
+    with pytest.raises(UserError, match=fix):
         resolve_device(name)
 
 

@@ -60,7 +60,7 @@ def test_records_carry_the_step_and_their_prefix(run: Run) -> None:
     assert list(run.logs.glob("events.out.tfevents.*"))
 
 
-def test_it_saves_at_the_cadence(run: Run) -> None:
+def test_a_run_saves_at_its_cadence(run: Run) -> None:
     run.begin(20)
     saved = []
     for _ in range(20):
@@ -70,8 +70,8 @@ def test_it_saves_at_the_cadence(run: Run) -> None:
     assert saved == [5, 10, 15, 20]
 
 
-def test_going_on_drops_what_will_be_done_again(make: Make, tmp_path: Path) -> None:
-    """State saved at step 4, killed after step 6: the lines of 5 and 6 are written anew, once."""
+def test_resuming_drops_the_log_lines_of_steps_that_run_again(make: Make, tmp_path: Path) -> None:
+    """State saved at step 4, killed after step 6: the lines of 5 and 6 are written once more, not twice."""
     with make(log_every=1) as first:
         first.begin(8)
         for step in range(6):
@@ -96,7 +96,7 @@ def test_going_on_drops_what_will_be_done_again(make: Make, tmp_path: Path) -> N
     assert "before" in (second.logs / "sft.log").read_text()
 
 
-def test_starting_anew_forgets(make: Make) -> None:
+def test_starting_from_the_beginning_clears_the_log(make: Make) -> None:
     for _ in range(2):
         with make(log_every=1) as run:
             run.begin(2)
@@ -129,7 +129,7 @@ def test_the_first_signal_asks_and_the_second_stops(run: Run) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_it_works_in_a_thread(make: Make) -> None:
+def test_a_run_works_in_a_thread(make: Make) -> None:
     """Only the main thread may set handlers; elsewhere a run is simply not stoppable by signals."""
     from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""StopSignal: the first signal asks, the handlers of before come back."""
+"""StopSignal: the first signal asks a run to stop, and the previous handlers are restored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_sigterm_asks_as_well() -> None:
         assert stop.raised
 
 
-def test_handlers_are_put_back() -> None:
+def test_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopSignal():
         assert signal.getsignal(signal.SIGINT) != before[0]

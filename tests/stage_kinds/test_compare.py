@@ -1,4 +1,4 @@
-"""The stage compare: its files, its screen, and that every model is asked the same."""
+"""The stage compare: its files, its output, and that every model gets the same prompts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path, tokenizer: Tokenizer) -> Callable[[int], str]:
     return made_folder
 
 
-def test_compare(
+def test_compare_writes_results_and_report(
     tmp_path: Path,
     folder: Callable[[int], str],
     tokenizer: Tokenizer,

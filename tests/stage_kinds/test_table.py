@@ -93,7 +93,7 @@ def test_the_independence_contract_lists_the_files_of_the_stages() -> None:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Every kind's function replaced by one that only notes that it ran; in an empty folder."""
+    """Every kind's function replaced by one that only records that it ran; in an empty folder."""
     monkeypatch.chdir(tmp_path)
     ran: list[str] = []
 
@@ -117,7 +117,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", STAGE_KINDS)
-def test_a_stage_s_function_may_be_called_twice(kind: str, counted: list[str]) -> None:
+def test_a_stages_function_may_be_called_twice(kind: str, counted: list[str]) -> None:
     function = getattr(accord.stages, kind)
     first, second = function(seed=1), function(seed=1)
     assert (first.skipped, second.skipped) == (False, True)

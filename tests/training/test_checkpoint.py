@@ -42,7 +42,7 @@ def test_parts_come_back_with_the_step(tmp_path: Path) -> None:
     Checkpoint(path, "f", {}).clear()
 
 
-def test_every_source_of_chance_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_every_random_generator_is_restored(tmp_path: Path) -> None:
     def draws() -> list[float]:
         numbers = [random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn())]
         return [*numbers, float(torch.rand(())), float(torch.randn(()))]
@@ -69,7 +69,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", [{}, {"model": part(1.0)}])
 def test_a_state_of_other_parts_is_refused(tmp_path: Path, missing: dict[str, Any]) -> None:
-    """What another version of the package left behind."""
+    """A state that another version of the package wrote."""
     Checkpoint(tmp_path / "state.pt", "f", missing).save(1)
     with pytest.raises(UserError, match=r"state\.pt: .*without --resume"):
         Checkpoint(tmp_path / "state.pt", "f", {"model": part(0.0), "data": part(0.0)}).restore()
@@ -98,7 +98,7 @@ def test_a_kill_while_writing_leaves_the_last_good_state(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["replace", "fsync"])
-def test_a_write_that_fails_is_said_and_leaves_nothing_half_written(
+def test_a_failed_write_is_reported_and_leaves_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     path = tmp_path / "state.pt"
@@ -115,7 +115,7 @@ def test_a_write_that_fails_is_said_and_leaves_nothing_half_written(
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
-def test_a_disk_that_fills_up_midway_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The failure comes from within torch.save's own writer."""
 
     class Full:

@@ -1,4 +1,4 @@
-"""The NumPy path of PPO computes what the plain path does: loss, metrics, gradient, and every step of Adam."""
+"""The NumPy updater computes what autograd does: loss, metrics, gradient, and every step of Adam."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model_of(kind: str, seed: int = 0) -> AnyActorCritic:
 
 
 def batch_of(model: AnyActorCritic, rows: int = 40, seed: int = 1, far: float = 0.4) -> PolicyBatch:
-    """Steps taken by a policy ``far`` away, so that ratios and values stand on both sides of their clips."""
+    """Steps taken by a policy ``far`` away, so that ratios and values are on both sides of their clips."""
     generator = torch.Generator().manual_seed(seed)
     observations = torch.randn(rows, model.obs_dim, generator=generator)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def loss_of(model: AnyActorCritic, weight: float = 1.0, **settings: Any) -> Poli
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("clip_vf", "weight"), [(0.0, 1.0), (0.2, 1.0), (0.2, 0.0)])
-def test_loss_metrics_and_gradient_are_autograd_s(kind: str, clip_vf: float, weight: float) -> None:
+def test_loss_metrics_and_gradient_are_autograds(kind: str, clip_vf: float, weight: float) -> None:
     plain, quick = model_of(kind), model_of(kind)
     batch = batch_of(plain)
     loss = loss_of(plain, weight, clip_range_vf=clip_vf, clip_range=0.15)
@@ -115,7 +115,7 @@ def test_forty_steps_end_at_the_same_weights(kind: str, micro: int, compiled: bo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_sampled_is_the_policy_s(kind: str) -> None:
+def test_what_is_sampled_is_the_policys(kind: str) -> None:
     model = model_of(kind)
     networks = networks_of(model)
     observations = torch.randn(3, 5, generator=torch.Generator().manual_seed(3)).repeat(4000, 1)
@@ -142,7 +142,7 @@ def test_what_is_sampled_is_the_policy_s(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_state_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
+def test_a_saved_state_resumes_bit_exactly(kind: str, tmp_path: Path) -> None:
     settings = PPOOptimizer(learning_rate=1e-3, schedule="linear")
     first, second = model_of(kind), model_of(kind, seed=9)
     whole = NumpyUpdater(networks_of(first), settings, 10)
@@ -212,7 +212,7 @@ def test_taking_networks_changes_no_weight() -> None:
 
 
 class Scaled(ActorCritic):
-    """A policy of somebody's own, with the same parameters."""
+    """A user's own policy class, with the same parameters."""
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return super().forward(2 * obs)
@@ -246,7 +246,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("what", UNFIT)
-def test_a_model_that_the_networks_do_not_equal_has_none(what: str) -> None:
+def test_a_model_changed_since_it_was_built_has_no_numpy_networks(what: str) -> None:
     model = UNFIT[what]()
     places = [p.data_ptr() for p in model.parameters()] if what != "another device" else []
     assert numpy_networks(model) is None
@@ -305,19 +305,3 @@ def test_a_batch_of_text_or_without_a_critic_is_refused() -> None:
     for some in (text, bare):
         with pytest.raises(TypeError, match="observations and actions, with a critic's values and returns"):
             valid_steps(some)
-
-
-# ------------------------------------------------------------------------------------- compiled passes
-def test_the_compiled_tanh() -> None:
-    from accord.kernels.tanh_numba import tanh_of_sum, through_tanh
-
-    x = np.linspace(-14, 14, 40_001, dtype=np.float32).reshape(1, -1)
-    bias = np.full(40_001, 0.25, dtype=np.float32)
-    y = x.copy()
-    tanh_of_sum(y, bias)
-    assert np.abs(y - np.tanh(x.astype(np.float64) + 0.25)).max() < 3e-7
-    gradient, activation = np.random.default_rng(0).normal(size=(2, 30, 7)).astype(np.float32)
-    mine, total = gradient.copy(), np.ones(7, dtype=np.float32)
-    through_tanh(mine, activation, total)
-    np.testing.assert_allclose(mine, gradient * (1 - activation**2), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(total, (gradient * (1 - activation**2)).sum(0), rtol=1e-5, atol=1e-5)

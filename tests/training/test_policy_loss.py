@@ -110,7 +110,7 @@ def test_an_entropy_that_is_only_logged_has_no_gradient() -> None:
         assert output.loss.total.requires_grad is not metric_only
 
 
-def test_the_kl_in_the_loss_is_refused_without_the_reference_s_logprobs() -> None:
+def test_the_kl_in_the_loss_is_refused_without_the_references_logprobs() -> None:
     inputs = VectorActions(torch.zeros(4, 5), torch.zeros(4))
     steps = PolicyBatch(inputs, *(x[:, :1] for x in batch().tensors().values()))
     one = ActionScores(*(x[:, :1] for x in numbers(3, 1)))

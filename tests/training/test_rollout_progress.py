@@ -99,7 +99,7 @@ def test_a_state_in_the_middle_of_a_rollout_restores_everything(
     resumed.finish_rollout()
     progress.finish_rollout()
     assert resumed.kl == progress.kl
-    assert (resumed.kl.beta > kl.beta) is isinstance(kl, AdaptiveKL)  # trap 32: the KL measured before the stop counts
+    assert (resumed.kl.beta > kl.beta) is isinstance(kl, AdaptiveKL)  # the KL measured before the stop counts
 
 
 def test_a_rollout_begins_with_no_minibatch_done() -> None:

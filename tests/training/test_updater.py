@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches, schedule, clipping, decay, and what it refuses."""
+"""One optimizer step: micro-batches, schedule, clipping, decay, and what it refuses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def squared(net: nn.Module, micro: Rows) -> LossOutput:
 
 @pytest.mark.parametrize("sizes", [[1] * 12, [2] * 6, [4, 4, 4], [1, 11], [7, 2, 3]])
 def test_the_number_of_micro_batches_changes_nothing(sizes: list[int]) -> None:
-    """Trap 43, parts of unequal size included; in float64 only the order of sums is left."""
+    """Parts of unequal size included; in float64 only the order of summation differs."""
     nets = [model(), model()]
     for net, parts in zip(nets, ([12], sizes), strict=True):
         updater = updater_of(net)
@@ -69,7 +69,7 @@ def test_metrics_are_means_over_the_whole_batch() -> None:
 
 
 def test_a_step_is_adamw_on_the_mean_gradient() -> None:
-    """Held against torch's optimiser on the mean loss, clipped by hand."""
+    """Compared with torch's optimizer on the mean loss, gradients clipped explicitly."""
     ours, theirs = model(torch.float32), model(torch.float32)
     data = rows(torch.float32)
     updater = updater_of(ours, weight_decay=0.1, max_grad_norm=0.3)
@@ -125,7 +125,7 @@ def test_what_is_frozen_stays_and_groups_have_their_own_rates() -> None:
 
 
 # ------------------------------------------------------------------------------------- schedule
-def test_schedules_by_hand() -> None:
+def test_schedules_equal_hand_computed_factors() -> None:
     def factors(kind: str) -> list[float]:
         return [schedule_factor(kind, s, 6, 2) for s in range(7)]
 
@@ -139,7 +139,7 @@ def test_schedules_by_hand() -> None:
     assert schedule_factor("linear", 3, 2, 5) == pytest.approx(0.8)  # a warm-up longer than the training
 
 
-def test_the_schedule_is_what_the_optimiser_uses() -> None:
+def test_the_optimizer_uses_the_schedule() -> None:
     net = model()
     updater = updater_of(net, schedule="linear", warmup_steps=2)
     rates = []
@@ -150,7 +150,7 @@ def test_the_schedule_is_what_the_optimiser_uses() -> None:
     assert rates == pytest.approx([0.005, 0.01, 0.01, 0.00875])
 
 
-def test_the_kl_adaptive_rate() -> None:
+def test_the_adaptive_rate_follows_the_kl() -> None:
     net = model()
     updater = updater_of(net)
     seen = []
@@ -202,7 +202,7 @@ def test_an_objective_that_reaches_no_weight_is_our_own_bug() -> None:
         updater_of(net).step([rows()], lambda micro: LossOutput(mean_of(free), {}))
 
 
-def test_a_restored_updater_goes_on_bit_for_bit() -> None:
+def test_a_restored_updater_resumes_bit_exactly() -> None:
     def steps(net: nn.Module, updater: Updater, n: int) -> None:
         for _ in range(n):
             updater.step([rows(torch.float32)], lambda micro: squared(net, micro))
@@ -221,3 +221,13 @@ def test_a_restored_updater_goes_on_bit_for_bit() -> None:
     steps(other, resumed, 3)
     for a, b in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+# ------------------------------------------------------------------------------------- Adam's epsilon
+@pytest.mark.parametrize("eps", [1e-8, 1e-5, 1e-3])
+def test_the_first_step_of_adam_has_the_configured_epsilon(eps: float) -> None:
+    """Bias-corrected moments of one gradient g are g and g², so the step is rate · g / (|g| + ε)."""
+    weight = nn.Parameter(torch.zeros(1, 1, dtype=torch.float64))
+    updater = Updater([([weight], 0.1)], Optimizer(adam_eps=eps), 1)
+    updater.step([1e-5], lambda slope: LossOutput(mean_of(slope * weight), {}))
+    assert float(weight.detach()) == pytest.approx(-0.1 * 1e-5 / (1e-5 + eps), rel=1e-5)

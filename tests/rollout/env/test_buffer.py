@@ -13,7 +13,7 @@ from accord.rollout.env.buffer import RolloutBatch, RolloutBuffer
 
 
 def step(t: int, n_envs: int = 2) -> dict[str, Any]:
-    """Step t of a made-up history, all of whose numbers can be told apart."""
+    """Step t of a made-up history, all of whose numbers are different."""
     env = np.arange(n_envs)
     return {
         "obs": np.stack([np.full(n_envs, t), env, env + t], 1).astype(np.float32),
@@ -113,7 +113,7 @@ def test_one_environment_takes_tensors_arrays_and_numbers() -> None:
     assert not batch.values.requires_grad
 
 
-def test_observations_of_any_shape() -> None:
+def test_observations_may_have_any_shape() -> None:
     buffer = RolloutBuffer(2, (3, 4), n_envs=2)
     obs = torch.randn(2, 3, 4)
     for _ in range(2):

@@ -23,7 +23,7 @@ PATHS = pytest.mark.parametrize("quick", [False, True], ids=["torch", "numpy"])
 
 
 class Episode:
-    """Shows (episode, step) and rewards the step; ends at its third."""
+    """Observes (episode, step) and rewards the step; ends at its third."""
 
     def __init__(self) -> None:
         self.episode, self.steps = -1, 0
@@ -67,7 +67,7 @@ def collector(
 # ------------------------------------------------------------------------------------- one rollout
 @PATHS
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
-def test_log_probs_and_values_are_the_model_s(new_run: NewRun, name: str, quick: bool) -> None:
+def test_log_probs_and_values_are_the_models(new_run: NewRun, name: str, quick: bool) -> None:
     vectors = open_vectors(name, 2, lambda i, episode: 10 * i + episode)
     model = policy(vectors.spaces.obs_dim, vectors.spaces.action_dim, vectors.spaces.continuous)
     rollout = collector(new_run(), model, vectors, quick, n_steps=40).collect(0)
@@ -81,7 +81,7 @@ def test_log_probs_and_values_are_the_model_s(new_run: NewRun, name: str, quick:
 
 
 @PATHS
-def test_a_rollout_holds_the_task_s_rewards_and_the_reference_s_logprobs_apart(new_run: NewRun, quick: bool) -> None:
+def test_a_rollout_holds_the_tasks_rewards_and_the_references_logprobs_apart(new_run: NewRun, quick: bool) -> None:
     """The collector knows no KL coefficient: what a penalty costs is for the algorithm."""
     rollout = collector(new_run(), policy(), episodes(2, with_reference=True), quick).collect(0)
     assert rollout.buffer.rewards.tolist() == [[1 + t % 3] * 2 for t in range(8)]
@@ -101,7 +101,7 @@ def test_the_actions_of_an_iteration_are_those_of_its_number(new_run: NewRun, qu
     assert found[0] == found[1] != found[2]
 
 
-def test_building_a_collector_leaves_the_model_s_storage_alone(new_run: NewRun) -> None:
+def test_building_a_collector_leaves_the_models_storage_alone(new_run: NewRun) -> None:
     for quick in (False, True):
         model = policy()
         actor = StepActor(model, numpy_networks(model) if quick else None)

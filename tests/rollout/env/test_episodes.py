@@ -14,7 +14,7 @@ from accord.rollout.env.gym import make_environment
 
 
 class Counter:
-    """Shows (episode's seed, steps); rewards the action; ends at 3 steps, is cut at 2 where the action was 9."""
+    """Shows (episode's seed, steps); rewards the action; ends at 3 steps, and is truncated at 2 where the action was 9."""
 
     def __init__(self) -> None:
         self.seeds: list[int | None] = []
@@ -87,7 +87,7 @@ def test_closing_closes_each() -> None:
     assert all(counter.closed for counter in vectors.environments)
 
 
-def test_actions_are_counted_from_the_task_s_start_or_clipped_to_its_bounds() -> None:
+def test_actions_are_counted_from_the_tasks_start_or_clipped_to_its_bounds() -> None:
     actions = np.array([0, 2])
     assert Spaces(1, 3).acted(actions) is actions
     assert Spaces(1, 3, start=-1).acted(actions).tolist() == [-1, 1]

@@ -34,7 +34,7 @@ import gymnasium
 import numpy as np
 
 class Counter(gymnasium.Env):
-    """Shows (seed, steps, last action); ends at 3 steps, is cut at 2 where the action was 1."""
+    """Shows (seed, steps, last action); ends at 3 steps, and is truncated at 2 where the action was 1."""
 
     observation_space = gymnasium.spaces.Box(-1e9, 1e9, (3,), np.float64)
     action_space = gymnasium.spaces.Discrete(3, start=-1)
@@ -95,7 +95,7 @@ def _own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         ("tasks_of_the_tests:Reals", EpisodeVectors, 3, 2, True),
     ],
 )
-def test_tasks_with_their_spaces(name: str, kind: type, obs_dim: int, action_dim: int, continuous: bool) -> None:
+def test_a_task_opens_with_its_spaces(name: str, kind: type, obs_dim: int, action_dim: int, continuous: bool) -> None:
     vectors = open_vectors(name, 3, seed_of)
     assert type(vectors) is kind
     found = vectors.spaces
@@ -162,7 +162,7 @@ def test_real_valued_actions_are_clipped_only_when_acting() -> None:
 
 @pytest.mark.parametrize("name", ["ShortCartPole-v0", "ShortCartPoleOneByOne-v0"])
 def test_every_valid_transition_is_one_of_the_task(name: str) -> None:
-    """Trap: autoreset at the next step shows a 'transition' from an episode's end to the next one's start.
+    """Autoreset at the next step shows a 'transition' from an episode's end to the next one's start.
 
     The oracle is one CartPole put into the observed state.
     """
@@ -200,7 +200,7 @@ def test_every_valid_transition_is_one_of_the_task(name: str) -> None:
 
 
 class Within(VectorEnv):  # type: ignore[type-arg]
-    """Two that count to 2 and begin anew within the step; in ``log`` lies what cannot be saved, where asked."""
+    """Two that count to 2 and reset within the step; ``log`` holds what cannot be saved, where asked."""
 
     def __init__(self, num_envs: int = 2, mode: Any = AutoresetMode.SAME_STEP, log: bool = False, **_: Any) -> None:
         self.num_envs, self.metadata = num_envs, {"autoreset_mode": mode}

@@ -1,4 +1,4 @@
-"""Running scales: against all the data at once, against a plain loop, and against Gymnasium's own wrapper."""
+"""Running moments: against all the data at once, against a plain loop, and against Gymnasium's own wrapper."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_moments_are_those_of_everything_seen(shift: float) -> None:
     parts = batches(5, 1, 30, 2, 7, shift=shift)
     for part in parts:
         moments.update(part)
-        moments.update(part[:0])  # nothing seen, nothing learnt
+        moments.update(part[:0])  # an empty update changes nothing
     whole = np.concatenate(parts)
     assert moments.count == 45
     np.testing.assert_allclose(moments.mean, whole.mean(0), rtol=1e-12)
@@ -29,7 +29,7 @@ def test_moments_are_those_of_everything_seen(shift: float) -> None:
 
 
 def test_moments_agree_with_gymnasium() -> None:
-    """Theirs start with a ten-thousandth of a row, which is what the tolerance is for."""
+    """Gymnasium's start with a ten-thousandth of a row, hence the tolerance."""
     from gymnasium.wrappers.utils import RunningMeanStd
 
     ours, theirs = RunningMoments((4,)), RunningMeanStd(shape=(4,))
@@ -40,7 +40,7 @@ def test_moments_agree_with_gymnasium() -> None:
     np.testing.assert_allclose(ours.variance, theirs.var, rtol=1e-4)
 
 
-def test_observations_are_scaled_by_what_was_seen_and_clipped() -> None:
+def test_observations_are_standardized_by_past_moments_and_clipped() -> None:
     normalizer = Normalizer(4, 3, 0.9, observations=True, rewards=False, clip=1.5)
     first, second = (b.astype(np.float32) for b in batches(3, 3))
     normalizer.observations(first)
@@ -56,7 +56,7 @@ def test_observations_are_scaled_by_what_was_seen_and_clipped() -> None:
     np.testing.assert_array_equal(frozen, found)  # evaluation sees what training saw, and teaches nothing
 
 
-def test_rows_that_no_action_follows_are_not_learnt_from() -> None:
+def test_rows_that_no_action_follows_do_not_count() -> None:
     normalizer = Normalizer(4, 3, 0.9, observations=True, rewards=False)
     rows = batches(3)[0].astype(np.float32)
     normalizer.observations(rows, valid=np.array([True, False, True]))

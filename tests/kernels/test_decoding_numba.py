@@ -1,4 +1,4 @@
-"""The compiled way of writing replies against the plain one: same states, same tokens, log-probs of the trainer."""
+"""Compiled decoding against the plain steps: the same states, the same tokens, the log-probs of the trainer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small jobs too."""
+    """Run compiled kernels on small work, too."""
     monkeypatch.setattr(fast, "WORTH", 0)
     monkeypatch.setattr(writing, "WORTH", 0)
 
@@ -53,13 +53,13 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_steps_are_the_whole_pass_with_rows_repeated_dropped_and_reordered(kind: str) -> None:
-    ours, chance = model(kind), seeded(1)
+    ours, generator = model(kind), seeded(1)
     texts = [list(p) for p in PROMPTS]
     _, cache = ours.prefill(Packed.of(texts), 30)
     for rows in ([*range(9)], [8, 0, 2, 2, 5], [4, 1]):
         cache, texts = cache.select(torch.tensor(rows)), [list(texts[r]) for r in rows]
         for _ in range(7):
-            tokens = torch.randint(VOCAB, (len(rows),), generator=chance)
+            tokens = torch.randint(VOCAB, (len(rows),), generator=generator)
             states = ours.step(tokens, cache)
             assert cache.compiled
             for text, token in zip(texts, tokens.tolist(), strict=True):
@@ -70,7 +70,7 @@ def test_compiled_steps_are_the_whole_pass_with_rows_repeated_dropped_and_reorde
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_states_that_were_handed_out_stay_and_threads_change_nothing(threads: int) -> None:
+def test_returned_states_are_not_overwritten_and_threads_change_nothing(threads: int) -> None:
     ours, before = model(), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
@@ -93,7 +93,7 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, decoding: Decoding, samples: int,
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-def test_replies_are_those_of_the_plain_way(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replies_are_those_of_the_plain_steps(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, plain = both_ways(monkeypatch, Decoding(20, 1, 0, temperature), 3, 5)
     assert torch.equal(compiled.responses, plain.responses)
     assert torch.equal(compiled.mask, plain.mask)
@@ -104,7 +104,7 @@ def test_replies_are_those_of_the_plain_way(temperature: float, monkeypatch: pyt
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("kind", KINDS)
-def test_kept_logprobs_are_the_trainers(kind: str) -> None:
+def test_sampled_logprobs_are_the_trainers(kind: str) -> None:
     ours = model(kind)
     generation, _ = generate(ours, PROMPTS, Decoding(24, 1, 0, 0.8), seeded(2), samples=4)
     packed, chosen = pack_texts(generation.prompts, generation.responses, generation.mask)
@@ -113,7 +113,7 @@ def test_kept_logprobs_are_the_trainers(kind: str) -> None:
     torch.testing.assert_close(generation.logprobs[generation.mask], known, rtol=0, atol=1e-5)
 
 
-def test_what_the_kernels_do_not_take_goes_the_plain_way() -> None:
+def test_what_the_kernels_do_not_support_takes_the_plain_steps() -> None:
     embedding, sizes = torch.zeros(VOCAB, 64), fast.Sizes(2, 64, 6, 2, 32, 96)
     assert fast.runs_compiled(embedding, sizes, 32, 64)
     assert not fast.runs_compiled(embedding, sizes, 32, 63)  # 32 x 63 x 2 layers: too little to load a compiler for
@@ -156,7 +156,7 @@ def test_the_ends_of_the_unit_interval_fall_on_possible_tokens(
     assert logprobs.isfinite().all()
 
 
-def test_a_logit_that_is_no_number_is_seen_in_the_logprob() -> None:
+def test_a_nan_logit_shows_in_the_logprob() -> None:
     logits = torch.zeros(2, 40)
     logits[1, 7] = math.nan
     logprobs = draw_compiled(logits, Decoding(1, 0, 0), seeded())[1]

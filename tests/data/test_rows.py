@@ -36,12 +36,12 @@ def say(text: str) -> dict[str, str]:
         ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "the content is a JSON array"),
     ],
 )
-def test_bad_fields(row: dict[str, Any], said: str) -> None:
+def test_a_bad_field_is_named_with_its_place(row: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         prompt_field(row, "prompt", HERE)
 
 
-def test_fields() -> None:
+def test_fields_are_read_as_strings_or_messages() -> None:
     assert prompt_field({"prompt": "hi", "other": 1}, "prompt", HERE) == "hi"
     parts = {"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}], "name": "x"}
     assert messages_field({"m": [parts]}, "m", HERE) == [{**ASK, "name": "x"}]
@@ -73,7 +73,7 @@ def test_fields() -> None:
         ),
     ],
 )
-def test_preference_shapes(row: dict[str, Any], expected: tuple[Any, ...]) -> None:
+def test_every_format_of_a_preference_is_read(row: dict[str, Any], expected: tuple[Any, ...]) -> None:
     assert preference_fields(row, HERE) == expected
 
 
@@ -93,12 +93,12 @@ def test_preference_shapes(row: dict[str, Any], expected: tuple[Any, ...]) -> No
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": True}, "margin True"),
     ],
 )
-def test_bad_preferences(row: dict[str, Any], said: str) -> None:
+def test_a_bad_preference_is_named(row: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         preference_fields(row, HERE)
 
 
-def test_report() -> None:
+def test_a_report_counts_rows_dropped_and_cut() -> None:
     whole = Report(3, 10, 0, 0, {})
     assert (whole.kept, whole.describe()) == (3, "Kept 3 of 3 rows, 10 tokens.")
     partial = Report(9, 10, 2, 1, {"tie": 2, "empty reply": 1}, 4)
@@ -113,7 +113,7 @@ def test_report() -> None:
         tally.report("x")
 
 
-def test_named_puts_the_place_in_front() -> None:
+def test_an_error_is_prefixed_with_its_place() -> None:
     def fail() -> None:
         with HERE.named():
             raise UserError("bad")

@@ -42,7 +42,7 @@ def events(place: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (place / "checkpoints/rlhf/journal.jsonl").read_text().splitlines()]
 
 
-def test_several_at_once_give_the_same(
+def test_several_jobs_at_once_give_the_same_digests(
     tiny: Path, environment: dict[str, str], digests: Digests, whole: dict[str, str], order: list[str]
 ) -> None:
     place = tiny.parent / "jobs"
@@ -58,7 +58,7 @@ def test_several_at_once_give_the_same(
     assert again.stdout.count("unchanged, kept") == len(order)
 
 
-def test_again_takes_less_than_a_second_and_no_torch(
+def test_a_finished_pipeline_takes_less_than_a_second_and_no_torch(
     tiny: Path, world: Path, environment: dict[str, str], whole: dict[str, str], order: list[str]
 ) -> None:
     code = (

@@ -1,11 +1,8 @@
-"""Pairs: who meets whom, the annotator's noise, and the files that come out."""
+"""The stage pairs: how replies are sampled, and the files that it writes."""
 
 from __future__ import annotations
 
 import json
-import math
-import random
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,70 +11,11 @@ import pytest
 from accord.config.data import PairsConfig
 from accord.errors import UserError
 from accord.models.open import open_backbone
-from accord.stage_kinds.annotator import pair_up, prefer
 from accord.stage_kinds.pairs import sampling_groups
 
 
-@pytest.mark.parametrize("noise", [0.4, 2.0])
-def test_the_annotator_is_bradley_terry(noise: float) -> None:
-    rng = random.Random(0)
-    for gap in (0.0, 0.3, 1.0, -1.0):
-        share = sum(prefer(5.0 + gap, 5.0, noise, rng) for _ in range(20_000)) / 20_000
-        expected = 1 / (1 + math.exp(-gap / noise))
-        assert share == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 20_000))
-
-
-def test_without_noise_the_better_always_wins_and_far_gaps_do_not_overflow() -> None:
-    rng = random.Random(0)
-    assert prefer(1.0, 0.999, 0.0, rng)
-    assert not prefer(0.999, 1.0, 0.0, rng)
-    assert prefer(1e9, 0.0, 1e-3, rng)
-    assert not prefer(0.0, 1e9, 1e-3, rng)
-
-
-def config_of(**values: Any) -> PairsConfig:
-    return PairsConfig.model_validate({"noise": 0.0, "matching": "extremes", **values})
-
-
-def made(texts: list[str], scores: list[float], **values: Any) -> list[tuple[str, str]]:
-    return pair_up(texts, scores, config_of(**values), random.Random(0))
-
-
-def test_of_extremes_the_best_meets_the_worst() -> None:
-    texts, scores = ["a", "b", "c", "d", "e"], [3.0, 1.0, 5.0, 2.0, 4.0]
-    assert made(texts, scores) == [("c", "b"), ("e", "d")]
-    assert made(texts, scores, pairs=1) == [("c", "b")]
-    assert made(texts, scores, pairs=9) == [("c", "b"), ("e", "d")]  # nobody meets twice
-    assert made(texts, scores, min_gap=2.5) == [("c", "b")]
-
-
-@pytest.mark.parametrize("matching", ["random", "extremes"])
-def test_what_cannot_be_compared_is_left_out(matching: str) -> None:
-    assert made(["a", "a"], [2.0, 1.0], matching=matching) == []  # the same text
-    assert made(["a", "b"], [1.0, 1.0], matching=matching) == []  # nothing to tell apart
-    assert made(["a"], [1.0], matching=matching) == []
-    assert made([], [], matching=matching) == []
-
-
-def test_by_chance_every_two_meet_equally_often() -> None:
-    texts, scores, rng = ["a", "b", "c", "d"], [4.0, 3.0, 2.0, 1.0], random.Random(0)
-    met: Counter[tuple[str, str]] = Counter()
-    for _ in range(3000):
-        pairs = pair_up(texts, scores, config_of(matching="random"), rng)
-        assert sorted("".join(map("".join, pairs))) == texts  # each in one pair
-        met.update(pairs)
-    assert set(met) == {("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")}  # the better one wins
-    assert all(abs(n - 1000) < 110 for n in met.values())  # four deviations
-
-
-def test_noise_turns_some_pairs_around() -> None:
-    rng = random.Random(0)
-    outcomes = {tuple(pair_up(["a", "b"], [1.0, 0.5], config_of(noise=1.0), rng)) for _ in range(50)}
-    assert outcomes == {(("a", "b"),), (("b", "a"),)}
-
-
 def test_every_prompt_is_answered_once_at_each_temperature() -> None:
-    config = config_of(replies=5, temperatures=(1.0, 0.7), batch_size=6)
+    config = PairsConfig(replies=5, temperatures=(1.0, 0.7), batch_size=6)
     groups = sampling_groups(config, 5)
     assert [(g.round, g.number) for g in groups] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     assert [list(g.prompts) for g in groups] == [[0, 1], [2, 3], [4]] * 2
@@ -152,7 +90,7 @@ def test_demonstrations_are_the_replies_that_ended(
     assert outcome.done["metrics"]["sft"] == len(found)
 
 
-def test_nothing_to_compare_is_said(stage: Any, world: Any, talker: str, rewards: str, tmp_path: Path) -> None:
+def test_nothing_to_compare_is_an_error(stage: Any, world: Any, talker: str, rewards: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no rows came out for preferences\.jsonl"):
         stage("pairs", values(world, talker, rewards, min_gap=1e6))
     assert not (tmp_path / "out" / "pairs" / "done.json").exists()

@@ -1,4 +1,4 @@
-"""The small pipeline killed by SIGKILL again and again, and started again each time: it ends as if nothing had been."""
+"""The small pipeline killed by SIGKILL again and again, and started again each time: it ends as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Runs:
         return subprocess.Popen(words, cwd=place, env=self.environment, stdout=subprocess.DEVNULL)
 
     def whole(self, name: str) -> float:
-        """To its end; the seconds of processor time that took."""
+        """Runs to the end; returns the seconds of processor time."""
         child, spent = self.start(name), 0.0
         while child.poll() is None:
             spent = cpu_seconds(child.pid) or spent
@@ -99,7 +99,7 @@ def survive(runs: Runs, kills: int, order: list[str], digests: Callable[[Path], 
     assert all(count == 1 for count in ends.values())
     for name in order:
         mine = [line["event"] for line in lines if line["stage"] == name]
-        assert "finished" not in mine[:-1], f"{name}: {mine}"  # nothing behind the end
+        assert "finished" not in mine[:-1], f"{name}: {mine}"  # nothing after the end
         assert mine.count("started") >= 1
     metrics = "logs/{}/metrics.jsonl"
     for name in ("base", "sft", "reward", "ppo_beta-0.05"):

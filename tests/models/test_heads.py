@@ -19,7 +19,7 @@ def model(shared: bool = False, action_dim: int = 5) -> ActorCritic:
     return net
 
 
-def test_the_documented_use() -> None:
+def test_the_documented_calls_have_the_documented_shapes() -> None:
     net = ActorCritic(obs_dim=128, action_dim=50, hidden_dim=64)
     obs = torch.randn(1, 128)
     action, log_prob, value = net.get_action_and_value(obs)
@@ -33,7 +33,7 @@ def test_the_documented_use() -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 4)])
-def test_any_leading_dimensions(shared: bool, shape: tuple[int, ...]) -> None:
+def test_any_leading_dimensions_are_taken(shared: bool, shape: tuple[int, ...]) -> None:
     net = model(shared)
     obs = torch.randn(*shape, 8)
     for out in (*net.get_action_and_value(obs), net.value(obs)):
@@ -99,7 +99,7 @@ def test_only_a_shared_trunk_feels_both_losses(shared: bool) -> None:
     assert all(p.grad is not None for p in net.parameters())
 
 
-def test_entropy_gradient_is_that_of_torch() -> None:
+def test_the_entropys_gradient_is_that_of_torch() -> None:
     net, obs = model(), torch.randn(6, 8)
     ours = torch.autograd.grad(net.evaluate(obs, torch.zeros(6, dtype=torch.int64))[2].sum(), net.policy.head.weight)
     oracle = torch.distributions.Categorical(logits=net.policy(obs)).entropy().sum()
@@ -119,7 +119,7 @@ def test_wrong_shapes_are_named() -> None:
         PolicyNetwork(8, 0)
 
 
-def test_specified_defaults() -> None:
+def test_the_defaults_are_the_specified_ones() -> None:
     assert PolicyNetwork(10, 3)(torch.zeros(2, 10)).shape == (2, 3)
     assert ValueNetwork(10)(torch.zeros(2, 10)).shape == (2,)
     assert PolicyNetwork(10, 3).head.in_features == ValueNetwork(10).head.in_features == 64

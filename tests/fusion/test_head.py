@@ -1,4 +1,4 @@
-"""Reward models: what is averaged is calibrated scores, whatever scale and statistics each head has."""
+"""Fused reward models average calibrated scores, whatever scale and statistics each head has."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_folding_statistics_changes_no_score_and_can_be_undone(head: str, save: 
 
 
 def test_the_average_of_scalar_heads_averages_calibrated_scores(save: Save, tmp_path: Path) -> None:
-    """Exactly, for equal features: heads of other scale, offset, centre and spread on one backbone."""
+    """Exactly, for equal features: heads of different scale, offset, mean and deviation on one backbone."""
     folders = [save(f"m{i}", head="scalar", seed=i) for i in (1, 2, 3)]
     for folder in folders[1:]:  # one backbone
         (Path(folder) / WEIGHTS).write_bytes((Path(folders[0]) / WEIGHTS).read_bytes())
@@ -107,7 +107,7 @@ def test_a_base_without_a_head_counts_as_silence(save: Save, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_calibration_centres_and_scales_the_merged_scores(head: str, save: Save, tmp_path: Path, pairs: str) -> None:
+def test_calibration_standardizes_the_merged_scores(head: str, save: Save, tmp_path: Path, pairs: str) -> None:
     folders = [save(f"m{i}", head=head, seed=i) for i in (1, 2, 3)]
     merged = fuse(tmp_path / "out", folders, calibrate=pairs)
     rows = load_preferences(pairs, small_tokenizer(), PairLengths(192, 256)).pairs

@@ -38,7 +38,7 @@ def scores_of(model: RewardModel) -> list[tuple[float, float]]:
     return list(zip(chosen.tolist(), rejected.tolist(), strict=True))
 
 
-def test_bradley_terry_by_hand(make_tiny: Callable[..., Backbone]) -> None:
+def test_the_loss_is_bradley_terrys(make_tiny: Callable[..., Backbone]) -> None:
     model = model_of(make_tiny)
     output = objective(model, pack_preferences(PAIRS, range(3)), "bradley_terry")
     margins = [p.margin for p in PAIRS]
@@ -70,7 +70,7 @@ def test_the_probe_finds_the_minimum_of_its_loss() -> None:
     torch.manual_seed(0)
     head, decay, n = ScalarHead(6), 0.05, 80
     features, margins = torch.randn(2 * n, 6), torch.rand(n)
-    features[:n, 2] += 3.0  # what tells the chosen from the rejected
+    features[:n, 2] += 3.0  # what separates chosen from rejected
     head.measure(features)
     accuracy = fit_head(head, features, margins, decay)
     seen = (torch.nn.functional.layer_norm(features, (6,)) - head.centre) / head.spread
@@ -107,10 +107,10 @@ def raw_training_scores(model: RewardModel, world: Any, tokenizer: Tokenizer, se
 
 @pytest.mark.parametrize("kind", ["features", "language"])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_scores_are_centred_after_training(
+def test_scores_have_mean_zero_and_deviation_one_after_training(
     stage: Any, world: Any, tokenizer: Tokenizer, tmp_path: Path, kind: str, pooling: str
 ) -> None:
-    """Trap 14, measured on the folder that is left behind."""
+    """Mean and deviation of the scores, measured on the folder that the stage wrote."""
     stage("reward", values(world, kind, model={"pooling": pooling}))
     model = RewardModel.open(tmp_path / "out" / "reward" / "model")
     raw = raw_training_scores(model, world, tokenizer, 7)
@@ -121,7 +121,7 @@ def test_scores_are_centred_after_training(
     assert isinstance(model.head, RewardMLP if kind == "features" else ScalarHead)
 
 
-def test_features_leave_the_backbone_alone_and_the_mlp_as_specified(
+def test_feature_rewards_leave_the_backbone_alone_and_write_the_specified_mlp(
     stage: Any, world: Any, tmp_path: Path, weights_of: Callable[[Path], dict[str, Tensor]]
 ) -> None:
     outcome = stage("reward", values(world, "features", num_epochs=20))
@@ -133,7 +133,7 @@ def test_features_leave_the_backbone_alone_and_the_mlp_as_specified(
     assert outcome.done["metrics"]["train_accuracy"] >= 0.8
 
 
-def test_language_learns_with_the_whole_model(stage: Any, world: Any, tmp_path: Path, lines: Any) -> None:
+def test_a_language_reward_model_trains_all_its_weights(stage: Any, world: Any, tmp_path: Path, lines: Any) -> None:
     outcome = stage("reward", values(world, "language", num_epochs=6, head_learning_rate=0.05))
     before, after = open_backbone(world.mamba), open_backbone(tmp_path / "out" / "reward" / "model")
     moved = [
@@ -155,7 +155,7 @@ def test_a_width_that_does_not_fit_is_named(stage: Any, world: Any) -> None:
         stage("reward", values(world, "features", model={"input_dim": 33}))
 
 
-def test_nothing_left_to_train_on_is_said(stage: Any, world: Any) -> None:
+def test_nothing_left_to_train_on_is_an_error(stage: Any, world: Any) -> None:
     given = values(world, "language")
     given["data"]["heldout_fraction"] = 1.0
     with pytest.raises(UserError, match=r"heldout_fraction"):
@@ -174,7 +174,7 @@ def test_micro_batches_of_pairs_change_nothing(
 
 
 def test_a_probe_and_fewer_layers_reach_the_artifact(stage: Any, world: Any, tmp_path: Path) -> None:
-    """With learning rates of zero, what is left behind is the probe on the base's first layer."""
+    """With learning rates of zero, the result is the probe on the base's first layer."""
     still = {"num_epochs": 1, "learning_rate": 0.0, "probe_decay": 0.001, "model": {"layers": 1}}
     metrics = stage("reward", values(world, "language", **still)).done["metrics"]
     model = RewardModel.open(tmp_path / "out" / "reward" / "model")

@@ -1,4 +1,4 @@
-"""Eight processes write at once: nothing is lost, nobody is told that the database is locked."""
+"""Eight processes write at once: nothing is lost, and no writer fails because the database is locked."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def work(path: Path, number: int, errors: Any) -> None:
                 store.alias("shared", f"of{number}")
                 store.tag(mine.label, "step", str(i))
         errors.put("")
-    except BaseException as error:  # told to the parent, which fails
+    except BaseException as error:  # reported to the parent, which fails
         errors.put(f"{number}: {error!r}")
 
 
@@ -111,7 +111,7 @@ def test_writers_that_are_killed_leave_a_whole_registry(tmp_path: Path) -> None:
     assert store.add(artifact(tmp_path / "last", "shared", "last")).version == len(shared) + 1
 
 
-def test_a_writer_that_does_not_end_is_told_in_a_sentence(
+def test_a_writer_that_does_not_end_is_reported_in_a_sentence(
     store: Store, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make(weights=1)
@@ -123,7 +123,7 @@ def test_a_writer_that_does_not_end_is_told_in_a_sentence(
         pytest.raises(UserError, match=r"cannot be used .database is locked.; nothing was changed"),
     ):
         other.alias("sft", "good")
-    assert other.find("sft").aliases == ("latest",), "reading waits for nobody"
+    assert other.find("sft").aliases == ("latest",), "reading does not wait"
 
 
 def test_adding_is_quick(store: Store, make: Any) -> None:

@@ -14,10 +14,10 @@ import pytest
 
 import accord
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 
 
-def test_public_names() -> None:
+def test_the_public_names_are_importable() -> None:
     from accord.models.heads import ActorCritic
     from accord.models.language import LanguageActorCritic
     from accord.models.open import open_backbone
@@ -35,7 +35,7 @@ def test_public_names() -> None:
         accord.Trainer  # noqa: B018
 
 
-def test_version_is_the_projects() -> None:
+def test_the_version_is_the_projects() -> None:
     written = (REPO / "pyproject.toml").read_text().split('\nversion = "')[1].split('"')[0]
     assert accord.__version__ == written
 

@@ -27,7 +27,7 @@ def tiny(pooling: str = "last", kind: str = "scalar", family: str = "mamba") -> 
 
 
 # ------------------------------------------------------------------------------------- heads
-def test_the_specified_mlp() -> None:
+def test_the_mlp_has_the_specified_layers() -> None:
     torch.manual_seed(0)
     default = RewardMLP(input_dim=128, hidden_dim=64, num_layers=2)
     assert default(torch.randn(7, 128)).shape == (7,)
@@ -47,7 +47,7 @@ def test_features_of_another_shape_are_named(shape: tuple[int, ...]) -> None:
 
 
 def test_the_scalar_head_starts_small() -> None:
-    """Trap 12: N(0, 1/sqrt(d+1)) with zero bias, so that first scores have a deviation of about 1."""
+    """N(0, 1/sqrt(d+1)) with zero bias, so that first scores have a deviation of about 1."""
     torch.manual_seed(0)
     weights = torch.cat([ScalarHead(63).linear.weight.detach().flatten() for _ in range(300)])
     assert float(weights.std()) == pytest.approx(1 / 8, rel=0.03)
@@ -68,8 +68,8 @@ def test_a_measured_head_sees_every_feature_at_one_scale() -> None:
     assert float(drowned.detach().std()) < 0.2
     assert float(scores.detach().std()) == pytest.approx(1.0, rel=0.25)
     assert abs(float(scores.detach().mean())) < 1e-2
-    normalised = torch.nn.functional.layer_norm(features, (63,))
-    expected = (normalised - normalised.mean(0)) / normalised.std(0) @ head.linear.weight[0]
+    normalized = torch.nn.functional.layer_norm(features, (63,))
+    expected = (normalized - normalized.mean(0)) / normalized.std(0) @ head.linear.weight[0]
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -81,7 +81,7 @@ def test_a_feature_that_never_varies_gives_no_nan() -> None:
 
 # ------------------------------------------------------------------------------------- fewer layers
 @pytest.mark.parametrize("family", ["mamba", "transformer"])
-def test_the_first_layers_only(family: str, tmp_path: Path) -> None:
+def test_a_reward_model_may_use_the_first_layers_only(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole, cut = (small_backbone(family, 32, 3, 20, 1, 0) for _ in range(2))
     cut.load_state_dict(whole.state_dict())
@@ -117,8 +117,8 @@ def test_features_are_of_the_reply_and_of_nothing_else(pooling: str, family: str
 
 
 # ------------------------------------------------------------------------------------- statistics
-def test_normalised_scores_have_mean_zero_and_deviation_one() -> None:
-    """Trap 14, on the replies that the statistics were measured on."""
+def test_normalized_scores_have_mean_zero_and_deviation_one() -> None:
+    """On the replies that the statistics were measured on."""
     model = tiny()
     raw = model.raw(PACKED, REPLIES).detach()
     torch.testing.assert_close(model(PACKED, REPLIES).detach(), raw)  # untouched until measured

@@ -1,4 +1,4 @@
-"""Stopped or killed anywhere, a run that goes on ends as if nothing had happened: weights, metrics and log, bit for bit."""
+"""A run stopped or killed anywhere resumes bit-exactly: the same weights, metrics and log as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
                 "evaluation": {"episodes": 2, "every": 32, "curve": False},
             },
         ),
-        "ppo vector, continuous and normalised": (
+        "ppo vector, continuous and normalized": (
             "ppo",
             {
                 "model": {"policy": "control", "hidden_dim": 16},
@@ -141,7 +141,7 @@ FINAL = {"reward": "reward_model_final.pt"}
 
 
 class Ends:
-    """What a stage leaves behind, for comparison."""
+    """What a stage writes, for comparison."""
 
     def __init__(self, tmp_path: Path, kind: str, name: str) -> None:
         out = tmp_path / "out" / name
@@ -177,10 +177,10 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, step: int, how: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_that_was_interrupted_ends_like_one_that_was_not(
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     stage: Any, world: Any, rewards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Trap 54.  Every second step is saved: a kill falls behind a save, or between two, in the middle of a rollout."""
+    """Every second step is saved: a kill comes after a save, or between two, in the middle of a rollout."""
     kind, values = cases(world, rewards)[name]
     stage(kind, values, "whole", save_every=2)
     whole = Ends(tmp_path, kind, "whole")
@@ -199,7 +199,7 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(
         Ends(tmp_path, kind, f"cut{k}").assert_equal(whole)
 
 
-@pytest.mark.parametrize("name", ["sft", "ppo language", "ppo vector", "ppo vector, continuous and normalised"])
+@pytest.mark.parametrize("name", ["sft", "ppo language", "ppo vector", "ppo vector, continuous and normalized"])
 def test_a_run_may_be_stopped_at_every_step(
     stage: Any, world: Any, rewards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -215,7 +215,7 @@ def test_a_run_may_be_stopped_at_every_step(
     Ends(tmp_path, kind, "cut").assert_equal(whole)
 
 
-def test_a_process_killed_by_the_system_goes_on_in_another(
+def test_a_process_killed_by_the_system_is_resumed_by_another(
     stage: Any, world: Any, rewards: str, tmp_path: Path
 ) -> None:
     """SIGKILL, as an out-of-memory killer sends it, in the middle of a rollout."""
@@ -258,7 +258,7 @@ def stopped(stage: Any, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
             stage("sft", values, **more)
 
 
-def test_a_kill_while_the_state_is_written_goes_on_from_the_one_before(
+def test_a_kill_while_the_state_is_written_resumes_from_the_previous_state(
     stage: Any, world: Any, rewards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, values = cases(world, rewards)["sft"]
@@ -283,7 +283,7 @@ def test_a_kill_while_the_state_is_written_goes_on_from_the_one_before(
     cut.assert_equal(whole)
 
 
-def test_a_damaged_state_is_said(
+def test_a_damaged_state_is_reported(
     stage: Any, world: Any, rewards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, values = cases(world, rewards)["sft"]
@@ -298,7 +298,7 @@ def test_a_damaged_state_is_said(
 
 
 @pytest.mark.parametrize("change", ["setting", "seed", "data", "model"])
-def test_other_settings_do_not_go_on_from_a_state(
+def test_a_state_of_other_settings_is_not_resumed(
     stage: Any, world: Any, rewards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     _, values = cases(world, rewards)["sft"]
@@ -323,7 +323,7 @@ def test_other_settings_do_not_go_on_from_a_state(
         stage("sft", values, resume=True)
 
 
-def test_what_changes_no_result_may_change(
+def test_settings_that_change_no_result_may_change_on_resume(
     stage: Any, world: Any, rewards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, values = cases(world, rewards)["sft"]
@@ -333,7 +333,7 @@ def test_what_changes_no_result_may_change(
     Ends(tmp_path, "sft", "cut").assert_equal(Ends(tmp_path, "sft", "whole"))
 
 
-def test_without_resume_a_stage_begins_anew(
+def test_without_resume_a_stage_starts_from_the_beginning(
     stage: Any, world: Any, rewards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: Callable[[str], Any]
 ) -> None:
     _, values = cases(world, rewards)["sft"]
@@ -344,14 +344,16 @@ def test_without_resume_a_stage_begins_anew(
     Ends(tmp_path, "sft", "cut").assert_equal(Ends(tmp_path, "sft", "whole"))
 
 
-def test_resuming_nothing_begins(stage: Any, world: Any, rewards: str, tmp_path: Path) -> None:
+def test_resuming_without_a_state_starts_from_the_beginning(
+    stage: Any, world: Any, rewards: str, tmp_path: Path
+) -> None:
     _, values = cases(world, rewards)["sft"]
     stage("sft", values, "whole")
     stage("sft", values, "new", resume=True)
     Ends(tmp_path, "sft", "new").assert_equal(Ends(tmp_path, "sft", "whole"))
 
 
-def test_a_stage_that_fails_at_the_end_goes_on_from_its_last_step(
+def test_a_stage_that_fails_at_the_end_resumes_from_its_last_step(
     stage: Any, world: Any, rewards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model could not be written (a full disk, say); nothing is trained again and nothing is lost."""

@@ -78,10 +78,10 @@ def test_a_stage_gives_its_folder_and_figures(place: Path) -> None:
 
 def test_a_model_writes(place: Path) -> None:
     model = accord.load("checkpoints/rlhf/sft")
-    told = model.generate("what is red?", max_new_tokens=12)
-    assert told == model.generate([{"role": "user", "content": "what is red?"}], max_new_tokens=12)  # the chat template
-    assert told == accord.load("sft").generate("what is red?", max_new_tokens=12)  # by its name in the registry
-    assert told == accord.load("checkpoints/rlhf/sft/model").generate("what is red?", max_new_tokens=12)
+    text = model.generate("what is red?", max_new_tokens=12)
+    assert text == model.generate([{"role": "user", "content": "what is red?"}], max_new_tokens=12)  # the chat template
+    assert text == accord.load("sft").generate("what is red?", max_new_tokens=12)  # by its name in the registry
+    assert text == accord.load("checkpoints/rlhf/sft/model").generate("what is red?", max_new_tokens=12)
     assert len({model.generate("what is red?", 12, 1.0, 1.0, seed) for seed in range(5)}) > 1
     assert len({model.generate("what is red?", 12, 0.0, 1.0, seed) for seed in range(3)}) == 1
     assert model.backbone.width == 32
@@ -122,7 +122,7 @@ def test_a_registered_model_is_an_input(place: Path) -> None:
             accord.stages.dpo(name="byname", **{"model.base_model": name, **given})
 
 
-def test_names_that_are_nothing() -> None:
+def test_names_of_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="stf"):
         accord.load("stf")
     Path("empty").mkdir(exist_ok=True)
@@ -130,7 +130,7 @@ def test_names_that_are_nothing() -> None:
         accord.load("empty")
 
 
-def test_a_pipeline(place: Path, tmp_path: Path) -> None:
+def test_a_pipeline_runs_from_python(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text("stages: { demo: { set: { base_rows: 60, sft_rows: 24, preference_rows: 16 } } }\n")
     results = accord.run(path, [f"out={tmp_path}/o", f"logs={tmp_path}/l"])

@@ -20,9 +20,7 @@ Lines = Callable[[str], list[dict[str, float]]]
 
 
 @pytest.mark.parametrize("family", ["mamba", "transformer"])
-def test_sft_learns_eight_rows_by_heart(
-    stage: Any, world: Any, tokenizer: Tokenizer, tmp_path: Path, family: str
-) -> None:
+def test_sft_memorizes_eight_rows(stage: Any, world: Any, tokenizer: Tokenizer, tmp_path: Path, family: str) -> None:
     training = {"batch_size": 8, "num_epochs": 80, "learning_rate": 0.02, "schedule": "cosine", "warmup_steps": 5}
     values = {"model": {"base_model": getattr(world, family)}, "data": {"train": world.sft}, "training": training}
     assert stage("sft", values).done["metrics"]["nll"] < 0.1
@@ -73,12 +71,12 @@ def test_ppo_on_a_whole_model_finds_the_letter_that_pays(
     decoding = Decoding(8, tokenizer.eos_id, tokenizer.pad_id)
     said = generate(backbone, prompts, decoding, torch.Generator().manual_seed(0), 4)[0].replies()
     text = "".join(tokenizer.decode(r) for r in said)
-    assert text.count("a") > 0.4 * len(text)  # the model that was left behind does it too
+    assert text.count("a") > 0.4 * len(text)  # the written model does it too
 
 
 def test_the_kl_holds_the_policy_back(stage: Any, world: Any, rewards: str, lines: Lines) -> None:
     ends = []
-    for name, beta in (("free", 0.0), ("held", 2.0)):
+    for name, beta in (("free", 0.0), ("near the reference", 2.0)):
         values = {
             "model": {"policy": "language", "base_model": world.mamba, "max_length": 64},
             "training": {
@@ -94,7 +92,7 @@ def test_the_kl_holds_the_policy_back(stage: Any, world: Any, rewards: str, line
     assert ends[1]["score"] < ends[0]["score"]
 
 
-def test_ppo_on_heads_finds_the_letter_too(stage: Any, world: Any, rewards: str, lines: Lines) -> None:
+def test_ppo_on_heads_finds_the_letter_that_pays(stage: Any, world: Any, rewards: str, lines: Lines) -> None:
     values = {
         "model": {"policy": "heads", "base_model": world.mamba, "obs_dim": 32, "max_length": 64},
         "training": {

@@ -1,4 +1,4 @@
-"""The whole way on the small world, as a user runs it: minutes.  pytest -m slow tests/test_small_world.py"""
+"""The whole pipeline on the small world, as a user runs it: minutes.  pytest -m slow tests/contracts/test_small_world.py"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from accord.cli import main
 
 pytestmark = pytest.mark.slow
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 SEED = os.environ.get("ACCORD_SEED", "0")
 
 
@@ -27,7 +27,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("small_world")
 
 
-def test_people_would_prefer_what_comes_out(out: Path) -> None:
+def test_the_trained_policy_wins_more_often_than_sft(out: Path) -> None:
     results = run(out)
     for name in ("ppo", "dpo"):
         model = results[name]

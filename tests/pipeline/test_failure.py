@@ -1,4 +1,4 @@
-"""A stage that fails, is refused, runs out of disk or is killed: kept in words, and the others go on."""
+"""A stage that fails, is refused, runs out of disk or is killed: it is recorded in words, and the others continue."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def raises(error: BaseException) -> Act:
     return act
 
 
-def test_the_others_go_on_and_the_end_says_so(acts: dict[str, Act], capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_stages_continue_and_the_summary_names_the_failure(
+    acts: dict[str, Act], capsys: pytest.CaptureFixture[str]
+) -> None:
     acts["sft"] = raises(ZeroDivisionError("by zero\nand more"))
     assert main(["run", "p.yaml"]) == 1
     said = capsys.readouterr()
@@ -110,7 +112,7 @@ def test_the_others_go_on_and_the_end_says_so(acts: dict[str, Act], capsys: pyte
     assert not (out("sft") / "failed.json").exists()
 
 
-def test_two_failures_are_both_told(acts: dict[str, Act], capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_failures_are_both_reported(acts: dict[str, Act], capsys: pytest.CaptureFixture[str]) -> None:
     acts["sft"], acts["other"] = raises(UserError("first thing.")), raises(UserError("second thing."))
     assert main(["run", "p.yaml"]) == 1
     said = capsys.readouterr().err
@@ -129,8 +131,8 @@ def test_a_stop_is_no_failure(acts: dict[str, Act], capsys: pytest.CaptureFixtur
     assert [(e["stage"], e["event"]) for e in events][-2:] == [("sft", "started"), ("sft", "stopped")]
 
 
-def test_another_process_at_a_stage(acts: dict[str, Act], capsys: pytest.CaptureFixture[str]) -> None:
-    """What is locked is left alone, with no word in the other's folder; what does not need it runs."""
+def test_a_stage_that_another_process_runs_is_refused(acts: dict[str, Act], capsys: pytest.CaptureFixture[str]) -> None:
+    """A locked stage is left alone, nothing is written to its folder, and stages that do not need it run."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         from accord.pipeline.lock import process_start
 
@@ -171,7 +173,7 @@ def test_known_failures_are_one_sentence(error: Exception, words: str) -> None:
     assert "\n" not in sentence(error)
 
 
-def test_unknown_ones_name_the_log() -> None:
+def test_unknown_failures_name_the_log() -> None:
     assert sentence(KeyError("x")) == ""
     assert in_words(KeyError("x"), Path("a.log")) == "KeyError: 'x' (the traceback is in a.log)"
 
@@ -186,10 +188,10 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a limit on the size of files")
-def test_no_room_for_a_checkpoint_is_one_sentence_and_costs_nothing(
+def test_a_full_disk_is_one_sentence_and_loses_no_saved_state(
     tiny: Path, environment: dict[str, str], digests: Callable[[Path], dict[str, str]]
 ) -> None:
-    """A real write that fails, by a limit on the size of files; with room again the end is that of a run that had it."""
+    """A real write fails, by a limit on the size of files; once there is room, the result is that of an unlimited run."""
     words = ["run", str(tiny), "--only", "demo,base,sft"]
     for place in ("cut", "whole"):
         (tiny.parent / place).mkdir()
@@ -206,7 +208,7 @@ def test_no_room_for_a_checkpoint_is_one_sentence_and_costs_nothing(
     assert digests(cut / "checkpoints/rlhf") == digests(whole / "checkpoints/rlhf")
 
 
-def test_a_cut_off_state_is_told_and_left(tiny: Path, accord: Any, tmp_path: Path) -> None:
+def test_a_truncated_state_is_reported_and_left(tiny: Path, accord: Any, tmp_path: Path) -> None:
     words = ["run", str(tiny), "--only", "demo,base"]
     command = [sys.executable, "-c", "from accord.cli import main; import sys; sys.exit(main(sys.argv[1:]))", *words]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -17,10 +18,12 @@ from accord.data.packing import pack_preferences
 from accord.data.preferences import PairLengths, PreferencePair, load_preferences
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
+from accord.functional.losses.preference import dpo_loss
 from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
-from accord.models.reference import FrozenReference, Reference
+from accord.models.reference import FrozenReference
 from accord.training.checkpoint import read_pt
+from accord.training.last_metrics import LastMetrics
 from accord.training.updater import Updater
 from accord.types import Packed
 
@@ -34,14 +37,14 @@ PAIRS = [
 
 
 def naive(backbone: Backbone, prompt: tuple[int, ...], reply: tuple[int, ...]) -> float:
-    """Log p of the reply, its end included, the prompt's own left out (trap 49); a loop over one text."""
+    """Log p of the reply, its end included and the prompt's tokens excluded; a loop over one text."""
     logits = backbone.logits(backbone(Packed.of([[*prompt, *reply]]))).detach().log_softmax(-1)
     return sum(float(logits[len(prompt) + t - 1, token]) for t, token in enumerate(reply))
 
 
 @pytest.mark.parametrize("family", ["mamba", "transformer"])
 def test_logprobs_are_those_of_separate_rows(make_tiny: Callable[..., Backbone], family: str) -> None:
-    """Trap 51: chosen and rejected are named, and share no context but the prompt."""
+    """Chosen and rejected are separate segments that share no context but the prompt."""
     backbone = make_tiny(family)
     expected = torch.tensor([[naive(backbone, p.prompt, r) for r in (p.chosen, p.rejected)] for p in PAIRS])
     both = dpo.pair_logprobs(partial(reply_logprobs, backbone), pack_preferences(PAIRS, range(4)))
@@ -61,8 +64,8 @@ def test_the_first_loss_is_ln_2_and_the_margin_0(make_tiny: Callable[..., Backbo
         assert output.metrics["margin"].value() == pytest.approx(0, abs=1e-5)
 
 
-def test_rows_find_their_own_reference(make_tiny: Callable[..., Backbone]) -> None:
-    """A batch is rows of the data set in any order; with foreign rows' references the margin would not be 0."""
+def test_pairs_meet_their_own_reference_log_probs(make_tiny: Callable[..., Backbone]) -> None:
+    """A batch is rows of the dataset in any order; with the references of other rows the margin would not be 0."""
     backbone = make_tiny("mamba")
     reference = dpo.reference_logprobs(FrozenReference(backbone), PAIRS, torch.device("cpu"), "float32", 2)
     for rows in ([3, 0], [2], [1, 3, 2]):
@@ -73,7 +76,7 @@ def test_rows_find_their_own_reference(make_tiny: Callable[..., Backbone]) -> No
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
-def test_the_loss_by_hand(make_tiny: Callable[..., Backbone], smoothing: float) -> None:
+def test_the_loss_is_the_documented_formula(make_tiny: Callable[..., Backbone], smoothing: float) -> None:
     policy, ref = make_tiny("mamba", 1), make_tiny("mamba", 2)
     reference = dpo.reference_logprobs(FrozenReference(ref), PAIRS, torch.device("cpu"), "float32", 4)
     output = dpo.objective(policy, pack_preferences(PAIRS, range(4)), reference, 0.7, smoothing)
@@ -85,7 +88,7 @@ def test_the_loss_by_hand(make_tiny: Callable[..., Backbone], smoothing: float) 
         z = 0.7 * (z - (rejected[-1] - naive(ref, pair.prompt, pair.rejected)))
         losses.append((1 - smoothing) * math.log1p(math.exp(-z)) + smoothing * math.log1p(math.exp(z)))
     assert output.loss.value() == pytest.approx(sum(losses) / 4, abs=1e-5)
-    # trap 52: apart, for the margin may rise while both fall
+    # separately, since the margin may rise while both fall
     assert output.metrics["chosen_logprob"].value() == pytest.approx(sum(chosen) / 4, abs=1e-4)
     assert output.metrics["rejected_logprob"].value() == pytest.approx(sum(rejected) / 4, abs=1e-4)
 
@@ -116,15 +119,8 @@ def test_the_reference_is_the_start_and_is_made_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Traps 33 and 54: a resumed run must not take the trained policy for its reference."""
-    made: list[int] = []
-    original = dpo.reference_logprobs
-
-    def counted(reference: Reference, pairs: list[PreferencePair], *rest: Any) -> Tensor:
-        made.append(len(pairs))
-        return original(reference, pairs, *rest)
-
-    monkeypatch.setattr(dpo, "reference_logprobs", counted)
+    """A resumed run must not take the trained policy for its reference."""
+    path = tmp_path / "out" / "dpo" / "reference.pt"
     stop = {"at": 3}
     step = Updater.step
 
@@ -137,14 +133,15 @@ def test_the_reference_is_the_start_and_is_made_once(
     with pytest.raises(KeyboardInterrupt):
         stage("dpo", values(world), save_every=1)
     stop["at"] = 0
+    written = path.stat()
     stage("dpo", values(world), resume=True)
-    assert made == [8]
-    kept = read_pt(tmp_path / "out" / "dpo" / "reference.pt")["logprobs"]
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    saved = read_pt(path)["logprobs"]
     pairs = load_preferences(world.preferences, tokenizer, PairLengths(72, 96)).pairs
-    expected = original(FrozenReference(make_tiny("mamba")), pairs, torch.device("cpu"), "float32", 4)
-    torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
-    stage("dpo", values(world, beta=0.3))  # another start: a reference of its own, though the file is there
-    assert made == [8, 8]
+    expected = dpo.reference_logprobs(FrozenReference(make_tiny("mamba")), pairs, torch.device("cpu"), "float32", 4)
+    torch.testing.assert_close(saved, expected, rtol=0, atol=1e-5)
+    stage("dpo", values(world, beta=0.3))  # a run from the beginning: a reference of its own, though the file exists
+    assert path.stat().st_mtime_ns != written.st_mtime_ns
 
 
 def test_held_out_pairs_are_measured_and_not_learned(stage: Any, world: Any, lines: Any) -> None:
@@ -157,7 +154,7 @@ def test_held_out_pairs_are_measured_and_not_learned(stage: Any, world: Any, lin
     assert stage("dpo", given, "other").done["metrics"]["heldout_accuracy"] == 1.0  # what it has learned
 
 
-def test_nothing_left_to_train_on_is_said(stage: Any, world: Any) -> None:
+def test_nothing_left_to_train_on_is_an_error(stage: Any, world: Any) -> None:
     given = values(world)
     given["data"]["heldout_fraction"] = 1.0
     with pytest.raises(UserError, match=r"heldout_fraction"):
@@ -173,3 +170,46 @@ def test_micro_batches_of_pairs_change_nothing(
     whole, cut = (weights_of(tmp_path / "out" / n / "dpo_final.pt") for n in ("whole", "cut"))
     for name, value in whole.items():
         torch.testing.assert_close(cut[name], value, rtol=0, atol=2e-6)
+
+
+# ------------------------------------------------------------------------------------- held-out pairs
+@pytest.mark.parametrize("turned", [False, True])
+def test_held_out_pairs_meet_their_own_reference(stage: Any, world: Any, tmp_path: Path, turned: bool) -> None:
+    """Held out are the training pairs in another order, as they are or turned around: all right, or all wrong.
+
+    Against the reference of other pairs the lengths of the replies would decide.
+    """
+    rows = [json.loads(line) for line in Path(world.preferences).read_text(encoding="utf-8").splitlines()]
+    swap = {"chosen": "rejected", "rejected": "chosen", "prompt": "prompt"} if turned else {k: k for k in rows[0]}
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text("".join(json.dumps({swap[k]: v for k, v in row.items()}) + "\n" for row in rows[::-1]))
+    data = {"train": world.preferences, "heldout": str(heldout)}
+    training = {"batch_size": 4, "num_epochs": 4, "learning_rate": 0.01}
+    model = {"base_model": world.mamba, "max_length": 96}
+    done = stage("dpo", {"model": model, "data": data, "training": training})
+    assert done.done["metrics"]["heldout_accuracy"] == (0.0 if turned else 1.0)
+
+
+# ------------------------------------------------------------------------------------- both log-probs falling
+def test_the_margin_may_rise_while_both_log_probs_fall() -> None:
+    """Hand-computed: the chosen reply loses a nat, the rejected one three; both are in the metrics."""
+    reference, policy = (-2.0, -2.0), (-3.0, -5.0)
+    out = dpo_loss(*(torch.tensor([x]) for x in (*policy, *reference)), beta=0.5)
+    found = {name: mean.value() for name, mean in out.metrics.items()}
+    assert (found["margin"], found["accuracy"]) == (1.0, 1.0)
+    assert (found["chosen_reward"], found["rejected_reward"]) == (-0.5, -1.5)
+    assert (found["chosen_logprob"], found["rejected_logprob"]) == policy
+
+
+@pytest.mark.parametrize(("chosen", "rejected", "said"), [(-0.1, -2.0, True), (0.1, -2.0, False), (0.3, 0.1, False)])
+def test_both_log_probs_falling_is_reported(
+    stage: Any, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: float, rejected: float, said: bool
+) -> None:
+    def trained(*_: object) -> LastMetrics:
+        return LastMetrics({"chosen_reward": chosen, "rejected_reward": rejected})
+
+    monkeypatch.setattr(dpo, "train_epochs", trained)
+    data = {"train": world.preferences, "heldout_fraction": 0.0}
+    stage("dpo", {"model": {"base_model": world.transformer, "max_length": 96}, "data": data})
+    log = (tmp_path / "logs" / "dpo" / "dpo.log").read_text(encoding="utf-8")
+    assert ("chosen and rejected log-probs both fell" in log) is said

@@ -48,7 +48,7 @@ def test_each_epoch_sees_each_row_once(how: dict[str, object]) -> None:
         assert all(len(b) <= size for b in batches.epoch(epoch))
 
 
-def test_a_state_taken_at_work_resumes_after_the_batch() -> None:
+def test_a_state_saved_between_batches_resumes_with_the_next_batch() -> None:
     batches = Batches([1] * 6, 2, seed=0, epochs=2)
     assert batches.state_dict() == {"epoch": 0, "position": 0}
     iterator = iter(batches)
@@ -62,7 +62,7 @@ def test_a_state_taken_at_work_resumes_after_the_batch() -> None:
     assert list(batches) == []
 
 
-def test_epochs_and_seeds_differ() -> None:
+def test_epochs_and_seeds_give_different_orders() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         return list(itertools.chain(*Batches([1] * 50, 5, seed, 2).epoch(epoch)))
 
@@ -71,7 +71,7 @@ def test_epochs_and_seeds_differ() -> None:
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
-def test_batch_size_beyond_the_data() -> None:
+def test_a_batch_size_beyond_the_data_takes_all_rows() -> None:
     batches = Batches([3, 1, 2], 100, seed=0, epochs=2)
     assert [sorted(batch) for batch in batches] == [[0, 1, 2]] * 2
     assert len(batches) == 2
@@ -82,7 +82,7 @@ def test_rows_of_one_length_go_together() -> None:
     assert all(len({lengths[i] for i in batch}) == 1 for batch in Batches(lengths, 8, 0, 2))
 
 
-def test_refusals() -> None:
+def test_impossible_sizes_and_states_are_refused() -> None:
     for arguments in (([], 1, 0, 1), ([1], 0, 0, 1), ([1], 1, 0, -1)):
         with pytest.raises(ValueError, match="expected"):
             Batches(*arguments)  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def test_refusals() -> None:
         Batches([1] * 4, 2, 0, 2).load_state_dict({"epoch": 1, "position": 3})
 
 
-def test_seeded_is_the_same_everywhere() -> None:
+def test_the_generator_of_an_epoch_is_the_same_on_every_machine() -> None:
     """Frozen numbers: a change of them would break every resumable run."""
     assert epoch_generator(0, "batches", 0).integers(0, 2**32, 3).tolist() == FROZEN
     draws = {epoch_generator(s, p, e).random() for s in (0, 1) for p in ("batches", "noise") for e in (0, 1)}

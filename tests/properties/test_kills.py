@@ -1,4 +1,4 @@
-"""Every trainer killed by SIGKILL, at any instant and in the middle of a write: the run that goes on ends the same.
+"""Every trainer killed by SIGKILL, at any instant and in the middle of a write: the resumed run ends the same.
 
 The runs are forks of one warm process (this file, run as a script), so that each costs its own work and no imports.
 Three kinds of instants: when a run has had a share of its processor time, wherever it stands then; just before one of
@@ -119,7 +119,7 @@ def child(job: Mapping[str, Any]) -> NoReturn:
 
 
 def live(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Forks a process for the job, kills it once it has had ``seconds`` of processor time, and tells how it ended."""
+    """Forks a process for the job, kills it once it has used ``seconds`` of processor time, and returns how it ended."""
     pid = os.fork()
     if pid == 0:
         child(job)
@@ -135,7 +135,7 @@ def live(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def serve() -> None:
-    """One job a line; the first is run in this process, and warms it."""
+    """One job per line; the first is run in this process, to warm it up."""
     import importlib
 
     from accord.cli import main
@@ -303,7 +303,7 @@ class Runs:
 
 
 def differences(a: Any, b: Any, where: str) -> list[str]:
-    """The places where two trees of plain containers are not equal bit for bit."""
+    """The places where two trees of plain containers are not bit-exactly equal."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [found for k in a for found in differences(a[k], b[k], f"{where}.{k}")]
     if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
@@ -354,20 +354,20 @@ def ask(
 
 
 # ------------------------------------------------------------------------------------- tests
-def instants(whole: Life, count: int, chance: random.Random) -> list[dict[str, Any]]:
+def instants(whole: Life, count: int, rng: random.Random) -> list[dict[str, Any]]:
     """A third in the middle of a checkpoint, a third before a change to a folder, the rest anywhere; in any order."""
     states = [size for name, size in whole.writes if name == "state.pt"]
     assert len(states) >= 2
     found: list[dict[str, Any]] = []
     for n in range(count):
         if n % 3 == 0:
-            place = chance.randrange(len(states))
-            found.append({"write": ["state.pt", place], "bytes": chance.randint(1, states[place] - 1)})
+            place = rng.randrange(len(states))
+            found.append({"write": ["state.pt", place], "bytes": rng.randint(1, states[place] - 1)})
         elif n % 3 == 1:
-            found.append({"change": chance.randrange(len(whole.changes))})
+            found.append({"change": rng.randrange(len(whole.changes))})
         else:
-            found.append({"seconds": chance.random() * whole.seconds})
-    chance.shuffle(found)
+            found.append({"seconds": rng.random() * whole.seconds})
+    rng.shuffle(found)
     return found
 
 
@@ -393,13 +393,15 @@ def survive(runs: Runs, count: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_killed_run_ends_like_one_that_was_not(ask: Any, world: Any, rewards: str, tmp_path: Path, name: str) -> None:
+def test_a_killed_run_ends_like_an_uninterrupted_one(
+    ask: Any, world: Any, rewards: str, tmp_path: Path, name: str
+) -> None:
     survive(Runs(ask, tmp_path, cases(world, rewards)[name]), 3, seed=NAMES.index(name))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_killed_ten_times_ends_like_one_that_was_not(
+def test_a_run_killed_ten_times_ends_like_an_uninterrupted_one(
     ask: Any, world: Any, rewards: str, tmp_path: Path, name: str
 ) -> None:
     survive(Runs(ask, tmp_path, cases(world, rewards)[name]), 10, seed=100 + NAMES.index(name))
@@ -411,7 +413,7 @@ def copied(runs: Runs, source: str, name: str) -> None:
 
 
 def at_its_end(runs: Runs, place: str) -> Life:
-    """Leaves a run "late" that was killed behind its last step ("state.pt"), or when all is written but "done.json".
+    """Leaves a run "late" that was killed after its last step ("state.pt"), or when all is written but "done.json".
 
     Returns what is left to do.
     """
@@ -441,13 +443,15 @@ def faults_of(runs: Runs, instants: Mapping[str, Mapping[str, Any]]) -> list[str
     [
         ("ppo, vector", "state.pt"),
         pytest.param("sft", "state.pt", marks=pytest.mark.slow),
-        pytest.param("sft", "done.json", marks=pytest.mark.slow),  # there the artifact lies already and is put anew
+        pytest.param(
+            "sft", "done.json", marks=pytest.mark.slow
+        ),  # there the artifact exists already and is written again
     ],
 )
-def test_a_kill_between_the_last_step_and_the_end_leaves_nothing_behind(
+def test_a_kill_between_the_last_step_and_the_end_leaves_no_files(
     ask: Any, world: Any, rewards: str, tmp_path: Path, name: str, place: str
 ) -> None:
-    """Before every single change to a folder that is left then: nothing is lost, doubled, or left lying about."""
+    """Before every single change to a folder that is left then: nothing is lost, doubled, or left over."""
     runs = Runs(ask, tmp_path, cases(world, rewards)[name])
     rest = at_its_end(runs, place)
     faults = faults_of(runs, {f"{n}, before {change}": {"change": n} for n, change in enumerate(rest.changes)})
@@ -455,10 +459,10 @@ def test_a_kill_between_the_last_step_and_the_end_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_follows_the_last_step_is_done_twice_and_told_once(
+def test_the_end_of_a_stage_may_run_twice_and_is_logged_once(
     ask: Any, world: Any, rewards: str, tmp_path: Path, name: str
 ) -> None:
-    """Killed when all is written but the word that it is done."""
+    """Killed when everything but done.json is written."""
     runs = Runs(ask, tmp_path, cases(world, rewards)[name])
     assert not at_its_end(runs, "done.json").killed
     runs.assert_same_end("rest")

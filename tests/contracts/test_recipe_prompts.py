@@ -27,16 +27,16 @@ def load(name: str) -> list[str]:
     return [row["prompt"] for row in rows]
 
 
-def normalised(prompt: str) -> str:
+def normalized(prompt: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", prompt.lower()))
 
 
 def content(prompt: str) -> frozenset[str]:
-    return frozenset(normalised(prompt).split()) - SMALL_WORDS
+    return frozenset(normalized(prompt).split()) - SMALL_WORDS
 
 
 def opening(prompt: str, words: int) -> str:
-    return " ".join(normalised(prompt).split()[:words])
+    return " ".join(normalized(prompt).split()[:words])
 
 
 @pytest.mark.parametrize(("name", "least"), [("prompts", 360), ("heldout", 96)])
@@ -54,7 +54,7 @@ def test_enough_short_ascii_prompts(name, least):
 
 
 def test_none_twice_and_none_in_both():
-    seen = Counter(normalised(p) for p in load("prompts") + load("heldout"))
+    seen = Counter(normalized(p) for p in load("prompts") + load("heldout"))
     assert [prompt for prompt, count in seen.items() if count > 1] == []
 
 

@@ -1,0 +1,112 @@
+"""Sections of a config: their keys, their schema, and the fingerprint of what changes results."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from accord.config.load import load
+from accord.config.on_policy import LanguagePPOConfig
+from accord.config.reward import REWARD
+from accord.config.section import digest, known_keys
+from accord.config.variants import Variants
+from accord.stage_kinds.table import STAGE_KINDS
+
+CHANGES = {  # one setting of each kind of stage
+    "demo": "base_rows=7",
+    "pretrained": "source=my/folder",
+    "base": "model.base_model=transformer",
+    "sft": "training.learning_rate=3e-5",
+    "pairs": "temperatures=[0.7, 1.3]",
+    "reward": "training.head_learning_rate=1e-3",
+    "ppo": "reward.terms=[{source: a}, {source: 'm:f', weight: -2}]",
+    "dpo": "training.label_smoothing=0.1",
+    "compare": "models={sft: 'on', dpo: '1e3'}",
+    "fuse": "models={a: 'on', b: {model: '1e3', weight: -2}}",
+}
+
+
+def test_known_keys_are_all_dotted_settings() -> None:
+    keys = set(known_keys(LanguagePPOConfig))
+    assert {"seed", "training", "training.clip_range", "kl.beta", "reward.terms", "reward.terms.*.weight"} <= keys
+    assert "training.beta" not in keys
+
+
+@pytest.mark.parametrize("kind", STAGE_KINDS)
+def test_schema_is_json_schema_with_descriptions(kind: str) -> None:
+    """Every reference resolves, unknown keys are refused, defaults are those of the class, and descriptions are there."""
+    settings = STAGE_KINDS[kind].settings
+    schema = json.loads(json.dumps(settings.model_json_schema()))
+    types = {"string", "integer", "number", "boolean", "array", "object", "null"}
+    described = 0
+
+    def walk(node: dict[str, Any]) -> None:
+        nonlocal described
+        assert not set(node.get("type", "object").split()) - types
+        if "$ref" in node:
+            assert node["$ref"].removeprefix("#/$defs/") in schema["$defs"]
+        if "properties" in node:
+            assert node["additionalProperties"] is False
+        described += "description" in node
+        children = [*node.get("properties", {}).values(), *node.get("anyOf", ()), *node.get("allOf", ())]
+        children += [node[k] for k in ("items",) if k in node]
+        children += [node["additionalProperties"]] if isinstance(node.get("additionalProperties"), dict) else []
+        for child in children:
+            walk(child)
+
+    for node in [schema, *schema.get("$defs", {}).values()]:
+        walk(node)
+    shown = [(settings, schema)]
+    if isinstance(settings, Variants):
+        assert {choice["$ref"] for choice in schema["anyOf"]} == {
+            f"#/$defs/{c.__name__}" for c in settings.classes.values()
+        }
+        shown = [(cls, schema["$defs"][cls.__name__]) for cls in settings.classes.values()]
+        assert schema["description"] == settings.description
+    for cls, of in shown:
+        assert of["properties"]["seed"] == {
+            "default": 0,
+            "description": "Decides everything random.",
+            "title": "Seed",
+            "type": "integer",
+        }
+        assert set(of["properties"]) == set(cls.model_fields)
+        assert of["description"] == cls.__doc__
+    assert described > 9
+
+
+# ------------------------------------------------------------------ fingerprints
+RUNTIME = ["name=x", "out=x", "logs=x", "device=cpu", "log_every=3", "save_every=3", "threads=2"]
+
+
+@pytest.mark.parametrize("kind", STAGE_KINDS)
+def test_what_does_not_change_results_is_not_in_the_fingerprint(kind: str) -> None:
+    assert load(STAGE_KINDS[kind].settings, None, RUNTIME).fingerprint() == STAGE_KINDS[kind].settings().fingerprint()
+
+
+@pytest.mark.parametrize("kind", STAGE_KINDS)
+def test_what_changes_results_is_in_the_fingerprint(kind: str) -> None:
+    prints = [
+        load(STAGE_KINDS[kind].settings, None, [o]).fingerprint()
+        for o in (CHANGES[kind], "seed=1", "precision=bfloat16")
+    ]
+    assert len({STAGE_KINDS[kind].settings().fingerprint(), *prints}) == 4
+
+
+def test_nested_settings_are_in_the_fingerprint() -> None:
+    changes = ["head_learning_rate=0.5", "learning_rate=0.5", "schedule=cosine", "micro_batch_size=2", "adam_eps=0.5"]
+    prints = [load(REWARD, None, [f"training.{c}"]).fingerprint() for c in changes]
+    assert len({REWARD().fingerprint(), *prints}) == 1 + len(changes)
+
+
+def test_a_digest_is_of_sorted_compact_json() -> None:
+    """Hand-computed: blake2b with eight bytes over the compact JSON with sorted keys."""
+    import hashlib
+
+    assert (
+        digest({"b": [1, None], "a": "ü"})
+        == hashlib.blake2b(b'{"a":"\\u00fc","b":[1,null]}', digest_size=8).hexdigest()
+    )
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 2, "b": 1})
