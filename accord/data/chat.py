@@ -47,12 +47,6 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_pro
 
 
 # ------------------------------------------------------------------ tokens
-def tokenize_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-    """Ids and loss mask of a conversation; see ``chat_tokens``."""
-    chat = chat_tokens(tokenizer, messages)
-    return chat.ids, chat.loss_mask
-
-
 def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> ChatTokens:
     """A conversation with labels on what the assistant wrote, each turn up to and including its end token.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,30 +17,6 @@ Tokens = Sequence[int]
 
 
 # ------------------------------------------------------------------ which rows go together
-def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of rows whose lengths sum to at most ``capacity``: best-fit decreasing, each row in exactly one bin.
-
-    Longest rows first, each into the fullest bin that still has room; equal rows in their order, so the result is the
-    same every time.  At most 11/9 of the fewest bins possible, plus a constant (Johnson 1973).
-    Raises ValueError where a row is longer than the capacity.
-    """
-    bins: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (room left, bin), sorted
-    for row in sorted(range(len(lengths)), key=lambda r: (-lengths[r], r)):
-        length = lengths[row]
-        if length > capacity:
-            raise ValueError(f"row {row} has {length} tokens, the capacity is {capacity}")
-        place = bisect_left(free, (length, -1))
-        if place == len(free):
-            bins.append([])
-            room, chosen = capacity, len(bins) - 1
-        else:
-            room, chosen = free.pop(place)
-        bins[chosen].append(row)
-        insort(free, (room - length, chosen))
-    return [sorted(rows) for rows in bins]
-
-
 def length_buckets(
     lengths: Sequence[int], batch_size: int, generator: np.random.Generator, window: int = 32
 ) -> list[list[int]]:

@@ -9,7 +9,6 @@ with replacement.  Intervals are percentile intervals (Efron 1979).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence, Sized
 from typing import NamedTuple, TypeAlias
 
@@ -65,22 +64,6 @@ def _prompt_means(per_prompt: PerPrompt, name: str) -> Array:
 def _same_length(a: Sized, b: Sized, what: str) -> None:
     if len(a) != len(b):
         raise ValueError(f"{what}: {len(a)} against {len(b)}; they must be paired, in the same order")
-
-
-def by_prompt(prompts: Sequence[str], values: Vector) -> list[list[float]]:
-    """Rows to one list a distinct prompt, in order of first appearance.
-
-    A prompt that was asked twice stays one cluster: asking it again says nothing about other prompts.
-
-    >>> by_prompt(["a", "b", "a"], [1.0, 2.0, 3.0])
-    [[1.0, 3.0], [2.0]]
-    """
-    array = _vector(values, "values")
-    _same_length(prompts, array, "prompts and values")
-    groups: dict[str, list[float]] = {}
-    for prompt, value in zip(prompts, array.tolist(), strict=True):
-        groups.setdefault(prompt, []).append(value)
-    return list(groups.values())
 
 
 # ----------------------------------------------------------------- intervals over prompts
@@ -204,20 +187,6 @@ def length_matched_accuracy(
     return MatchedAccuracy(float((np.sign(chosen - rejected)[alike].mean() + 1) / 2), int(alike.sum()))
 
 
-# ----------------------------------------------------------------- best of n
-def best_of_n_kl(n: int) -> float:
-    """log n - (n - 1)/n: the KL from the policy, in nats, of the best of ``n`` of its replies (Stiennon et al. 2020).
-
-    Exact where no two replies score alike and each is rare; an upper bound otherwise (Beirami et al. 2024).
-
-    >>> round(best_of_n_kl(4), 4)
-    0.6363
-    """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, found {n}")
-    return math.log(n) - (n - 1) / n
-
-
 # ----------------------------------------------------------------- the texts
 def distinct_n(texts: Sequence[str], n: int = 2) -> float:
     """Distinct n-grams of whitespace words over all n-grams, pooled over ``texts`` (Li et al. 2016).
@@ -236,16 +205,3 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float:
     if total == 0:
         raise ValueError(f"texts: none of the {len(texts)} has {n} words or more, so distinct-{n} is undefined")
     return len(seen) / total
-
-
-def mean_length(lengths: Vector) -> float:
-    """Mean number of tokens a reply, from the replies' lengths."""
-    return float(_vector(lengths, "lengths").mean())
-
-
-def eos_rate(ended: Vector) -> float:
-    """The share of replies that ended by themselves, from one boolean a reply."""
-    flags = _vector(ended, "ended")
-    if not np.isin(flags, (0.0, 1.0)).all():
-        raise ValueError("ended: expected true or false for each reply")
-    return float(flags.mean())

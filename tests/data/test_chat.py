@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from accord.data.chat import chat_tokens, document_ids, exchange, prompt_ids, render, reply_ids, tokenize_chat
+from accord.data.chat import chat_tokens, document_ids, exchange, prompt_ids, render, reply_ids
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 
@@ -103,7 +103,7 @@ def test_rendering_and_tokenization_are_those_of_transformers(
             assert prompt_ids(tokenizer, messages[:1]) == asked
             whole = theirs.apply_chat_template(messages)["input_ids"]
             if any(m["role"] == "assistant" for m in messages):
-                ids, _ = tokenize_chat(tokenizer, messages)
+                ids = chat_tokens(tokenizer, messages).ids
                 assert ids == whole[: len(ids)]  # ours ends with the last label
 
 
@@ -111,7 +111,8 @@ def test_labels_agree_with_generation_tags(chatml: Tokenizer) -> None:
     """transformers' own assistant mask, from the template's tags, marks the same tokens up to what follows the end."""
     tokenizer = with_template(chatml, BLOCKS)
     said = in_transformers(tokenizer).apply_chat_template(CHAT, return_assistant_tokens_mask=True, return_dict=True)
-    ids, mask = tokenize_chat(tokenizer, CHAT)
+    chat = chat_tokens(tokenizer, CHAT)
+    ids, mask = chat.ids, chat.loss_mask
     theirs = [bool(m) for m in said["assistant_masks"]][: len(ids)]
     newline = tokenizer.encode("\n")
     assert [i for i, a, b in zip(ids, mask, theirs, strict=True) if a != b] == newline  # after the first end token
@@ -178,7 +179,7 @@ def test_prompt_and_reply_are_what_training_sees(chatml: Tokenizer, asked: str, 
 
 def test_a_conversation_without_labels_is_an_error(chatml: Tokenizer) -> None:
     with pytest.raises(UserError, match="no assistant message"):
-        tokenize_chat(chatml, CHAT[:1])
+        chat_tokens(chatml, CHAT[:1])
 
 
 def test_a_template_that_rewrites_the_past_is_refused(chatml: Tokenizer) -> None:
@@ -188,14 +189,14 @@ def test_a_template_that_rewrites_the_past_is_refused(chatml: Tokenizer) -> None
         "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
     )
     tokenizer = with_template(chatml, thinking)
-    for call in (lambda: tokenize_chat(tokenizer, CHAT), lambda: reply_ids(tokenizer, "a", "b")):
+    for call in (lambda: chat_tokens(tokenizer, CHAT), lambda: reply_ids(tokenizer, "a", "b")):
         with pytest.raises(UserError, match="another way"):
             call()
 
 
 def test_a_template_without_end_tokens_is_refused(chatml: Tokenizer) -> None:
     tokenizer = with_template(chatml, "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
-    for call in (lambda: tokenize_chat(tokenizer, CHAT), lambda: reply_ids(tokenizer, "a", "b")):
+    for call in (lambda: chat_tokens(tokenizer, CHAT), lambda: reply_ids(tokenizer, "a", "b")):
         with pytest.raises(UserError, match=r"no end token.*im_end"):
             call()
 
@@ -210,7 +211,7 @@ def test_there_is_at_most_one_bos(brackets: Tokenizer, train_bpe: Train) -> None
     assert prompt_ids(brackets, "hi").count(0) == 1  # the template's, none from the post-processor
     doubled = with_template(brackets, "{{ bos_token }}" + BRACKETS)
     assert prompt_ids(doubled, "hi") == prompt_ids(brackets, "hi")
-    assert tokenize_chat(doubled, CHAT) == tokenize_chat(brackets, CHAT)
+    assert chat_tokens(doubled, CHAT) == chat_tokens(brackets, CHAT)
     backend = train_bpe(["<s>", "</s>", "<unk>"])
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     bare = Tokenizer(backend, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})

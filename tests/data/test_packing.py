@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -43,50 +42,6 @@ def labels_of(packed: Packed, segment: int) -> list[bool]:
         found.append(bool(packed.loss_mask[at]))
         at = int(packed.previous[at])
     return found[::-1]
-
-
-# ------------------------------------------------------------------ bins
-@given(lengths)
-def test_best_fit(sizes: list[int]) -> None:
-    bins = best_fit(sizes, 20)
-    assert sorted(itertools.chain(*bins)) == list(range(len(sizes)))
-    filled = [sum(sizes[i] for i in rows) for rows in bins]
-    assert all(0 < total <= 20 for total in filled)
-    assert sum(total <= 10 for total in filled) <= 1  # two half-empty bins would have become one
-    assert bins == best_fit(sizes, 20)
-
-
-def smallest(sizes: Sequence[int], capacity: int) -> int:
-    """The fewest bins, by trying every assignment."""
-    best = len(sizes)
-
-    def place(row: int, room: tuple[int, ...]) -> None:
-        nonlocal best
-        if len(room) >= best:
-            return
-        if row == len(sizes):
-            best = len(room)
-            return
-        for b in range(len(room)):
-            if room[b] >= sizes[row]:
-                place(row + 1, (*room[:b], room[b] - sizes[row], *room[b + 1 :]))
-        place(row + 1, (*room, capacity - sizes[row]))
-
-    place(0, ())
-    return best
-
-
-@given(st.lists(st.integers(1, 10), min_size=1, max_size=7))
-def test_best_fit_is_near_the_best(sizes: list[int]) -> None:
-    assert len(best_fit(sizes, 10)) <= 11 / 9 * smallest(sizes, 10) + 6 / 9
-
-
-def test_best_fit_by_hand() -> None:
-    # 7 | 6 | 5 into neither; 4 fits the 6 best, 3 the 7, 2 the 5, 2 the 5.
-    assert best_fit([4, 7, 2, 6, 3, 5, 2], 10) == [[1, 4], [0, 3], [2, 5, 6]]
-    assert best_fit([], 10) == []
-    with pytest.raises(ValueError, match="row 1 has 11 tokens"):
-        best_fit([1, 11], 10)
 
 
 @given(lengths, st.integers(1, 7), st.integers(1, 3), st.integers(0, 3))

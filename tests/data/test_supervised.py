@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tokenizers
 
-from accord.data.chat import prompt_ids, reply_ids, tokenize_chat
+from accord.data.chat import chat_tokens, prompt_ids, reply_ids
 from accord.data.supervised import SupervisedExample, load_supervised
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
@@ -48,7 +48,8 @@ def test_turns_in_the_prompt_are_no_labels(rows: Rows, small: Tokenizer) -> None
     assert every.tokens == last.tokens
     assert sum(every.loss_mask) == 4
     assert sum(last.loss_mask) == 2
-    assert (list(every.tokens), list(every.loss_mask)) == tokenize_chat(small, messages)
+    chat = chat_tokens(small, messages)
+    assert (list(every.tokens), list(every.loss_mask)) == (chat.ids, chat.loss_mask)
 
 
 def test_a_document_is_learned_from_its_second_token(rows: Rows, small: Tokenizer) -> None:

@@ -16,13 +16,10 @@ from hypothesis import strategies as st
 from accord.evaluation import metrics
 from accord.evaluation.metrics import (
     bootstrap_ci,
-    by_prompt,
     distinct_n,
     effect_in_sd,
-    eos_rate,
     length_correlation,
     length_matched_accuracy,
-    mean_length,
     pair_agreement,
     paired_difference,
     win_rate,
@@ -66,15 +63,6 @@ def test_more_copies_of_the_same_replies_do_not_narrow_the_interval():
     replies = np.random.default_rng(3).normal(size=(30, 2))
     copied = bootstrap_ci(np.repeat(replies, 5, axis=1), seed=0)
     assert copied == pytest.approx(bootstrap_ci(replies, seed=0), rel=1e-12)
-
-
-def test_a_prompt_asked_again_does_not_narrow_the_interval():
-    values = np.random.default_rng(3).normal(size=30)
-    prompts = [f"prompt {i}" for i in range(30)]
-    once = bootstrap_ci(by_prompt(prompts, values), seed=0)
-    assert bootstrap_ci(by_prompt(prompts * 4, np.tile(values, 4)), seed=0) == pytest.approx(once, rel=1e-12)
-    naive = bootstrap_ci(np.tile(values, 4)[:, None], seed=0)
-    assert naive.high - naive.low < 0.6 * (once.high - once.low)
 
 
 def test_same_seed_same_interval_and_memory_chunks_do_not_matter(monkeypatch):
@@ -210,11 +198,6 @@ def test_distinct_counts_different_n_grams():
     assert distinct_n(["one", "two  three\n"], n=2) == 1.0
 
 
-def test_shares_and_lengths():
-    assert mean_length([1, 2, 6]) == 3.0
-    assert eos_rate([True, False, True, True]) == 0.75
-
-
 # ----------------------------------------------------------------- refusals
 @pytest.mark.parametrize(
     ("call", "message"),
@@ -236,9 +219,6 @@ def test_shares_and_lengths():
         (lambda: length_matched_accuracy([1], [1], [1], [1, 2]), "rejected_lengths"),
         (lambda: distinct_n([], 2), "none of the 0"),
         (lambda: distinct_n(["one", ""], 2), "none of the 2"),
-        (lambda: mean_length([]), "empty"),
-        (lambda: eos_rate([0.5, 1.0]), "true or false"),
-        (lambda: by_prompt(["a"], [1.0, 2.0]), "1 against 2"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(call, message):
