@@ -30,14 +30,19 @@ class Stage(Section):
     """Where logs go: logs/<name>/<name>.log, metrics.jsonl and TensorBoard events."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of matrix products; weights, log-softmax and sums are float32 always."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 leaves torch's choice."""
     log_every: Positive = 10
     """Steps between two lines in metrics.jsonl."""
     save_every: Positive = 50
     """Steps between two resumable states."""
+
+
+class PrecisionStage(Stage):
+    """What stages have whose matrix multiplications may use half precision."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of matrix multiplications; weights, log-softmax and reductions stay in float32."""
 
 
 class Optimizer(Section):
@@ -76,6 +81,11 @@ class TextModel(Section):
     """Depth of the small bases."""
     max_length: Positive = 256
     """Tokens of prompt and reply together; longer texts are cut, counted and reported."""
+
+
+class PromptedModel(TextModel):
+    """A language model to start from, and how long its prompts may be."""
+
     max_prompt_length: Annotated[int, Field(ge=0)] = 0
     """Tokens of the prompt, which keeps its end; 0: three quarters of max_length."""
 

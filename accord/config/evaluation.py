@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -11,6 +12,8 @@ from accord.config.common import Positive, Stage
 
 class CompareConfig(Stage):
     """Writes results.json: gold reward, win rates, KL, length, endings of several models on held-out prompts."""
+
+    retired: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
 
     models: dict[str, str] = Field(default_factory=lambda: {"sft": "sft", "dpo": "dpo"})
     """Label: stage or folder.  The others are compared with 'sft'."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
@@ -28,6 +28,8 @@ class FuseSource(Section):
 
 class FuseConfig(Stage):
     """Merges models of one architecture into one: averages, spherical averages, task vectors, steps to a reference."""
+
+    retired: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
 
     method: Literal["linear", "slerp", "interpolate", "task_arithmetic", "ties", "dare_linear", "dare_ties"] = "linear"
     """linear: weighted average (of reward models: WARM); slerp: between two on the arc; interpolate: base + t (model - base)

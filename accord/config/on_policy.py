@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from accord.config.common import Optimizer, Positive, Rate, Share, Stage, TextModel
+from accord.config.common import Optimizer, Positive, PrecisionStage, Rate, Share, Stage, TextModel
 from accord.config.section import Section
 
 
@@ -178,8 +179,10 @@ class HeadsPolicy(TextModel):
     """Width of the actor's and the critic's hidden layers."""
 
 
-class LanguagePPOConfig(Stage):
+class LanguagePPOConfig(PrecisionStage):
     """PPO on a whole language model."""
+
+    retired: ClassVar[Mapping[str, Any]] = {"model.max_prompt_length": 0}
 
     model: LanguagePolicy = LanguagePolicy()
     training: LanguagePPOOptimizer = LanguagePPOOptimizer()
@@ -194,6 +197,8 @@ class LanguagePPOConfig(Stage):
 
 class HeadsPPOConfig(Stage):
     """PPO on heads over a frozen language model's features, which is the reference."""
+
+    retired: ClassVar[Mapping[str, Any]] = {"precision": "float32", "model.max_prompt_length": 0}
 
     model: HeadsPolicy = HeadsPolicy()
     training: StepsPPOOptimizer = StepsPPOOptimizer()

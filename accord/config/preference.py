@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from accord.config.common import Optimizer, SplitData, Stage, TextModel
+from accord.config.common import Optimizer, PrecisionStage, PromptedModel, SplitData
 
 
 class DPOOptimizer(Optimizer):
@@ -20,9 +20,9 @@ class DPOOptimizer(Optimizer):
     """All pairs of a prompt go into one step, so that each reply is read once; batch_size then counts prompts."""
 
 
-class DPOConfig(Stage):
+class DPOConfig(PrecisionStage):
     """Direct preference optimization."""
 
-    model: TextModel = TextModel(base_model="sft")
+    model: PromptedModel = PromptedModel(base_model="sft")
     data: SplitData = SplitData()
     training: DPOOptimizer = DPOOptimizer(learning_rate=1e-4)

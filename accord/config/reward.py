@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from accord.config.common import Optimizer, Positive, Rate, SplitData, Stage, TextModel
+from accord.config.common import Optimizer, Positive, PrecisionStage, PromptedModel, Rate, SplitData
 from accord.config.variants import Variants
 
 
-class RewardModelSettings(TextModel):
+class RewardModelSettings(PromptedModel):
     """What both kinds of reward model have."""
 
     base_model: str = "sft"
@@ -63,7 +63,7 @@ class LanguageRewardOptimizer(RewardOptimizer):
     Then the whole model is trained from there.  Helps where pairs are few."""
 
 
-class FeaturesRewardConfig(Stage):
+class FeaturesRewardConfig(PrecisionStage):
     """Trains an MLP on a frozen model's features to score replies."""
 
     model: FeaturesRewardModel = FeaturesRewardModel()
@@ -71,7 +71,7 @@ class FeaturesRewardConfig(Stage):
     training: RewardOptimizer = RewardOptimizer()
 
 
-class LanguageRewardConfig(Stage):
+class LanguageRewardConfig(PrecisionStage):
     """Trains a whole model with a scalar head to score replies."""
 
     model: LanguageRewardModel = LanguageRewardModel()

@@ -17,6 +17,8 @@ class Section(BaseModel):
 
     runtime: ClassVar[frozenset[str]] = frozenset()
     """Fields that do not change results: left out of the fingerprint."""
+    retired: ClassVar[Mapping[str, Any]] = {}
+    """Dotted keys that earlier versions accepted and never used, with their defaults: a file may still hold these."""
 
     @model_validator(mode="before")
     @classmethod
@@ -24,6 +26,7 @@ class Section(BaseModel):
         """A section given in part keeps the rest of the default it has *here*, not that of its class."""
         if not isinstance(values, Mapping):
             return values
+        values = without_retired(cls, values)
         defaults = {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
         return {key: _filled(defaults.get(key), value) for key, value in values.items()}
 
@@ -38,6 +41,21 @@ class Section(BaseModel):
     def fingerprint(self) -> str:
         """A digest of the settings that change results, 16 hexadecimal digits."""
         return digest(_without_runtime(self))
+
+
+def without_retired(cls: type[Section], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``values`` without the retired keys of ``cls`` that hold their defaults."""
+    for key, default in cls.retired.items():
+        values = _without(values, key, default)
+    return values
+
+
+def _without(values: Mapping[str, Any], key: str, default: object) -> Mapping[str, Any]:
+    head, _, rest = key.partition(".")
+    if not rest:
+        return {name: value for name, value in values.items() if name != head or value != default}
+    inner = values.get(head)
+    return {**values, head: _without(inner, rest, default)} if isinstance(inner, Mapping) else values
 
 
 def _filled(default: object, value: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from accord.config.common import Optimizer, Stage, TextData, TextModel
+from accord.config.common import Optimizer, PrecisionStage, TextData, TextModel
 
 
 class BaseModelSettings(TextModel):
@@ -13,8 +14,10 @@ class BaseModelSettings(TextModel):
     base_model: Literal["mamba", "transformer"] = "mamba"
 
 
-class BaseConfig(Stage):
+class BaseConfig(PrecisionStage):
     """Trains a small base model on plain text and chats."""
+
+    retired: ClassVar[Mapping[str, Any]] = {"model.max_prompt_length": 0}
 
     model: BaseModelSettings = BaseModelSettings()
     data: TextData = TextData()
@@ -23,8 +26,10 @@ class BaseConfig(Stage):
     )
 
 
-class SFTConfig(Stage):
+class SFTConfig(PrecisionStage):
     """Supervised fine-tuning on demonstrations."""
+
+    retired: ClassVar[Mapping[str, Any]] = {"model.max_prompt_length": 0}
 
     model: TextModel = TextModel()
     data: TextData = TextData()

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, Union
 
 from pydantic import TypeAdapter
 
-from accord.config.section import Section, known_keys
+from accord.config.section import Section, known_keys, without_retired
 from accord.errors import UserError
 
 C_co = TypeVar("C_co", bound=Section, covariant=True)
@@ -61,6 +61,7 @@ class Variants(Generic[C_co]):
         """
         renamed = self._renamed(values, sources.get(self.key, otherwise))
         choice = self._choice(renamed, sources, otherwise)
+        renamed = dict(without_retired(self.classes[choice.name], renamed))
         self._refuse_other_keys(choice, renamed, sources, otherwise)
         return self.classes[choice.name], renamed
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from accord.config.common import SplitData, TextModel
+from accord.config.common import PromptedModel, SplitData
 from accord.data.chat import exchange
 from accord.data.heldout import is_heldout
 from accord.data.prompts import Side, is_blank, places_to_keep, plain_text, rows_by_prompt
@@ -141,7 +141,7 @@ def split_by_prompt(
 
 
 def read_pairs(
-    data: SplitData, model: TextModel, tokenizer: Tokenizer, seed: int
+    data: SplitData, model: PromptedModel, tokenizer: Tokenizer, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair], str]:
     """(training pairs, held-out pairs, report in words) of a stage.
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accord.config.common import Stage
+from accord.config.common import PrecisionStage, Stage
 from accord.config.load import to_yaml
 from accord.errors import Interrupted, UserError
 from accord.io.atomic import leftovers, write_json, write_text
@@ -103,7 +103,7 @@ def _call(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Callab
     with Run(identity, config.log_every, config.save_every, resume, bar) as run:
         try:
             write_text(directory / "config.yaml", to_yaml(config))
-            if getattr(config, "precision", "float32") != "float32":
+            if isinstance(config, PrecisionStage) and config.precision != "float32":
                 from accord.runtime.device import resolve_device, slow_precision
 
                 if words := slow_precision(resolve_device(config.device), config.precision):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.config.common import Stage
+from accord.config.load import put
 from accord.config.section import digest
 from accord.io.digests import content_digest
 from accord.pipeline.records import missing_outputs, read_done
@@ -76,8 +77,14 @@ def bare(config: Stage, inputs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def stage_key(kind: str, config: Stage, inputs: Mapping[str, str]) -> str:
-    """A digest of the settings that change results, the stage's version, and the contents of its inputs."""
-    return digest([kind, STAGE_KINDS[kind].version, bare(config, inputs), dict(inputs)])
+    """A digest of the settings that change results, the stage's version, and the contents of its inputs.
+
+    Retired settings count with their defaults, so that stages that were made with them need not run again.
+    """
+    settings = bare(config, inputs)
+    for key, default in config.retired.items():
+        put(settings, key, default, kind)
+    return digest([kind, STAGE_KINDS[kind].version, settings, dict(inputs)])
 
 
 def _blank(values: Any, path: list[str]) -> None:

@@ -98,6 +98,19 @@ def test_a_language_model_has_the_defaults_that_suit_it() -> None:
             ["model.policy=head"],
             "override 'model.policy=head': model.policy: expected 'language', 'heads' or 'control', found 'head'.",
         ),
+        (
+            PPO,
+            ["environment=CartPole-v1", "precision=bfloat16"],
+            "override 'precision=bfloat16': precision is a setting of model.policy=language; this config is"
+            " model.policy=control because it has environment.",
+        ),
+        (
+            PPO,
+            ["model.obs_dim=4", "precision=bfloat16"],
+            "override 'precision=bfloat16': precision is a setting of model.policy=language; this config is"
+            " model.policy=heads because it has model.obs_dim.",
+        ),
+        (PPO, ["model.max_prompt_length=9"], "override 'model.max_prompt_length=9': unknown key"),
         (PPO, ["model.policy=[heads]"], "override 'model.policy=[heads]': model.policy: expected 'language'"),
         (PPO, ["model=3"], "override 'model=3': model: expected 'key: value' lines below it, found 3."),
         (

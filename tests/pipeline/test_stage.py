@@ -18,11 +18,12 @@ import torch
 
 from accord.config.common import Stage
 from accord.config.load import load
+from accord.config.section import digest
 from accord.config.sft import SFTConfig
 from accord.errors import Interrupted, UserError
 from accord.pipeline.records import read_done
 from accord.pipeline.stage import run_stage
-from accord.pipeline.task import parents, stage_key
+from accord.pipeline.task import bare, parents, stage_key
 from accord.runtime.run import Run
 from accord.stage_kinds.table import STAGE_KINDS
 
@@ -85,6 +86,16 @@ def test_what_changes_results_changes_the_key(make: Callable[..., SFTConfig]) ->
     overrides = ["training.learning_rate=0.5", "seed=1", "data.limit=3", "model.max_length=99", "precision=bfloat16"]
     keys = [key(make(o)) for o in overrides]
     assert len({key(make()), *keys}) == 1 + len(overrides)
+
+
+def test_a_retired_setting_counts_in_the_key_with_its_default(make: Callable[..., SFTConfig]) -> None:
+    """So that what was made while the setting was there need not run again."""
+    config = make()
+    inputs = parents("sft", config)
+    values = bare(config, inputs)
+    assert "max_prompt_length" not in values["model"]
+    values["model"]["max_prompt_length"] = 0
+    assert key(config) == digest(["sft", STAGE_KINDS["sft"].version, values, inputs])
 
 
 def test_inputs_count_by_content_and_not_by_name_or_time(
