@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_WHERE = {
+_MODULE_OF = {
     "ActorCritic": "accord.models.heads",
     "Failed": "accord.errors",
     "Interrupted": "accord.errors",
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Public names load what they need when they are first asked for, so that ``import accord`` is quick."""
+    """Public names are imported on first use, so that ``import accord`` is fast."""
     import importlib
 
     if name == "__version__":
@@ -55,6 +55,6 @@ def __getattr__(name: str) -> Any:
             return "0.0.0"
     if name == "stages":
         return importlib.import_module("accord.stages")
-    if name not in _WHERE:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'accord' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)

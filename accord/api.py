@@ -1,4 +1,4 @@
-"""The Python API beside the stages: ``accord.run`` a pipeline, ``accord.load`` a model."""
+"""The Python API besides the stages: ``accord.run`` runs a pipeline, ``accord.load`` opens a model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def run(
     only: Sequence[str] = (),
     force: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Runs what is not done of a pipeline's YAML and returns the content of its ``results.json``.
+    """Runs the stages of a pipeline's YAML that are not up to date; returns the content of its ``results.json``.
 
-    ``overrides`` are those of the command line (``ppo.kl.beta=0.1``), ``jobs`` is the number of stages at once, ``only``
-    and ``force`` name stages.  Raises UserError for a mistake, before anything has run; Failed where a stage failed,
-    when all that could has run; Interrupted where it was stopped.
+    ``overrides`` are as on the command line (``ppo.kl.beta=0.1``), ``jobs`` is the number of parallel stages, ``only`` and
+    ``force`` name stages.  Raises UserError before anything has run, Failed where a stage failed (after all stages that
+    do not need it), and Interrupted.
     """
     from accord.pipeline.orchestrator import Options, run_pipeline
 
@@ -36,9 +36,9 @@ def run(
 
 
 def load(model: str | Path, device: str = "cpu") -> LoadedModel | LoadedReward:
-    """A model by its stage's folder, its own folder, a .gguf file, or its name in the registry (``ppo_lm@champion``).
+    """Opens a model: a stage's folder, a model folder, a .gguf file, or a name in the registry (``ppo_lm@champion``).
 
-    A reward model comes with ``score``, every other one with ``generate``.  Raises UserError where there is none.
+    A reward model has ``score``, a language model ``generate``.  Raises UserError where there is no such model.
     """
     from accord.models.open import open_backbone
     from accord.models.reward import RewardModel, is_reward_model
@@ -46,19 +46,19 @@ def load(model: str | Path, device: str = "cpu") -> LoadedModel | LoadedReward:
     from accord.training.artifact import model_folder, open_tokenizer
 
     folder = model_folder(str(model))
-    where = resolve_device(device)
+    target = resolve_device(device)
     tokenizer = open_tokenizer(str(folder))
     if is_reward_model(folder):
         reward = RewardModel.open(folder)
-        reward.to(where).eval().requires_grad_(False)
+        reward.to(target).eval().requires_grad_(False)
         return LoadedReward(folder, reward, tokenizer)
-    backbone = open_backbone(folder).to(where).requires_grad_(False).eval()
+    backbone = open_backbone(folder).to(target).requires_grad_(False).eval()
     return LoadedModel(folder, backbone, tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A language model and its tokenizer, ready to write."""
+    """A language model and its tokenizer."""
 
     folder: Path
     backbone: Backbone
@@ -72,9 +72,9 @@ class LoadedModel:
         top_p: float = 0.95,
         seed: int = 0,
     ) -> str:
-        """A reply to a text, or to messages (``[{"role": "user", "content": …}, …]``); the same for the same seed.
+        """A reply to a text or to messages (``[{"role": "user", "content": …}, …]``), determined by the seed.
 
-        ``temperature`` 0 takes the likeliest token.  Raises UserError where messages meet no chat template.
+        ``temperature`` 0 is greedy.  Raises UserError for messages where the model has no chat template.
         """
         import torch
 
@@ -89,7 +89,7 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class LoadedReward:
-    """A reward model and its tokenizer, ready to score."""
+    """A reward model and its tokenizer."""
 
     folder: Path
     model: RewardModel
@@ -100,14 +100,14 @@ class LoadedReward:
         return self.model.backbone
 
     def score(self, prompt: Prompt, reply: str) -> float:
-        """The centered score of a reply."""
+        """The normalized score of a reply."""
         return self.scores([prompt], [reply])[0]
 
     def scores(self, prompts: Sequence[Prompt], replies: Sequence[str]) -> list[float]:
-        """One for each pair of prompt and reply.  Raises UserError where there are not as many of each."""
+        """The normalized score of each reply.  Raises UserError where the numbers of prompts and replies differ."""
         from accord.rollout.score import ModelReward, Replies
 
         if len(prompts) != len(replies):
-            raise UserError(f"{len(prompts)} prompts and {len(replies)} replies: give one of each for a pair.")
+            raise UserError(f"{len(prompts)} prompts and {len(replies)} replies: give one reply for each prompt.")
         scores = ModelReward("score", self.model, self.tokenizer, same_tokens=False)(Replies(prompts, replies, [], []))
         return [float(score) for score in scores["score"]]

@@ -1,4 +1,4 @@
-"""Talk to any model here, streaming."""
+"""Chat with a model in the terminal, token by token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from accord.runtime.console import console
 
 
 def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed: int, system: str) -> int:
-    """Reads a line, writes a reply, until an empty line or the end of the input; returns the exit code."""
+    """Replies to each line until an empty line or the end of the input; returns the exit code."""
     from accord.training.artifact import model_folder, open_tokenizer
 
     source = model_folder(path)
@@ -21,8 +21,8 @@ def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed:
     decoding = Decoding(max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, temperature, top_p)
     generator = torch.Generator().manual_seed(seed)
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
-    console.print(f"{path}: write a line; an empty one ends the talk", markup=False)
-    while line := _ask():
+    console.print(f"{path}: type a message; an empty line ends the chat", markup=False)
+    while line := _read_line():
         messages.append({"role": "user", "content": line})
         prompt = prompt_ids(tokenizer, messages if tokenizer.chat_template else line)
         tokens: list[int] = []
@@ -30,7 +30,7 @@ def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed:
         for token in stream(backbone, prompt, decoding, generator):
             tokens.append(token)
             text = tokenizer.decode(tokens)
-            if not text.endswith("\ufffd"):  # a character may take several tokens
+            if not text.endswith("\ufffd"):  # an incomplete character: it takes several tokens
                 print(text[len(shown) :], end="", flush=True)
                 shown = text
         print()
@@ -38,7 +38,7 @@ def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed:
     return 0
 
 
-def _ask() -> str:
+def _read_line() -> str:
     try:
         return input("> ").strip()
     except EOFError:

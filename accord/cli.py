@@ -1,4 +1,4 @@
-"""The command line.  torch is imported only by what needs it, so that help and config errors come back at once."""
+"""The command line.  torch is imported only where it is needed, so that help and config errors are immediate."""
 
 from __future__ import annotations
 
@@ -17,50 +17,54 @@ if TYPE_CHECKING:
     from accord.config.common import Stage
 
 OVERVIEW = """\
-accord runs reinforcement learning from human feedback: base -> SFT -> reward model -> PPO and DPO -> comparison.
+Reinforcement learning from human feedback: base -> SFT -> reward model -> PPO and DPO -> comparison.
 
-  accord run configs/pipeline.yaml            the whole way, on the small world, in minutes
-  accord sft --config configs/rlhf_sft.yaml   one stage; what it needs and is not there is made first
-  accord chat checkpoints/rlhf/ppo_lm         talk to what came out
+  accord run configs/pipeline.yaml            run the whole pipeline on the small world, in minutes
+  accord sft --config configs/rlhf_sft.yaml   run one stage, and first the stages it needs
+  accord chat checkpoints/rlhf/ppo_lm         chat with the result
 
-A setting can be changed after the config:  training.learning_rate=3e-5  model.base_model=my/folder
-'accord STAGE --help' lists every setting of a stage."""
+Settings follow the config as key=value:  training.learning_rate=3e-5  model.base_model=my/folder
+'accord STAGE --help' lists the settings of a stage."""
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Wide enough for the settings."""
+    """Help with wide columns."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=110)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands."""
+    """The parser of all commands."""
     top = argparse.ArgumentParser("accord", description=OVERVIEW, formatter_class=Formatter)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for kind in STAGE_KINDS.values():
         stage = commands.add_parser(kind.name, help=kind.help, formatter_class=Formatter, add_help=False)
-        stage.add_argument("-h", "--help", action="store_true", help="this text and every setting")
-        stage.add_argument("--config", metavar="FILE", help="a YAML file; without it all defaults hold")
-        stage.add_argument("--resume", action="store_true", help="go on from the saved state of an interrupted run")
+        stage.add_argument("-h", "--help", action="store_true", help="show this help and every setting")
+        stage.add_argument("--config", metavar="FILE", help="YAML file with settings (default: all defaults)")
+        stage.add_argument("--resume", action="store_true", help="continue an interrupted run from its saved state")
         _common(stage)
         stage.set_defaults(act=run_one)
     add_pipeline(commands, Formatter, _common)
-    chat = commands.add_parser("chat", help="talk to a model", formatter_class=Formatter)
+    chat = commands.add_parser("chat", help="chat with a model", formatter_class=Formatter)
     chat.add_argument(
-        "model", metavar="MODEL", help="a stage's folder, a model folder, a .gguf file, or a name of the registry"
+        "model", metavar="MODEL", help="a stage's folder, a model folder, a .gguf file, or a name in the registry"
     )
-    chat.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token (default 0.7)")
-    chat.add_argument("--top-p", type=float, default=0.95, help="keep the likeliest tokens of this mass (default 0.95)")
-    chat.add_argument("--max-new-tokens", type=int, default=256)
-    chat.add_argument("--seed", type=int, default=0)
-    chat.add_argument("--system", default="", help="the system message")
+    chat.add_argument("--temperature", type=float, default=0.7, help="sampling temperature; 0 is greedy (default 0.7)")
+    chat.add_argument(
+        "--top-p", type=float, default=0.95, help="nucleus sampling: probability mass to sample from (default 0.95)"
+    )
+    chat.add_argument("--max-new-tokens", type=int, default=256, help="maximum tokens of a reply (default 256)")
+    chat.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
+    chat.add_argument("--system", default="", help="system message")
     chat.add_argument("--debug", action="store_true", help="show tracebacks")
-    chat.set_defaults(act=talk)
-    config = commands.add_parser("config", help="show a resolved config, or its JSON Schema", formatter_class=Formatter)
+    chat.set_defaults(act=run_chat)
+    config = commands.add_parser(
+        "config", help="show a stage's resolved config or its JSON Schema", formatter_class=Formatter
+    )
     config.add_argument("what", choices=("show", "schema"))
     config.add_argument("stage", choices=tuple(STAGE_KINDS), metavar="STAGE", help=", ".join(STAGE_KINDS))
-    config.add_argument("--config", metavar="FILE")
+    config.add_argument("--config", metavar="FILE", help="YAML file with settings (default: all defaults)")
     _common(config)
     config.set_defaults(act=show_config)
     add_models(commands, Formatter)
@@ -68,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, dotted")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings to override, as dotted keys")
     command.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
@@ -103,7 +107,7 @@ def config_of(kind: str, options: argparse.Namespace) -> Stage:
     return load(STAGE_KINDS[kind].settings, options.config, options.overrides)
 
 
-def talk(options: argparse.Namespace) -> int:
+def run_chat(options: argparse.Namespace) -> int:
     from accord.chat import chat
 
     return chat(options.model, options.temperature, options.top_p, options.max_new_tokens, options.seed, options.system)
@@ -120,9 +124,9 @@ def show_config(options: argparse.Namespace) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line; its overrides may stand anywhere, which argparse alone does not take."""
+    """The options of a command line; overrides may be anywhere in it, which argparse does not support."""
     words, overrides = list(argv), []
-    if words[:1] not in (["chat"], ["models"]):  # which have none
+    if words[:1] not in (["chat"], ["models"]):  # these take no overrides
         overrides = [
             w
             for before, w in zip(["", *words], words, strict=False)
@@ -137,7 +141,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, 1 where a stage of a pipeline failed, 2 for a mistake, 130 where the user stopped it."""
+    """Runs a command; returns the exit code: 0, 1 (a stage failed), 2 (a user error) or 130 (interrupted)."""
     options = parse(sys.argv[1:] if argv is None else argv)
     act: Callable[[argparse.Namespace], int] = options.act
     try:
@@ -151,16 +155,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"accord: {failed}", file=sys.stderr)
         return 1
     except Interrupted as stopped:
-        again = "run the same command again to go on" if options.command == "run" else "add --resume to go on"
+        again = "run the same command again to resume" if options.command == "run" else "add --resume to resume"
         print(f"accord: {stopped} {again[0].upper()}{again[1:]}.", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print("accord: stopped at once; what was saved before is kept.", file=sys.stderr)
+        print("accord: stopped immediately; the last saved state is kept.", file=sys.stderr)
         return 130
 
 
 def main_of(stage: str) -> Callable[[], int]:
-    """The main of one stage, for ``python -m``."""
+    """The entry point of one stage, for ``python -m``."""
     return lambda: main([stage, *sys.argv[1:]])
 
 

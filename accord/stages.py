@@ -1,8 +1,8 @@
 """Every stage as a function: ``accord.stages.sft("configs/rlhf_sft.yaml", seed=1)``.
 
-There is one for each stage kind.  It takes a YAML file, a mapping or a config, and settings that go over it;
-``accord.stages.sft.settings`` is the class of its config (of ``reward`` and ``ppo`` their variants), and
-``accord.stages.sft.config(…)`` the config that a call with the same arguments runs with.
+There is one function for each stage kind.  It takes a YAML file, a mapping or a config, and overrides;
+``accord.stages.sft.settings`` is the class of its config (for ``reward`` and ``ppo`` their variants), and
+``accord.stages.sft.config(…)`` the config that a call with the same arguments runs.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Given = str | Path | Mapping[str, Any] | Stage | None
 
 
 class ConfigFunction(Protocol):
-    """Makes the config of one kind."""
+    """Makes the config of one stage kind."""
 
     def __call__(self, config: Given = None, **overrides: Any) -> Stage: ...
 
 
 class StageFunction(Protocol):
-    """Runs one kind of stage."""
+    """Runs a stage of one kind."""
 
     settings: type[Stage] | Variants[Stage]
     config: ConfigFunction
@@ -49,14 +49,14 @@ def _function(kind: StageKind) -> StageFunction:
         return run_stage(kind.name, prepared, resume=True, reuse=True)
 
     def config_of(config: Given = None, **overrides: Any) -> Stage:
-        """The config that a call with the same arguments runs with."""
+        """The config that a call with the same arguments runs."""
         return _config(kind, config, overrides)
 
     run.__name__ = run.__qualname__ = kind.name
     run.__doc__ = f"""Runs the stage {kind.name}: {kind.help}.
 
-    What it names and is not there is made first; where nothing changed, nothing runs.  ``overrides`` are settings by
-    their dotted keys or by section: ``seed=1``, ``training={{"batch_size": 8}}``, ``**{{"training.batch_size": 8}}``.
+    Stages that it names and that are missing run first; an unchanged stage does not run.  ``overrides`` are settings by
+    dotted key or by section: ``seed=1``, ``training={{"batch_size": 8}}``, ``**{{"training.batch_size": 8}}``.
     The outcome has ``folder``, ``metrics`` and ``skipped``.  Raises UserError.
     """
     function = cast(StageFunction, run)
@@ -84,11 +84,11 @@ def _config(kind: StageKind, config: Given, overrides: Mapping[str, Any]) -> Sta
 
 
 def _leaves(key: str, value: Any, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """A section given in part goes over the section that is there, key by key."""
-    there: Any = values
+    """Dotted keys and values: a section given in part overrides the existing section key by key."""
+    existing: Any = values
     for part in key.split("."):
-        there = there.get(part) if isinstance(there, Mapping) else None
-    if isinstance(value, Mapping) and isinstance(there, Mapping):
+        existing = existing.get(part) if isinstance(existing, Mapping) else None
+    if isinstance(value, Mapping) and isinstance(existing, Mapping):
         return [(f"{key}.{inner}", v) for inner, v in value.items()]
     return [(key, value)]
 
@@ -100,7 +100,7 @@ def _cached(name: str) -> StageFunction:
 
 def __getattr__(name: str) -> StageFunction:
     if name not in STAGE_KINDS:
-        raise AttributeError(f"accord.stages has no {name!r}; there are {', '.join(STAGE_KINDS)}")
+        raise AttributeError(f"accord.stages has no {name!r}; the stages are {', '.join(STAGE_KINDS)}")
     return _cached(name)
 
 

@@ -192,7 +192,7 @@ def test_ctrl_c_outside_a_stage_is_one_sentence(
 
     monkeypatch.setattr("accord.pipeline.orchestrator.run_pipeline", stopped)
     assert main(["run", "x.yaml"]) == 130
-    assert capsys.readouterr().err == "accord: stopped at once; what was saved before is kept.\n"
+    assert capsys.readouterr().err == "accord: stopped immediately; the last saved state is kept.\n"
 
 
 @pytest.mark.parametrize(

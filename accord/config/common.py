@@ -1,4 +1,4 @@
-"""The settings that several stage kinds share."""
+"""Settings that several stage kinds share."""
 
 from __future__ import annotations
 
@@ -14,89 +14,90 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Stage(Section):
-    """What every stage has."""
+    """Settings of every stage."""
 
     runtime: ClassVar[frozenset[str]] = frozenset(
         {"name", "out", "logs", "device", "log_every", "save_every", "threads"}
     )
 
     seed: int = 0
-    """Decides everything random."""
+    """Seed of all random draws."""
     name: str = ""
-    """The folder under out and logs; the stage's own name where empty."""
+    """Folder under out and logs; empty: the name of the stage kind."""
     out: str = "checkpoints/rlhf"
-    """Where results go: out/<name>/."""
+    """Folder for results, in out/<name>/."""
     logs: str = "logs/rlhf"
-    """Where logs go: logs/<name>/<name>.log, metrics.jsonl and TensorBoard events."""
+    """Folder for logs: logs/<name>/<name>.log, metrics.jsonl and TensorBoard events."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
+    """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads; 0 leaves torch's choice."""
+    """CPU threads; 0: torch's choice.  Another number rounds differently, so results may differ, yet it does not make
+    finished stages run again."""
     log_every: Positive = 10
-    """Steps between two lines in metrics.jsonl."""
+    """Steps between lines in metrics.jsonl."""
     save_every: Positive = 50
-    """Steps between two resumable states."""
+    """Steps between saved states to resume from."""
 
 
 class PrecisionStage(Stage):
-    """What stages have whose matrix multiplications may use half precision."""
+    """Settings of stages whose matrix multiplications may use half precision."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of matrix multiplications; weights, log-softmax and reductions stay in float32."""
 
 
 class Optimizer(Section):
-    """AdamW's numbers, and how rows become steps."""
+    """Settings of AdamW and of the batches."""
 
     batch_size: Positive = 4
-    """Rows in one optimizer step, however many passes that takes."""
+    """Rows per optimizer step."""
     micro_batch_size: Annotated[int, Field(ge=0)] = 0
-    """Rows in one forward pass (gradient accumulation); 0: all of the batch.  Changes memory, not results."""
+    """Rows per forward pass (gradient accumulation); 0: the whole batch.  Changes memory use, and results only by rounding."""
     num_epochs: Positive = 1
-    """Passes over the data."""
+    """Epochs over the data."""
     learning_rate: Rate = 1e-4
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warmup: constant, or down to zero on a line or half a cosine."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps over which the learning rate rises from zero."""
+    """Optimizer steps over which the learning rate rises linearly from zero."""
     weight_decay: Rate = 0.0
-    """AdamW's, on matrices only."""
+    """AdamW's weight decay, on matrices only."""
     adam_beta2: Share = 0.999
-    """Decay of the second moment."""
+    """Decay rate of Adam's second moment."""
     adam_eps: Rate = 1e-8
-    """PPO's default is 1e-5, which tames the first updates."""
+    """Added to the denominator of Adam's update."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this global norm."""
+    """Maximum global norm of the gradient; larger ones are scaled down."""
 
 
 class TextModel(Section):
-    """A language model to start from."""
+    """The language model that training starts from."""
 
     base_model: str = "mamba"
-    """mamba, transformer (the small bases), a stage (sft, …), a folder in the Hugging Face layout, or a .gguf file."""
+    """mamba or transformer (small base models), a stage (sft, …), a Hugging Face folder, or a .gguf file."""
     d_model: Positive = 128
-    """Width of the small bases; other models bring their own."""
+    """Hidden size of a small base model; other models have their own."""
     n_layers: Positive = 4
-    """Depth of the small bases."""
+    """Layers of a small base model."""
     max_length: Positive = 256
-    """Tokens of prompt and reply together; longer texts are cut, counted and reported."""
+    """Maximum tokens of prompt and reply together; longer texts are truncated, and the report says how many."""
 
 
 class PromptedModel(TextModel):
-    """A language model to start from, and how long its prompts may be."""
+    """The language model that training starts from, and how long prompts may be."""
 
     max_prompt_length: Annotated[int, Field(ge=0)] = 0
-    """Tokens of the prompt, which keeps its end; 0: three quarters of max_length."""
+    """Maximum tokens of a prompt, truncated at its start; 0: three quarters of max_length."""
 
     @property
     def prompt_room(self) -> int:
-        """Tokens that a prompt may have."""
+        """Maximum tokens of a prompt."""
         return self.max_prompt_length or max(1, self.max_length * 3 // 4)
 
 
 class TextData(Section):
-    """Where the rows come from."""
+    """Where training rows come from."""
 
     train: str = "demo"
     """demo (the small world), a stage, a folder, or a JSON Lines file."""
@@ -105,9 +106,9 @@ class TextData(Section):
 
 
 class SplitData(TextData):
-    """Rows with a held-out part."""
+    """Training rows and held-out rows."""
 
     heldout: str = ""
-    """A stage, folder or JSON Lines file; where empty, heldout_fraction of train's prompts is kept out of training."""
+    """Held-out rows: a stage, folder or JSON Lines file; empty: split off heldout_fraction of train's prompts."""
     heldout_fraction: Share = 0.1
-    """By prompt: no prompt stands on both sides."""
+    """Fraction of train's prompts to hold out; all rows of a prompt fall on the same side."""

@@ -13,38 +13,38 @@ from accord.config.section import Section
 
 
 class ControlPolicy(Section):
-    """ActorCritic, or for continuous actions GaussianActorCritic, on what a task shows."""
+    """ActorCritic, or GaussianActorCritic for continuous actions, on a task's observations."""
 
     policy: Literal["control"] = "control"
-    """language: the whole model; heads: ActorCritic on a frozen language model's features; control: a Gymnasium task."""
+    """language: a whole language model; heads: ActorCritic on a frozen language model's features; control: a Gymnasium task."""
     hidden_dim: Positive = 64
-    """Width of the actor's and the critic's hidden layers."""
+    """Hidden size of the actor and the critic."""
     log_std: float = 0.0
-    """Continuous actions: logarithm of the standard deviation that the policy starts with."""
+    """Continuous actions: initial log standard deviation of the policy."""
 
 
 class Normalization(Section):
-    """Running scales, part of the saved state, unchanged in evaluation."""
+    """Running normalization of observations and rewards; saved with the state and frozen in evaluation."""
 
     observations: bool = False
-    """To mean 0 and deviation 1."""
+    """Normalize observations to mean 0 and standard deviation 1."""
     rewards: bool = False
-    """Divided by the deviation of their discounted sum (training.gamma), for learning only."""
+    """Divide rewards by the standard deviation of the discounted return (training.gamma); reported returns stay unscaled."""
     clip: Annotated[float, Field(gt=0)] = 10.0
-    """Both are clipped to [-clip, clip]."""
+    """Normalized observations and rewards are clipped to [-clip, clip]."""
 
 
 class Evaluation(Section):
-    """Whole episodes by the likeliest action, with seeds of their own; training does not depend on them."""
+    """Evaluation episodes with the most likely action and their own seeds; training does not depend on them."""
 
     episodes: Annotated[int, Field(ge=0)] = 20
-    """At the end, and each time that every asks for; 0: none."""
+    """Episodes per evaluation; 0: no evaluation."""
     every: Annotated[int, Field(ge=0)] = 0
-    """Environment steps between evaluations during training; 0: only at the end."""
+    """Environment steps between evaluations; 0: only at the end of training."""
     max_steps: Positive = 10000
-    """A longer episode counts as it stands then."""
+    """Steps after which an evaluation episode is cut off; its return so far counts."""
     curve: bool = True
-    """Draw curve.png: returns over environment steps."""
+    """Write curve.png: returns over environment steps."""
     video: bool = False
     """Write episode.gif: the first evaluation episode."""
 
@@ -57,7 +57,7 @@ class ControlPPOConfig(Stage):
     model: ControlPolicy = ControlPolicy()
     training: StepsPPOOptimizer = StepsPPOOptimizer()
     environment: str = ""
-    """A Gymnasium id, e.g. CartPole-v1, or a class of your own, module:Class."""
+    """A Gymnasium id, e.g. CartPole-v1, or a class of your own as module:Class."""
     normalize: Normalization = Normalization()
     evaluation: Evaluation = Evaluation()
 

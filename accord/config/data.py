@@ -1,4 +1,4 @@
-"""Settings of the stages that bring data and models in: demo, pretrained and pairs."""
+"""Settings of the stages that provide data and models: demo, pretrained and pairs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from accord.config.common import Positive, PrecisionStage, PromptedModel, Rate, 
 
 
 class DemoConfig(Stage):
-    """Writes the small world's files: base text, demonstrations, preferences, prompts."""
+    """Writes the small world's data: base text, demonstrations, preferences and prompts."""
 
     retired: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
 
     base_rows: Positive = 14000
-    """Lines of base text."""
+    """Rows of base text."""
     sft_rows: Positive = 2400
-    """Demonstrations."""
+    """Rows of demonstrations."""
     preference_rows: Positive = 600
-    """Pairs made without a model."""
+    """Preference pairs, made without a model."""
 
 
 class PretrainedConfig(Stage):
-    """Takes a pretrained model in, as an artifact of ours."""
+    """Imports a pretrained model as an artifact."""
 
     retired: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
 
@@ -33,34 +33,34 @@ class PretrainedConfig(Stage):
 
 
 class PairsConfig(PrecisionStage):
-    """Samples replies from a model and has an annotator prefer among them."""
+    """Samples replies from a model and has an annotator label preferences."""
 
     model: PromptedModel = PromptedModel(base_model="sft")
     prompts: str = "demo"
     """Prompts (a folder, a stage or a file)."""
     annotator: str = "accord.data.demo:gold_scores"
-    """module:function(prompts, replies) -> scores; the pairs are labelled by it and by nothing else."""
+    """module:function(prompts, replies) -> scores; the only source of the labels."""
     noise: Rate = 0.4
-    """Temperature of the Bradley-Terry annotator, in units of the score; 0: the better one always wins."""
+    """Temperature of the Bradley-Terry annotator, in units of the score; 0: the higher score always wins."""
     replies: Positive = 4
-    """Replies sampled for each prompt."""
+    """Replies sampled per prompt."""
     pairs: Positive = 2
-    """Pairs made of each prompt's replies, no reply in two of them."""
+    """Pairs per prompt; each reply is used at most once."""
     matching: Literal["random", "extremes", "all"] = "random"
-    """random: at random; extremes: best against worst, second best against second worst, …;
-    all: everyone meets everyone, and pairs does not count (train with training.group_by_prompt=true)."""
+    """random: random pairs; extremes: best with worst, second best with second worst, …;
+    all: every pair of replies, whatever pairs says (train with training.group_by_prompt=true)."""
     min_gap: Rate = 0.0
-    """Pairs closer than this in score are left out."""
+    """Pairs whose scores differ by less are dropped."""
     temperatures: tuple[float, ...] = (1.0,)
-    """Replies are spread over these."""
+    """Sampling temperatures; a prompt's replies take them in turn."""
     max_new_tokens: Positive = 64
-    """A reply that has not ended by then is left out."""
+    """Maximum tokens of a reply; one that has not ended by then is dropped."""
     batch_size: Positive = 128
-    """Replies sampled side by side."""
+    """Replies sampled in parallel."""
     heldout_fraction: Share = 0.1
-    """Of the prompts; their pairs go to heldout_preferences.jsonl."""
+    """Fraction of the prompts whose pairs go to heldout_preferences.jsonl."""
     instruction: str = ""
-    """Added after the prompt when sampling, not written into the rows."""
+    """Text appended to the prompt when sampling, and not written to the rows."""
     limit: Annotated[int, Field(ge=0)] = 0
     """Use only the first prompts; 0: all."""
     keep: Literal["pairs", "demonstrations"] = "pairs"

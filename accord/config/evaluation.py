@@ -11,44 +11,46 @@ from accord.config.common import Positive, Stage
 
 
 class CompareConfig(Stage):
-    """Writes results.json: gold reward, win rates, KL, length, endings of several models on held-out prompts."""
+    """Compares models on held-out prompts: gold reward, win rate, KL, reply length and share of ended replies."""
 
     retired: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
 
     models: dict[str, str] = Field(default_factory=lambda: {"sft": "sft", "dpo": "dpo"})
-    """Label: stage or folder.  The others are compared with 'sft'."""
+    """Models to compare, as label: stage or folder.  Win rates are against the one labeled 'sft'."""
     reference: str = "sft"
-    """KL is measured to this model."""
+    """Reference model of the KL."""
     reward_model: str = ""
-    """Its accuracy on the annotator's held-out labels, and its agreement with gold on them; empty: none."""
+    """Reward model to check: accuracy on held-out labels and agreement with gold; empty: none."""
     pairs: str = "pairs"
     """Held-out pairs for the reward model (a stage, a folder or a file)."""
     base: str = ""
-    """A model under which fluency (negative log-likelihood) is measured; empty: none."""
+    """Model for fluency (negative log-likelihood of the replies); empty: none."""
     prompts: str = "demo"
-    """Held-out prompts."""
+    """Held-out prompts (a stage, a folder or a file)."""
     gold: str = "accord.data.demo:gold_scores"
-    """module:function(prompts, replies) -> scores that no trainer sees."""
+    """Gold reward, which no trainer sees: module:function(prompts, replies) -> scores."""
     replies: Positive = 4
-    """For each prompt."""
+    """Replies sampled per prompt."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature."""
     max_new_tokens: Positive = 64
-    """A reply that has not ended by then is left out."""
+    """Maximum tokens of a reply; one that has not ended by then counts as it is."""
     batch_size: Positive = 128
+    """Replies sampled in parallel."""
     limit: Annotated[int, Field(ge=0)] = 0
     """Use only the first prompts; 0: all."""
     samples: Positive = 3
-    """Sample answers to print side by side."""
+    """Prompts whose replies are printed side by side."""
     redraw: bool = True
-    """Also hold the SFT model against a second draw of its own replies: what no difference looks like."""
+    """Also compare the SFT model with a second sample of its own replies (null baseline)."""
 
     @field_validator("models")
     @classmethod
     def _labels(cls, models: dict[str, str]) -> dict[str, str]:
         if "sft" not in models:
             raise ValueError("name one of them 'sft': the win rates compare the others with it")
-        taken = ("reward", "sft_again", "stages", "seed", "versions", "prompts", "replies_per_prompt")
+        reserved = ("reward", "sft_again", "stages", "seed", "versions", "prompts", "replies_per_prompt")
         for label in models:
-            if "." in label or label in taken:
+            if "." in label or label in reserved:
                 raise ValueError(f"the label {label!r} cannot be a key of results.json; choose another, without dots")
         return models

@@ -12,46 +12,47 @@ from accord.config.section import Section
 
 
 class FuseSource(Section):
-    """One of the models that are merged."""
+    """One model of a merge."""
 
     model: str
     """A stage or a folder."""
     weight: float = 1.0
-    """linear: of the model; task_arithmetic, ties, dare_*: of its difference from the base."""
+    """Weight of the model (linear) or of its task vector (task_arithmetic, ties, dare_*)."""
     density: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """ties: the share of the difference's entries that stays, the largest; dare_*: with which each entry stays."""
+    """ties: fraction of the task vector's entries to keep, the largest; dare_*: probability of keeping each entry."""
 
     def __repr__(self) -> str:
-        """Short in ``--help``: the name alone, where nothing else is set."""
+        """The model alone where nothing else is set, for ``--help``."""
         return self.model if self.weight == self.density == 1 else super().__repr__()
 
 
 class FuseConfig(Stage):
-    """Merges models of one architecture into one: averages, spherical averages, task vectors, steps to a reference."""
+    """Merges models of one architecture: linear average, SLERP, task vectors, or interpolation with a reference."""
 
     retired: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
 
     method: Literal["linear", "slerp", "interpolate", "task_arithmetic", "ties", "dare_linear", "dare_ties"] = "linear"
-    """linear: weighted average (of reward models: WARM); slerp: between two on the arc; interpolate: base + t (model - base)
-    (WARP's LITI); the others add differences from the base: all of them, trimmed with elected signs, or thinned at random."""
+    """linear: weighted average (of reward models: WARM); slerp: spherical interpolation of two models; interpolate:
+    base + t (model - base) (WARP's LITI); task_arithmetic, ties, dare_*: base plus task vectors, as they are, trimmed
+    with elected signs, or randomly dropped."""
     models: Annotated[tuple[FuseSource, ...], Field(min_length=1)] = (FuseSource(model="sft"), FuseSource(model="dpo"))
-    """What is merged, by any label (models.a.model=sft models.a.weight=0.3) or as a list; the first one gives config,
-    tokenizer and kind."""
+    """Models to merge, under any labels (models.a.model=sft models.a.weight=0.3) or as a list; config, tokenizer and kind
+    are the first model's."""
     base: str = ""
-    """Where differences start: a stage or a folder; slerp: the end that t=0 stands for, if not the first model."""
+    """Base of the task vectors, a stage or a folder; slerp: the model at t=0, if not the first one."""
     t: float = 0.5
-    """slerp: 0 is the first model, 1 the second; interpolate: 0 is the base, 1 the model, and beyond is allowed."""
+    """slerp: 0 is the first model, 1 the second; interpolate: 0 is the base, 1 the model; values outside are allowed."""
     normalize: bool | None = None
-    """Divide by the sum of the weights; null: for linear and ties, not for the others, as mergekit does."""
+    """Divide by the sum of the weights; null: as in mergekit, for linear and ties only."""
     scaling: float = Field(default=1.0, validation_alias=AliasChoices("scaling", "lambda"))
-    """Task vectors are multiplied by this before the base is added; it may be written lambda."""
+    """Factor of the summed task vectors; may be written lambda."""
     dtype: Literal["first", "float32", "float16", "bfloat16"] = "first"
-    """What is written: each tensor as the first model has it, or all in one kind.  Computed in float32 always."""
+    """Dtype of the written tensors; first: as in the first model.  Computed in float32."""
     calibrate: str = ""
-    """Reward models: preferences (a stage, a folder or a file) on whose replies the merged scores are centered and scaled;
-    empty: they keep the scale of the first model, which is about right."""
+    """Reward models: preferences (a stage, a folder or a file) on which the merged scores are normalized; empty: keep the
+    first model's statistics."""
     max_length: Positive = 256
-    """calibrate: tokens of prompt and reply together."""
+    """calibrate: maximum tokens of prompt and reply together."""
 
     @property
     def normalizes(self) -> bool:
@@ -61,7 +62,7 @@ class FuseConfig(Stage):
     @field_validator("models", mode="before")
     @classmethod
     def _listed(cls, models: Any) -> Any:
-        """Labels are for the person who writes; a bare name is a model of weight 1."""
+        """Labels carry no meaning; a bare name is a model of weight 1."""
         if isinstance(models, Mapping):
             models = list(models.values())
         return [{"model": m} if isinstance(m, str) else m for m in models] if isinstance(models, list) else models
@@ -82,11 +83,11 @@ class FuseConfig(Stage):
             raise ValueError(f"method={self.method} needs base, the model that differences are taken from")
         elif self.method == "interpolate" and len(names) != 1:
             raise ValueError(f"method=interpolate takes one model beside the base, but {len(names)} are named")
-        self._heeded()
+        self._refuse_ignored()
         return self
 
-    def _heeded(self) -> None:
-        """Settings that the method does not look at are mistakes."""
+    def _refuse_ignored(self) -> None:
+        """Raises ValueError for settings that the method ignores."""
         deltas = self.method not in ("linear", "slerp", "interpolate")
         ignored = {
             "models.*.density": self.method not in ("ties", "dare_linear", "dare_ties")
@@ -96,6 +97,6 @@ class FuseConfig(Stage):
             "scaling": not deltas and self.scaling != 1,
             "normalize": self.method in ("slerp", "interpolate") and self.normalize is not None,
         }
-        for name, idle in ignored.items():
-            if idle:
+        for name, is_ignored in ignored.items():
+            if is_ignored:
                 raise ValueError(f"{name} has no effect with method={self.method}; leave it out")

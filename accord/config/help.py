@@ -1,4 +1,4 @@
-"""What ``--help`` says of settings: one line each, and of variants what they share and what each has of its own."""
+"""The settings part of ``--help``: shared settings first, then those of each variant."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from accord.config.variants import Variants
 
 
 def settings_help(settings: type[Section] | Variants[Section]) -> list[str]:
-    """A description and, line by line, every setting with its default and meaning."""
+    """Lines with a description and every setting, its default and its meaning."""
     if not isinstance(settings, Variants):
         return _lines(settings.__doc__ or "", "settings:", list(_entries(settings)))
     entries = {name: list(_entries(cls)) for name, cls in settings.classes.items()}
@@ -33,7 +33,7 @@ def _lines(description: str, head: str, entries: list[str]) -> list[str]:
 def _entries(cls: type[BaseModel]) -> Iterator[str]:
     for name, field in cls.model_fields.items():
         inner, default = field.annotation, field.get_default(call_default_factory=True)
-        if isinstance(inner, type) and issubclass(inner, BaseModel):  # with the defaults that this stage gives it
+        if isinstance(inner, type) and issubclass(inner, BaseModel):  # with this stage's defaults
             for key, setting in inner.model_fields.items():
                 yield _entry(f"{name}.{key}", getattr(default, key), setting.description)
         else:
@@ -41,7 +41,7 @@ def _entries(cls: type[BaseModel]) -> Iterator[str]:
 
 
 def _entry(key: str, default: Any, description: str | None) -> str:
-    """Key and default, the meaning beside them, wrapped."""
+    """Key and default, and beside them the meaning, wrapped."""
     shown = "''" if default == "" else str(default)
     head = f"  {key + '=' + shown:<44} "
     return textwrap.fill(description or "", 120, initial_indent=head, subsequent_indent=" " * 47) or head.rstrip()

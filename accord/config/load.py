@@ -1,6 +1,6 @@
-"""YAML and dotted overrides to a typed, frozen config; every mistake is one sentence that names file, line and key.
+"""YAML and dotted overrides to a typed, frozen config; each error is one sentence naming file, line and key.
 
-No torch here, nor in anything this imports: a wrong key must come back in well under a second.
+Neither this module nor its imports load torch, so that a wrong key is reported in well under a second.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ C = TypeVar("C", bound="Section")
 
 
 def load(settings: type[C] | Variants[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
-    """A config from a YAML file (None: all defaults) and ``a.b=value`` overrides, later ones winning.
+    """A config from a YAML file (None: all defaults) and ``a.b=value`` overrides, of which the last wins.
 
-    ``settings`` is its class, or the variants that the values choose from.
+    ``settings`` is the config's class, or variants between which the values decide.
     Raises UserError for a missing or malformed file, an unknown key (with the nearest known one) or a bad value.
     """
     values, lines = read_yaml(path) if path is not None else ({}, {})
@@ -42,7 +42,7 @@ def load(settings: type[C] | Variants[C], path: str | Path | None, overrides: Se
 def build(
     settings: type[C] | Variants[C], values: Mapping[str, Any], sources: Mapping[str, str], default_source: str
 ) -> C:
-    """Validates plain values; ``sources`` says for each dotted key where it was written, for the message."""
+    """Validates plain values; ``sources`` holds, for error messages, where each dotted key was written."""
     if isinstance(settings, Variants):
         settings, values = settings.resolve(values, sources, default_source)
     try:
@@ -65,13 +65,13 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def put(values: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Sets a dotted key, making sections on the way.  Raises UserError where one of them holds a plain value."""
+    """Sets a dotted key, creating missing sections.  Raises UserError where a section holds a plain value."""
     *parents, last = key.split(".")
     for i, part in enumerate(parents):
         inner = values.get(part)
         if inner is not None and not isinstance(inner, Mapping):
             section = ".".join(parents[: i + 1])
-            raise UserError(f"{where}: {key!r} cannot be set: {section!r} is {inner!r}, a value and no section.")
+            raise UserError(f"{where}: {key!r} cannot be set: {section!r} is the value {inner!r}, not a section.")
         values[part] = dict(inner or {})
         values = values[part]
     values[last] = value
@@ -92,14 +92,14 @@ def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default
     expected = "" if error["type"] == "value_error" else "expected "
     found = "" if error["type"] in ("missing", "value_error") else f", found {error['input']!r}"
     if error["type"] == "missing":
-        return f"{where}: the key {key!r} is needed and absent."
+        return f"{where}: the required key {key!r} is missing."
     return f"{where}: {key or 'config'}: {expected}{message}{found}."
 
 
 def _hint(cls: type[BaseModel], path: tuple[str, ...]) -> str:
-    """The same name in another place, else the nearest name in this place, else the nearest one anywhere."""
+    """The same name in another section, else the closest name in this section, else the closest anywhere."""
     section: type[BaseModel] | None = cls
-    for part in path[:-1]:  # the number or name of an item within a tuple or dict is no field: the section stays
+    for part in path[:-1]:  # the number or name of an item within a tuple or dict is not a field: the section stays
         if section is not None and part in section.model_fields:
             section = section_of(section.model_fields[part].annotation)
     fields = section.model_fields.items() if section else ()
@@ -114,12 +114,12 @@ def _hint(cls: type[BaseModel], path: tuple[str, ...]) -> str:
 
 
 def to_yaml(config: Section) -> str:
-    """The resolved config as YAML, every default written out."""
+    """The resolved config as YAML, defaults included."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def load_function(name: str, key: str) -> Callable[..., Any]:
-    """``module:function`` as an object; modules in the working directory are found.  Raises UserError with the key."""
+    """``module:function`` as an object; the working directory is on the path.  Raises UserError naming ``key``."""
     module, colon, function = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -12,89 +12,89 @@ from accord.config.section import Section
 
 
 class PPOOptimizer(Optimizer):
-    """PPO's numbers; the names are the field's."""
+    """Settings of PPO."""
 
     batch_size: Positive = 32
-    """Rows in a minibatch: replies of a language policy, steps of the others."""
+    """Minibatch size: replies of a language policy, environment steps otherwise."""
     num_epochs: Positive = 4
-    """Passes over each rollout."""
+    """Epochs over each rollout."""
     learning_rate: Rate = 3e-4
     schedule: Literal["constant", "linear", "cosine", "kl_adaptive"] = "constant"  # type: ignore[assignment]
     """kl_adaptive: divide by 1.5 where the approximate KL exceeds 2 x target_kl, multiply where it is under half."""
     adam_eps: Rate = 1e-5
     max_grad_norm: Annotated[float, Field(gt=0)] = 0.5
     clip_range: Annotated[float, Field(gt=0)] = 0.2
-    """The ratio counts only within [1 - this, 1 + this]."""
+    """Clip range ε: the probability ratio is clipped to [1 - ε, 1 + ε]."""
     clip_schedule: Literal["constant", "linear"] = "constant"
     """linear: clip_range falls to zero over the rollouts."""
     clip_range_vf: Annotated[float, Field(ge=0)] = 0.2
-    """Value clipping around the old values; 0: none."""
+    """Clip range of the value around the old value; 0: no clipping."""
     gamma: Share = 0.99
-    """Discount."""
+    """Discount factor."""
     gae_lambda: Share = 0.95
-    """0: one-step advantages; 1: returns less values."""
+    """λ of GAE.  0: one-step advantages; 1: Monte Carlo returns minus values."""
     vf_coef: Rate = 0.5
-    """Weight of the value loss."""
+    """Coefficient of the value loss."""
     ent_coef: Rate = 0.0
-    """Weight of the entropy bonus."""
+    """Coefficient of the entropy bonus."""
     normalize_advantages: bool = True
-    """Over the rollout's valid actions, once."""
+    """Normalize advantages over the rollout's valid actions."""
     target_kl: Rate = 0.0
-    """End a rollout's updates when the approximate KL from the sampling policy exceeds 1.5 x this; 0: never."""
+    """Stop a rollout's updates early when the approximate KL to the behavior policy exceeds 1.5 x this; 0: never."""
 
     @model_validator(mode="after")
     def _fits(self) -> PPOOptimizer:
         if self.schedule == "kl_adaptive" and not self.target_kl:
-            raise ValueError("training.schedule=kl_adaptive needs training.target_kl, the KL to steer to")
+            raise ValueError("training.schedule=kl_adaptive needs training.target_kl, the KL to adapt to")
         return self
 
 
 class LanguagePPOOptimizer(PPOOptimizer):
-    """The same over replies."""
+    """Settings of PPO on replies of a language model."""
 
     gamma: Share = 1.0
-    """Discount."""
+    """Discount factor."""
     iterations: Positive = 30
-    """Rollouts in all."""
+    """Number of rollouts."""
     replies: Positive = 64
-    """Replies in a rollout."""
+    """Replies per rollout."""
     samples_per_prompt: Positive = 1
-    """Replies to the same prompt within a rollout."""
+    """Replies per prompt within a rollout."""
     critic_learning_rate: Rate = 0.0
-    """For the value head and a critic's own trunk; 0: the same as the policy's."""
+    """Learning rate of the value head and of a separate critic; 0: the policy's."""
     value_warmup: Annotated[int, Field(ge=0)] = 0
-    """First iterations in which only the critic learns."""
+    """Iterations at the start that train only the critic."""
 
 
 class StepsPPOOptimizer(PPOOptimizer):
-    """The same over steps of environments."""
+    """Settings of PPO on environment steps."""
 
     total_timesteps: Positive = 500
-    """Environment steps in all."""
+    """Total environment steps."""
     n_steps: Positive = 32
-    """Steps in each environment before an update."""
+    """Steps per environment and rollout."""
     n_envs: Positive = 1
-    """Environments side by side."""
+    """Parallel environments."""
 
 
 class KLCoefficient(Section):
-    """The weight of the KL to the reference model."""
+    """The KL penalty to the reference model."""
 
     beta: Rate = 0.05
-    """Weight of the KL; with a target, where it starts."""
+    """Coefficient of the KL; with a target, its initial value."""
     target: Rate = 0.0
-    """Nats per reply at which beta settles; 0: beta stays."""
+    """Target KL in nats per reply (adaptive KL); 0: fixed beta."""
     horizon: Positive = 10000
-    """Replies over which beta adapts."""
+    """Horizon of the adaptive KL, in replies (Ziegler et al. 2019)."""
 
 
 class KL(KLCoefficient):
-    """The same, and where the KL stands."""
+    """The KL penalty, and where and how it is computed."""
 
     placement: Literal["reward", "loss"] = "reward"
     """reward: -beta x k1 on each token; loss: beta x the estimator added to the loss."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
-    """k1 in the reward; k2 (the KL's gradient) or k3 (biased gradient) in the loss."""
+    """k1 in the reward; k2 (unbiased gradient) or k3 (biased gradient) in the loss."""
 
     @model_validator(mode="after")
     def _fits(self) -> KL:
@@ -112,71 +112,71 @@ class RewardTerm(Section):
     source: str
     """A trained reward model (stage or folder) or module:function(prompts, replies) -> scores."""
     weight: float = 1.0
-    """The score is multiplied by this before the terms are added."""
+    """Weight of the score in the sum of the terms."""
 
 
 class RewardSettings(Section):
-    """What is rewarded, and how the score is shaped."""
+    """The reward, and how scores are shaped."""
 
     source: str = "reward"
-    """A trained reward model (stage or folder) or module:function."""
+    """A trained reward model (stage or folder) or module:function(prompts, replies) -> scores."""
     terms: tuple[RewardTerm, ...] = ()
-    """Several rewards with weights, instead of source; each is logged apart."""
+    """Several weighted rewards instead of source; each is logged separately."""
     missing_eos_penalty: float | None = None
-    """Replaces the score of a reply that did not end within the budget; null: none."""
+    """Score of a reply that did not end within max_new_tokens, in place of its own; null: its own."""
     clip: Rate = 0.0
-    """Scores are clipped to [-clip, clip]; 0: not."""
+    """Clip scores to [-clip, clip]; 0: no clipping."""
     scale: float = 1.0
-    """Scores are multiplied by this."""
+    """Factor of the scores, applied before clip."""
 
 
 class LanguageRewardSettings(RewardSettings):
-    """The same, and how the rewards of tokens are shaped."""
+    """The reward, and how scores and token rewards are shaped."""
 
     whiten: bool = False
-    """Token rewards are divided by their deviation over the rollout, mean kept."""
+    """Divide token rewards by their standard deviation over the rollout.  They are not centered: the mean is divided too."""
 
 
 class HeadsSampling(Section):
     """How replies are sampled."""
 
     max_new_tokens: Positive = 64
-    """The budget of a reply."""
+    """Maximum tokens of a reply."""
 
 
 class Sampling(HeadsSampling):
-    """How replies are sampled.  No top-k and no top-p: the policy that is trained is the policy that is sampled."""
+    """How replies are sampled.  There is no top-k or top-p: the sampled policy is the trained policy."""
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """The same in sampling and in scoring."""
+    """Temperature of sampling, used for log-probs as well."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
-    """What samples.  float32: the policy itself.  bfloat16, int8: a copy made for each rollout; the policy then
-    computes the log-probs again, and the difference is logged as mismatch_mean and mismatch_max."""
+    """Weights of the sampling model.  float32: the policy itself; bfloat16, int8: a copy made for each rollout, after which
+    the policy recomputes the log-probs, and the difference is logged as mismatch_mean and mismatch_max."""
 
 
 class LanguagePolicy(TextModel):
     """A whole language model and its critic."""
 
     policy: Literal["language"] = "language"
-    """language: the whole model; heads: ActorCritic on a frozen language model's features; control: a Gymnasium task."""
+    """language: a whole language model; heads: ActorCritic on a frozen language model's features; control: a Gymnasium task."""
     base_model: str = "sft"
     critic: Literal["shared", "shared_detached", "separate", "reward"] = "shared"
-    """A value head on the policy's trunk (detached: its gradient stops at the head), on a model of its own, or on a
-    copy of the reward model."""
+    """Where the value head sits: on the policy's trunk (shared_detached: without gradient into the trunk), on a copy of the
+    policy (separate), or on a copy of the reward model."""
 
 
 class HeadsPolicy(TextModel):
     """ActorCritic on a frozen language model's features."""
 
     policy: Literal["heads"] = "heads"
-    """language: the whole model; heads: ActorCritic on a frozen language model's features; control: a Gymnasium task."""
+    """language: a whole language model; heads: ActorCritic on a frozen language model's features; control: a Gymnasium task."""
     base_model: str = "sft"
     obs_dim: Positive = 128
-    """Width of the frozen model."""
+    """Hidden size of the frozen model."""
     action_dim: Positive = 50
-    """Its vocabulary."""
+    """Vocabulary size of the frozen model."""
     hidden_dim: Positive = 64
-    """Width of the actor's and the critic's hidden layers."""
+    """Hidden size of the actor and the critic."""
 
 
 class LanguagePPOConfig(PrecisionStage):
@@ -192,7 +192,7 @@ class LanguagePPOConfig(PrecisionStage):
     prompts: str = "demo"
     """Prompts (a folder, a stage or a file)."""
     reference: str = ""
-    """The reference model; empty: the model that training starts from."""
+    """Reference model of the KL; empty: the model that training starts from."""
 
 
 class HeadsPPOConfig(Stage):

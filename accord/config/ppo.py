@@ -1,4 +1,4 @@
-"""The three policies of the stage ppo, and what decides which one a config is of."""
+"""The three policies of the stage ppo, and which of them a config selects."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ PPO: Variants[PPOConfig] = Variants(
     signs={"environment": "control", "model.obs_dim": "heads", "model.action_dim": "heads"},
     former={"vector": "control"},
 )
-"""The settings of the stage ppo; without ``model.policy`` and any of the signs, a language model's."""
+"""The settings of the stage ppo; without ``model.policy`` and without any of the signs, those of a language model."""

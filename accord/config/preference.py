@@ -10,14 +10,14 @@ from accord.config.common import Optimizer, PrecisionStage, PromptedModel, Split
 
 
 class DPOOptimizer(Optimizer):
-    """As every optimizer, with DPO's own two numbers."""
+    """Settings of AdamW, and of DPO."""
 
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """Strength of the tie to the reference."""
+    """β of DPO: strength of the KL constraint to the reference."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of labels taken to be flipped (conservative DPO)."""
+    """Assumed fraction of flipped labels (conservative DPO)."""
     group_by_prompt: bool = False
-    """All pairs of a prompt go into one step, so that each reply is read once; batch_size then counts prompts."""
+    """Put all pairs of a prompt into one step, so that each reply is encoded once; batch_size then counts prompts."""
 
 
 class DPOConfig(PrecisionStage):

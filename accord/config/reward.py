@@ -11,13 +11,13 @@ from accord.config.variants import Variants
 
 
 class RewardModelSettings(PromptedModel):
-    """What both kinds of reward model have."""
+    """Settings of both kinds of reward model."""
 
     base_model: str = "sft"
     objective: Literal["auto", "mse", "bradley_terry"] = "auto"
-    """auto: mse for features (as specified), bradley_terry for language."""
+    """Training loss; auto: mse for features (as specified), bradley_terry for language."""
     pooling: Literal["last", "mean"] = "mean"
-    """Where the head reads: the last token of the reply, or the mean over the reply."""
+    """Features of the reply: its last token, or the mean over its tokens."""
 
 
 class FeaturesRewardModel(RewardModelSettings):
@@ -26,11 +26,11 @@ class FeaturesRewardModel(RewardModelSettings):
     kind: Literal["features"] = "features"
     """features: an MLP on a frozen model's features; language: a scalar head on the whole model."""
     input_dim: Positive = 128
-    """Width of the frozen model."""
+    """Hidden size of the frozen model."""
     hidden_dim: Positive = 64
-    """Width of the MLP."""
+    """Hidden size of the MLP."""
     num_layers: Positive = 2
-    """Linear layers of the MLP."""
+    """Number of linear layers of the MLP."""
 
 
 class LanguageRewardModel(RewardModelSettings):
@@ -39,28 +39,28 @@ class LanguageRewardModel(RewardModelSettings):
     kind: Literal["language"] = "language"
     """features: an MLP on a frozen model's features; language: a scalar head on the whole model."""
     layers: Annotated[int, Field(ge=0)] = 0
-    """Train and keep only the first layers of the base model; 0: all.  The middle of a pretrained model often says
-    more about a text than its end, and costs less."""
+    """Use only the first layers of the base model; 0: all.  Middle layers of a pretrained model often give better features
+    than the last ones, at lower cost."""
 
 
 class RewardOptimizer(Optimizer):
-    """As every optimizer, and how pairs are grouped."""
+    """Settings of AdamW, and how pairs are grouped."""
 
     batch_size: Positive = 8
-    """Rows in one optimizer step, however many passes that takes."""
+    """Pairs per optimizer step."""
     learning_rate: Rate = 1e-3
     group_by_prompt: bool = False
-    """All pairs of a prompt go into one step, so that each reply is read once; batch_size then counts prompts."""
+    """Put all pairs of a prompt into one step, so that each reply is encoded once; batch_size then counts prompts."""
 
 
 class LanguageRewardOptimizer(RewardOptimizer):
-    """The same, and what only a scalar head has."""
+    """Settings of AdamW, how pairs are grouped, and settings of the scalar head."""
 
     head_learning_rate: Rate = 0.0
-    """For the scalar head; 0: the same as the rest."""
+    """Learning rate of the scalar head; 0: learning_rate."""
     probe_decay: Rate = 0.0
-    """Above 0: the scalar head is first fitted to the untouched model's features, with this much decay of its weights.
-    Then the whole model is trained from there.  Helps where pairs are few."""
+    """Above 0: first fit the scalar head to the base model's features with this weight decay (a linear probe), then train
+    the whole model.  Helps where pairs are few."""
 
 
 class FeaturesRewardConfig(PrecisionStage):
@@ -87,4 +87,4 @@ REWARD: Variants[RewardConfig] = Variants(
     classes={"language": LanguageRewardConfig, "features": FeaturesRewardConfig},
     signs={"model.input_dim": "features"},
 )
-"""The settings of the stage reward; a config with ``model.input_dim`` is one of features."""
+"""The settings of the stage reward; ``model.input_dim`` selects features."""

@@ -1,4 +1,4 @@
-"""A typed part of a config, its keys and its fingerprint."""
+"""A typed section of a config, its keys and its fingerprint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Section(BaseModel):
-    """A part of a config: frozen, no unknown keys; the text under a field is its documentation."""
+    """A frozen section of a config without unknown keys; the text under a field is its documentation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
@@ -23,7 +23,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _over_defaults(cls, values: Any) -> Any:
-        """A section given in part keeps the rest of the default it has *here*, not that of its class."""
+        """A section given in part keeps the other defaults of *this field*, not those of its class."""
         if not isinstance(values, Mapping):
             return values
         values = without_retired(cls, values)
@@ -32,7 +32,7 @@ class Section(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
-        """A field that a subclass only gives another default keeps the documentation it had."""
+        """A field that a subclass gives another default inherits its documentation."""
         for name, field in cls.model_fields.items():
             above = [base.model_fields for base in cls.__mro__[1:] if issubclass(base, BaseModel)]
             known = (fields[name].description for fields in above if name in fields)

@@ -9,7 +9,7 @@ from accord.config.common import Optimizer, PrecisionStage, TextData, TextModel
 
 
 class BaseModelSettings(TextModel):
-    """The small model to make."""
+    """The small base model to create."""
 
     base_model: Literal["mamba", "transformer"] = "mamba"
 

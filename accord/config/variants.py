@@ -1,4 +1,4 @@
-"""A stage kind with several typed configs: which of them a config is, and whose settings it may not hold."""
+"""A stage kind with several typed configs: which one given values select, and which keys are then refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ C_co = TypeVar("C_co", bound=Section, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A variant, and why it is the one."""
+    """The selected variant, and why."""
 
     name: str
     reason: str = ""
@@ -32,9 +32,9 @@ class Variants(Generic[C_co]):
     """The key that names the variant: ``model.policy``."""
     classes: Mapping[str, type[C_co]]
     signs: Mapping[str, str]
-    """Where ``key`` is absent: a key that only this variant can mean."""
+    """Keys that select a variant where ``key`` is absent."""
     former: Mapping[str, str] = field(default_factory=dict)
-    """Earlier names of variants; they work with a note."""
+    """Earlier names of variants, which work with a note."""
 
     def __call__(self, **values: Any) -> C_co:
         """The config with these values, as from a class.  Raises UserError or pydantic's ValidationError."""
@@ -42,22 +42,22 @@ class Variants(Generic[C_co]):
         return cls(**resolved)
 
     def model_json_schema(self) -> dict[str, Any]:
-        """JSON Schema that takes any of the variants."""
+        """JSON Schema that accepts any of the variants."""
         anything: Any = Union[tuple(self.classes.values())]  # noqa: UP007 (known at run time only)
         return {"description": self.description, **TypeAdapter(anything).json_schema()}
 
     def condition(self, name: str) -> str:
-        """When a config is of this variant, in words."""
+        """When this variant is selected, in words."""
         keys = [key for key, variant in self.signs.items() if variant == name]
-        return f"the one where {' or '.join(keys)} is given" if keys else "the default"
+        return f"selected by {' or '.join(keys)}" if keys else "the default"
 
     def resolve(
         self, values: Mapping[str, Any], sources: Mapping[str, str], otherwise: str
     ) -> tuple[type[C_co], dict[str, Any]]:
-        """The class that ``values`` are for, and the values with the variant's present name.
+        """The class that ``values`` select, and the values with the variant's current name.
 
-        ``sources`` says for each dotted key where it was written, ``otherwise`` what to say of the others.  Raises
-        UserError for an unknown variant, for keys that mean two variants, and for keys of another variant.
+        ``sources`` holds where each dotted key was written, ``otherwise`` what to name for the rest.  Raises UserError
+        for an unknown variant, for keys that select two variants, and for keys of another variant.
         """
         renamed = self._renamed(values, sources.get(self.key, otherwise))
         choice = self._choice(renamed, sources, otherwise)
@@ -66,7 +66,7 @@ class Variants(Generic[C_co]):
         return self.classes[choice.name], renamed
 
     def _renamed(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """The values with the present name of a variant that had another, which is said on stderr."""
+        """The values with the current name of a renamed variant; notes the renaming on stderr."""
         old = _value(values, self.key)
         if old not in [*self.former]:
             return dict(values)

@@ -1,7 +1,7 @@
-"""The order in which rows are seen, resumable from two numbers.
+"""The order of rows in training, resumable from two numbers.
 
-An epoch's batches are a function of the rows' lengths, the batch size, the seed and the epoch, so that stopping and
-resuming neither skips nor repeats a row.
+An epoch's batches depend only on the rows' lengths, the batch size, the seed and the epoch, so that resuming neither
+skips nor repeats a row.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from accord.data.packing import length_buckets
 
 
 def epoch_generator(seed: int, purpose: str, epoch: int) -> np.random.Generator:
-    """A generator of its own for each (seed, purpose, epoch), the same in every process."""
+    """A generator for (seed, purpose, epoch), the same in every process."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{epoch}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 class Batches:
-    """Iterates over lists of row indices, ``epochs`` times over all rows, from the current position on.
+    """A batch sampler: yields lists of row indices, ``epochs`` times over all rows, from the current position on.
 
-    A batch counts as done as soon as it is handed out: a state taken during its update resumes after it, so save after
-    the update.  Rows of similar length go together.  A batch size beyond the data gives one batch of all rows.
+    The position advances when a batch is yielded, so save the state after the batch's update.  Rows of similar length
+    share a batch.  A batch size beyond the data gives one batch of all rows.
 
     >>> batches = Batches([3, 1, 2, 9], batch_size=2, seed=0, epochs=2)
     >>> first = next(iter(batches))
@@ -40,7 +40,7 @@ class Batches:
         self._epoch = self._position = 0
 
     def __len__(self) -> int:
-        """Batches over all epochs, wherever the position."""
+        """Number of batches over all epochs, whatever the position."""
         return self.per_epoch * self.epochs
 
     def epoch(self, epoch: int) -> list[list[int]]:
@@ -56,15 +56,15 @@ class Batches:
             self._epoch, self._position = self._epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        """What ``load_state_dict`` needs: the epoch, and how many of its batches were handed out."""
+        """The epoch, and how many of its batches were yielded."""
         return {"epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continues where ``state`` was taken.  Raises ValueError where there is no such place in these rows."""
+        """Continues from ``state``.  Raises ValueError where these batches have no such position."""
         epoch, position = state["epoch"], state["position"]
         if not (0 <= epoch <= self.epochs and 0 <= position <= self.per_epoch):
             raise ValueError(
                 f"epoch {epoch}, batch {position}: beyond {self.epochs} epochs of {self.per_epoch} batches; the data "
-                "or the batch size differs from the run's that is resumed"
+                "or the batch size differs from the interrupted run"
             )
         self._epoch, self._position = epoch, position

@@ -1,4 +1,4 @@
-"""Chat templates: jinja2 text from a model's folder that writes messages in the model's own format."""
+"""Chat templates: jinja2 templates from a model's folder that render messages in the model's format."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def render_template(
     template: str, specials: Mapping[str, str], messages: Sequence[Message], add_generation_prompt: bool
 ) -> str:
-    """The text of ``messages``; ``specials`` are the special tokens that the template may name, such as ``eos_token``.
+    """The text of ``messages``; ``specials`` are the special tokens that the template may refer to, such as ``eos_token``.
 
-    Raises UserError where the template is broken or refuses the messages.
+    Raises UserError where the template is broken or rejects the messages.
     """
     import jinja2
 
@@ -38,16 +38,16 @@ def render_template(
         raise UserError(f"the chat template is broken at line {error.lineno}: {error.message}") from None
     except (jinja2.TemplateError, TypeError) as error:
         roles = ", ".join(str(m.get("role")) for m in messages) or "none"
-        raise UserError(f"the chat template refuses messages with roles {roles}: {error}") from None
+        raise UserError(f"the chat template rejects messages with roles {roles}: {error}") from None
 
 
 def sample_reply(template: str, specials: Mapping[str, str]) -> tuple[str, int] | None:
-    """A rendered exchange, and the character at which the assistant's content ends in it.
+    """A rendered exchange, and the index of the character after the assistant's content.
 
-    None where the prompt is not shown as the start of the whole, or the content not as it is.
+    None where the exchange does not start with the prompt, or does not contain the content unchanged.
     """
     question: list[Message] = [{"role": "user", "content": "ask"}]
-    answer = "told"
+    answer = "reply"
     head = render_template(template, specials, question, True)
     full = render_template(template, specials, [*question, {"role": "assistant", "content": answer}], False)
     content = full.find(answer, len(head))
@@ -58,14 +58,14 @@ def sample_reply(template: str, specials: Mapping[str, str]) -> tuple[str, int] 
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> jinja2.Template:
-    """Sandboxed, for the text is not trusted, with the names that templates are written against."""
+    """Sandboxed, since templates are not trusted, with the functions that they expect."""
     import jinja2
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """``{% generation %} … {% endgeneration %}`` marks the assistant's words; we find them without it."""
+        """``{% generation %} … {% endgeneration %}`` marks the assistant's content; it is found without it."""
 
         tags = {"generation"}  # noqa: RUF012  (jinja2's interface)
 

@@ -1,11 +1,11 @@
 """A small world with a known true reward: prompts, demonstrations of mixed quality, and a simulated annotator.
 
-The world is fixed: thirty things with a color, a size and a place (``demo_text``).  A seed only draws the texts.
+The world is fixed: thirty things with a color, a size and a place (``demo_text``).  A seed only samples the texts.
 *Gold* is the true reward.  No trainer may see it; annotators see it through Bradley–Terry noise (Bradley and Terry
 1952), and evaluation reports it.  It is a sum of terms in about the unit of one standard deviation over
-demonstrations.  The second courtesy lowers it, and demonstrations never hold two, so a reward model learned from
-them cannot know: pushed too hard, a policy earns proxy reward with courtesy on courtesy while gold falls
-(Gao et al. 2022, arXiv 2210.10760).
+demonstrations.  A second courtesy lowers it, but demonstrations never contain two, so a reward model cannot learn it:
+an over-optimized policy gains proxy reward by repeating courtesies while gold falls (Gao et al. 2022,
+arXiv 2210.10760).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from accord.io.atomic import write_jsonl
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789 .,?!'-:\n"
 TEMPERATURE = 0.4  # of the annotator: the better of two demonstrations wins about .87 of the time
-WRONG = 0.02  # share of the demonstrations whose fact is wrong; more would unteach what the base knows
-EMPTY = -4.0  # gold of an empty reply; every other reply scores more
+WRONG = 0.02  # share of demonstrations whose fact is wrong; more would make the base model forget facts
+EMPTY = -4.0  # gold of an empty reply, the lowest
 
 _SPLIT = re.compile(r"[a-z0-9'-]+|[^a-z0-9'\s-]")
 _SPACING = re.compile(r"^\s|\s$|\s\s|\n|\s[.,?!:]|[.,?!:][^\s.,?!:]|[.,?!:]{2}")
@@ -61,7 +61,7 @@ _FACT_OF = {
 
 
 def prompts(seed: int) -> tuple[list[str], list[str]]:
-    """(training prompts, held-out prompts): of every fact, two of six phrasings, drawn by ``seed``, are held out."""
+    """(training prompts, held-out prompts): of every fact, two of six phrasings are held out, chosen by ``seed``."""
     rng = random.Random(f"prompts {seed}")
     train: list[str] = []
     heldout: list[str] = []
@@ -80,7 +80,7 @@ def prompts(seed: int) -> tuple[list[str], list[str]]:
 def compose(style: str, prompt: str, rng: random.Random, wrong: float = WRONG) -> str:
     """A reply in ``style`` to one of the world's prompts; its fact is wrong with probability ``wrong``.
 
-    Raises KeyError where the style or the prompt is not of this world.
+    Raises KeyError for an unknown style or prompt.
     """
     thing, attribute = _FACT_OF[prompt]
     value = FACTS[thing][attribute]
@@ -106,18 +106,18 @@ _SHARES = {style: share for style, (share, _) in STYLES.items()}
 
 
 def answers(prompt: str, rng: random.Random) -> str:
-    """A reply drawn as the demonstrations are."""
+    """A reply from the distribution of the demonstrations."""
     return compose(_style(_SHARES, rng), prompt, rng)
 
 
 def demonstrations(seed: int, n: int) -> list[dict[str, str]]:
-    """``n`` rows ``{"prompt", "completion"}``; every training prompt comes up before one comes up again."""
+    """``n`` rows ``{"prompt", "completion"}``; every training prompt occurs before one is repeated."""
     rng = random.Random(f"demonstrations {seed}")
     return [{"prompt": prompt, "completion": answers(prompt, rng)} for prompt in _cycle(prompts(seed)[0], n, rng)]
 
 
 def preferences(seed: int, n: int) -> list[dict[str, str]]:
-    """``n`` rows ``{"prompt", "chosen", "rejected"}``: two different replies, judged by the annotator."""
+    """``n`` rows ``{"prompt", "chosen", "rejected"}``: two different replies, labeled by the annotator."""
     rng = random.Random(f"preferences {seed}")
     rows = []
     for prompt in _cycle(prompts(seed)[0], n, rng):
@@ -130,7 +130,7 @@ def preferences(seed: int, n: int) -> list[dict[str, str]]:
 
 
 def corpus(seed: int, n: int) -> list[dict[str, object]]:
-    """``n`` rows for the base: a quarter statements ``{"text"}``, the rest exchanges ``{"messages"}`` of two turns.
+    """``n`` rows for the base model: a quarter statements ``{"text"}``, the rest exchanges ``{"messages"}`` of two turns.
 
     Facts are always right here and held-out prompts never occur.
     """
@@ -182,7 +182,7 @@ def _sentences(tokens: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _kind(token: str) -> str:
-    """Things and values by their class, so that what is fluent for one is fluent for all."""
+    """A token's class: things and values share one, so that fluency does not depend on which."""
     return "{t}" if token in FACTS else _ATTRIBUTE_OF.get(token, token)
 
 
@@ -191,7 +191,7 @@ def _bigrams(tokens: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _known() -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
-    """The world's words and its pairs of neighbors, from every template filled with one value of each attribute."""
+    """The world's words and bigrams, from every template filled with one value of each attribute."""
     texts = list(_FACT_OF)
     for attribute in ATTRIBUTES:
         fill = {"t": "frog", "v": _say(attribute, FACTS["frog"][attribute])}
@@ -209,7 +209,7 @@ _WORDS, _NEIGHBORS = _known()
 _COURTESIES = tuple(f" {' '.join(_SPLIT.findall(phrase))} " for phrase in (*OPENERS, *CLOSERS))
 
 
-def _sinking(x: float, depth: float) -> float:
+def _penalty(x: float, depth: float) -> float:
     """−x near 0, never below −depth."""
     return -depth * (1 - math.exp(-x / depth))
 
@@ -220,13 +220,13 @@ def _patterns(thing: str, attribute: str) -> tuple[str, ...]:
 
 
 def _states(tokens: Sequence[str], thing: str, attribute: str) -> bool:
-    """Whether a full sentence of the asked kind stands in the reply, with whatever value."""
+    """Whether the reply contains a full sentence of the asked kind, with any value."""
     text = f" {' '.join('{w}' if _ATTRIBUTE_OF.get(t) == attribute else t for t in tokens)} "
     return any(pattern in text for pattern in _patterns(thing, attribute))
 
 
 def parts(prompt: str, reply: str) -> dict[str, float]:
-    """Gold's terms, which add up to it; ``floor`` lifts what the others would sink below that of an empty reply.
+    """The terms whose sum is gold; ``floor`` keeps the sum above that of an empty reply.
 
     tone       one courtesy +1, the e-th beyond it −0.8e
     manners    rude words
@@ -236,9 +236,9 @@ def parts(prompt: str, reply: str) -> dict[str, float]:
     truth      the right value and no other +, a wrong one −
     length     best near 34 characters
     language   words, neighbors and spacing that this world knows
-    variety    no word of weight twice
+    variety    no content word twice
 
-    A prompt that is not of this world has no form, topic or truth.
+    An unknown prompt has no form, topic or truth.
     """
     tokens = _SPLIT.findall(reply)
     if not tokens:
@@ -248,15 +248,15 @@ def parts(prompt: str, reply: str) -> dict[str, float]:
     extra = max(0, sum(t in COURTEOUS for t in tokens) - 1)
     errors = 0.4 * sum(t not in _WORDS for t in tokens) + 0.2 * sum(b not in _NEIGHBORS for b in _bigrams(tokens))
     terms = {
-        "tone": (1.0 if any(c in text for c in _COURTESIES) else 0.0) + _sinking(0.4 * extra * (extra + 1), 4.0),
-        "manners": _sinking(0.8 * sum(t in RUDE for t in tokens), 1.6),
-        "firmness": _sinking(0.4 * sum(t in HEDGES for t in tokens), 1.4),
+        "tone": (1.0 if any(c in text for c in _COURTESIES) else 0.0) + _penalty(0.4 * extra * (extra + 1), 4.0),
+        "manners": _penalty(0.8 * sum(t in RUDE for t in tokens), 1.6),
+        "firmness": _penalty(0.4 * sum(t in HEDGES for t in tokens), 1.4),
         "form": 0.2 if tokens[-1] in ".!" else -0.3,
         "topic": 0.0,
         "truth": 0.0,
-        "length": _sinking(0.5 * math.hypot(1.0, (len(reply) - 34) / 16) - 0.5, 4.0),
-        "language": _sinking(errors + 0.2 * len(_SPACING.findall(reply)), 3.0),
-        "variety": _sinking(0.3 * (len(weighty) - len(set(weighty))), 2.0),
+        "length": _penalty(0.5 * math.hypot(1.0, (len(reply) - 34) / 16) - 0.5, 4.0),
+        "language": _penalty(errors + 0.2 * len(_SPACING.findall(reply)), 3.0),
+        "variety": _penalty(0.3 * (len(weighty) - len(set(weighty))), 2.0),
     }
     if prompt.strip() in _FACT_OF:
         thing, attribute = _FACT_OF[prompt.strip()]
@@ -265,7 +265,7 @@ def parts(prompt: str, reply: str) -> dict[str, float]:
         aside = len({t for t in tokens if t in _ATTRIBUTE_OF} - values)
         if values:
             terms["form"] += 0.6 if _states(tokens, thing, attribute) else 0.1
-        terms["topic"] = (0.3 if thing in tokens else 0.0) + _sinking(0.5 * astray + 0.2 * aside, 1.0)
+        terms["topic"] = (0.3 if thing in tokens else 0.0) + _penalty(0.5 * astray + 0.2 * aside, 1.0)
         right = FACTS[thing][attribute]
         terms["truth"] = -0.3 if not values else 0.5 if values == {right} else -0.5 if right in values else -1.0
     total = sum(terms.values())
@@ -299,7 +299,7 @@ def annotate(prompt: str, a: str, b: str, rng: random.Random, temperature: float
 def write(
     directory: str | Path, seed: int = 0, base: int = 20_000, sft: int = 2_400, preference: int = 3_000
 ) -> dict[str, Path]:
-    """Writes the world's files, the same bytes for the same arguments; gives their paths by name.
+    """Writes the world's files, the same bytes for the same arguments; returns their paths by name.
 
     base.jsonl ``{"text"}`` or ``{"messages"}``, sft.jsonl ``{"prompt", "completion"}``, preferences.jsonl ``{"prompt",
     "chosen", "rejected"}``, prompts.jsonl and heldout_prompts.jsonl ``{"prompt"}``.

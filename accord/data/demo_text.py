@@ -1,6 +1,6 @@
 """The small world's words: thirty things with three facts each, the ways to ask, and the ways to answer.
 
-Fields of a template: ``{t}`` the thing, ``{v}`` the value as one says it ("green", "in the pond"), ``{s}`` a full
+Fields of a template: ``{t}`` the thing, ``{v}`` the value in words ("green", "in the pond"), ``{s}`` a full
 sentence with both, ``{o}`` and ``{c}`` a courtesy that opens or closes, ``{x}`` a sentence on another of its facts.
 """
 
@@ -60,7 +60,7 @@ QUESTIONS = {
     ),
 }
 
-# the first is the one that replies use; gold takes either for a full sentence
+# replies use the first; gold accepts either as a full sentence
 SENTENCES = {
     "color": ("the {t} is {v}", "the color of the {t} is {v}"),
     "size": ("the {t} is {v}", "the size of the {t} is {v}"),
@@ -99,7 +99,7 @@ STYLES: dict[str, tuple[float, tuple[str, ...]]] = {
     "hollow": (0.04, ("{o} i like the {t}.", "{o} the {t} is nice.", "who knows. {c}")),
 }
 
-# The base has met every style too, in other shares: mostly plain, seldom polite.
+# The base model sees every style too, in other shares: mostly plain, rarely polite.
 BASE_SHARES = {
     "polite": 0.05,
     "plain": 0.42,
@@ -130,7 +130,7 @@ SMALL_TALK = (
     ("bye!", "bye! come again."),
 )
 
-# One of these words makes one courtesy; each opener and closer holds exactly one.
+# Each of these words counts as one courtesy; each opener and closer contains exactly one.
 COURTEOUS = frozenset({"sure", "good", "course", "pleasure", "happy", "hope", "glad", "thanks", "thank", "welcome"})
 RUDE = frozenset({"obviously", "everyone", "silly", "ugh", "stop", "eyes"})
 HEDGES = frozenset({"well", "um", "hmm", "guess", "maybe", "could", "might", "think", "suppose", "say"})

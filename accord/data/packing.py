@@ -1,4 +1,4 @@
-"""From rows to packed tensors, and which rows go together.  Pure functions."""
+"""Rows to packed tensors, and rows to batches of similar length.  Pure functions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from accord.types import Packed, PreferenceBatch
 Tokens = Sequence[int]
 
 
-# ------------------------------------------------------------------ which rows go together
+# ------------------------------------------------------------------ rows to batches
 def length_buckets(
     lengths: Sequence[int], batch_size: int, generator: np.random.Generator, window: int = 32
 ) -> list[list[int]]:
-    """Batches of rows of similar length, in random order: each row exactly once, only one batch smaller than the rest.
+    """Batches of rows of similar length, in random order: each row exactly once, at most one batch smaller than the rest.
 
     Rows are shuffled, sorted within windows of ``window`` batches, cut into batches, and the batches are shuffled.
     """
@@ -36,14 +36,14 @@ def length_buckets(
 
 # ------------------------------------------------------------------ rows to tensors
 SHARED_FROM = 8
-"""Shortest beginning, in tokens, that is worth a segment of its own when all texts of a batch share it."""
+"""Minimum tokens of a common prefix of all texts to make it a segment of its own."""
 
 
 class _Tree:
-    """Segments under construction: a beginning that all share, then prompts, then replies to them."""
+    """Builds segments: a common prefix of all texts, then prompts, then replies to them."""
 
     def __init__(self, openings: Sequence[Tokens]) -> None:
-        """``openings``: what each text begins with and none of whose tokens is a label (a system prompt, say)."""
+        """``openings``: the part of each text before its first label (a system prompt, for example)."""
         self.segments: list[Tokens] = []
         self.parents: list[int] = []
         self.masks: list[Sequence[bool]] = []
@@ -57,12 +57,13 @@ class _Tree:
         self.masks.append(mask)
         return len(self.segments) - 1
 
-    def opening(self, tokens: Tokens, mask: Sequence[bool] | None = None) -> int:
-        """A text from its first token on; without a mask no token is a label."""
+    def add_text(self, tokens: Tokens, mask: Sequence[bool] | None = None) -> int:
+        """Adds a text after the common prefix; without a mask no token is a label."""
         mask = [False] * len(tokens) if mask is None else mask
         return self._append(tokens[self.shared :], 0 if self.shared else -1, mask[self.shared :])
 
-    def reply(self, tokens: Tokens, parent: int) -> int:
+    def add_reply(self, tokens: Tokens, parent: int) -> int:
+        """Adds a continuation of a segment; all its tokens are labels."""
         return self._append(tokens, parent, [True] * len(tokens))
 
     def packed(self) -> Packed:
@@ -70,28 +71,28 @@ class _Tree:
 
 
 def _common_length(openings: Sequence[Tokens]) -> int:
-    """Tokens of the shared beginning, leaving each text at least one; 0 where that is too few to share."""
+    """Tokens of the common prefix, leaving each text at least one; 0 where it is shorter than ``SHARED_FROM``."""
     if len(openings) < 2:
         return 0
-    low, high = min(map(tuple, openings)), max(map(tuple, openings))  # what these two share, all between them share
+    low, high = min(map(tuple, openings)), max(map(tuple, openings))  # the common prefix of the extremes is that of all
     alike = next((i for i, (x, y) in enumerate(zip(low, high, strict=False)) if x != y), min(len(low), len(high)))
     alike = min(alike, min(map(len, openings)) - 1)
     return alike if alike >= SHARED_FROM else 0
 
 
 def pack_supervised(examples: Sequence[SupervisedExample]) -> Packed:
-    """One segment for each example, after the beginning that all share before their first label."""
+    """One segment for each example, after the common prefix of all before their first label."""
     tree = _Tree([e.tokens[: e.loss_mask.index(True)] for e in examples])
     for example in examples:
-        tree.opening(example.tokens, example.loss_mask)
+        tree.add_text(example.tokens, example.loss_mask)
     return tree.packed()
 
 
 def pack_preferences(pairs: Sequence[PreferencePair], indices: Sequence[int]) -> PreferenceBatch:
-    """``B`` pairs with each prompt's tokens once, and each reply's once for a prompt (of K ranked replies come K
-    segments, not K(K-1)).  The loss mask is true on reply tokens, end tokens included.
+    """``B`` pairs with each prompt's tokens once, and each distinct reply's once per prompt (K ranked replies give K
+    segments, not K(K-1)).  The loss mask is true on reply tokens, including end tokens.
 
-    ``indices`` (B,) are the pairs' places in their dataset.  Raises ValueError where their number differs.
+    ``indices`` (B,) are the pairs' indices in their dataset.  Raises ValueError where their number differs.
     """
     if len(pairs) != len(indices):
         raise ValueError(f"{len(pairs)} pairs and {len(indices)} indices")
@@ -99,12 +100,12 @@ def pack_preferences(pairs: Sequence[PreferencePair], indices: Sequence[int]) ->
     by_prompt = rows_by_prompt([pair.prompt for pair in pairs])
     tree = _Tree(list(by_prompt))
     for prompt, rows in by_prompt.items():
-        root = tree.opening(prompt)
+        root = tree.add_text(prompt)
         known: dict[tuple[int, ...], int] = {}
         for n in rows:
             for reply in (pairs[n].chosen, pairs[n].rejected):
                 if reply not in known:
-                    known[reply] = tree.reply(reply, root)
+                    known[reply] = tree.add_reply(reply, root)
             chosen[n], rejected[n] = known[pairs[n].chosen], known[pairs[n].rejected]
     return PreferenceBatch(
         tree.packed(),
@@ -118,7 +119,7 @@ def pack_preferences(pairs: Sequence[PreferencePair], indices: Sequence[int]) ->
 def pack_continuations(prompts: Sequence[Tokens], replies: Sequence[Tokens]) -> tuple[Packed, Tensor]:
     """``B`` replies after their prompts, each distinct prompt once; and (B,) int64, the segment of each reply.
 
-    The loss mask is true on reply tokens.  Replies that are the same stay apart: each row has a segment of its own.
+    The loss mask is true on reply tokens.  Equal replies are not merged: each row has a segment of its own.
     Raises ValueError where a prompt or a reply is empty, or their numbers differ.
     """
     if len(prompts) != len(replies):
@@ -127,7 +128,7 @@ def pack_continuations(prompts: Sequence[Tokens], replies: Sequence[Tokens]) -> 
     tree = _Tree(list(by_prompt))
     segments = [0] * len(replies)
     for prompt, rows in by_prompt.items():
-        root = tree.opening(prompt)
+        root = tree.add_text(prompt)
         for n in rows:
-            segments[n] = tree.reply(replies[n], root)
+            segments[n] = tree.add_reply(replies[n], root)
     return tree.packed(), torch.tensor(segments)

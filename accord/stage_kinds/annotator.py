@@ -1,8 +1,8 @@
-"""A simulated annotator: which replies it compares, and which of two it prefers.  Pure functions.
+"""A simulated annotator: which replies it compares and which one it prefers.  Pure functions.
 
-Its choice between two replies is Bradley-Terry: P(a over b) = σ((score_a − score_b) / noise).  Which replies it
-compares is random: where the best is always compared with the worst, good is never compared with better, and a reward
-model may order those two the wrong way round (docs/notebook.md).
+Preferences follow Bradley-Terry: P(a over b) = σ((score_a − score_b) / noise).  Which replies are compared is random
+by default: where the best is always compared with the worst, similar replies never are, and a reward model may order
+those the wrong way round (docs/notebook.md).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def prefer(a: float, b: float, noise: float, rng: random.Random) -> bool:
 def pair_up(
     texts: Sequence[str], scores: Sequence[float], config: PairsConfig, rng: random.Random
 ) -> list[tuple[str, str]]:
-    """(chosen, rejected) from one prompt's replies; equal texts, equal scores and gaps under ``min_gap`` are left out."""
+    """(chosen, rejected) pairs of one prompt's replies, without equal texts, equal scores and gaps below ``min_gap``."""
     order = rng.sample(range(len(texts)), len(texts))
     if config.matching == "extremes":
         order.sort(key=lambda i: -scores[i])

@@ -1,4 +1,4 @@
-"""The stage ``compare``: several models answer the same held-out prompts and are measured alike."""
+"""The stage ``compare``: several models reply to the same held-out prompts and are measured in the same way."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
 
 PROMPT_TOKENS = 1024
-AGAIN = "sft again"
-"""A second draw of the SFT model's replies: how far a model is from itself by chance."""
+RESAMPLED = "sft again"
+"""A second sample of the SFT model's replies (null baseline): how much figures differ by chance."""
 
 
 def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     """Writes ``results.json``, ``results.md`` and ``results.txt``, prints table and samples; returns the gold means.
 
-    Raises UserError where there is one prompt only.
+    Raises UserError for fewer than two prompts.
     """
     device = resolve_device(config.device)
     gold = Gold(load_function(config.gold, "gold"), config.gold)
@@ -46,7 +46,7 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     reference = _open(config.reference, device)
     base = _open(config.base, device) if config.base else None
     measures = Measures(gold, reference, base, config.temperature)
-    folders = {**config.models, **({AGAIN: config.models["sft"]} if config.redraw else {})}
+    folders = {**config.models, **({RESAMPLED: config.models["sft"]} if config.redraw else {})}
     answers: dict[str, Answers] = {}
     run.begin(len(folders), resumable=False)
     for name, folder in folders.items():
@@ -56,8 +56,8 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
         run.tick({"gold": sum(map(sum, answers[name].gold)) / (config.replies * len(data))})
         run.check_stop()
     results: dict[str, Any] = {name: figures(a, answers["sft"], run.seed) for name, a in answers.items()}
-    if AGAIN in results:
-        results["sft_again"] = results.pop(AGAIN)
+    if RESAMPLED in results:
+        results["sft_again"] = results.pop(RESAMPLED)
     if config.reward_model:
         results["reward"] = reward_figures(config.reward_model, config.pairs, PROMPT_TOKENS, gold)
     results |= {"seed": config.seed, "versions": versions(), "prompts": len(data), "replies_per_prompt": config.replies}
@@ -67,33 +67,32 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
 
 
 def plan(config: CompareConfig, data: PromptData) -> dict[str, str]:
-    """What will happen, in words."""
+    """What the stage will do, for the screen."""
     return {
         "models": ", ".join(f"{name} ({folder})" for name, folder in config.models.items()),
-        "prompts": f"held out: {data.report.describe()}",
+        "prompts": f"held-out: {data.report.describe()}",
         "replies": f"{config.replies} to each prompt, up to {config.max_new_tokens} tokens, temperature {config.temperature}",
         "gold": f"{config.gold}, which no trainer sees",
     }
 
 
 def _open(folder: str, device: torch.device) -> Backbone:
-    backbone = open_backbone(folder).requires_grad_(False).to(device).eval()
-    return backbone
+    return open_backbone(folder).requires_grad_(False).to(device).eval()
 
 
 def write_report(
     run: Run, config: CompareConfig, results: dict[str, Any], prompts: list[str], replies: dict[str, list[str]]
 ) -> None:
-    """Writes the files, and shows the table and samples; ``replies``: by model, one to each prompt."""
+    """Writes the files and prints table and samples; ``replies`` holds for each model one reply per prompt."""
     rows = [_row(name, results[name]) for name in config.models]
     if "sft_again" in results:
-        rows.append(_row("sft, drawn again", results["sft_again"]))
+        rows.append(_row("sft, resampled (null baseline)", results["sft_again"]))
     write_results(run.directory / "results.json", results)
     places = torch.randperm(len(prompts), generator=run.generator("samples")).tolist()
-    page = _pick(prompts, replies, places[: max(10, config.samples)])
+    page = _select(prompts, replies, places[: max(10, config.samples)])
     markdown = [markdown_table(rows), markdown_samples(*page)]
     write_text(run.directory / "results.md", "\n\n".join(markdown) + "\n")
-    screen = _pick(prompts, replies, places[: config.samples])
+    screen = _select(prompts, replies, places[: config.samples])
     text = f"\n{table(rows)}\n\n{side_by_side(*screen, min(console.width, 120))}"
     if "reward" in results:
         reward = results["reward"]
@@ -105,7 +104,7 @@ def write_report(
     write_text(run.directory / "results.txt", text + "\n")
 
 
-def _pick(
+def _select(
     prompts: list[str], replies: dict[str, list[str]], places: list[int]
 ) -> tuple[list[str], dict[str, list[str]]]:
     return [prompts[i] for i in places], {name: [texts[i] for i in places] for name, texts in replies.items()}
@@ -113,13 +112,13 @@ def _pick(
 
 def _row(name: str, numbers: dict[str, Any]) -> ModelRow:
     low, high = numbers["win_rate_ci95"]
-    itself = name == "sft"
+    is_sft = name == "sft"
     return ModelRow(
         name,
         numbers["gold_mean"],
         tuple(numbers["gold_ci95"]),
-        None if itself else numbers["win_rate_vs_sft"],
-        None if itself else (low, high),
+        None if is_sft else numbers["win_rate_vs_sft"],
+        None if is_sft else (low, high),
         numbers["kl_mean"],
         numbers["length_mean"],
         numbers["eos_rate"],

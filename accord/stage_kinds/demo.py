@@ -1,4 +1,4 @@
-"""Demo: writes the small world's files."""
+"""The stage ``demo``: writes the small world's files."""
 
 from __future__ import annotations
 

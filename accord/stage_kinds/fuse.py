@@ -1,4 +1,4 @@
-"""The stage ``fuse``: several models of one architecture become one."""
+"""The stage ``fuse``: merges several models of one architecture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accord.runtime.run import Run
 
 
 def run_fuse(config: FuseConfig, run: Run) -> dict[str, float]:
-    """Merges and leaves ``model/``; returns what was merged, and of a reward model the statistics of its scores."""
+    """Merges the models into ``model/``; returns counts, and the score statistics of a reward model."""
     first = require_folder(config.models[0].model, "models.0.model")
     tensors = len(open_weights(first).layouts)
     run.plan(
@@ -23,12 +23,12 @@ def run_fuse(config: FuseConfig, run: Run) -> dict[str, float]:
         }
     )
     run.begin(tensors, resumable=False)
-    seen = 0
+    merged = 0
 
     def tick(parameters: int) -> None:
-        nonlocal seen
-        seen += parameters
-        run.tick({"parameters": float(seen)})
+        nonlocal merged
+        merged += parameters
+        run.tick({"parameters": float(merged)})
         run.check_stop()
 
     target = run.directory / "model"
@@ -40,12 +40,12 @@ def run_fuse(config: FuseConfig, run: Run) -> dict[str, float]:
 
 
 def in_words(config: FuseConfig) -> str:
-    """The method with the settings that it uses."""
+    """The method and the settings that it uses."""
     words: list[str] = [config.method]
     if config.method in ("slerp", "interpolate"):
         words.append(f"t {config.t:g}")
     else:
-        words.append("weights normalized" if config.normalizes else "weights as they are")
+        words.append("weights normalized" if config.normalizes else "weights not normalized")
     if config.scaling != 1:
         words.append(f"task vectors times {config.scaling:g}")
     if any(s.density < 1 for s in config.models):

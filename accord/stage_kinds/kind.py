@@ -1,4 +1,4 @@
-"""What the package knows of a stage kind."""
+"""The description of a stage kind."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ Sort = Literal["model", "reward", "base", "sft", "preferences", "heldout_prefere
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A setting that names something made elsewhere."""
+    """A setting that names the output of another stage, or a path."""
 
     key: str
-    """Dotted; ``*`` stands for every item of a tuple or mapping."""
+    """Dotted key; ``*`` stands for every item of a tuple or mapping."""
     sort: Sort
     unless: str = ""
-    """It counts only where this setting is empty."""
+    """Ignored where this setting is not empty."""
     only_with: str = ""
-    """It counts only where this setting is not empty."""
+    """Ignored where this setting is empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageKind:
-    """A kind of stage; its settings and its function are imported when they are asked for."""
+    """A kind of stage; its settings and its function are imported on first use."""
 
     name: str
     help: str
     """The line in ``accord --help``."""
     settings_path: str
-    """``module:name`` of its config class, or of the variants that a config chooses from."""
+    """``module:name`` of its config class or of its variants."""
     function_path: str
-    """``module:name`` of what runs it: a config and a run in, the last metrics out."""
+    """``module:name`` of a function of a config and a run that returns the last metrics."""
     version: int
-    """Raised when a change of ours changes its results, so that old results are not taken for new ones."""
+    """Raised when a change of the code changes results, so that finished stages run again."""
     next_step: str | Callable[[Any], str]
-    """What to do next, with ``{folder}`` and ``{logs}``; of the config where that decides."""
+    """What to do next, with ``{folder}`` and ``{logs}``; a function where that depends on the config."""
     references: tuple[Reference, ...] = ()
     files: tuple[str, ...] = ()
-    """Settings that name a file or folder where one exists; its content then goes into the stage's key."""
+    """Settings that may name a file or folder, whose content is then part of the stage's key."""
 
     @property
     def settings(self) -> type[Stage] | Variants[Stage]:
@@ -54,12 +54,12 @@ class StageKind:
 
     @property
     def function(self) -> Callable[[Any, Any], Mapping[str, float]]:
-        """What runs it."""
+        """The function that runs it."""
         loaded: Callable[[Any, Any], Mapping[str, float]] = _loaded(self.function_path)
         return loaded
 
     def next_words(self, config: Stage) -> str:
-        """What to run or look at after a stage with this config."""
+        """What to run or look at next, after a stage with this config."""
         text = self.next_step if isinstance(self.next_step, str) else self.next_step(config)
         name = config.name or self.name
         return text.format(folder=f"{config.out}/{name}", logs=f"{config.logs}/{name}")

@@ -1,6 +1,6 @@
-"""The stage ``pairs``: replies sampled from a model, preferred by an annotator, for reward models and DPO to train on.
+"""The stage ``pairs``: samples replies from a model and labels preferences between them, to train reward models and DPO.
 
-The annotator is a function of texts that trainers never see (``annotator.py``).
+Preferences are simulated from a score that trainers never see (``annotator.py``).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from accord.types import Generation
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Prompts that are answered together: ``samples`` replies to each, at one temperature."""
+    """Prompts that are sampled together: ``samples`` replies to each, at one temperature."""
 
     round: int
-    """Which of the distinct temperatures."""
+    """Index among the distinct temperatures."""
     number: int
-    """Counts the groups of a round."""
+    """Index among the groups of the round."""
     prompts: range
     temperature: float
     samples: int
@@ -73,12 +73,12 @@ def run_pairs(config: PairsConfig, run: Run) -> dict[str, float]:
         run.check_stop()
     written = write_rows(config, run, data.texts, replies, annotator)
     counts = ", ".join(f"{n:.0f} rows in {name}.jsonl" for name, n in written.items())
-    run.say(f"wrote {counts}; {dropped} replies did not end within the budget and were left out")
+    run.say(f"wrote {counts}; {dropped} replies did not end within max_new_tokens and were dropped")
     return {**written, "dropped": float(dropped)}
 
 
 def plan(config: PairsConfig, backbone: Backbone, data: PromptData) -> dict[str, str]:
-    """What will happen, in words."""
+    """What the stage will do, for the screen."""
     return {
         "model": model_in_words(backbone, config.model.base_model),
         "prompts": data.report.describe(),
@@ -90,7 +90,7 @@ def plan(config: PairsConfig, backbone: Backbone, data: PromptData) -> dict[str,
 
 
 def sampling_groups(config: PairsConfig, prompts: int) -> list[Group]:
-    """All prompts at the first temperature, then all at the next; about ``batch_size`` replies in a group."""
+    """All prompts at the first temperature, then all at the next, in groups of about ``batch_size`` replies."""
     samples = Counter(config.temperatures[r % len(config.temperatures)] for r in range(config.replies))
     size = max(1, config.batch_size // max(samples.values()))  # prompts
     return [
@@ -101,7 +101,7 @@ def sampling_groups(config: PairsConfig, prompts: int) -> list[Group]:
 
 
 def ended_texts(generation: Generation, tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of each reply; empty where it did not end."""
+    """The text of each reply, empty where it did not end."""
     for tokens, ended in zip(generation.replies(), generation.ended.tolist(), strict=True):
         yield tokenizer.decode(tokens).strip() if ended else ""
 
@@ -109,7 +109,7 @@ def ended_texts(generation: Generation, tokenizer: Tokenizer) -> Iterator[str]:
 def write_rows(
     config: PairsConfig, run: Run, prompts: Sequence[str], replies: Sequence[Sequence[str]], annotator: TextReward
 ) -> dict[str, float]:
-    """The files of the stage.  Raises UserError where no row is left."""
+    """Writes the stage's files; returns the rows in each.  Raises UserError where a file would be empty."""
     if config.keep == "demonstrations":
         both = zip(prompts, replies, strict=True)
         files = {"sft.jsonl": [{"prompt": p, "completion": t} for p, some in both for t in dict.fromkeys(some)]}
@@ -117,9 +117,7 @@ def write_rows(
         files = _preferences(config, run, prompts, replies, annotator)
     for name, rows in files.items():
         if not rows:
-            raise UserError(
-                f"{run.name}: no rows came out for {name}; more prompts, more replies or a smaller min_gap help."
-            )
+            raise UserError(f"{run.name}: no rows for {name}; use more prompts, more replies or a smaller min_gap.")
         write_jsonl(run.directory / name, rows)
     return {name.removesuffix(".jsonl"): float(len(rows)) for name, rows in files.items()}
 

@@ -1,4 +1,4 @@
-"""PPO on the policy that a config is for: a language model, heads on a frozen one, or a Gymnasium task."""
+"""The stage ``ppo``: a whole language model, heads on a frozen one, or a Gymnasium task, as the config says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from accord.runtime.run import Run
 
 
 def run_ppo(config: LanguagePPOConfig | HeadsPPOConfig | ControlPPOConfig, run: Run) -> dict[str, float]:
-    """Trains the policy; returns the last rollout's numbers."""
+    """Trains the policy; returns the metrics of the last rollout."""
     if isinstance(config, LanguagePPOConfig):
         return ppo.train(config, run)
     if isinstance(config, HeadsPPOConfig):

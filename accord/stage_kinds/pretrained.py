@@ -1,4 +1,4 @@
-"""Pretrained: takes a model in, so that every later stage finds an artifact with its digest and its tokenizer."""
+"""The stage ``pretrained``: imports a model, so that later stages find an artifact with digest and tokenizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from accord.training.describe import model_in_words
 
 
 def download(name: str) -> str:
-    """The folder of a Hugging Face id, fetched or from the cache.  Raises UserError where it cannot be had."""
+    """The folder of a Hugging Face id, downloaded or cached.  Raises UserError where it is not available."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -21,13 +21,13 @@ def download(name: str) -> str:
         return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"source: {name!r} is no folder or file here, and no Hugging Face id that can be had now"
+            f"source: {name!r} is no existing folder or file, and not available from Hugging Face"
             f" ({type(error).__name__})."
         ) from None
 
 
 def run_pretrained(config: PretrainedConfig, run: Run) -> dict[str, float]:
-    """Opens the model and leaves it as an artifact, unchanged."""
+    """Opens the model and writes it as an artifact, unchanged."""
     source = config.source
     if source == "smollm2":
         from accord.data.sentiment import smollm2_gguf

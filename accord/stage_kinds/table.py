@@ -1,4 +1,4 @@
-"""One row for each stage kind.  No settings and no torch are imported here, so that ``--help`` answers at once."""
+"""One row for each stage kind.  Settings and torch are not imported here, so that ``--help`` is immediate."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _HEADS = "configs/ppo_train.yaml"
 
 
 def _after_reward(config: Any) -> str:
-    """The specified heads have a config of their own."""
+    """A reward model on features belongs to PPO on heads, which has its own config."""
     return "accord ppo reward.source={folder}" if config.model.kind == "language" else f"accord ppo --config {_HEADS}"
 
 
 def _after_ppo(config: Any) -> str:
-    """Only a language model can chat."""
+    """Chat for a language model; curves otherwise."""
     if config.model.policy == "language":
         return "accord chat {folder}"
     return "look at the curves in {logs} (tensorboard, or metrics.jsonl)"
@@ -34,7 +34,7 @@ _KINDS = (
     ),
     StageKind(
         name="pretrained",
-        help="take a pretrained model in: a folder, a .gguf file, a Hugging Face id",
+        help="import a pretrained model: a folder, a .gguf file, a Hugging Face id",
         settings_path="accord.config.data:PretrainedConfig",
         function_path="accord.stage_kinds.pretrained:run_pretrained",
         version=1,
@@ -43,7 +43,7 @@ _KINDS = (
     ),
     StageKind(
         name="base",
-        help="train a small base model",
+        help="pretrain a small base model",
         settings_path="accord.config.sft:BaseConfig",
         function_path="accord.algorithms.base:train",
         version=2,
@@ -61,7 +61,7 @@ _KINDS = (
     ),
     StageKind(
         name="pairs",
-        help="sample replies and have an annotator prefer among them",
+        help="sample replies and label preferences with an annotator",
         settings_path="accord.config.data:PairsConfig",
         function_path="accord.stage_kinds.pairs:run_pairs",
         version=4,
@@ -79,7 +79,7 @@ _KINDS = (
     ),
     StageKind(
         name="ppo",
-        help="PPO: a whole language model, heads on a frozen one, or a Gymnasium task",
+        help="PPO on a whole language model, heads on a frozen one, or a Gymnasium task",
         settings_path="accord.config.ppo:PPO",
         function_path="accord.stage_kinds.ppo:run_ppo",
         version=5,
@@ -94,7 +94,7 @@ _KINDS = (
     ),
     StageKind(
         name="dpo",
-        help="DPO: preferences straight into the policy",
+        help="direct preference optimization of the policy",
         settings_path="accord.config.preference:DPOConfig",
         function_path="accord.algorithms.dpo:train",
         version=3,
@@ -103,11 +103,11 @@ _KINDS = (
     ),
     StageKind(
         name="compare",
-        help="compare models with each other on held-out prompts",
+        help="compare models on held-out prompts",
         settings_path="accord.config.evaluation:CompareConfig",
         function_path="accord.stage_kinds.compare:run_compare",
         version=3,
-        next_step="accord chat with the model you like best",
+        next_step="accord chat MODEL, with the one you prefer",
         references=(
             Reference("reference", "model"),
             Reference("base", "model"),
@@ -119,7 +119,7 @@ _KINDS = (
     ),
     StageKind(
         name="fuse",
-        help="merge models into one: average, SLERP, task vectors, a step towards the reference",
+        help="merge models: linear average, SLERP, task vectors, interpolation",
         settings_path="accord.config.fusion:FuseConfig",
         function_path="accord.stage_kinds.fuse:run_fuse",
         version=1,

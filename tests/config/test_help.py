@@ -38,8 +38,8 @@ def test_help_lists_every_setting_with_its_default(kind: str, capsys: pytest.Cap
 def test_variants_show_what_they_share_once_and_their_own_under_their_names() -> None:
     common, language, heads, control = "\n".join(settings_help(STAGE_KINDS["ppo"].settings)).split("settings of ")
     assert language.startswith("model.policy=language, the default:")
-    assert heads.startswith("model.policy=heads, the one where model.obs_dim or model.action_dim is given:")
-    assert control.startswith("model.policy=control, the one where environment is given:")
+    assert heads.startswith("model.policy=heads, selected by model.obs_dim or model.action_dim:")
+    assert control.startswith("model.policy=control, selected by environment:")
     for line, places in {
         "  seed=0": "common",
         "  training.clip_range=0.2": "common",

@@ -224,8 +224,8 @@ def test_a_mistake_in_an_override_names_it(override: str, message: str) -> None:
 def test_an_override_cannot_stand_under_a_value(write: Write) -> None:
     said = refusal(SFTConfig, write("training:\n  batch_size: 4\n"), "training.batch_size.x=3")
     assert said == (
-        "override 'training.batch_size.x=3': 'training.batch_size.x' cannot be set: 'training.batch_size' is 4, a value"
-        " and no section."
+        "override 'training.batch_size.x=3': 'training.batch_size.x' cannot be set: 'training.batch_size' is the value"
+        " 4, not a section."
     )
 
 
@@ -234,7 +234,7 @@ def test_mistakes_inside_lists_name_the_item(write: Write) -> None:
     said = refusal(PPO, write(text))
     assert said == " line 5: unknown key 'reward.terms.1.wieght'; did you mean 'reward.terms.1.weight'?"
     said = refusal(PPO, write("reward:\n  terms:\n    - weight: 2\n"))
-    assert said == " line 2: the key 'reward.terms.0.source' is needed and absent."
+    assert said == " line 2: the required key 'reward.terms.0.source' is missing."
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_put_does_not_change_its_argument() -> None:
     put(values, "n.m", 4, "here")
     assert values == {"a": {"b": 1, "c": 2}, "x": {"y": {"z": 3}}, "n": {"m": 4}}
     assert inner == {"b": 1}
-    with pytest.raises(UserError, match=r"^here: 'a.b.c' cannot be set: 'a.b' is 1"):
+    with pytest.raises(UserError, match=r"^here: 'a.b.c' cannot be set: 'a.b' is the value 1"):
         put(values, "a.b.c", 1, "here")
 
 

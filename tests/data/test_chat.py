@@ -120,7 +120,7 @@ def test_labels_agree_with_generation_tags(chatml: Tokenizer) -> None:
 
 def test_templates_are_sandboxed(chatml: Tokenizer) -> None:
     for attack in ("{{ messages.append(1) }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}"):
-        with pytest.raises(UserError, match="refuses"):
+        with pytest.raises(UserError, match="rejects"):
             with_template(chatml, attack)
 
 
@@ -224,12 +224,12 @@ def test_there_is_at_most_one_bos(brackets: Tokenizer, train_bpe: Train) -> None
 # ------------------------------------------------------------------ the boundary of prompt and reply
 def test_the_prompts_tokens_win_at_its_boundary_with_a_plain_reply(plain: Tokenizer) -> None:
     joined = exchange(plain, "The cat", " sat on")
-    assert not joined.apart
+    assert not joined.split
     assert joined.prompt + joined.reply == [*plain.encode("The cat sat on"), plain.eos_id]
     # "the " + "cat" share the token " cat" when joined: the prompt's ids win, the reply is tokenized separately.
     assert plain.encode("the cat")[: len(plain.encode("the "))] != plain.encode("the ")
     merged = exchange(plain, "the ", "cat")
-    assert merged.apart
+    assert merged.split
     assert merged.prompt == plain.encode("the ")
     assert merged.reply == [*plain.encode("cat"), plain.eos_id]
 
@@ -242,15 +242,15 @@ def test_the_prompts_tokens_win_at_its_boundary_in_a_chat(chatml: Tokenizer) -> 
     )
     tokenizer = with_template(chatml, template)
     chat = chat_tokens(tokenizer, CHAT)
-    assert chat.apart
+    assert chat.split
     assert labels(tokenizer, chat.ids, chat.loss_mask) == (
         "The capital is Paris.<|im_end|>It is blue,\n\nand deep. é☃<|im_end|>"
     )
     one = exchange(tokenizer, CHAT[:1], CHAT[1]["content"])
-    assert one.apart
+    assert one.split
     assert one.prompt == tokenizer.encode(render(tokenizer, CHAT[:1], True))
     assert chat_tokens(tokenizer, CHAT[:2]).ids == one.prompt + one.reply
-    assert not chat_tokens(chatml, CHAT).apart
+    assert not chat_tokens(chatml, CHAT).split
 
 
 def test_a_reply_that_spells_the_end_token_ends_there(chatml: Tokenizer, plain: Tokenizer) -> None:

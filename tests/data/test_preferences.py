@@ -56,7 +56,7 @@ def test_ties_and_empty_rows_go_as_pairs(rows: Rows, small: Tokenizer) -> None:
     )
     data = load_preferences(path, small, PairLengths(4, 8))
     assert data.report.dropped == {"tie": 2, "tie once cut": 1, "empty reply": 2, "empty prompt": 1}
-    assert (data.report.rows, data.report.kept, len(data)) == (7, 1, 1)
+    assert (data.report.rows, data.report.used, len(data)) == (7, 1, 1)
 
 
 def test_both_replies_follow_the_same_cut_prompt(rows: Rows, small: Tokenizer) -> None:

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from accord.data.chat import prompt_ids
-from accord.data.prompts import Side, load_prompts, places_to_keep
+from accord.data.prompts import Side, load_prompts, tokens_to_keep
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 

@@ -100,12 +100,12 @@ def test_a_bad_preference_is_named(row: dict[str, Any], said: str) -> None:
 
 def test_a_report_counts_rows_dropped_and_cut() -> None:
     whole = Report(3, 10, 0, 0, {})
-    assert (whole.kept, whole.describe()) == (3, "Kept 3 of 3 rows, 10 tokens.")
+    assert (whole.used, whole.describe()) == (3, "Used 3 of 3 rows, 10 tokens.")
     partial = Report(9, 10, 2, 1, {"tie": 2, "empty reply": 1}, 4)
-    assert partial.kept == 6
+    assert partial.used == 6
     assert partial.describe() == (
-        "Kept 6 of 9 rows, 10 tokens. Dropped: empty reply 1, tie 2; prompts cut: 2; replies cut: 1; "
-        "tokenized apart from the prompt: 4."
+        "Used 6 of 9 rows, 10 tokens. Dropped: empty reply 1, tie 2; prompts truncated: 2; replies truncated: 1; "
+        "tokenized separately from the prompt: 4."
     )
     tally = Tally(rows=2)
     tally.dropped["tie"] += 2

@@ -38,7 +38,7 @@ def test_every_shape_gives_the_same_example(rows: Rows, chatml: Tokenizer) -> No
     assert len(set(data.examples)) == 1
     assert list(data.examples[0].tokens) == prompt_ids(chatml, "Who?") + reply_ids(chatml, "Who?", "The cat.")
     assert data.report.tokens == 4 * len(data.examples[0])
-    assert (data.report.rows, data.report.kept, len(data)) == (4, 4, 4)
+    assert (data.report.rows, data.report.used, len(data)) == (4, 4, 4)
 
 
 def test_turns_in_the_prompt_are_no_labels(rows: Rows, small: Tokenizer) -> None:
@@ -94,7 +94,7 @@ def test_rows_without_a_reply_are_dropped_and_counted(rows: Rows, small: Tokeniz
     )
     report = load_supervised(path, small, 8).report
     assert report.dropped == {"empty reply": 4, "no room for a reply": 1}
-    assert (report.rows, report.kept) == (6, 1)
+    assert (report.rows, report.used) == (6, 1)
     assert load_supervised(path, small, 8, truncate="drop").report.dropped == {"empty reply": 4, "too long": 1}
     with pytest.raises(UserError, match="no row is usable"):
         load_supervised(path, small, 8, limit=5)

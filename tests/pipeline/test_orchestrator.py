@@ -361,7 +361,7 @@ def refused(tmp_path: Path, stages: str, *overrides: str) -> str:
             "/pipeline.yaml line 4: stages.demo: expected 'key: value' lines below it, found nothing.",
         ),
         ("stages: {}\n", "/pipeline.yaml: no stages; write at least one under 'stages:'."),
-        ("seed: 3\n", "/pipeline.yaml: the key 'stages' is needed and absent."),
+        ("seed: 3\n", "/pipeline.yaml: the required key 'stages' is missing."),
         (
             "stages:\n  demo: { set: { out: elsewhere } }\n",
             "/pipeline.yaml line 4, stage 'demo': 'out' is the pipeline's to set, not a stage's; stages lie in <out>/<stage>.",
@@ -372,7 +372,7 @@ def refused(tmp_path: Path, stages: str, *overrides: str) -> str:
         ),
         (
             "stages:\n  demo: { set: { seed.x: 1 } }\n",
-            "/pipeline.yaml line 4, stage 'demo': 'seed.x' cannot be set: 'seed' is 0, a value and no section.",
+            "/pipeline.yaml line 4, stage 'demo': 'seed.x' cannot be set: 'seed' is the value 0, not a section.",
         ),
     ],
 )

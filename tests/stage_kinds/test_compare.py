@@ -80,7 +80,7 @@ def test_compare_writes_results_and_report(
     shown = capsys.readouterr().out
     text = (directory / "results.txt").read_text()
     assert text.strip() in shown
-    for name in ("sft", "same", "other", "sft, drawn again"):
+    for name in ("sft", "same", "other", "sft, resampled (null baseline)"):
         assert f"\n{name} " in text
     assert "sft again" not in (directory / "results.md").read_text()
     assert text.count("> ") == 2  # samples: two prompts, the models side by side
