@@ -27,7 +27,7 @@ from accord.algorithms.ppo import (
 )
 from accord.config.control import ControlPPOConfig
 from accord.config.on_policy import StepsPPOOptimizer
-from accord.evaluation.policies import evaluate, leave_curve, leave_video
+from accord.evaluation.policies import evaluate, write_curve, write_video
 from accord.functional.advantages import explained_variance, normalize_advantages
 from accord.functional.kl import AdaptiveKL, FixedKL
 from accord.models.heads import ActorCritic, AnyActorCritic, GaussianActorCritic, numpy_networks
@@ -223,6 +223,6 @@ def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
     more = {"environment": config.environment, "continuous": spaces.continuous, "normaliser": normalizer.state_dict()}
     leave_pt(run, "ppo_final.pt", model, {**sizes, **more, "metrics": last})
     run.say(f"wrote {run.directory / 'ppo_final.pt'} (load_state_dict of {type(model).__name__})")
-    leave_curve(config, run)
-    leave_video(config, run, model, normalizer)
+    write_curve(config, run)
+    write_video(config, run, model, normalizer)
     return last

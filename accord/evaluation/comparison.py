@@ -1,4 +1,4 @@
-"""What several models wrote to the same held-out prompts, in numbers: gold reward, win rate, KL, length, endings, fluency."""
+"""Metrics of several models on the same held-out prompts: gold reward, win rate, KL, length, ended replies, fluency."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from accord.types import Generation, Packed
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What one model wrote: ``k`` replies to each prompt, row p·k + j being reply j to prompt p."""
+    """One model's replies, ``k`` per prompt, and their measures; row p·k + j is reply j to prompt p."""
 
     texts: list[str]
     gold: list[list[float]]  # per prompt
     kl: list[float]  # per reply, nats
     lengths: list[int]
     ended: list[bool]
-    base_nll: list[float]  # per reply, nats a token under the base; empty without one
+    base_nll: list[float]  # per reply, nats per token under the base model; empty without one
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How replies are drawn: ``replies`` to each prompt, in groups of about ``batch_size`` replies."""
+    """How replies are sampled: ``per_prompt`` to each prompt, in groups of about ``batch_size`` replies."""
 
     decoding: Decoding
-    replies: int
+    per_prompt: int
     batch_size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """The reward that no trainer sees: a function of texts, with its name for error messages."""
+    """The gold reward, which no trainer sees: a function of texts, with its name for error messages."""
 
     function: TextReward
     name: str
@@ -56,32 +56,32 @@ class Gold:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """What all models' replies are measured with."""
+    """What replies are measured with, the same for all models."""
 
     gold: Gold
     reference: Backbone
-    """The KL is to this model, at the sampling temperature."""
+    """Reference of the KL, at the sampling temperature."""
     base: Backbone | None
-    """Fluency is the negative log-likelihood under this model."""
+    """Model for fluency, the negative log-likelihood of replies."""
     temperature: float
 
 
-def answer(
+def sample_replies(
     backbone: Backbone, data: PromptData, sampling: Sampling, generator: Callable[[int], torch.Generator]
 ) -> list[Generation]:
-    """A model's replies to all prompts; ``generator`` gives the random state of the group that starts at a prompt."""
-    step = max(1, sampling.batch_size // sampling.replies)
+    """A model's replies to all prompts; ``generator`` returns the generator of the group starting at a prompt index."""
+    step = max(1, sampling.batch_size // sampling.per_prompt)
     return [
-        generate(backbone, data.prompts[i : i + step], sampling.decoding, generator(i), sampling.replies)[0]
+        generate(backbone, data.prompts[i : i + step], sampling.decoding, generator(i), sampling.per_prompt)[0]
         for i in range(0, len(data.prompts), step)
     ]
 
 
 @torch.no_grad()
-def reply_sums(
+def sum_logprobs(
     backbone: Backbone, generations: Sequence[Generation], temperature: float, size: int = 64
 ) -> list[float]:
-    """Log-probs of whole replies under a model, ``size`` replies in a pass."""
+    """The log-prob of each whole reply under a model, ``size`` replies per forward pass."""
 
     def logprobs(packed: Packed, at: Tensor) -> Tensor:
         return reply_logprobs(backbone, packed, at, temperature)
@@ -90,33 +90,33 @@ def reply_sums(
 
 
 def measure(generations: Sequence[Generation], tokenizer: Tokenizer, data: PromptData, measures: Measures) -> Answers:
-    """The texts and measures of one model's replies, equally many to each prompt."""
+    """The texts and measures of one model's replies, the same number per prompt."""
     texts = [tokenizer.decode(r).strip() for g in generations for r in g.replies()]
     k = len(texts) // len(data)
     scores = measures.gold([text for text in data.texts for _ in range(k)], texts)
-    own = [float(x) for g in generations for x in g.logprobs.sum(1)]
+    policy = [float(x) for g in generations for x in g.logprobs.sum(1)]
     lengths = [int(n) for g in generations for n in g.lengths]
-    under = reply_sums(measures.reference, generations, measures.temperature)
+    reference = sum_logprobs(measures.reference, generations, measures.temperature)
     nll = []
     if measures.base is not None:
-        nll = [-s / n for s, n in zip(reply_sums(measures.base, generations, 1.0), lengths, strict=True)]
+        nll = [-s / n for s, n in zip(sum_logprobs(measures.base, generations, 1.0), lengths, strict=True)]
     return Answers(
         texts,
         [scores[i : i + k] for i in range(0, len(scores), k)],
-        [a - b for a, b in zip(own, under, strict=True)],
+        [a - b for a, b in zip(policy, reference, strict=True)],
         lengths,
         [bool(e) for g in generations for e in g.ended],
         nll,
     )
 
 
-def figures(ours: Answers, sft: Answers, seed: int) -> dict[str, Any]:
-    """The numbers of one model, compared with the SFT model's own replies; None where one is undefined."""
+def compare_with_sft(ours: Answers, sft: Answers, seed: int) -> dict[str, Any]:
+    """One model's metrics, compared with the SFT model's replies; None where a metric is undefined."""
     mean, low, high = bootstrap_ci(ours.gold, seed)
     rate, rate_low, rate_high = win_rate(ours.gold, sft.gold, seed)
     gain, gain_low, gain_high = paired_difference(ours.gold, sft.gold, seed)
-    varied = len({sum(row) / len(row) for row in sft.gold}) > 1  # else there is no deviation to measure in
-    worded = any(len(text.split()) > 1 for text in ours.texts)  # a collapsed model may write nothing
+    sft_varies = len({sum(row) / len(row) for row in sft.gold}) > 1  # else its standard deviation is zero
+    has_bigrams = any(len(text.split()) > 1 for text in ours.texts)  # a collapsed model may have none
     result: dict[str, Any] = {
         "gold_mean": mean,
         "gold_ci95": [low, high],
@@ -127,8 +127,8 @@ def figures(ours: Answers, sft: Answers, seed: int) -> dict[str, Any]:
         "win_rate_ci95": [rate_low, rate_high],
         "gain_vs_sft": gain,
         "gain_ci95": [gain_low, gain_high],
-        "gain_in_sft_sd": effect_in_sd(ours.gold, sft.gold) if varied else None,
-        "distinct_2": distinct_n(ours.texts, 2) if worded else None,
+        "gain_in_sft_sd": effect_in_sd(ours.gold, sft.gold) if sft_varies else None,
+        "distinct_2": distinct_n(ours.texts, 2) if has_bigrams else None,
     }
     if ours.base_nll:
         result["base_nll"] = sum(ours.base_nll) / len(ours.base_nll)

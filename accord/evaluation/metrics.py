@@ -1,10 +1,10 @@
-"""Numbers about replies: means, win rates and agreements, with intervals that are bootstrapped over *prompts*.
+"""Metrics of replies: means, win rates and agreements, with intervals bootstrapped over *prompts*.
 
-Replies to one prompt resemble one another, so resampling rows would give intervals that are too narrow.  Here a prompt
-is the unit (a cluster bootstrap; Davison and Hinkley 1997): its replies are averaged first, and whole prompts are drawn
-with replacement.  Intervals are percentile intervals (Efron 1979).
+Replies to one prompt are correlated, so resampling rows would give intervals that are too narrow.  Here prompts are
+resampled (a cluster bootstrap; Davison and Hinkley 1997): a prompt's replies are averaged first, and whole prompts are
+drawn with replacement.  Intervals are percentile intervals (Efron 1979).
 
-``N`` prompts, ``k`` replies a prompt (which may differ between prompts), ``R`` rows.
+``N`` prompts, ``k`` replies per prompt (which may differ between prompts), ``R`` rows.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Array: TypeAlias = npt.NDArray[np.float64]
 PerPrompt: TypeAlias = Sequence[Sequence[float]] | npt.NDArray[np.floating]
 Vector: TypeAlias = Sequence[float] | Sequence[int] | Sequence[bool] | npt.NDArray[np.generic]
 
-DRAWS_AT_ONCE = 1_000_000  # bounds the memory of a bootstrap at about 16 MB
+DRAWS_AT_ONCE = 1_000_000  # bounds the memory of a bootstrap to about 16 MB
 
 
 class Interval(NamedTuple):
-    """An estimate and its interval; unpacks as ``mean, low, high``."""
+    """An estimate and its interval, as a tuple ``mean, low, high``."""
 
     mean: float
     low: float
@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
 
 class MatchedAccuracy(NamedTuple):
-    """Accuracy over ``n`` pairs of like length; None where no pair was of like length."""
+    """Accuracy over the ``n`` pairs of similar length; None where there are none."""
 
     accuracy: float | None
     n: int
@@ -87,7 +87,7 @@ def _bootstrap(clusters: Array, seed: int, n: int, level: float) -> Interval:
 def bootstrap_ci(per_prompt: PerPrompt, seed: int, n: int = 2000, level: float = 0.95) -> Interval:
     """The mean over prompts of the mean over each prompt's replies, with a bootstrap interval over prompts.
 
-    ``per_prompt``: N sequences of values, one a reply.  ``n`` resamples.
+    ``per_prompt``: N sequences of values, one per reply.  ``n`` resamples.
     Raises ValueError for fewer than two prompts, a prompt without replies, or a value that is not finite.
     """
     return _bootstrap(_prompt_means(per_prompt, "per_prompt"), seed, n, level)
@@ -102,7 +102,7 @@ def _differences(a: PerPrompt, b: PerPrompt) -> Array:
 def paired_difference(a: PerPrompt, b: PerPrompt, seed: int, n: int = 2000, level: float = 0.95) -> Interval:
     """Mean over prompts of (the mean of a's replies minus that of b's), with a bootstrap interval over prompts.
 
-    Row i of both is the same prompt, so what makes a prompt easy for both drops out; they may differ in replies.
+    Row i of both is the same prompt, so prompt difficulty cancels; the number of replies may differ.
     """
     return _bootstrap(_differences(a, b), seed, n, level)
 
@@ -110,20 +110,20 @@ def paired_difference(a: PerPrompt, b: PerPrompt, seed: int, n: int = 2000, leve
 def effect_in_sd(a: PerPrompt, b: PerPrompt) -> float:
     """``paired_difference``'s mean in units of the (sample) standard deviation across prompts of b's means.
 
-    State the replies a prompt beside it: with more of them the deviation shrinks, and the same gain counts for more.
+    Report it with the number of replies per prompt: more of them lower the standard deviation and raise the effect.
     """
     difference = _differences(a, b).mean()
     means = _prompt_means(b, "b")
-    spread = means.std(ddof=1) if len(means) > 1 else 0.0
-    if spread == 0:
+    deviation = means.std(ddof=1) if len(means) > 1 else 0.0
+    if deviation == 0:
         raise ValueError("b: its means do not vary across prompts, so an effect in standard deviations is undefined")
-    return float(difference / spread)
+    return float(difference / deviation)
 
 
 def win_rate(ours: PerPrompt, theirs: PerPrompt, seed: int, n: int = 2000, level: float = 0.95) -> Interval:
     """The share of comparisons that ``ours`` wins, ties counting one half, with a bootstrap interval over prompts.
 
-    Within a prompt each of our replies is compared with each of theirs; all prompts have the same weight.
+    Within a prompt each of ``ours`` is compared with each of ``theirs``; all prompts have the same weight.
     """
     first, second = _rows(ours, "ours"), _rows(theirs, "theirs")
     _same_length(first, second, "prompts of ours and theirs")
@@ -135,10 +135,10 @@ def win_rate(ours: PerPrompt, theirs: PerPrompt, seed: int, n: int = 2000, level
 
 # ----------------------------------------------------------------- the reward model
 def pair_agreement(scores_a: PerPrompt | Vector, scores_b: PerPrompt | Vector) -> float:
-    """The share of pairs that ``scores_a`` orders as ``scores_b`` does (b is the truth).
+    """The share of pairs that ``scores_a`` orders as ``scores_b``, the ground truth, does.
 
-    Flat vectors (R,): every pair of rows counts.  Sequences of sequences: only pairs within a row (a prompt's replies,
-    or one given pair a row), all weighing alike.  Pairs that b ties are left out; what only a ties counts one half.
+    Flat vectors (R,): all pairs of rows.  Sequences of sequences: pairs within a row (a prompt's replies, or one pair
+    per row), all with equal weight.  Pairs tied in b are ignored; those tied only in a count one half.
     """
     _same_length(scores_a, scores_b, "scores_a and scores_b")
     if len(scores_b) and np.ndim(scores_b[0]) == 0:
@@ -158,7 +158,7 @@ def pair_agreement(scores_a: PerPrompt | Vector, scores_b: PerPrompt | Vector) -
 
 
 def length_correlation(scores: Vector, lengths: Vector) -> float:
-    """Pearson's correlation of score and length; 0 where either does not vary.  Near 1 the score is the length."""
+    """Pearson's correlation of score and length; 0 where either is constant.  Near 1 the score mostly measures length."""
     x, y = _vector(scores, "scores"), _vector(lengths, "lengths")
     _same_length(x, y, "scores and lengths")
     x, y = x - x.mean(), y - y.mean()
@@ -175,23 +175,23 @@ def length_matched_accuracy(
 ) -> MatchedAccuracy:
     """Accuracy on the pairs whose lengths differ by at most ``tolerance`` of the longer; tied scores count one half.
 
-    A model that merely counts tokens falls to one half here, however good it looks on all pairs.
+    A model that only measures length scores about one half here, whatever its accuracy on all pairs.
     """
     chosen, rejected = _vector(chosen_scores, "chosen_scores"), _vector(rejected_scores, "rejected_scores")
     long, short = _vector(chosen_lengths, "chosen_lengths"), _vector(rejected_lengths, "rejected_lengths")
     for name, other in (("rejected_scores", rejected), ("chosen_lengths", long), ("rejected_lengths", short)):
         _same_length(chosen, other, f"chosen_scores and {name}")
-    alike = np.abs(long - short) <= tolerance * np.maximum(long, short)
-    if not alike.any():
+    similar = np.abs(long - short) <= tolerance * np.maximum(long, short)
+    if not similar.any():
         return MatchedAccuracy(None, 0)
-    return MatchedAccuracy(float((np.sign(chosen - rejected)[alike].mean() + 1) / 2), int(alike.sum()))
+    return MatchedAccuracy(float((np.sign(chosen - rejected)[similar].mean() + 1) / 2), int(similar.sum()))
 
 
 # ----------------------------------------------------------------- the texts
 def distinct_n(texts: Sequence[str], n: int = 2) -> float:
     """Distinct n-grams of whitespace words over all n-grams, pooled over ``texts`` (Li et al. 2016).
 
-    None crosses two texts.  It falls as the pool grows, so compare equal numbers of replies.
+    No n-gram spans two texts.  It falls as the pool grows, so compare equal numbers of replies.
     Raises ValueError where no text has n words.
     """
     if n < 1:

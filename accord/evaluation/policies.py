@@ -1,4 +1,4 @@
-"""What a policy on a Gymnasium task is worth: whole episodes by its likeliest action, the curve, a video."""
+"""Evaluation of a policy on a Gymnasium task: episodes with the most likely action, a learning curve, a video."""
 
 from __future__ import annotations
 
@@ -17,58 +17,59 @@ from accord.rollout.env.gym import make_environment, open_vectors, spaces_of
 from accord.rollout.env.normalization import Normalizer
 from accord.runtime.run import Run
 
-_SIDE_BY_SIDE = 20
+PARALLEL = 20
+"""Episodes that run at once."""
 
 
 @torch.no_grad()
 def _act(model: AnyActorCritic, normalizer: Normalizer, observations: np.ndarray) -> np.ndarray:
-    """The likeliest actions at (n, obs_dim) raw observations; the running scales stay as they are."""
-    seen = torch.from_numpy(normalizer.observations(observations, learn=False))
+    """The most likely actions at (n, obs_dim) raw observations, with frozen normalization."""
+    normalized = torch.from_numpy(normalizer.observations(observations, learn=False))
     device = next(model.parameters()).device
-    actions: np.ndarray = model.get_action_and_value(seen.to(device), deterministic=True)[0].cpu().numpy()
+    actions: np.ndarray = model.get_action_and_value(normalized.to(device), deterministic=True)[0].cpu().numpy()
     return actions
 
 
 def evaluate(config: ControlPPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer) -> dict[str, float]:
-    """Returns of ``evaluation.episodes`` episodes, by the task's own rewards.
+    """Returns of ``evaluation.episodes`` episodes, in the task's unscaled rewards.
 
-    Environments and seeds are evaluation's own, the same each time; no random state of the training is touched.
+    Environments and seeds are the same each time and separate from training, whose random state is not used.
     """
-    wanted, returns, lengths = config.evaluation.episodes, [], []
-    for first in range(0, wanted, _SIDE_BY_SIDE):
-        numbers = range(first, min(first + _SIDE_BY_SIDE, wanted))
-        some, steps = _episodes(config, run, model, normalizer, numbers)
-        returns.append(some)
+    episodes, returns, lengths = config.evaluation.episodes, [], []
+    for first in range(0, episodes, PARALLEL):
+        numbers = range(first, min(first + PARALLEL, episodes))
+        part, steps = _run_episodes(config, run, model, normalizer, numbers)
+        returns.append(part)
         lengths.append(steps)
-    found = np.concatenate(returns)
+    all_returns = np.concatenate(returns)
     return {
-        "eval_return": float(found.mean()),
-        "eval_return_std": float(found.std()),
-        "eval_return_min": float(found.min()),
+        "eval_return": float(all_returns.mean()),
+        "eval_return_std": float(all_returns.std()),
+        "eval_return_min": float(all_returns.min()),
         "eval_length": float(np.concatenate(lengths).mean()),
     }
 
 
-def _episodes(
+def _run_episodes(
     config: ControlPPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer, numbers: range
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) returns and (n,) lengths: one episode in each of n environments, so that short ones count no more."""
+    """(n,) returns and (n,) lengths: one episode in each of n environments, so that short episodes are not overrepresented."""
     n = len(numbers)
     vectors = open_vectors(config.environment, n, lambda i, episode: run.derive("evaluation", numbers[i], episode))
-    returns, lengths, going = np.zeros(n), np.zeros(n), np.ones(n, dtype=bool)
+    returns, lengths, active = np.zeros(n), np.zeros(n), np.ones(n, dtype=bool)
     for _ in range(config.evaluation.max_steps):
         stepped = vectors.step(_act(model, normalizer, vectors.observations))
-        returns += stepped.rewards * going
-        lengths += going
-        going &= ~(stepped.terminated | stepped.truncated)
-        if not going.any():
+        returns += stepped.rewards * active
+        lengths += active
+        active &= ~(stepped.terminated | stepped.truncated)
+        if not active.any():
             break
     vectors.close()
     return returns, lengths
 
 
-def leave_curve(config: ControlPPOConfig, run: Run) -> None:
-    """``curve.png`` from the run's metrics; says so where matplotlib is absent."""
+def write_curve(config: ControlPPOConfig, run: Run) -> None:
+    """Writes ``curve.png`` from the run's metrics, or a note where matplotlib is not installed."""
     if not config.evaluation.curve:
         return
     try:
@@ -94,8 +95,8 @@ def leave_curve(config: ControlPPOConfig, run: Run) -> None:
     run.say(f"wrote {run.directory / 'curve.png'}")
 
 
-def leave_video(config: ControlPPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer) -> None:
-    """``episode.gif``, where it is asked for; says what is missing where it cannot be made."""
+def write_video(config: ControlPPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer) -> None:
+    """Writes ``episode.gif`` where ``evaluation.video`` is set, or a note on why it cannot be made."""
     if not config.evaluation.video:
         return
     import gymnasium
@@ -107,7 +108,7 @@ def leave_video(config: ControlPPOConfig, run: Run, model: AnyActorCritic, norma
         return
     environment = make_environment(config.environment, render_mode="rgb_array")
     try:
-        pictures = [
+        frames = [
             Image.fromarray(np.asarray(frame)).reduce(2)
             for frame in _frames(config, run, model, normalizer, environment)
         ]
@@ -116,29 +117,29 @@ def leave_video(config: ControlPPOConfig, run: Run, model: AnyActorCritic, norma
         return
     finally:
         environment.close()
-    if not pictures:
-        run.say(f"no episode.gif: {config.environment} draws no pictures (render_mode rgb_array)")
+    if not frames:
+        run.say(f"no episode.gif: {config.environment} does not render (render_mode rgb_array)")
         return
-    _write_gif(run.directory / "episode.gif", pictures, 2000 // environment.metadata.get("render_fps", 30))
-    run.say(f"wrote {run.directory / 'episode.gif'} ({len(pictures)} pictures, every second step)")
+    _write_gif(run.directory / "episode.gif", frames, 2000 // environment.metadata.get("render_fps", 30))
+    run.say(f"wrote {run.directory / 'episode.gif'} ({len(frames)} frames, every second step)")
 
 
 def _frames(
     config: ControlPPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer, environment: Any
 ) -> Iterator[Any]:
-    """Every second picture of one episode."""
+    """Every second frame of one episode."""
     spaces = spaces_of(config.environment, environment.observation_space, environment.action_space)
-    seen, _ = environment.reset(seed=run.derive("evaluation", 0, 0) % 2**31)
+    observation, _ = environment.reset(seed=run.derive("evaluation", 0, 0) % 2**31)
     for step in range(config.evaluation.max_steps):
         if step % 2 == 0 and (frame := environment.render()) is not None:
             yield frame
-        action = spaces.acted(_act(model, normalizer, np.asarray(seen, dtype=np.float32)[None]))[0]
-        seen, _, terminated, truncated, _ = environment.step(action)
+        action = spaces.acted(_act(model, normalizer, np.asarray(observation, dtype=np.float32)[None]))[0]
+        observation, _, terminated, truncated, _ = environment.step(action)
         if terminated or truncated:
             return
 
 
-def _write_gif(path: Path, pictures: list[Any], milliseconds: int) -> None:
-    first, *rest = pictures
+def _write_gif(path: Path, frames: list[Any], milliseconds: int) -> None:
+    first, *rest = frames
     with replacing(path) as temporary:
         first.save(temporary, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)

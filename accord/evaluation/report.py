@@ -1,6 +1,6 @@
-"""What a person reads at the end: the table of models, answers side by side, and the results file.
+"""The report of a comparison: a table of models, replies side by side, and the results file.
 
-The numbers come from ``metrics``.  What surrounds the answers on a terminal is plain ASCII.
+The numbers come from ``metrics``.  Decoration on the terminal is plain ASCII.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from accord.io.atomic import write_text
 
-STACKED_BELOW = 80  # characters of terminal; columns narrower than NARROWEST are stacked as well
+STACKED_BELOW = 80  # columns of the terminal; replies are also stacked where a column would be narrower than NARROWEST
 NARROWEST = 20
 GAP = " | "
 HEADERS = ("model", "gold reward", "win rate vs SFT", "KL to ref", "length", "ends (EOS)")
@@ -29,8 +29,8 @@ FIRST_NUMBER = 3  # the columns from here on hold bare numbers, aligned to the r
 class ModelRow:
     """One model in the table; the 95 % intervals are over prompts.
 
-    ``kl_mean``: nats a reply, to the reference (SFT).  ``length_mean``: tokens.  ``eos_rate``: the share that ended.
-    ``win_rate``: against SFT on gold, 0 … 1; None, with its interval, for SFT itself: shown as a dash.
+    ``kl_mean``: nats per reply, to the reference (SFT).  ``length_mean``: tokens.  ``eos_rate``: share of ended replies.
+    ``win_rate``: against SFT on gold, 0 … 1; None (shown as a dash), as is its interval, for SFT itself.
     """
 
     name: str
@@ -65,7 +65,7 @@ def table(rows: Sequence[ModelRow]) -> str:
         cells = [_pad(cell, width, right=i >= FIRST_NUMBER) for cell in column]
         padded.append([cells[0], "-" * width, *cells[1:]])
     lines = [_join(line, "   ") for line in zip(*padded, strict=True)]
-    return "\n".join([*lines, "brackets: 95 % interval over prompts; KL in nats a reply, length in tokens"])
+    return "\n".join([*lines, "brackets: 95 % interval over prompts; KL in nats per reply, length in tokens"])
 
 
 def markdown_table(rows: Sequence[ModelRow]) -> str:
@@ -75,9 +75,9 @@ def markdown_table(rows: Sequence[ModelRow]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-# ----------------------------------------------------------------- answers side by side
+# ----------------------------------------------------------------- replies side by side
 def _clean(text: str) -> str:
-    """Text without what could move a terminal's cursor; line ends stay."""
+    """Text without control characters, which could move a terminal's cursor; line ends are kept."""
     lines = text.expandtabs(4).splitlines()
     return "\n".join("".join(c if unicodedata.category(c)[0] != "C" else "\ufffd" for c in line) for line in lines)
 
@@ -110,63 +110,63 @@ def _wrap(text: str, width: int) -> list[str]:
 def _check_samples(prompts: Sequence[str], samples: Mapping[str, Sequence[str]]) -> None:
     if not samples:
         raise ValueError("samples: no model to show")
-    for name, answers in samples.items():
-        if len(answers) != len(prompts):
-            raise ValueError(f"samples of {name}: {len(answers)} answers to {len(prompts)} prompts")
+    for name, replies in samples.items():
+        if len(replies) != len(prompts):
+            raise ValueError(f"samples of {name}: {len(replies)} replies to {len(prompts)} prompts")
 
 
-def _columns(answers: Mapping[str, str], width: int) -> list[str]:
-    blocks = [_wrap(answer, width) for answer in answers.values()]
-    heads = [[name[:width], "-" * width] for name in answers]
+def _columns(replies: Mapping[str, str], width: int) -> list[str]:
+    blocks = [_wrap(reply, width) for reply in replies.values()]
+    heads = [[name[:width], "-" * width] for name in replies]
     blocks = [head + block for head, block in zip(heads, blocks, strict=True)]
     height = max(len(block) for block in blocks)
     filled = [block + [""] * (height - len(block)) for block in blocks]
     return [_join([_pad(cell, width) for cell in line], GAP) for line in zip(*filled, strict=True)]
 
 
-def _stack(answers: Mapping[str, str], width: int) -> list[str]:
-    label = max(_width(name) for name in answers) + 2
+def _stack(replies: Mapping[str, str], width: int) -> list[str]:
+    label = max(_width(name) for name in replies) + 2
     lines = []
-    for name, answer in answers.items():
-        for i, line in enumerate(_wrap(answer, max(1, width - label))):
+    for name, reply in replies.items():
+        for i, line in enumerate(_wrap(reply, max(1, width - label))):
             lines.append(_pad(f"{name}:" if i == 0 else "", label) + line)
     return lines
 
 
 def side_by_side(prompts: Sequence[str], samples: Mapping[str, Sequence[str]], width: int) -> str:
-    """Each prompt with the models' answers in columns, in the mapping's order; stacked where ``width`` < 80.
+    """Each prompt with the models' replies in columns, in the mapping's order; stacked where ``width`` < 80.
 
-    ``samples``: by model, one answer a prompt.  Raises ValueError where their numbers differ.
+    ``samples``: by model, one reply per prompt.  Raises ValueError where their numbers differ.
     """
     _check_samples(prompts, samples)
     column = (width - len(GAP) * (len(samples) - 1)) // len(samples)
     stacked = width < STACKED_BELOW or column < NARROWEST
     blocks = []
     for i, prompt in enumerate(prompts):
-        answers = {_clean(name): texts[i] for name, texts in samples.items()}
+        replies = {_clean(name): texts[i] for name, texts in samples.items()}
         head = textwrap.indent("\n".join(_wrap(prompt, max(1, width - 2))), "  ")
-        body = _stack(answers, width) if stacked else _columns(answers, column)
+        body = _stack(replies, width) if stacked else _columns(replies, column)
         blocks.append("\n".join([">" + head[1:], *body]))
     return "\n\n".join(blocks)
 
 
 def _escape(text: str) -> str:
-    """Text as itself in a cell of a Markdown table."""
+    """Text escaped for a cell of a Markdown table."""
     return re.sub(r"([\\`*_\[\]<>|&~$])", r"\\\1", _clean(text).strip()).replace("\n", "<br>")
 
 
 def markdown_samples(prompts: Sequence[str], samples: Mapping[str, Sequence[str]]) -> str:
-    """A Markdown table with a row a prompt and a column a model."""
+    """A Markdown table with a row per prompt and a column per model."""
     _check_samples(prompts, samples)
     lines = [["prompt", *map(_escape, samples)], ["---"] * (len(samples) + 1)]
-    for prompt, *answers in zip(prompts, *samples.values(), strict=True):
-        lines.append([_escape(prompt), *(_escape(answer) or "(empty)" for answer in answers)])
+    for prompt, *replies in zip(prompts, *samples.values(), strict=True):
+        lines.append([_escape(prompt), *(_escape(reply) or "(empty)" for reply in replies)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 # ----------------------------------------------------------------- the results file
 def _plain(value: Any, key: str) -> Any:
-    """What JSON can hold: NumPy's numbers become Python's; a number that is not finite is refused with its key."""
+    """A JSON value: NumPy numbers become Python numbers.  Raises ValueError naming the key of a number that is not finite."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -183,7 +183,7 @@ def _plain(value: Any, key: str) -> Any:
 def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
     """Writes ``results`` as JSON.
 
-    Raises ValueError for NaN or infinity and TypeError for what JSON cannot hold, both before anything is written.
+    Raises ValueError for NaN or infinity and TypeError for other values that JSON has not, before anything is written.
     """
     text = json.dumps(_plain(results, ""), indent=2, ensure_ascii=False) + "\n"
     write_text(Path(path), text)

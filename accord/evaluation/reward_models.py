@@ -1,4 +1,4 @@
-"""How far a reward model agrees with labels and with gold, and how much of its score is length."""
+"""A reward model's agreement with labels and with gold, and its correlation with length."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from accord.models.reward import RewardModel
 def reward_figures(folder: str, pairs_file: str, room: int, gold: Gold) -> dict[str, Any]:
     """Accuracy on the annotator's held-out labels, and agreement with gold on the same pairs.
 
-    Prompts lose their start beyond ``room`` tokens.
+    Prompts are truncated at their start to ``room`` tokens.
     """
     model = RewardModel.open(folder).eval().requires_grad_(False)
     tokenizer = Tokenizer.open(folder)
@@ -37,13 +37,13 @@ def reward_figures(folder: str, pairs_file: str, room: int, gold: Gold) -> dict[
         for rows in torch.split(torch.arange(len(fields)), 64):
             packed, segments = pack_continuations([asked[int(r)] for r in rows], [tokens[int(r)] for r in rows])
             scores[-1] += model(packed, segments).tolist()
-    true = [gold(prompts, side) for side in sides]
+    gold_scores = [gold(prompts, side) for side in sides]
     labels = [[1.0, 0.0]] * len(fields)
     matched = length_matched_accuracy(scores[0], scores[1], sizes[0], sizes[1])
     return {
         "heldout_accuracy": pair_agreement(list(zip(*scores, strict=True)), labels),
-        "gold_agreement": pair_agreement(list(zip(*scores, strict=True)), list(zip(*true, strict=True))),
-        "label_agreement_with_gold": pair_agreement(labels, list(zip(*true, strict=True))),
+        "gold_agreement": pair_agreement(list(zip(*scores, strict=True)), list(zip(*gold_scores, strict=True))),
+        "label_agreement_with_gold": pair_agreement(labels, list(zip(*gold_scores, strict=True))),
         "n_heldout": len(fields),
         "length_correlation": length_correlation(scores[0] + scores[1], sizes[0] + sizes[1]),
         "length_matched_accuracy": matched.accuracy,

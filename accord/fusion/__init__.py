@@ -1,1 +1,1 @@
-"""Several models of one architecture become one, tensor by tensor."""
+"""Merges several models of one architecture, tensor by tensor."""

@@ -1,4 +1,4 @@
-"""The scores of a merged reward model: centered and scaled again on replies that the user names."""
+"""Normalizes the scores of a merged reward model on given replies."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ ROWS = 32
 
 @torch.no_grad()
 def calibrate(folder: Path, config: FuseConfig) -> tuple[float, float]:
-    """Measures mean and deviation of the raw scores on the replies of ``config.calibrate`` and writes them to the head.
+    """Writes mean and standard deviation of the raw scores on the replies of ``config.calibrate`` to the head.
 
-    The end of a reward model's training does the same.  An average of M models calibrated to deviation 1 has a smaller one: scores
-    that agree with correlation ρ only have √((1 + (M − 1) ρ)/M).  Raises UserError where the file has no pairs.
+    Training a reward model ends in the same way.  The average of M models with standard deviation 1 has a smaller one:
+    √((1 + (M − 1) ρ)/M) for scores with correlation ρ.  Raises UserError where the file has no pairs.
     """
     device = resolve_device(config.device)
     lengths = PairLengths(max(1, config.max_length * 3 // 4), config.max_length)
     data = load_preferences(config.calibrate, Tokenizer.open(folder), lengths)
     if not data.pairs:
-        raise UserError(f"calibrate: {config.calibrate} has no pairs that can be used; name another file.")
+        raise UserError(f"calibrate: {config.calibrate} has no usable pairs; name another file.")
     model = RewardModel.open(folder).to(device).eval()
     scores = []
     for rows in torch.split(torch.arange(len(data.pairs)), ROWS):

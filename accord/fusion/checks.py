@@ -1,4 +1,4 @@
-"""What must be the same in models that are merged: architecture, tensors, tokenizer, reward head."""
+"""Checks that models can be merged: same architecture, tensors, tokenizer and reward head."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UserError
-from accord.fusion.weights import Weights
+from accord.fusion.weights import ModelTensors
 from accord.models.hf_format import read_json
 from accord.models.reward import HEAD_CONFIG, is_reward_model
 
 if TYPE_CHECKING:
     from accord.data.tokenizer import Tokenizer
 
-MEND = "merge models that were trained from one base"
+REMEDY = "merge models that were trained from one base"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-UNIMPORTANT = frozenset(
+IGNORED = frozenset(
     {
         "_name_or_path",
         "_attn_implementation",
@@ -30,44 +30,44 @@ UNIMPORTANT = frozenset(
         "use_cache",
     }
 )
-"""Keys of config.json that do not change what the tensors mean; special tokens are compared with the tokenizers."""
+"""Keys of config.json that do not change what the tensors mean; special tokens are compared in the tokenizers."""
 ABSENT = object()
 
 
 def require_folder(path: str, key: str) -> Path:
-    """The path, a model folder.  Raises UserError for anything else, with the way to make one of it."""
+    """The path of a model folder.  Raises UserError for anything else, saying how to import it."""
     folder = Path(path)
     if folder.suffix == ".gguf" or not folder.is_dir():
         found = "is a .gguf file" if folder.suffix == ".gguf" else "is no folder here"
-        raise UserError(f"{key}: {path!r} {found}; take it in first with 'accord pretrained source={path}'.")
+        raise UserError(f"{key}: {path!r} {found}; import it first with 'accord pretrained source={path}'.")
     return folder
 
 
 def require_same_config(first: Path, other: Path) -> None:
-    """Equal sizes and habits in both config.json.  Raises UserError naming the first key that differs."""
+    """Raises UserError naming the first key that differs between the two config.json."""
     ours, theirs = read_json(first, "config.json"), read_json(other, "config.json")
     if ours.get("model_type") != theirs.get("model_type"):
         key = "model_type"
     else:
         key = _differing(ours, theirs)
-        if key and (key not in ours or key not in theirs):  # perhaps only a default that one of them leaves out
+        if key and (key not in ours or key not in theirs):  # may be a default that one of them omits
             ours, theirs = _with_defaults(first, ours), _with_defaults(other, theirs)
             key = _differing(ours, theirs)
     if key:
         here, there = ours.get(key, "nothing"), theirs.get(key, "nothing")
         raise UserError(
-            f"{first} and {other} differ in architecture: {key} in config.json is {here!r} and {there!r}; {MEND}."
+            f"{first} and {other} differ in architecture: {key} in config.json is {here!r} and {there!r}; {REMEDY}."
         )
 
 
 def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """A key whose values differ, one that both have before one that only one has; empty where there is none."""
-    keys = [key for key in sorted({*ours, *theirs} - UNIMPORTANT) if ours.get(key, ABSENT) != theirs.get(key, ABSENT)]
+    """A key whose values differ, preferably one in both; empty where there is none."""
+    keys = [key for key in sorted({*ours, *theirs} - IGNORED) if ours.get(key, ABSENT) != theirs.get(key, ABSENT)]
     return next((k for k in keys if k in ours and k in theirs), keys[0] if keys else "")
 
 
 def _with_defaults(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The config with the family's defaults, where transformers knows the family."""
+    """The config with the model family's defaults, where transformers has the family."""
     from transformers import AutoConfig
 
     try:
@@ -76,24 +76,24 @@ def _with_defaults(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         return values
 
 
-def require_same_tensors(first: Weights, other: Weights) -> None:
-    """Equal names and shapes.  Raises UserError naming the first tensor that differs."""
+def require_same_tensors(first: ModelTensors, other: ModelTensors) -> None:
+    """Raises UserError naming the first tensor whose presence, shape or kind of dtype differs."""
     where = f"{first.folder} and {other.folder} differ in architecture:"
     for name in sorted({*first.layouts, *other.layouts}):
         if name not in first.layouts or name not in other.layouts:
             has = first.folder if name in first.layouts else other.folder
-            raise UserError(f"{where} only {has} has the tensor {name}; {MEND}, saved by one program.")
+            raise UserError(f"{where} only {has} has the tensor {name}; {REMEDY}, saved by one program.")
         ours, theirs = first.layouts[name], other.layouts[name]
         if ours.shape != theirs.shape:
-            raise UserError(f"{where} {name} has shape {ours.shape} and {theirs.shape}; {MEND}.")
+            raise UserError(f"{where} {name} has shape {ours.shape} and {theirs.shape}; {REMEDY}.")
         if ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
-            raise UserError(f"{where} {name} is {ours.dtype} and {theirs.dtype}; {MEND}.")
+            raise UserError(f"{where} {name} is {ours.dtype} and {theirs.dtype}; {REMEDY}.")
 
 
 def require_same_tokenizers(models: Sequence[Path], base: Path | None) -> None:
-    """Equal ids, end, pad and chat template among the models; of the base, which may be no chat model, equal ids.
+    """Requires equal ids, special tokens and chat templates of the models, and equal ids of the base (perhaps no chat model).
 
-    A folder without a tokenizer is passed over.  Raises UserError naming what differs.
+    Folders without a tokenizer are skipped.  Raises UserError naming what differs.
     """
     opened = [(folder, _tokenizer(folder)) for folder in models if _has_tokenizer(folder)]
     if not opened:
@@ -101,11 +101,11 @@ def require_same_tokenizers(models: Sequence[Path], base: Path | None) -> None:
     first, ours = opened[0]
     for folder, theirs in opened[1:]:
         if ours.digest() != theirs.digest():
-            raise UserError(f"{first} and {folder} have different tokenizers: {_unlike(ours, theirs)}; {MEND}.")
+            raise UserError(f"{first} and {folder} have different tokenizers: {_difference(ours, theirs)}; {REMEDY}.")
     if base is not None and _has_tokenizer(base):
-        difference = _unlike_ids(ours, _tokenizer(base))
+        difference = _difference_of_ids(ours, _tokenizer(base))
         if difference:
-            raise UserError(f"{first} and {base} have different tokenizers: {difference}; {MEND}.")
+            raise UserError(f"{first} and {base} have different tokenizers: {difference}; {REMEDY}.")
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -128,33 +128,33 @@ def _tokens(tokenizer: Tokenizer) -> list[str | None]:
     return found
 
 
-def _unlike_ids(ours: Tokenizer, theirs: Tokenizer) -> str:
+def _difference_of_ids(ours: Tokenizer, theirs: Tokenizer) -> str:
     if ours.vocab_size != theirs.vocab_size:
         return f"{ours.vocab_size} and {theirs.vocab_size} tokens"
     pairs = enumerate(zip(_tokens(ours), _tokens(theirs), strict=True))
     return next((f"token {i} is {a!r} and {b!r}" for i, (a, b) in pairs if a != b), "")
 
 
-def _unlike(ours: Tokenizer, theirs: Tokenizer) -> str:
+def _difference(ours: Tokenizer, theirs: Tokenizer) -> str:
     for name in ("eos_id", "pad_id", "bos_id"):
         if getattr(ours, name) != getattr(theirs, name):
-            return _unlike_ids(ours, theirs) or f"{name} is {getattr(ours, name)} and {getattr(theirs, name)}"
+            return _difference_of_ids(ours, theirs) or f"{name} is {getattr(ours, name)} and {getattr(theirs, name)}"
     if ours.chat_template != theirs.chat_template:
-        return _unlike_ids(ours, theirs) or "the chat templates are not the same text"
-    return _unlike_ids(ours, theirs) or "the same tokens, but other rules of cutting text (tokenizer.json)"
+        return _difference_of_ids(ours, theirs) or "the chat templates are not the same text"
+    return _difference_of_ids(ours, theirs) or "the same tokens, but other tokenization rules (tokenizer.json)"
 
 
 def require_same_heads(models: Sequence[Path], base: Path | None) -> bool:
-    """Whether these are reward models.  Raises UserError where only some are, or their heads are of other shapes."""
+    """Whether these are reward models.  Raises UserError where only some are, or where their heads differ in shape."""
     first = models[0]
     has = is_reward_model(first)
     for other in [*models[1:], *([base] if base is not None else [])]:
         if is_reward_model(other) != has:
-            if other == base and has:  # a language model as the base of reward models: a head of zeros
+            if other == base and has:  # a language model as the base of reward models counts as a head of zeros
                 continue
-            scores, writes = (first, other) if has else (other, first)
+            reward_model, language_model = (first, other) if has else (other, first)
             raise UserError(
-                f"{scores} is a reward model and {writes} is none ({HEAD_CONFIG}); merge models of one kind."
+                f"{reward_model} is a reward model and {language_model} is not ({HEAD_CONFIG}); merge models of one kind."
             )
         if has:
             ours, theirs = read_json(first, HEAD_CONFIG), read_json(other, HEAD_CONFIG)

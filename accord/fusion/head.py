@@ -1,11 +1,11 @@
-"""Reward heads: merged as functions, so that what is averaged is calibrated scores.
+"""Reward heads: merged so that calibrated scores are averaged.
 
-A reward model's score is (head(features) − μ)/s, its raw scale and offset mean nothing (Bradley-Terry fixes neither across
-runs), and a ``ScalarHead`` also centers and scales each feature by its own statistics.  So before merging, every head is
-rewritten as an equal one without statistics: ``fold_statistics`` puts center, spread, μ and s into the last layer.  For
-equal features the linear average of such heads gives exactly the average of the calibrated scores, and no model outvotes
-another by the scale of its raw scores.  Afterwards ``restore_statistics`` writes the result with the center, spread, μ and s of
-the first model.
+A reward model's score is (head(features) − μ)/s.  Scale and offset of its raw scores are arbitrary (Bradley-Terry
+determines neither), and a ``ScalarHead`` also centers and scales each feature by its own statistics.  So before merging,
+every head is rewritten as an equal one without statistics: ``fold_statistics`` folds the features' mean c and standard
+deviation d, μ and s into the last layer.  For equal features the linear average of such heads gives exactly the average of
+the calibrated scores, whatever the scales of the raw scores.  Afterwards ``restore_statistics`` writes the result with c, d,
+μ and s of the first model.
 
 Departure from WARM, which averages the raw last layer: the same where all statistics are equal.
 """
@@ -32,7 +32,7 @@ STATISTICS = ("head.centre", "head.spread", "mean", "deviation")
 
 
 def read_head(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What ``reward_head.json`` says, and the tensors beside it.  Raises UserError where they are absent."""
+    """The content of ``reward_head.json``, and the head's tensors.  Raises UserError where they are missing."""
     remedy = "copy the whole folder again."
     try:
         return read_json(folder / HEAD_CONFIG, remedy), load_file(folder / HEAD_FILE)
@@ -41,7 +41,7 @@ def read_head(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def write_head(folder: Path, shape: Mapping[str, Any], state: State) -> None:
-    """The two files of a head."""
+    """Writes the two files of a head."""
     write_tensors(folder / HEAD_FILE, {name: tensor.float().contiguous() for name, tensor in state.items()})
     write_text(folder / HEAD_CONFIG, json.dumps(dict(shape)))
 
@@ -74,7 +74,7 @@ def restore_statistics(merged: State, first: State) -> dict[str, Tensor]:
 
 
 def zero_head(like: State) -> dict[str, Tensor]:
-    """A head without statistics that scores everything 0: what a base without a head counts as."""
+    """A head without statistics that scores everything 0: stands for the head of a base that has none."""
     return {name: torch.zeros_like(tensor) for name, tensor in like.items()}
 
 

@@ -1,4 +1,4 @@
-"""Merges model folders into one that transformers opens: a tensor at a time, so that memory stays at a few tensors."""
+"""Merges model folders into one that transformers opens, one tensor at a time, so that memory use is a few tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from accord.config.fusion import FuseConfig
 from accord.errors import UserError
 from accord.fusion import checks, methods
 from accord.fusion.head import fold_statistics, read_head, restore_statistics, write_head, zero_head
-from accord.fusion.weights import Layout, Weights, in_file_order, open_weights, write_streamed
+from accord.fusion.weights import Layout, ModelTensors, in_file_order, open_weights, write_streamed
 from accord.io.digests import content_digest, read_manifest, verify
 from accord.models.hf_format import WEIGHTS, read_json, write_json
 from accord.models.reward import is_reward_model
@@ -36,29 +36,29 @@ COPIED = (
     "merges.txt",
     "generation_config.json",
 )
-"""Files of the first model that go along.  Code that lies with a model does not."""
+"""Files that are copied from the first model; code in a model's folder is not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The folders of a merge, checked against one another; ``base`` is None where the method takes none."""
+    """The folders of a merge, checked to be compatible; ``base`` is None where the method has none."""
 
     models: tuple[Path, ...]
     base: Path | None
     reward: bool
-    paths: Mapping[str, str]  # by config key, with the preferences for calibration
-    digests: Mapping[str, str]  # of their contents, by config key
+    paths: Mapping[str, str]  # by config key, including the preferences for calibration
+    digests: Mapping[str, str]  # content digests by config key
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one tensor, or one layer of a head, is merged: the same for all but DARE's draws."""
+    """How one tensor, or one layer of a head, is merged: the same for all except DARE's random draws."""
 
     config: FuseConfig
-    digests: tuple[str, ...]  # of the models, which DARE's draws hang on: not on their order
+    digests: tuple[str, ...]  # of the models; DARE's draws depend on these, not on the order
 
     def __call__(self, name: str, tensors: Iterable[Tensor], base: Tensor | None) -> Tensor:
-        """The merged tensor, in the dtype of the given ones, which have one shape."""
+        """The merged tensor, in the dtype of ``tensors``, which have one shape."""
         config = self.config
         weights = [source.weight for source in config.models]
         densities = [source.density for source in config.models]
@@ -80,7 +80,7 @@ class Recipe:
         return dare(base, tensors, mixture, methods.Thinning(densities, self.generators(name)))
 
     def generators(self, name: str) -> list[torch.Generator]:
-        """One for each model: from the seed, the tensor's name, the model's bytes, and which copy of the model it is."""
+        """One for each model, seeded by the config's seed, the tensor's name, the model's digest and its index among equals."""
         made = []
         for place, digest in enumerate(self.digests):
             copy = self.digests[:place].count(digest)
@@ -91,7 +91,7 @@ class Recipe:
 
 
 def open_sources(config: FuseConfig) -> Sources:
-    """The folders that a resolved config names.  Raises UserError where they do not fit one another."""
+    """The folders that a resolved config names.  Raises UserError where they are not compatible."""
     models = tuple(checks.require_folder(s.model, f"models.{i}.model") for i, s in enumerate(config.models))
     base = checks.require_folder(config.base, "base") if config.base else None
     others = [*models[1:], *([base] if base is not None else [])]
@@ -102,7 +102,7 @@ def open_sources(config: FuseConfig) -> Sources:
     checks.require_same_tokenizers(models, base)
     reward = checks.require_same_heads(models, base)
     if config.calibrate and not reward:
-        raise UserError(f"calibrate is for reward models, and {models[0]} is none; leave it out.")
+        raise UserError(f"calibrate is for reward models, and {models[0]} is not one; leave it out.")
     paths = {f"models.{i}.model": str(folder) for i, folder in enumerate(models)}
     paths |= {key: value for key, value in (("base", config.base), ("calibrate", config.calibrate)) if value}
     digests = {key: content_digest(Path(path)) for key, path in paths.items()}
@@ -116,11 +116,11 @@ def merge(
     key: str = "",
     tick: Callable[[int], None] | None = None,
 ) -> dict[str, str]:
-    """Leaves the merged model in ``directory``, whole or not at all; returns its parents' digests by config key.
+    """Writes the merged model to ``directory``, completely or not at all; returns its parents' digests by config key.
 
-    Manifest and lineage say what it was made of; its kind is the first model's.  ``name`` and ``key`` are the stage's.
-    ``tick`` is called after each tensor with the number of its parameters, and may raise to stop.  Raises UserError where the
-    models do not fit one another.
+    Manifest and lineage record its sources; its kind is the first model's.  ``name`` and ``key`` are the stage's.
+    ``tick`` is called after each tensor with its number of parameters, and may raise to stop.  Raises UserError where the
+    models are not compatible.
     """
     sources = open_sources(config)
     family = ancestors(sources.digests, sources.paths)
@@ -140,15 +140,15 @@ def merge(
     }
 
     def write(folder: Path) -> None:
-        metrics.update(fill(config, sources, folder, tick or (lambda parameters: None)))
+        metrics.update(write_model(config, sources, folder, tick or (lambda parameters: None)))
         write_lineage(folder, family)
 
     publish(directory, write, manifest)
     return dict(sources.digests)
 
 
-def fill(config: FuseConfig, sources: Sources, folder: Path, tick: Callable[[int], None]) -> dict[str, float]:
-    """Writes the merged model into an empty folder; returns what was merged, and how a reward model's scores lie."""
+def write_model(config: FuseConfig, sources: Sources, folder: Path, tick: Callable[[int], None]) -> dict[str, float]:
+    """Writes the merged model into an empty folder; returns counts, and the score statistics of a reward model."""
     names = [f"models.{i}.model" for i in range(len(sources.models))]
     models, base = _in_order(config, sources)
     recipe = Recipe(config, tuple(sources.digests[name] for name in names))
@@ -180,7 +180,7 @@ def fill(config: FuseConfig, sources: Sources, folder: Path, tick: Callable[[int
 
 
 def _in_order(config: FuseConfig, sources: Sources) -> tuple[tuple[Path, ...], Path | None]:
-    """The models as the method takes them: SLERP from the base, which may be one of two models or stand apart."""
+    """The models in the order of the method: SLERP begins at the base, which may be one of the two models or a third path."""
     if config.method != "slerp" or sources.base is None:
         return sources.models, sources.base
     others = [folder for folder, s in zip(sources.models, config.models, strict=True) if s.model != config.base]
@@ -199,18 +199,18 @@ def _output(layouts: Mapping[str, Layout], dtype: str) -> dict[str, Layout]:
 
 def _merge_tensors(
     recipe: Recipe,
-    models: Sequence[Weights],
-    base: Weights | None,
+    models: Sequence[ModelTensors],
+    base: ModelTensors | None,
     layouts: Mapping[str, Layout],
     tick: Callable[[int], None],
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors one by one; computed in float32 (float64 where the file has it), given back in the output's dtype."""
+    """The tensors one by one; computed in float32 (float64 where the file has it), yielded in the output's dtype."""
     for name, layout in layouts.items():
         if layout.dtype.is_floating_point:
             work = torch.float64 if models[0].layouts[name].dtype is torch.float64 else torch.float32
-            under = None if base is None else base.read(name).to(work)
+            base_tensor = None if base is None else base.read(name).to(work)
             one_by_one = (model.read(name).to(work) for model in models)
-            result = recipe(name, one_by_one, under).to(layout.dtype)
+            result = recipe(name, one_by_one, base_tensor).to(layout.dtype)
             if not result.isfinite().all():
                 raise UserError(
                     f"the merged tensor {name} is not finite in {str(layout.dtype).removeprefix('torch.')}; look for NaN in"
@@ -222,18 +222,21 @@ def _merge_tensors(
                 if not torch.equal(result, model.read(name)):
                     raise UserError(
                         f"{models[0].folder} and {model.folder} differ in {name}, which holds {layout.dtype} and cannot be"
-                        f" averaged; {checks.MEND}."
+                        f" averaged; {checks.REMEDY}."
                     )
         yield name, result
         tick(math.prod(layout.shape))
 
 
 def _merge_heads(recipe: Recipe, models: Sequence[Path], base: Path | None, first: Path, folder: Path) -> None:
-    """The heads as functions (``accord.fusion.head``), written with the first model's statistics."""
+    """Merges calibrated heads (``accord.fusion.head``) and writes the result with the first model's statistics."""
     shape, original = read_head(first)
     heads = [fold_statistics(read_head(path)[1]) for path in models]
-    under: dict[str, Tensor] | None = None
+    base_head: dict[str, Tensor] | None = None
     if base is not None:
-        under = fold_statistics(read_head(base)[1]) if is_reward_model(base) else zero_head(heads[0])
-    merged = {name: recipe(name, [h[name] for h in heads], None if under is None else under[name]) for name in heads[0]}
+        base_head = fold_statistics(read_head(base)[1]) if is_reward_model(base) else zero_head(heads[0])
+    merged = {
+        name: recipe(name, [h[name] for h in heads], None if base_head is None else base_head[name])
+        for name in heads[0]
+    }
     write_head(folder, shape, restore_statistics(merged, original))

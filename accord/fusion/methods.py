@@ -1,15 +1,15 @@
 """How tensors of one name are merged: pure functions in the tensors' own dtype (the caller gives float32).
 
 ``θ_i`` is the tensor of model i, ``θ_0`` that of the base, ``δ_i = θ_i − θ_0`` a task vector, ``w_i`` a weight, ``λ`` the
-scaling.  All tensors of a call have one shape, and none is changed.  The models are iterated once, in order, so that they may
-be read lazily: sums hold one of them at a time, TIES and DARE-TIES one task vector for each.
+scaling.  All tensors of a call have one shape, and none is modified.  The models are iterated once, in order, so that they may
+be read lazily: sums hold one of them at a time, TIES and DARE-TIES one task vector per model.
 
 Numbered details:
-1. linear, SLERP and TIES give what mergekit 0.1.5 gives (oracle test); so the angle of SLERP is that between whole tensors,
-   and weights stand on the task vectors before TIES elects signs;
-2. DARE divides what survives by the density, as the paper does.  Departure from mergekit, which divides by the share of
-   the absolute sum that survived: that is equal in the mean only, and depends on the draw;
-3. a task vector that is zero somewhere has no sign there: it neither votes nor is counted by ``normalize``.
+1. linear, SLERP and TIES agree with mergekit 0.1.5 (oracle test): the angle of SLERP is between whole tensors, and task
+   vectors are weighted before TIES elects signs;
+2. DARE divides the remaining entries by the density, as in the paper.  Departure from mergekit, which divides by the
+   remaining share of the absolute sum: that depends on the draw, and is equal only on average;
+3. zero entries of a task vector have no sign: they neither vote nor count in ``normalize``.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 
 PARALLEL = 0.9995
-"""Cosines beyond this are parallel (or opposite) to SLERP, which then takes the straight line."""
+"""SLERP interpolates linearly where the absolute cosine is larger than this (parallel or opposite)."""
 SMALL_NORM = 1e-8
 """Tensors shorter than this have no direction."""
 SMALL_SUM = 1e-8
 """Sums of weights below this are not divided by."""
 CHUNK = 1 << 17
-"""Entries that are looked at together where several temporary tensors are needed."""
+"""Entries processed at once where several temporary tensors are needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """How task vectors are added up: λ Σ w_i δ_i, the sum over Σ w_i where ``normalize``."""
+    """How task vectors are summed: λ Σ w_i δ_i, divided by Σ w_i where ``normalize``."""
 
     weights: Sequence[float]
     normalize: bool
@@ -41,7 +41,7 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class Thinning:
-    """DARE's random choice of entries, by model: the share that stays, and the random state that draws it."""
+    """DARE's random choice of entries: for each model the density and the generator."""
 
     densities: Sequence[float]
     generators: Sequence[torch.Generator]
@@ -53,7 +53,7 @@ class Thinning:
 
 
 def linear(tensors: Iterable[Tensor], weights: Sequence[float], normalize: bool) -> Tensor:
-    """Σ w_i θ_i, over Σ w_i where ``normalize``.
+    """Σ w_i θ_i, divided by Σ w_i where ``normalize``.
 
     Model soups (Wortsman et al. 2022, arXiv 2203.05482, section 2, with weights); of reward models it is WARM (Ramé et al.
     2024, arXiv 2401.12187, section 3).  Raises ValueError where the weights to divide by sum to zero.
@@ -93,16 +93,16 @@ def interpolate(base: Tensor, tensor: Tensor, eta: float) -> Tensor:
 
 
 def task_arithmetic(base: Tensor, tensors: Iterable[Tensor], mixture: Mixture) -> Tensor:
-    """θ_0 + λ Σ w_i δ_i, the sum over Σ w_i where ``normalize`` (Ilharco et al. 2022, arXiv 2212.04089, section 2)."""
+    """θ_0 + λ Σ w_i δ_i, the sum divided by Σ w_i where ``normalize`` (Ilharco et al. 2022, arXiv 2212.04089, section 2)."""
     return _add(base, (x - base for x in tensors), mixture)
 
 
 def ties(base: Tensor, tensors: Iterable[Tensor], mixture: Mixture, densities: Sequence[float]) -> Tensor:
     """Trim, elect, merge (Yadav et al. 2023, arXiv 2306.01708, algorithm 1).
 
-    Each δ_i keeps its ``density`` of largest entries; at each place the sign of Σ w_i δ_i is elected; the entries that have it
-    are summed, over the sum of their weights where ``normalize`` (the paper's disjoint mean).
-    Departure, as in mergekit: models have weights, and they count in the election.
+    The fraction ``density`` of largest entries of each δ_i is kept; for each entry the sign of Σ w_i δ_i is elected; values
+    with that sign are summed, and divided by the sum of their weights where ``normalize`` (the paper's disjoint mean).
+    Departure, as in mergekit: models have weights, which count in the election.
     """
     return _elect(base, [trim(x - base, density) for x, density in zip(tensors, densities, strict=True)], mixture)
 
@@ -118,35 +118,35 @@ def dare_ties(base: Tensor, tensors: Iterable[Tensor], mixture: Mixture, thinnin
 
 
 def trim(delta: Tensor, density: float) -> Tensor:
-    """The ``density`` of the entries that is largest in magnitude, at least one; zero elsewhere.
+    """The fraction ``density`` of the entries of largest magnitude, at least one; zero elsewhere.
 
-    Where magnitudes are equal at the border, those that stand earlier are kept: never more than the number asked for.
+    Of equal magnitudes at the threshold the earlier entries are kept, so that the number is exact.
     """
     if density >= 1 or not delta.numel():
         return delta
     keep = max(1, int(density * delta.numel()))
     flat = delta.reshape(-1)
-    disordered = flat.abs().numpy()
-    disordered.partition(len(flat) - keep)  # selection, not sorting: a tenth of the time
-    border = float(disordered[len(flat) - keep])
-    del disordered
+    partitioned = flat.abs().numpy()
+    partitioned.partition(len(flat) - keep)  # selects without sorting, in a tenth of the time
+    threshold = float(partitioned[len(flat) - keep])
+    del partitioned
     magnitudes = flat.abs()
-    kept = magnitudes.less(border).logical_not_()  # NaN stays, to be found in the result
-    surplus = int(kept.sum()) - keep
-    if border > 0 and surplus:
-        kept[(magnitudes == border).nonzero()[-surplus:]] = False
-    return torch.where(kept, flat, 0).reshape(delta.shape)
+    mask = magnitudes.less(threshold).logical_not_()  # keeps NaN, so that the result shows it
+    surplus = int(mask.sum()) - keep
+    if threshold > 0 and surplus:
+        mask[(magnitudes == threshold).nonzero()[-surplus:]] = False
+    return torch.where(mask, flat, 0).reshape(delta.shape)
 
 
 def drop(delta: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    """Each entry stays with probability ``density`` and is then divided by it: equal to ``delta`` in expectation."""
+    """Each entry is kept with probability ``density`` and divided by it: equal to ``delta`` in expectation."""
     if density >= 1:
         return delta
     result = torch.empty_like(delta, memory_format=torch.contiguous_format)
     flat, source = result.view(-1), delta.reshape(-1)
     for part in _parts(len(flat)):
-        kept = torch.rand(source[part].shape, generator=generator) < density
-        flat[part] = torch.where(kept, source[part] / density, 0)
+        mask = torch.rand(source[part].shape, generator=generator) < density
+        flat[part] = torch.where(mask, source[part] / density, 0)
     return result
 
 
@@ -170,7 +170,7 @@ def _add(base: Tensor, deltas: Iterable[Tensor], mixture: Mixture) -> Tensor:
 
 
 def _elect(base: Tensor, deltas: Sequence[Tensor], mixture: Mixture) -> Tensor:
-    """The sum over entries of the elected sign; ``+`` where the votes cancel."""
+    """The sum over entries of the elected sign, which is ``+`` where the votes cancel."""
     result = base.clone(memory_format=torch.contiguous_format)
     flat, flats = result.view(-1), [delta.reshape(-1) for delta in deltas]
     for part in _parts(len(flat)):

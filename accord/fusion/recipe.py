@@ -1,9 +1,9 @@
-"""mergekit's YAML as a config of ours: ``accord fuse --config mergekit.yaml``.
+"""mergekit's YAML as a ``FuseConfig``: ``accord fuse --config mergekit.yaml``.
 
-Taken: ``merge_method`` (linear, slerp, task_arithmetic, ties, dare_linear, dare_ties), ``base_model``, ``models`` with
-``parameters``, shared ``parameters``, ``dtype`` and ``out_dtype``.  What would give another model here than there is refused;
-what changes nothing is noted.  Differences that stay (``accord.fusion.methods``): sums are in float32 whatever ``dtype``, and
-DARE divides by the density.
+Supported: ``merge_method`` (linear, slerp, task_arithmetic, ties, dare_linear, dare_ties), ``base_model``, ``models`` with
+``parameters``, shared ``parameters``, ``dtype`` and ``out_dtype``.  Settings that would give another model than in
+mergekit are refused; settings without effect are noted.  Remaining differences (``accord.fusion.methods``): sums are in
+float32 whatever ``dtype``, and DARE divides by the density.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from accord.io.readers import read_yaml
 
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")
 SHARED = {"t": "t", "normalize": "normalize", "lambda": "scaling"}
-"""mergekit's parameters of the whole merge, and ours."""
+"""mergekit's parameters of the whole merge, and the names here."""
 REFUSED = {
     "slices": "layer ranges are not merged here; name whole models under 'models'",
-    "modules": "parts of models are not merged here; name whole models under 'models'",
-    "tokenizer": "vocabularies are not joined here; merge models with one tokenizer",
+    "modules": "modules are not merged separately here; name whole models under 'models'",
+    "tokenizer": "vocabularies are not merged here; merge models with one tokenizer",
     "chat_template": "it is the first model's; edit chat_template.jinja of the result",
 }
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 def is_recipe(path: str | Path) -> bool:
-    """Whether a config file is written for mergekit."""
+    """Whether a config file is mergekit's."""
     return "merge_method" in read_yaml(path)[0]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[FuseConfig, list[str]]:
-    """The config that a mergekit file asks for, and what was passed over, in sentences.
+    """The config of a mergekit file, and notes on ignored settings.
 
-    ``overrides`` are settings of ours: ``t=0.3``, ``name=half``.  Raises UserError with file and line.
+    ``overrides`` are settings of ``FuseConfig``: ``t=0.3``, ``name=half``.  Raises UserError with file and line.
     """
     found, lines = read_yaml(path)
     values, notes = convert(found, lines, str(path))
@@ -51,7 +51,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[FuseCo
 
 
 def convert(found: Mapping[str, Any], lines: Mapping[str, int], path: str) -> tuple[dict[str, Any], list[str]]:
-    """Values for ``FuseConfig``, and notes.  Raises UserError for what would mean something else here."""
+    """Values for ``FuseConfig``, and notes.  Raises UserError for settings with another meaning here."""
 
     def refuse(key: str, why: str) -> UserError:
         return UserError(f"{path} line {lines[key]}: {key}: {why}." if key in lines else f"{path}: {key}: {why}.")
@@ -68,11 +68,11 @@ def convert(found: Mapping[str, Any], lines: Mapping[str, int], path: str) -> tu
     if method not in METHODS:
         raise refuse("merge_method", f"{method!r} is not among {', '.join(METHODS)}")
     if found.get("tokenizer_source") not in (None, "base"):
-        raise refuse("tokenizer_source", "vocabularies are not joined here; merge models with one tokenizer")
+        raise refuse("tokenizer_source", "vocabularies are not merged here; merge models with one tokenizer")
     values: dict[str, Any] = {"method": method}
     shared = _parameters(found.get("parameters"), "parameters", refuse, notes)
     values |= {ours: shared[theirs] for theirs, ours in SHARED.items() if theirs in shared}
-    _same_rescaling(method, shared, refuse)
+    _require_default_rescale(method, shared, refuse)
     values["models"] = []
     listed = found.get("models")
     if not isinstance(listed, list) or not listed:
@@ -85,13 +85,13 @@ def convert(found: Mapping[str, Any], lines: Mapping[str, int], path: str) -> tu
             raise refuse(key, f"unknown key {min(set(entry) - {'model', 'parameters'})!r}; known are model, parameters")
         own = _parameters(entry.get("parameters"), f"{key}.parameters", refuse, notes)
         if entry["model"] == base and method not in ("linear", "slerp"):
-            continue  # mergekit lets the base stand among the models; its difference from itself is nothing
+            continue  # mergekit allows the base among the models; its task vector is zero
         both = {**shared, **own}
-        taken = {"linear": ("weight",), "slerp": ()}.get(method, ("weight", "density"))
-        taken = taken[:1] if method == "task_arithmetic" else taken
-        if "weight" in taken and "weight" not in both:
-            raise refuse(key, f"{entry['model']} has no parameters.weight, which mergekit asks for")
-        values["models"].append({"model": entry["model"], **{k: both[k] for k in taken if k in both}})
+        supported = {"linear": ("weight",), "slerp": ()}.get(method, ("weight", "density"))
+        supported = supported[:1] if method == "task_arithmetic" else supported
+        if "weight" in supported and "weight" not in both:
+            raise refuse(key, f"{entry['model']} has no parameters.weight, which mergekit requires")
+        values["models"].append({"model": entry["model"], **{k: both[k] for k in supported if k in both}})
     if method == "slerp" and "t" not in shared:
         raise refuse("parameters", "slerp needs t, 0 for the base and 1 for the other model")
     if method == "linear" and base and base not in [m["model"] for m in values["models"]]:
@@ -102,7 +102,7 @@ def convert(found: Mapping[str, Any], lines: Mapping[str, int], path: str) -> tu
 
 
 def _parameters(given: Any, key: str, refuse: Any, notes: list[str]) -> dict[str, Any]:
-    """Numbers and booleans by name; values that change from layer to layer are refused."""
+    """Numbers and booleans by name; values per layer are refused."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -114,22 +114,24 @@ def _parameters(given: Any, key: str, refuse: Any, notes: list[str]) -> dict[str
         elif name not in ("weight", "density", "rescale", *SHARED):
             raise refuse(f"{key}.{name}", f"unknown here; known are weight, density, rescale, {', '.join(SHARED)}")
         elif isinstance(value, (list, Mapping)):
-            raise refuse(f"{key}.{name}", "values for single layers or tensors are not taken; give one number for all")
+            raise refuse(
+                f"{key}.{name}", "values for single layers or tensors are not supported; give one number for all"
+            )
         else:
             found[str(name)] = value
     return found
 
 
-def _same_rescaling(method: str, shared: Mapping[str, Any], refuse: Any) -> None:
-    """TIES never rescales here, DARE always does; both are mergekit's default."""
-    usual = method.startswith("dare")
-    if method != "linear" and shared.get("rescale", usual) != usual:
-        why = "DARE always divides by the density here" if usual else f"{method} never rescales here"
+def _require_default_rescale(method: str, shared: Mapping[str, Any], refuse: Any) -> None:
+    """Refuses a ``rescale`` other than mergekit's default: TIES never rescales here, DARE always does."""
+    default = method.startswith("dare")
+    if method != "linear" and shared.get("rescale", default) != default:
+        why = "DARE always divides by the density here" if default else f"{method} never rescales here"
         raise refuse("parameters.rescale", f"{why}; leave it out")
 
 
 def _dtype(found: Mapping[str, Any], refuse: Any) -> dict[str, str]:
-    """What is written: ``out_dtype``, else ``dtype``."""
+    """The dtype of the written tensors: ``out_dtype``, else ``dtype``."""
     key = "out_dtype" if found.get("out_dtype") else "dtype"
     if not found.get(key):
         return {}

@@ -1,7 +1,7 @@
-"""Tensors of a model folder, opened one at a time, and a safetensors file written one tensor at a time.
+"""Reads the tensors of a model folder, and writes a safetensors file, one tensor at a time.
 
-Memory stays at a few tensors, however large the models: a file is opened again for each tensor, so that the pages it was
-mapped to go back at once.
+Memory use is a few tensors, whatever the size of the models: a file is opened again for each tensor, so that its mapped
+pages are released immediately.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """The tensors of a folder: where each lies and what it is; none is read yet."""
+class ModelTensors:
+    """The tensors of a model folder: file and layout of each, without their data."""
 
     folder: Path
     places: Mapping[str, Path]
@@ -63,10 +63,10 @@ class Weights:
         return tensor
 
 
-def open_weights(folder: Path) -> Weights:
-    """What lies in ``model.safetensors`` or in its shards.
+def open_weights(folder: Path) -> ModelTensors:
+    """The tensors in ``model.safetensors`` or in its shards.
 
-    Raises UserError naming a file that is absent or damaged, or a tensor of a kind that cannot be merged (quantized).
+    Raises UserError naming a file that is missing or damaged, or a tensor whose dtype cannot be merged (quantized).
     """
     if (folder / WEIGHTS).is_file():
         files = [folder / WEIGHTS]
@@ -76,20 +76,20 @@ def open_weights(folder: Path) -> Weights:
             raise UserError(f"{folder / INDEX}: shards must be plain file names beside the index; download it again.")
         files = [folder / name for name in sorted(shards)]
     else:
-        raise UserError(f"{folder}: neither {WEIGHTS} nor {INDEX} is here; save the model as safetensors first.")
+        raise UserError(f"{folder}: neither {WEIGHTS} nor {INDEX} exists; save the model as safetensors first.")
     places: dict[str, Path] = {}
     layouts: dict[str, Layout] = {}
     for path in files:
         for name, layout in _layouts(path).items():
             places[name], layouts[name] = path, layout
-    return Weights(folder, places, layouts)
+    return ModelTensors(folder, places, layouts)
 
 
 def _layouts(path: Path) -> dict[str, Layout]:
     found = {}
     try:
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  (a handle, no dict)
+            for name in file.keys():  # noqa: SIM118  (a handle, not a dict)
                 part = file.get_slice(name)
                 kind = str(part.get_dtype())
                 if kind not in DTYPES:
@@ -105,11 +105,11 @@ def _layouts(path: Path) -> dict[str, Layout]:
 
 
 def write_streamed(path: Path, layouts: Mapping[str, Layout], tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """A safetensors file, header first, each tensor written as it comes and then forgotten; flushed to disk.
+    """Writes a safetensors file, header first, then each tensor as it is generated; flushed to disk.
 
-    ``tensors`` come in the order of ``layouts`` and have its shapes and dtypes.  Raises OSError where the disk is full.
+    ``tensors`` have the order, shapes and dtypes of ``layouts``.  Raises OSError where the disk is full.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers asks for this mark
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # required by transformers
     start = 0
     for name, layout in layouts.items():
         header[name] = {
@@ -119,7 +119,7 @@ def write_streamed(path: Path, layouts: Mapping[str, Layout], tensors: Iterable[
         }
         start += layout.size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin on a multiple of eight, as the format asks
+    text += b" " * (-len(text) % 8)  # the format aligns the tensors to eight bytes
     expected = iter(layouts.items())
     with replacing_file(path) as file:
         file.write(len(text).to_bytes(8, "little"))
@@ -133,5 +133,5 @@ def write_streamed(path: Path, layouts: Mapping[str, Layout], tensors: Iterable[
 
 
 def in_file_order(layouts: Mapping[str, Layout]) -> dict[str, Layout]:
-    """The same, widest dtypes first and then by name, as safetensors orders them: every tensor lies aligned."""
+    """Sorted as safetensors does, by decreasing dtype size and then by name, so that every tensor is aligned."""
     return dict(sorted(layouts.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))

@@ -1,6 +1,6 @@
-"""The only place that writes a file: aside, flushed to disk, then renamed, so that a kill leaves the old file or the new one.
+"""The only module that writes files: to a temporary path, flushed, then renamed, so that a kill leaves the old or the new file.
 
-Files that only grow (logs, metrics, the journal) are appended to where they belong and are not written here.
+Files that only grow (logs, metrics, the journal) are appended to elsewhere.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 # ------------------------------------------------------------------ files
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """The temporary path of a new file, which takes the place of ``path`` at the end of the block.
+    """The temporary path of a new file, which replaces ``path`` at the end of the block.
 
-    The folder is made where it is absent.  After an error ``path`` is as before and the temporary file is removed.
+    Missing folders are created.  After an error ``path`` is unchanged and the temporary file is removed.
     Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,17 +36,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[BinaryIO]:
-    """The same, already open for bytes."""
+    """As ``replacing``, with the file open for writing bytes."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
 @contextmanager
 def creating(path: Path) -> Iterator[Path]:
-    """The temporary path of a new file, which becomes ``path`` at the end of the block if that name is still free.
+    """The temporary path of a new file, which becomes ``path`` at the end of the block if that does not exist yet.
 
-    A link fails where the name is taken, a rename does not; on a file system without links the name is only looked at.
-    Raises FileExistsError where another process was quicker, and OSError.
+    A hard link fails where ``path`` exists, a rename does not; on a file system without links existence is only checked.
+    Raises FileExistsError where another process created it first, and OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
@@ -66,18 +66,18 @@ def creating(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Raises OSError."""
+    """Writes bytes.  Raises OSError."""
     with replacing_file(path) as file:
         file.write(content)
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes UTF-8, line ends as they are.  Raises OSError."""
+    """Writes UTF-8 without converting line ends.  Raises OSError."""
     write_bytes(path, content.encode())
 
 
 def create_text(path: Path, content: str) -> None:
-    """Writes a file whose name must be free.  Raises FileExistsError where another process was quicker, and OSError."""
+    """Creates a file.  Raises FileExistsError where it exists, and OSError."""
     with creating(path) as temporary:
         temporary.write_bytes(content.encode())
 
@@ -88,14 +88,14 @@ def write_json(path: Path, content: Mapping[str, Any], sort_keys: bool = False) 
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line, each as it comes.  Raises OSError."""
+    """Writes one JSON object per line, row by row.  Raises OSError."""
     with replacing_file(Path(path)) as file:
         for row in rows:
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 def flush(path: Path) -> None:
-    """Puts a file's bytes, or a folder's names, on the disk, so that they outlive a power cut.  Raises OSError."""
+    """Flushes a file's bytes, or a folder's names, to disk, so that they survive a power failure.  Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -109,9 +109,9 @@ def flush(path: Path) -> None:
 # ------------------------------------------------------------------ folders
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A new, empty folder, which takes the place of ``path`` at the end of the block; see ``exchange``.
+    """A new, empty folder, which replaces ``path`` at the end of the block; see ``exchange``.
 
-    After an error ``path`` is as before and the new folder is removed.  Raises OSError.
+    After an error ``path`` is unchanged and the new folder is removed.  Raises OSError.
     """
     temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -120,11 +120,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         yield temporary
         move(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # after an exchange, the folder of before
+        shutil.rmtree(temporary, ignore_errors=True)  # after an exchange, the old folder
 
 
 def move(new: Path, path: Path) -> None:
-    """Renames the folder ``new`` to ``path``; a folder that is there already ends up as ``new``.  Raises OSError."""
+    """Renames the folder ``new`` to ``path``; an existing folder there ends up as ``new``.  Raises OSError."""
     if path.exists():
         exchange(new, path)
     else:
@@ -133,7 +133,7 @@ def move(new: Path, path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a folder, where it exists, to its temporary path, for the caller to remove.  Raises OSError."""
+    """Renames a folder, if it exists, to its temporary path, for the caller to remove.  Raises OSError."""
     temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
     if path.exists():
@@ -142,10 +142,10 @@ def set_aside(path: Path) -> Path:
 
 
 def exchange(new: Path, old: Path) -> None:
-    """Swaps two folders: in one step where the system can (Linux: renameat2), so that neither name is ever absent.
+    """Swaps two folders: in one step where the system can (Linux: renameat2), so that both names always exist.
 
-    Elsewhere by renames, between which ``old`` is absent for an instant; where the second one fails, the first is
-    undone.  A kill in that instant leaves the old folder as ``.<name>.<pid>.old`` and the stage undone, so that
+    Elsewhere by renames, between which ``old`` is missing for an instant; where the second one fails, the first is
+    reverted.  A kill in that instant leaves the old folder as ``.<name>.<pid>.old`` and the stage unfinished, so that
     it runs again.  Raises OSError.
     """
     if _exchange_in_one_step(new, old):
@@ -162,23 +162,23 @@ def exchange(new: Path, old: Path) -> None:
 
 
 def _exchange_in_one_step(new: Path, old: Path) -> bool:
-    """False where the C library, the kernel or the file system cannot."""
+    """Whether the C library, the kernel and the file system could swap them."""
     import ctypes
 
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no library of the process
+    except (AttributeError, OSError, TypeError):  # TypeError: on Windows
         return False
     here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return int(rename(here, os.fsencode(new), here, os.fsencode(old), ctypes.c_uint(swap))) == 0
 
 
-# ------------------------------------------------------------------ what a kill leaves
+# ------------------------------------------------------------------ temporary paths
 def temporary_path(path: Path) -> Path:
-    """Where a process writes what will be ``path``: hidden, beside it, ``leftovers`` finds it."""
+    """Where this process writes a new version of ``path``: a hidden path in the same folder, found by ``leftovers``."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Temporary files and folders in ``folder``, those of a process that still writes included."""
+    """Temporary files and folders in ``folder``, including those of processes that are still writing."""
     return [*folder.glob(".*.tmp"), *folder.glob(".*.old")]

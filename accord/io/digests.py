@@ -1,6 +1,6 @@
-"""Digests of files and folders, and whether a model folder still holds the bytes that its manifest records.
+"""Digests of files and folders, and verification of model folders against their manifests.
 
-Below every room, because models and tokenizers are opened in several of them.
+In ``accord.io``, because several packages open models and tokenizers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOKENIZER_FILES = frozenset(
     {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
      "tokenizer.model", "vocab.json", "merges.txt"}
 )  # fmt: skip
-"""What decides how a folder's texts are read."""
+"""Files that determine a folder's tokenizer."""
 
 
 def file_digest(path: Path) -> str:
@@ -33,13 +33,13 @@ def file_digest(path: Path) -> str:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """The digest of each file by its name relative to the folder, the manifests left out."""
+    """The digest of each file by its name relative to the folder, without manifests."""
     found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in found}
 
 
 def digest_of_files(files: Mapping[str, str]) -> str:
-    """Of names and digests; records of where a model comes from (``lineage.json``) are no content and left out."""
+    """One digest of names and digests, without ``lineage.json``, which is not content."""
     state = hashlib.blake2b(digest_size=16)
     for name in sorted(files, key=PurePosixPath):
         if PurePosixPath(name).name != LINEAGE:
@@ -48,10 +48,10 @@ def digest_of_files(files: Mapping[str, str]) -> str:
 
 
 def content_digest(path: Path) -> str:
-    """Of a file's bytes, or of a folder's files by relative name and bytes (manifest and lineage left out).
+    """The digest of a file's bytes, or of a folder's files by relative name and bytes (without manifest and lineage).
 
-    A folder with a manifest is taken at its word, which is quick: keys are made of this.  ``verify`` is not so
-    trusting.  Raises UserError where there is nothing.
+    For a folder with a manifest this trusts the recorded digest, which is fast (``verify`` reads the files).  Raises
+    UserError where the path does not exist.
     """
     if path.is_file():
         return file_digest(path)
@@ -62,21 +62,21 @@ def content_digest(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The content of a folder's manifest; empty where there is none.  Raises UserError where it is damaged."""
+    """A folder's manifest, empty where there is none.  Raises UserError where it is damaged."""
     path, remedy = folder / MANIFEST, "run the stage that wrote it again."
     found = read_json_if_present(path, remedy)
     if found is None:
         return {}
     if not isinstance(found.get("digest"), str):
-        raise UserError(f"{path}: holds no digest; {remedy}")
+        raise UserError(f"{path}: has no digest; {remedy}")
     return found
 
 
 def verify(folder: Path, only: Collection[str] = ()) -> None:
-    """Reads every file and holds it against the manifest; ``only`` limits this to some names.
+    """Checks every file against the manifest; ``only`` limits this to some names.
 
-    The model card may be edited, and hidden files are nobody's model.  A folder without a manifest, or with an old
-    one that lists no files, passes.  Raises UserError naming the file that changed, is missing or is not listed.
+    The model card and hidden files are not checked.  A folder without a manifest, or with an old one that lists no
+    files, passes.  Raises UserError naming the file that changed, is missing or is not listed.
     """
     manifest = read_manifest(folder)
     files = manifest.get("files")
@@ -84,21 +84,21 @@ def verify(folder: Path, only: Collection[str] = ()) -> None:
         return
     if not isinstance(files, dict):
         raise UserError(f"{folder / MANIFEST}: 'files' must map names to digests; run the stage that wrote it again.")
-    mend = "copy the folder again, or run the stage that wrote it again (accord run FILE --force STAGE)."
+    remedy = "copy the folder again, or run the stage that wrote it again (accord run FILE --force STAGE)."
     listed = {name: digest for name, digest in files.items() if not only or name in only}
     for name, digest in listed.items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path}: missing, though {MANIFEST} lists it; {mend}")
+            raise UserError(f"{path}: missing, though {MANIFEST} lists it; {remedy}")
         if (found := file_digest(path)) != digest:
-            raise UserError(f"{path}: changed since it was written (digest {found[:8]}, not {digest[:8]}); {mend}")
+            raise UserError(f"{path}: changed since it was written (digest {found[:8]}, not {digest[:8]}); {remedy}")
     for name in sorted(_present(folder) - set(files)):
         if not only or name in only:
             raise UserError(
-                f"{folder / name}: is not listed in {MANIFEST}, so it is no part of this model; move it away."
+                f"{folder / name}: is not listed in {MANIFEST}, so it is not part of this model; move it elsewhere."
             )
     if not only and digest_of_files(files) != manifest["digest"]:
-        raise UserError(f"{folder / MANIFEST}: its digest does not fit the files it lists; {mend}")
+        raise UserError(f"{folder / MANIFEST}: its digest does not match the files it lists; {remedy}")
 
 
 def _present(folder: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""Checked reading of YAML, JSON and JSON Lines: what is wrong is one sentence that names the file and the line."""
+"""Checked reading of YAML, JSON and JSON Lines; each error is one sentence naming file and line."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import yaml
 
 from accord.errors import UserError
 
-_ABSENT = (FileNotFoundError, NotADirectoryError)
+_MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 # ------------------------------------------------------------------ JSON
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """The object in a JSON file.
 
-    Raises UserError naming the file, with ``remedy`` as its end, where it is absent, no UTF-8, no JSON or no object.
+    Raises UserError naming the file and ending with ``remedy`` where it is missing, or not a JSON object in UTF-8.
     """
     try:
         return _json_object(path, remedy)
-    except _ABSENT:
+    except _MISSING:
         raise UserError(f"{path}: no such file; {remedy}") from None
 
 
@@ -31,22 +31,22 @@ def read_json_if_present(path: Path, remedy: str) -> dict[str, Any] | None:
     """The object in a JSON file, None where there is no file.  Raises UserError as ``read_json``."""
     try:
         return _json_object(path, remedy)
-    except _ABSENT:
+    except _MISSING:
         return None
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What a run wrote about itself; empty where there is no file, or none that is whole."""
+    """A record that a run wrote; empty where the file is missing or incomplete."""
     try:
         return _json_object(path, "")
-    except (*_ABSENT, UserError):
+    except (*_MISSING, UserError):
         return {}
 
 
 def _json_object(path: Path, remedy: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no UTF-8
+    except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: a JSON {json_kind(found)}, expected an object; {remedy}")
@@ -54,7 +54,7 @@ def _json_object(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def json_kind(value: Any) -> str:
-    """What JSON calls the type of a value."""
+    """The name of a value's type in JSON."""
     kinds = {list: "array", str: "string", bool: "boolean", dict: "object", type(None): "null"}
     return kinds.get(type(value), "number")
 
@@ -80,14 +80,14 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     if not found:
-        raise UserError(f"{path}: no rows; expected one JSON object a line")
+        raise UserError(f"{path}: no rows; expected one JSON object per line")
 
 
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        whole = " (one object a line, not one array for all)" if line.lstrip().startswith("[") else ""
+        whole = " (one object per line, not one array)" if line.lstrip().startswith("[") else ""
         raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}{whole}") from None
     if not isinstance(value, dict):
         raise UserError(f'{where}: a JSON {json_kind(value)}, expected an object such as {{"prompt": …}}')
@@ -95,7 +95,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
 
 
 def read_appended_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file that a run appends to, none where it is absent, up to a line that a kill cut short."""
+    """The objects of a file that a run appends to, up to a line truncated by a kill; none where it is missing."""
     rows: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -130,7 +130,7 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     for key, line in _key_lines(node, "") if node is not None else ():
         if key in lines:
             raise UserError(
-                f"{path} line {line}: the key {key!r} stands twice (first on line {lines[key]}); remove one."
+                f"{path} line {line}: the key {key!r} occurs twice (first on line {lines[key]}); remove one."
             )
         lines[key] = line
     return values, lines

@@ -12,7 +12,7 @@ from accord.config.load import load_function
 from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
-from accord.evaluation.comparison import Answers, Gold, Measures, Sampling, answer, figures, measure
+from accord.evaluation.comparison import Answers, Gold, Measures, Sampling, compare_with_sft, measure, sample_replies
 from accord.evaluation.report import ModelRow, markdown_samples, markdown_table, side_by_side, table, write_results
 from accord.evaluation.reward_models import reward_figures
 from accord.io.atomic import write_text
@@ -51,11 +51,11 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     run.begin(len(folders), resumable=False)
     for name, folder in folders.items():
         model = reference if folder == config.reference else _open(folder, device)
-        generations = answer(model, data, sampling, partial(run.generator, f"replies {name}"))
+        generations = sample_replies(model, data, sampling, partial(run.generator, f"replies {name}"))
         answers[name] = measure(generations, tokenizer, data, measures)
         run.tick({"gold": sum(map(sum, answers[name].gold)) / (config.replies * len(data))})
         run.check_stop()
-    results: dict[str, Any] = {name: figures(a, answers["sft"], run.seed) for name, a in answers.items()}
+    results: dict[str, Any] = {name: compare_with_sft(a, answers["sft"], run.seed) for name, a in answers.items()}
     if RESAMPLED in results:
         results["sft_again"] = results.pop(RESAMPLED)
     if config.reward_model:

@@ -10,7 +10,16 @@ import torch
 
 from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer, small_tokenizer
-from accord.evaluation.comparison import Answers, Gold, Measures, Sampling, answer, figures, measure, reply_sums
+from accord.evaluation.comparison import (
+    Answers,
+    Gold,
+    Measures,
+    Sampling,
+    compare_with_sft,
+    measure,
+    sample_replies,
+    sum_logprobs,
+)
 from accord.models.backbone import Backbone
 from accord.models.open import small_backbone
 from accord.rollout.generate import Decoding
@@ -66,7 +75,7 @@ def seeds(i: int) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def written(model: Backbone, data: PromptData, decoding: Decoding) -> list[Generation]:
-    return answer(model, data, Sampling(decoding, K, 2 * K), seeds)
+    return sample_replies(model, data, Sampling(decoding, K, 2 * K), seeds)
 
 
 @torch.no_grad()
@@ -88,7 +97,7 @@ def test_k_replies_to_each_prompt_in_order(written: list[Generation], data: Prom
 def test_groups_have_seeds_of_their_own(
     model: Backbone, data: PromptData, decoding: Decoding, written: list[Generation]
 ) -> None:
-    again = answer(model, data, Sampling(decoding, K, 2 * K), seeds)
+    again = sample_replies(model, data, Sampling(decoding, K, 2 * K), seeds)
     assert [g.replies() for g in again] == [g.replies() for g in written]
     asked: list[int] = []
 
@@ -96,7 +105,7 @@ def test_groups_have_seeds_of_their_own(
         asked.append(i)
         return seeds(i)
 
-    answer(model, data, Sampling(decoding, K, 1), watched)  # fewer than k at once: still one prompt at a time
+    sample_replies(model, data, Sampling(decoding, K, 1), watched)  # fewer than k at once: still one prompt at a time
     assert asked == [0, 1, 2, 3, 4]
 
 
@@ -104,7 +113,7 @@ def test_groups_have_seeds_of_their_own(
 def test_logprobs_of_replies_under_another_model(
     written: list[Generation], other: Backbone, temperature: float
 ) -> None:
-    got = reply_sums(other, written, temperature, size=4)  # prompts are cut across passes
+    got = sum_logprobs(other, written, temperature, size=4)  # prompts are cut across passes
     expected = [
         logprob_alone(other, prompt, reply, temperature)
         for g in written
@@ -162,7 +171,7 @@ def test_log_probs_are_at_the_sampling_temperature(
 ) -> None:
     """KL is between what was sampled and what the reference would sample: the temperature divides both."""
     cold = Decoding(decoding.max_new_tokens, decoding.eos_id, decoding.pad_id, 0.5)
-    written = answer(model, data, Sampling(cold, K, 100), seeds)
+    written = sample_replies(model, data, Sampling(cold, K, 100), seeds)
     itself = measure(written, tokenizer, data, Measures(GOLD, model, None, 0.5))
     assert itself.kl == pytest.approx([0.0] * len(itself.kl), abs=1e-4)
 
@@ -191,7 +200,7 @@ def test_figures_equal_their_hand_computed_values() -> None:
         base_nll=[1.0, 2.0, 3.0, 1.0, 2.0, 3.0],
         texts=["a b a b", "c", "", "a b", "x y", "x y"],
     )
-    got = figures(ours, sft, 0)
+    got = compare_with_sft(ours, sft, 0)
     assert got["gold_mean"] == pytest.approx((3 + 1.5 + 2.5) / 3)
     assert got["kl_mean"] == 4
     assert got["length_mean"] == 3.5
@@ -211,7 +220,7 @@ def test_figures_equal_their_hand_computed_values() -> None:
 def test_a_collapsed_model_is_measured_too() -> None:
     """Nothing but empty replies and gold all alike: numbers that are undefined are null, and nothing fails."""
     nothing = made([[0.0, 0.0], [0.0]], texts=["", "a", ""], lengths=[1, 1, 1])
-    got = figures(nothing, nothing, 0)
+    got = compare_with_sft(nothing, nothing, 0)
     assert got["distinct_2"] is None
     assert got["gain_in_sft_sd"] is None
     assert (got["gold_mean"], got["win_rate_vs_sft"]) == (0, 0.5)
@@ -220,7 +229,7 @@ def test_a_collapsed_model_is_measured_too() -> None:
 
 def test_a_model_against_itself_wins_half() -> None:
     sft = made([[0.0, 2.0], [1.0, 1.5], [4.0, 3.0]])
-    got = figures(sft, sft, 0)
+    got = compare_with_sft(sft, sft, 0)
     assert got["win_rate_vs_sft"] == pytest.approx(0.5)
     assert got["gain_vs_sft"] == 0
     assert "base_nll" not in got
@@ -229,7 +238,7 @@ def test_a_model_against_itself_wins_half() -> None:
 def test_the_better_model_wins_and_not_the_worse() -> None:
     worse, better = made([[0.0, 1.0]] * 6), made([[2.0, 3.0]] * 6)
     sft = made([[0.5, 1.5], [0.0, 1.0], [1.0, 1.2], [0.3, 0.4], [0.9, 0.8], [0.1, 0.2]])
-    assert figures(better, sft, 0)["win_rate_vs_sft"] == 1
-    assert figures(better, sft, 0)["win_rate_ci95"] == [1, 1]
-    assert figures(worse, made([[1.5, 2.5], [2.0, 3.0]] * 3), 0)["win_rate_vs_sft"] == 0
-    assert figures(worse, sft, 0)["gain_vs_sft"] == pytest.approx(0.5 - sum(map(sum, sft.gold)) / 12)
+    assert compare_with_sft(better, sft, 0)["win_rate_vs_sft"] == 1
+    assert compare_with_sft(better, sft, 0)["win_rate_ci95"] == [1, 1]
+    assert compare_with_sft(worse, made([[1.5, 2.5], [2.0, 3.0]] * 3), 0)["win_rate_vs_sft"] == 0
+    assert compare_with_sft(worse, sft, 0)["gain_vs_sft"] == pytest.approx(0.5 - sum(map(sum, sft.gold)) / 12)

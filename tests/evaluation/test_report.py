@@ -116,7 +116,7 @@ def test_an_answer_cannot_move_the_cursor():
 
 
 def test_samples_must_answer_each_prompt():
-    with pytest.raises(ValueError, match="samples of B: 1 answers to 2 prompts"):
+    with pytest.raises(ValueError, match="samples of B: 1 replies to 2 prompts"):
         side_by_side(PROMPTS, {"A": ["x", "y"], "B": ["x"]}, 100)
     with pytest.raises(ValueError, match="no model"):
         markdown_samples(PROMPTS, {})

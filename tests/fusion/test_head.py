@@ -139,7 +139,7 @@ def test_heads_that_do_not_fit_are_refused(save: Save, tmp_path: Path, pairs: st
     with pytest.raises(UserError, match=r"different reward heads: kind in reward_head\.json is 'scalar' and 'mlp'"):
         merge(FuseConfig(models=[scalar, mlp]), tmp_path / "out")
     for models in ([scalar, none], [none, scalar]):
-        with pytest.raises(UserError, match=r"a is a reward model and .*c is none.*merge models of one kind"):
+        with pytest.raises(UserError, match=r"a is a reward model and .*c is not.*merge models of one kind"):
             merge(FuseConfig(models=models), tmp_path / "out")
     with pytest.raises(UserError, match="is a reward model and"):
         merge(FuseConfig(models=[none], method="interpolate", base=scalar), tmp_path / "out")

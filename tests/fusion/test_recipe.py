@@ -87,11 +87,11 @@ def test_a_linear_recipe_is_read(tmp_path: Path) -> None:
 REFUSED = {
     "slices": ("merge_method: slerp\nslices:\n- sources: []\n", "line 2: slices: layer ranges are not merged"),
     "method": ("merge_method: karcher\nmodels: [{model: a}]\n", "line 1: merge_method: 'karcher' is not among linear"),
-    "gradient": (SLERP.replace("t: 0.25", "t: [0, 1]"), "t: values for single layers or tensors are not taken"),
+    "gradient": (SLERP.replace("t: 0.25", "t: [0, 1]"), "t: values for single layers or tensors are not supported"),
     "filter": (SLERP.replace("t: 0.25", "t: {filter: mlp, value: 1}"), "values for single layers"),
     "no t": (SLERP.replace("t: 0.25", ""), "slerp needs t"),
     "no weight": (TIES.replace("weight: 0.5, ", ""), "models.1: a has no parameters.weight"),
-    "union": (TIES + "tokenizer_source: union\n", "line 17: tokenizer_source: vocabularies are not joined"),
+    "union": (TIES + "tokenizer_source: union\n", "line 17: tokenizer_source: vocabularies are not merged"),
     "linear base": (
         "merge_method: linear\nbase_model: c\nmodels: [{model: a, parameters: {weight: 1}}]\n",
         "line 2: base_model: mergekit would average it",

@@ -75,7 +75,7 @@ def test_rows_come_back_with_their_numbers(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('{"a": 1}\n{"a": 1,}\n', "row 2: not JSON"),
-        ("[\n{}\n]\n", r"row 1: not JSON.*one object a line"),
+        ("[\n{}\n]\n", r"row 1: not JSON.*one object per line"),
         ('{"a": 1}\n["b"]\n', "row 2: a JSON array, expected an object"),
         ("3\n", "row 1: a JSON number"),
         ("", "no rows"),

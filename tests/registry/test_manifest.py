@@ -172,7 +172,7 @@ def forge(folder: Path) -> None:
         (lose, "config.json: missing"),
         (flip, "model.safetensors: changed since it was written"),
         (slip_in, "adapter_config.json: is not listed"),
-        (forge, "manifest.json: its digest does not fit"),
+        (forge, "manifest.json: its digest does not match"),
     ],
 )
 def test_what_is_no_longer_as_written_is_named(tmp_path: Path, harm: Callable[[Path], None], words: str) -> None:

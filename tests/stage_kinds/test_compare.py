@@ -12,7 +12,7 @@ import torch
 from accord.config.evaluation import CompareConfig
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.errors import UserError
-from accord.evaluation.comparison import Answers, figures
+from accord.evaluation.comparison import Answers, compare_with_sft
 from accord.models.backbone import Backbone
 from accord.models.open import small_backbone
 from accord.runtime.run import Run
@@ -101,7 +101,7 @@ def test_samples_of_models_stand_beside_their_prompt(open_run: Callable[..., Run
     shown = {name: [f"{name} answers {i}" for i in range(4)] for name in config.models}
     gold = [[1.0]] * 2 + [[0.0]] * 2
     sft = Answers(["a b"] * 4, gold, [0.0] * 4, [2] * 4, [True] * 4, [])
-    results = {name: figures(sft, sft, 0) for name in config.models}
+    results = {name: compare_with_sft(sft, sft, 0) for name in config.models}
     with open_run("compare") as run:
         write_report(run, config, results, prompts, shown)
     page = (run.directory / "results.md").read_text()
