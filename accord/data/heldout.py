@@ -11,7 +11,7 @@ _PARTS = 10**6
 def is_heldout(prompt: str, fraction: float, seed: int) -> bool:
     """Whether a prompt is held out, by a hash of the seed and its text (``plain_text``) and of nothing else.
 
-    So adding rows, another tokenizer or another length limit move no prompt to the other side.  ``fraction`` counts in
+    Added rows, another tokenizer or another length limit move no prompt to the other side.  ``fraction`` is resolved to
     millionths.  Raises UserError where it is not in 0 … 1.
     """
     if not 0 <= fraction <= 1:

@@ -1,4 +1,4 @@
-"""What lies under a pipeline's ``out`` and ``logs`` and belongs to no stage of it any more."""
+"""Finds what is under a pipeline's ``out`` and ``logs`` but belongs to none of its stages."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from accord.pipeline.references import references
 
 
 def unreferenced(pipeline: PipelineConfig, planned: Sequence[Planned], folders: Mapping[str, Path]) -> list[Path]:
-    """Folders of stages that the pipeline no longer has, their logs, and what killed runs left.
+    """Folders of stages that the pipeline no longer has, their logs, and temporary files of killed runs.
 
-    Only folders with a stage's record are looked at; one that is being written, or that a config names by its path,
-    is left out.
+    Only folders with a stage's record count, and not those that are being written or that a config names by path.
     """
     named = [Path(value).resolve() for stage in planned for _, value in references(stage.kind, stage.config)]
-    found: list[Path] = []
+    unowned: list[Path] = []
     for place in _folders(Path(pipeline.out)):
         if place.name in folders:
             if not alive(owner(place)):
-                found += leftovers(place)
+                unowned += leftovers(place)
         elif _is_stage(place) and not any(path.is_relative_to(place.resolve()) for path in named):
-            found.append(place)
-    old = {place.name for place in found}
+            unowned.append(place)
+    old = {place.name for place in unowned}
     for place in _folders(Path(pipeline.logs)):
         if place.name in old or (place.name not in folders and not (Path(pipeline.out) / place.name).exists()):
-            found += [place] if (place / f"{place.name}.log").exists() else []
-    return found
+            unowned += [place] if (place / f"{place.name}.log").exists() else []
+    return unowned
 
 
 def _is_stage(place: Path) -> bool:
-    """Whether a stage ran here, and none does now."""
+    """Whether a stage ran in this folder and is not running now."""
     return any((place / name).exists() for name in (DONE, BEGUN, FAILED)) and not alive(owner(place))
 
 
@@ -46,12 +45,13 @@ def _folders(parent: Path) -> Iterator[Path]:
 
 
 def size(path: Path) -> int:
-    """Bytes."""
+    """Total size in bytes."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(f.stat().st_size for f in files if f.is_file() and not f.is_symlink())
 
 
 def remove(path: Path) -> None:
+    """Removes a file or a folder."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

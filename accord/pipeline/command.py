@@ -13,7 +13,7 @@ from accord.errors import UserError
 
 if TYPE_CHECKING:
     from accord.pipeline.plan import PipelineConfig, Planned
-    from accord.pipeline.status import Standing
+    from accord.pipeline.status import StageStatus
 
 STATES = {
     "done": "✓ done",
@@ -26,34 +26,46 @@ STATES = {
 
 
 def add_pipeline(commands: Any, formatter: Any, common: Callable[[argparse.ArgumentParser], None]) -> None:
-    """Adds the commands to the parser of ``accord``; ``common`` adds what every command takes."""
+    """Adds the commands to the parser of ``accord``; ``common`` adds the options of every command."""
     stages = {"action": "append", "default": [], "metavar": "STAGE"}
-    run = commands.add_parser("run", help="run a pipeline; what is done stays", formatter_class=formatter)
-    run.add_argument("pipeline", metavar="FILE", help="a pipeline's YAML file, e.g. configs/pipeline.yaml")
-    run.add_argument(
-        "--only", help="these stages alone: a name, a grid's name, ppo_*, or several with commas", **stages
+    run = commands.add_parser(
+        "run", help="run the stages of a pipeline that are not up to date", formatter_class=formatter
     )
-    run.add_argument("--force", help="run these again though nothing changed", **stages)
-    run.add_argument("--set", action="append", default=[], metavar="key=value", help="the same as key=value alone")
-    run.add_argument("--jobs", type=int, default=1, metavar="N", help="stages at once, each in a process of its own")
-    run.add_argument("--dry-run", action="store_true", help="say what would run, and why; run nothing")
-    run.add_argument("--emit", choices=("makefile", "dvc"), help="print the stages for make or DVC; run nothing")
+    run.add_argument("pipeline", metavar="FILE", help="the pipeline's YAML file, e.g. configs/pipeline.yaml")
+    run.add_argument(
+        "--only",
+        help="run only these stages: a name, a grid's name, a pattern (ppo_*), or a comma-separated list",
+        **stages,
+    )
+    run.add_argument("--force", help="run these stages again although nothing changed", **stages)
+    run.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="the same as key=value without --set"
+    )
+    run.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="number of parallel stages, each in its own process"
+    )
+    run.add_argument("--dry-run", action="store_true", help="show which stages would run and why, without running them")
+    run.add_argument(
+        "--emit", choices=("makefile", "dvc"), help="print a Makefile or dvc.yaml of the pipeline, without running it"
+    )
     common(run)
     run.set_defaults(act=run_all)
     for name, act, words in (
-        ("status", status, "how each stage of a pipeline stands"),
-        ("why", why, "what makes a stage run: what differs since it last ran"),
-        ("logs", show_logs, "what a stage said"),
-        ("clean", clean, "remove what no stage of a pipeline owns any more; asks first"),
+        ("status", show_status, "show the status of each stage of a pipeline"),
+        ("why", show_why, "show why a stage would run: what changed since its last run"),
+        ("logs", show_logs, "show the log of a stage"),
+        ("clean", clean, "remove folders that no stage of a pipeline owns, after confirmation"),
     ):
         command = commands.add_parser(name, help=words, formatter_class=formatter)
         if name in ("why", "logs"):
             command.add_argument("stage", metavar="STAGE")
         if name == "logs":
-            command.add_argument("-f", "--follow", action="store_true", help="go on until the stage ends")
+            command.add_argument("-f", "--follow", action="store_true", help="keep printing until the stage ends")
         if name == "clean":
-            command.add_argument("--yes", action="store_true", help="do not ask")
-        command.add_argument("pipeline", metavar="FILE", nargs="?", help="the pipeline; else the one that ran last")
+            command.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+        command.add_argument(
+            "pipeline", metavar="FILE", nargs="?", help="the pipeline's YAML file (default: the one run last)"
+        )
         common(command)
         command.set_defaults(act=act)
 
@@ -63,8 +75,8 @@ def run_all(options: argparse.Namespace) -> int:
 
     if options.dry_run or options.emit:
         return _emit(options) if options.emit else _dry_run(options)
-    how = Options(tuple(options.only), tuple(options.force), options.jobs)
-    run_pipeline(options.pipeline, options.overrides, how)
+    run_options = Options(tuple(options.only), tuple(options.force), options.jobs)
+    run_pipeline(options.pipeline, options.overrides, run_options)
     return 0
 
 
@@ -78,17 +90,17 @@ def _emit(options: argparse.Namespace) -> int:
 
 def _dry_run(options: argparse.Namespace) -> int:
     from accord.pipeline.plan import selected
-    from accord.pipeline.status import standings
+    from accord.pipeline.status import stage_statuses
 
     _, planned, folders = _planned(options.pipeline, options.overrides)
     forced = selected(options.force, planned, "--force")
     only = selected(options.only, planned, "--only") if options.only else {p.name for p in planned}
-    found = [s for s in standings(planned, folders, forced).values() if s.name in only]
+    found = [s for s in stage_statuses(planned, folders, forced).values() if s.name in only]
     _show(found)
-    sure = sum(s.state in ("runs", "failed", "interrupted") for s in found)
-    perhaps = sum(s.state == "may run" for s in found)
-    more = f", and {perhaps} more where what they take comes out different" if perhaps else ""
-    print(f"\n{sure} of {len(found)} stages would run{more}; nothing was run")
+    certain = sum(s.state in ("runs", "failed", "interrupted") for s in found)
+    possible = sum(s.state == "may run" for s in found)
+    more = f", and {possible} more if their inputs change" if possible else ""
+    print(f"\n{certain} of {len(found)} stages would run{more}; nothing was run")
     return 0
 
 
@@ -101,7 +113,7 @@ def _planned(path: str | Path, overrides: Sequence[str]) -> tuple[PipelineConfig
 
 
 def _located(options: argparse.Namespace) -> tuple[str, list[str]]:
-    """The pipeline's file and overrides: as given, or those that were run last in that ``out``."""
+    """The pipeline's file and overrides: as given, or those of the last run with that ``out``."""
     from accord.io.readers import read_record
     from accord.pipeline.orchestrator import LAST
     from accord.pipeline.plan import PipelineConfig
@@ -114,66 +126,66 @@ def _located(options: argparse.Namespace) -> tuple[str, list[str]]:
     last = Path(str(values.get("out", PipelineConfig.model_fields["out"].default))) / LAST
     found = read_record(last)
     if not found:
-        raise UserError(f"{last}: no pipeline has run here; name its file, or its folder with out=.")
+        raise UserError(f"{last}: no pipeline has run here; give its file, or its folder with out=.")
     return str(found["file"]), [*found["overrides"], *options.overrides]
 
 
-def _show(found: Sequence[Standing]) -> None:
+def _show(found: Sequence[StageStatus]) -> None:
     width = max(len(s.name) for s in found)
-    for standing in found:
-        reasons = standing.reasons if standing.state in ("runs", "may run") else ()
-        words = "; ".join([*([standing.words] if standing.words else []), *reasons])
-        print(f"{STATES[standing.state]:<13}  {standing.name:<{width}}  {words}".rstrip())
+    for stage in found:
+        reasons = stage.reasons if stage.state in ("runs", "may run") else ()
+        words = "; ".join([*([stage.words] if stage.words else []), *reasons])
+        print(f"{STATES[stage.state]:<13}  {stage.name:<{width}}  {words}".rstrip())
 
 
-def status(options: argparse.Namespace) -> int:
-    from accord.pipeline.status import standings
+def show_status(options: argparse.Namespace) -> int:
+    from accord.pipeline.status import stage_statuses
 
     path, overrides = _located(options)
     pipeline, planned, folders = _planned(path, overrides)
     print(f"{path} in {pipeline.out}")
-    _show(list(standings(planned, folders).values()))
+    _show(list(stage_statuses(planned, folders).values()))
     return 0
 
 
-def why(options: argparse.Namespace) -> int:
+def show_why(options: argparse.Namespace) -> int:
     from accord.pipeline.plan import selected
-    from accord.pipeline.status import standings
+    from accord.pipeline.status import stage_statuses
 
     _, planned, folders = _planned(*_located(options))
     names = selected([options.stage], planned, "why")
-    for standing in standings(planned, folders).values():
-        if standing.name in names:
-            print("\n".join(_why(standing, folders[standing.name])))
+    for stage in stage_statuses(planned, folders).values():
+        if stage.name in names:
+            print("\n".join(_reasons(stage, folders[stage.name])))
     return 0
 
 
-def _why(standing: Standing, directory: Path) -> list[str]:
-    """A head, and the reasons below it."""
+def _reasons(stage: StageStatus, directory: Path) -> list[str]:
+    """The stage's status, and below it the reasons."""
     from accord.io.readers import read_record
     from accord.pipeline.records import BEGUN, read_done
 
     record = read_done(directory) or read_record(directory / BEGUN)
     then = [f"  {reason}" for reason in record.get("why", ())]
-    name, words = standing.name, standing.words
-    reasons = [f"  {reason}" for reason in standing.reasons]
-    if standing.state == "done":
-        because = ["it ran then because:", *then] if then else []
-        return [f"{name} would be kept: nothing differs since it ran ({words})", *because]
-    if standing.state == "may run":
-        return [f"{name} may run; nothing of its own differs since it ran ({words}), but:", *reasons]
-    if standing.state == "runs":
+    name, words = stage.name, stage.words
+    reasons = [f"  {reason}" for reason in stage.reasons]
+    if stage.state == "done":
+        because = ["its last run was because:", *then] if then else []
+        return [f"{name} is up to date: nothing changed since it ran ({words})", *because]
+    if stage.state == "may run":
+        return [f"{name} may run: nothing of its own changed since it ran ({words}), but:", *reasons]
+    if stage.state == "runs":
         return [f"{name} would run:", *reasons]
-    head = {"running": f"{name} is running ({words}); it began because:", "failed": f"{name} failed: {words}"}
-    head["interrupted"] = f"{name} was interrupted ({words}) and would go on; it began because:"
+    head = {"running": f"{name} is running ({words}), because:", "failed": f"{name} failed: {words}"}
+    head["interrupted"] = f"{name} was interrupted ({words}) and would resume; it ran because:"
     return [
-        head[standing.state],
-        *(then if standing.state != "failed" else ["it would run again; it ran because:", *then]),
+        head[stage.state],
+        *(then if stage.state != "failed" else ["it would run again; it ran because:", *then]),
     ]
 
 
 def show_logs(options: argparse.Namespace) -> int:
-    """Prints the log; with ``--follow`` also what is added, until nobody runs the stage."""
+    """Prints the log; with ``--follow`` until the stage ends."""
     from accord.pipeline.lock import alive, owner
     from accord.pipeline.plan import selected
     from accord.pipeline.task import logs
@@ -183,10 +195,12 @@ def show_logs(options: argparse.Namespace) -> int:
         stage = next(p for p in planned if p.name == name)
         log = logs(stage.config, stage.kind) / f"{name}.log"
         if not log.exists():
-            raise UserError(f"{log}: there is none; {name} has not run here yet.")
+            raise UserError(f"{log}: no such file; {name} has not run here yet.")
         with log.open(encoding="utf-8", errors="replace") as file:
             while True:
-                runs = options.follow and alive(owner(folders[name]))  # asked before reading: nothing is missed
+                runs = options.follow and alive(
+                    owner(folders[name])
+                )  # checked before reading, so that no line is missed
                 sys.stdout.write(file.read())
                 sys.stdout.flush()
                 if not runs:
@@ -202,14 +216,14 @@ def clean(options: argparse.Namespace) -> int:
     pipeline, planned, folders = _planned(path, overrides)
     found = unreferenced(pipeline, planned, folders)
     if not found:
-        print(f"nothing to remove: all in {pipeline.out} and {pipeline.logs} belongs to {path}")
+        print(f"nothing to remove: everything in {pipeline.out} and {pipeline.logs} belongs to {path}")
         return 0
     total = 0
     for place in found:
         total += size(place)
         print(f"  {size(place) / 1e6:>9.1f} MB  {place}")
-    print(f"{len(found)} that no stage of {path} owns, {total / 1e6:.1f} MB")
-    if not options.yes and not _agreed():
+    print(f"{len(found)} paths that no stage of {path} owns, {total / 1e6:.1f} MB")
+    if not options.yes and not _confirmed():
         print("nothing was removed")
         return 0
     for place in found:
@@ -218,9 +232,9 @@ def clean(options: argparse.Namespace) -> int:
     return 0
 
 
-def _agreed() -> bool:
+def _confirmed() -> bool:
     try:
         return input("remove them? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
-        print("(no answer; --yes does it without asking)")
+        print("(no answer; use --yes to remove without confirmation)")
         return False

@@ -1,4 +1,4 @@
-"""The same graph of stages for other tools: a Makefile, or DVC's dvc.yaml.  accord itself still decides what is done."""
+"""A pipeline as a Makefile or as DVC's dvc.yaml.  accord itself still decides what is up to date."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TOOLS = ("makefile", "dvc")
 def emit(
     tool: str, path: str | Path, overrides: Sequence[str], pipeline: PipelineConfig, planned: Sequence[Planned]
 ) -> str:
-    """The text of the file.  Raises UserError where a name cannot be written there."""
+    """The text of the file.  Raises UserError where a stage's name is not possible there."""
     words = shlex.join(["run", str(path), *overrides])
     return makefile(words, planned) if tool == "makefile" else dvc(words, path, pipeline, planned)
 
 
 def makefile(words: str, planned: Sequence[Planned]) -> str:
-    """A target for each stage; none is a file, since a stage's key is made of contents and not of times."""
+    """A phony target for each stage, since stages depend on contents and not on modification times."""
     names = [stage.name for stage in planned]
     if "all" in names:
         raise UserError("--emit makefile: 'all' is the target for the whole pipeline; give the stage another name.")
@@ -42,12 +42,12 @@ def makefile(words: str, planned: Sequence[Planned]) -> str:
 
 
 def dvc(words: str, path: str | Path, pipeline: PipelineConfig, planned: Sequence[Planned]) -> str:
-    """A stage for each stage; DVC's names know no points.  What accord wrote stays there for it to go on from."""
+    """A DVC stage for each stage, with _ for a dot in its name.  Outputs persist, so that accord can resume."""
     stages: dict[str, Mapping[str, Any]] = {}
     for stage in planned:
         name = stage.name.replace(".", "_")
         if name in stages:
-            raise UserError(f"--emit dvc: two stages come to be called {name!r}; change a name or a grid's values.")
+            raise UserError(f"--emit dvc: two stages would be called {name!r}; change a name or a grid's values.")
         stages[name] = {
             "cmd": f"accord {words} --only {stage.name}",
             "deps": [str(path), *stage.files, *(f"{pipeline.out}/{need}" for need in stage.needs)],

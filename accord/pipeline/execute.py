@@ -1,4 +1,4 @@
-"""Stages in the order of their needs, one after another here or several at once in processes of their own."""
+"""Runs stages in the order of their dependencies, one after another here or in parallel in their own processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from accord.runtime.stop_signal import StopSignal
 
 
 class View(Protocol):
-    """Whoever shows how it goes."""
+    """Shows the progress of a pipeline."""
 
     def started(self, name: str) -> None: ...
 
@@ -27,25 +27,25 @@ class View(Protocol):
 
 
 class Work(Protocol):
-    """A stage that runs in a process of its own."""
+    """A stage that runs in its own process."""
 
     def result(self) -> Outcome | None:
-        """None while it runs.  Raises what the stage failed with, and Interrupted where it was stopped."""
+        """None while it runs.  Raises the stage's exception, or Interrupted."""
         ...
 
     def stop(self) -> None:
-        """Asks it to save its state and end."""
+        """Asks the stage to save its state and end."""
         ...
 
 
 @dataclass(slots=True)
 class Ended:
-    """What became of the stages."""
+    """How the stages ended."""
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
-    """Name: the stage that failed before it."""
+    """Name: the failed stage that it needs."""
 
 
 Start = Callable[[Planned, bool], "Outcome | Work"]
@@ -53,22 +53,22 @@ Words = Callable[[Planned, Exception], str]
 
 
 def execute(stages: Sequence[Planned], start: Start, jobs: int, view: View, words: Words) -> Ended:
-    """Runs every stage whose needs are done; where one fails, those that do not need it go on.
+    """Runs every stage whose dependencies are done; after a failure, the stages that do not need it still run.
 
-    ``start(stage, alone)`` runs a stage to its end, or begins it in another process; ``alone``: nothing else could run
-    meanwhile.  Raises Interrupted, when all that ran has saved its state.
+    ``start(stage, alone)`` runs a stage to its end, or starts it in another process; ``alone``: no other stage could run in
+    the meantime.  Raises Interrupted, after all running stages have saved their states.
     """
     ended, waiting = Ended(), list(stages)
     running: dict[str, tuple[Planned, Work]] = {}
 
     def settle(stage: Planned, get: Callable[[], Outcome | Work]) -> None:
-        """Takes a stage's result, its failure, or the work that has just begun."""
+        """Records a stage's outcome, its failure, or its running work."""
         running.pop(stage.name, None)
         try:
             result = get()
         except Interrupted:
             raise
-        except Exception as error:  # one stage's failure, of whatever kind, must not cost the others
+        except Exception as error:  # the failure of one stage must not stop the others
             ended.failures[stage.name] = words(stage, error)
             view.failed(stage.name, ended.failures[stage.name])
             return
@@ -79,16 +79,16 @@ def execute(stages: Sequence[Planned], start: Start, jobs: int, view: View, word
             running[stage.name] = (stage, result)
 
     def step() -> None:
-        _set_aside(waiting, ended, view)
+        _skip_dependents(waiting, ended, view)
         while len(running) < jobs and (ready := _ready(waiting, ended, {s.name for s in stages})):
             alone = jobs == 1 or (len(ready) == 1 and not running)
             waiting.remove(ready[0])
             view.started(ready[0].name)
             settle(ready[0], partial(start, ready[0], alone))
-            _set_aside(waiting, ended, view)
-        assert running or not waiting, "a stage waits for what will not come"
+            _skip_dependents(waiting, ended, view)
+        assert running or not waiting, "a stage waits for one that cannot run"
         for stage, work in list(running.values()):
-            settle(stage, partial(_looked_at, work))
+            settle(stage, partial(_poll, work))
 
     if jobs == 1:
         while waiting:
@@ -100,14 +100,14 @@ def execute(stages: Sequence[Planned], start: Start, jobs: int, view: View, word
                 step()
                 time.sleep(0.02 if running else 0)
         finally:
-            stopped = _stopped(running)
+            stopped = _stop_all(running)
     if stop.raised:
-        raise Interrupted(f"{', '.join(stopped) or 'between two stages'}: stopped; what was begun is saved.")
+        raise Interrupted(f"{', '.join(stopped) or 'between two stages'}: stopped; the state is saved.")
     return ended
 
 
-def _looked_at(work: Work) -> Outcome | Work:
-    """Its result, or the work itself while it runs."""
+def _poll(work: Work) -> Outcome | Work:
+    """The work's result, or the work itself while it runs."""
     return work.result() or work
 
 
@@ -115,8 +115,8 @@ def _ready(waiting: Sequence[Planned], ended: Ended, all_names: set[str]) -> lis
     return [s for s in waiting if all(n in ended.outcomes or n not in all_names for n in s.needs)]
 
 
-def _set_aside(waiting: list[Planned], ended: Ended, view: View) -> None:
-    """Those that need what failed are not run."""
+def _skip_dependents(waiting: list[Planned], ended: Ended, view: View) -> None:
+    """Removes waiting stages that need a failed one."""
     for stage in list(waiting):
         cause = next((n for n in stage.needs if n in ended.failures or n in ended.not_run), None)
         if cause is not None:
@@ -125,8 +125,8 @@ def _set_aside(waiting: list[Planned], ended: Ended, view: View) -> None:
             view.not_run(stage.name, ended.not_run[stage.name])
 
 
-def _stopped(running: dict[str, tuple[Planned, Work]]) -> list[str]:
-    """Asks all that runs to stop, and waits for it."""
+def _stop_all(running: dict[str, tuple[Planned, Work]]) -> list[str]:
+    """Stops all running stages and waits for them; returns their names."""
     for _, work in running.values():
         work.stop()
     names = list(running)
@@ -135,7 +135,7 @@ def _stopped(running: dict[str, tuple[Planned, Work]]) -> list[str]:
             try:
                 if work.result() is not None:
                     break
-            except (Exception, KeyboardInterrupt):  # it ended, however; its own record says how
+            except (Exception, KeyboardInterrupt):  # its own record says how it ended
                 break
             time.sleep(0.02)
     return names

@@ -1,4 +1,4 @@
-"""Grids: ``for: {beta: [0.05, 0.1]}`` makes one entry of a pipeline into several, ``ppo_beta-0.05`` and ``ppo_beta-0.1``."""
+"""Grids: ``for: {beta: [0.05, 0.1]}`` expands an entry of a pipeline to ``ppo_beta-0.05`` and ``ppo_beta-0.1``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Value = str | int | float | bool
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One stage of a grid, or a stage without one (no values)."""
+    """One stage of a grid, or a stage without a grid (no values)."""
 
     name: str
     base: str
@@ -28,46 +28,46 @@ def points(base: str, variables: Mapping[str, Sequence[Value]]) -> list[Point]:
     if not variables:
         return [Point(base, base, {})]
     made = []
-    for chosen in itertools.product(*variables.values()):
-        values = dict(zip(variables, chosen, strict=True))
+    for combination in itertools.product(*variables.values()):
+        values = dict(zip(variables, combination, strict=True))
         made.append(Point("_".join([base, *(f"{k}-{_shown(v)}" for k, v in values.items())]), base, values))
     return made
 
 
 def _shown(value: Value) -> str:
-    """As a part of a folder's name."""
+    """A value as part of a folder's name."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return re.sub(r"[^\w.-]+", "-", text)
 
 
 def filled(value: Any, variables: Mapping[str, Value]) -> Any:
-    """``{beta}`` replaced wherever it stands; a value that is nothing else keeps the type of what is put there."""
+    """Replaces ``{beta}`` everywhere in a value; a string that is only ``{beta}`` becomes the variable's value, with its type."""
     if isinstance(value, Mapping):
         return {key: filled(inner, variables) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [filled(inner, variables) for inner in value]
     if not isinstance(value, str):
         return value
-    for name, chosen in variables.items():
+    for name, replacement in variables.items():
         if value == f"{{{name}}}":
-            return chosen
-        value = value.replace(f"{{{name}}}", _shown(chosen))
+            return replacement
+        value = value.replace(f"{{{name}}}", _shown(replacement))
     return value
 
 
 def matching(pattern: str, all_points: Sequence[Point]) -> list[str]:
-    """The stages that a name, a grid's name or a pattern (``ppo_*``) stands for."""
+    """The stages that a name, a grid's name or a pattern (``ppo_*``) matches."""
     exact = [p.name for p in all_points if p.name == pattern]
     return exact or [p.name for p in all_points if p.base == pattern or fnmatch.fnmatchcase(p.name, pattern)]
 
 
 def partner(name: str, mine: Point, all_points: Sequence[Point], where: str) -> str:
-    """The stage that a name stands for, seen from ``mine``: of a grid, the one with the same values.
+    """The stage that ``name`` means in ``mine``: of a grid, the one with the same values.
 
-    A name that is no grid's comes back as it is.  Raises UserError where a grid has several or none that fit.
+    Other names are returned unchanged.  Raises UserError where not exactly one stage of the grid fits.
     """
     if "*" in name and (several := matching(name, all_points)):
-        raise UserError(f"{where} takes one stage, and {name!r} stands for {len(several)}: {', '.join(several[:4])}.")
+        raise UserError(f"{where} takes one stage, and {name!r} matches {len(several)}: {', '.join(several[:4])}.")
     grid = [p for p in all_points if p.base == name and p.values]
     if not grid or any(p.name == name for p in all_points):
         return name
@@ -77,14 +77,14 @@ def partner(name: str, mine: Point, all_points: Sequence[Point], where: str) -> 
     some = ", ".join(p.name for p in (fits or grid)[:4])
     raise UserError(
         f"{where} is {name!r}, a grid with {len(fits)} stages that fit; name one ({some}), or give this stage the grid's"
-        " 'for', which joins them one to one."
+        " 'for', which pairs them one to one."
     )
 
 
 def gathered(models: Any, mine: Point, all_points: Sequence[Point], where: str) -> Any:
-    """A list or mapping of models in which a pattern (``ppo_*``) has become all stages that it stands for.
+    """A list or mapping of models with each pattern (``ppo_*``) expanded to the stages that it matches.
 
-    In a mapping their names are the labels, with ``_`` for a point.  Raises UserError where there is none.
+    In a mapping the stages' names are the labels, with ``_`` for a dot.  Raises UserError where none matches.
     """
     others = [p for p in all_points if p.name != mine.name]
 
@@ -106,7 +106,7 @@ def gathered(models: Any, mine: Point, all_points: Sequence[Point], where: str) 
 
 
 def _each(item: Any, names: Callable[[str], list[str]]) -> list[tuple[str, Any]]:
-    """An item, a name or a section with one in it, once for each stage that its pattern stands for; '' where it has none."""
+    """(stage, item) for each stage that the pattern in an item (a name or a section) matches; ('', item) without a pattern."""
     if isinstance(item, str) and "*" in item:
         return [(name, name) for name in names(item)]
     if isinstance(item, Mapping):

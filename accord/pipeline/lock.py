@@ -24,13 +24,13 @@ LOCK = "lock.json"
 
 
 class Locked(UserError):
-    """Another process writes this folder."""
+    """Another process is writing the folder."""
 
 
 def process_start(pid: int) -> str:
-    """When a process began, in whatever form the system gives it; empty where there is no such process.
+    """The start time of a process, in the system's form; empty where there is no such process.
 
-    A pid is given again to another process sooner or later; pid and start together are not.
+    Pids are reused; pid and start time together are unique.
     """
     if sys.platform.startswith("linux"):
         try:
@@ -44,12 +44,12 @@ def process_start(pid: int) -> str:
 
 
 def owner(directory: Path) -> dict[str, Any]:
-    """What the lock says; empty where there is none."""
+    """The content of the lock, empty where there is none."""
     return read_record(directory / LOCK)
 
 
 def alive(lock: dict[str, Any]) -> bool:
-    """Whether the owner still runs, as far as can be seen from here: another host's is assumed to."""
+    """Whether the owner still runs; that of another host is assumed to."""
     if lock.get("host") != socket.gethostname():
         return bool(lock)
     return bool(process_start(int(lock.get("pid", 0))) == lock.get("start"))

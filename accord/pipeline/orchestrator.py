@@ -1,4 +1,4 @@
-"""A pipeline from its YAML: what is not done runs, in the order of its needs, and ``results.json`` says what came out."""
+"""Runs a pipeline from its YAML: stages that are not up to date, in dependency order; writes ``results.json``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from accord.pipeline.plan import PipelineConfig, Planned, plan, selected
 from accord.pipeline.records import BEGUN, JOURNAL, missing_outputs, read_done
 from accord.pipeline.references import require, resolve
 from accord.pipeline.stage import Outcome, failure, run_stage
-from accord.pipeline.status import progress, standings
+from accord.pipeline.status import read_progress, stage_statuses
 from accord.pipeline.task import folder, logs, task_of, valid_record
 from accord.pipeline.view import LiveTable, view_for
 from accord.registry.manifest import versions
@@ -29,47 +29,47 @@ LAST = "pipeline.json"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a pipeline is run."""
+    """Options of a run of a pipeline."""
 
     only: tuple[str, ...] = ()
-    """Stages; empty: all."""
+    """Stages to run; empty: all."""
     force: tuple[str, ...] = ()
-    """Stages that run again though nothing changed."""
+    """Stages to run again although nothing changed."""
     jobs: int = 1
-    """Stages at once."""
+    """Number of parallel stages."""
 
 
 def run_pipeline(path: str | Path, overrides: Sequence[str] = (), options: Options | None = None) -> dict[str, Any]:
-    """Runs what is not done, and writes ``results.json`` beside the stages' folders; returns its content.
+    """Runs the stages that are not up to date and writes ``results.json`` beside their folders; returns its content.
 
-    A stage whose settings and inputs are unchanged is kept; one that was interrupted goes on; where one fails, those
-    that do not need it run.  With ``only``, the results are those stages' alone, and nothing is written.  Raises
-    UserError before anything has run; Failed, when all that could has run; and Interrupted.
+    A stage whose settings and inputs are unchanged is kept; an interrupted one resumes; after a failure, the stages that
+    do not need it still run.  With ``only``, the results are those of these stages, and no file is written.  Raises
+    UserError before anything has run, Failed after everything that could run, and Interrupted.
     """
     started, options = time.monotonic(), options or Options()
     pipeline, planned = plan(path, overrides)
     folders = {p.name: folder(p.config, p.kind) for p in planned}
-    chosen = _chosen(planned, folders, options)
+    stages = _stages_to_run(planned, folders, options)
     remember(path, overrides, pipeline)
-    view = view_for(chosen, folders)
+    view = view_for(stages, folders)
     with view:
         starter = _Starter(pipeline, folders, selected(options.force, planned, "--force"), options.jobs, view)
-        ended = execute(chosen, starter.start, options.jobs, view, starter.words)
+        ended = execute(stages, starter.start, options.jobs, view, starter.words)
     if ended.failures:
         raise Failed(_what_failed(ended))
-    if len(chosen) < len(planned):
+    if len(stages) < len(planned):
         return {"stages": _stages(ended.outcomes)}
     results = collect_results(pipeline, planned, folders, ended.outcomes)
     target = Path(pipeline.out) / "results.json"
     write_json(target, results)
     if all(outcome.skipped for outcome in ended.outcomes.values()):
-        _show_again(planned, folders)
+        _print_reports(planned, folders)
     console.print(f"\nwrote {target} ({time.monotonic() - started:.0f} s in all)", markup=False)
     return results
 
 
-def _chosen(planned: Sequence[Planned], folders: Mapping[str, Path], options: Options) -> list[Planned]:
-    """The stages to run.  Raises UserError where one of them takes what is neither done nor to be run."""
+def _stages_to_run(planned: Sequence[Planned], folders: Mapping[str, Path], options: Options) -> list[Planned]:
+    """The stages to run.  Raises UserError where one needs a stage that is neither done nor to be run."""
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: at least one stage runs at a time.")
     if not options.only:
@@ -83,12 +83,12 @@ def _chosen(planned: Sequence[Planned], folders: Mapping[str, Path], options: Op
                 f" {'is' if len(missing) == 1 else 'are'} not done; name {'it' if len(missing) == 1 else 'them'} too, or"
                 " leave --only out."
             )
-    chosen = [stage for stage in planned if stage.name in names]
-    taken = {need for stage in chosen for need in stage.needs if need not in names}
-    for standing in standings(planned, folders).values() if taken else ():
-        if standing.name in taken and standing.state != "done":
-            console.print(f"{standing.name} is used as it is: {standing.reasons[0]}", markup=False)
-    return chosen
+    stages = [stage for stage in planned if stage.name in names]
+    used = {need for stage in stages for need in stage.needs if need not in names}
+    for status in stage_statuses(planned, folders).values() if used else ():
+        if status.name in used and status.state != "done":
+            console.print(f"{status.name} is used as it is: {status.reasons[0]}", markup=False)
+    return stages
 
 
 def _usable(directory: Path) -> bool:
@@ -98,7 +98,7 @@ def _usable(directory: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Starter:
-    """Runs one stage: here, or in a worker where several run at once."""
+    """Runs one stage, in this process or in a worker where several run in parallel."""
 
     pipeline: PipelineConfig
     folders: Mapping[str, Path]
@@ -126,32 +126,32 @@ class _Starter:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{out}: cannot be made ({error.strerror}); choose another with out=.") from None
+            raise UserError(f"{out}: cannot be created ({error.strerror}); choose another with out=.") from None
         return out / JOURNAL
 
     def words(self, stage: Planned, error: Exception) -> str:
-        """What a stage failed with, in one sentence; where its process was killed, recorded as its failure."""
+        """A stage's failure as a sentence; also writes failed.json where its process was killed."""
         from accord.pipeline.worker import Killed
 
         directory = self.folders[stage.name]
         if isinstance(error, Killed):
             begun = read_record(directory / BEGUN)
             if begun:
-                step = progress(directory).get("step", 0)
+                step = read_progress(directory).get("step", 0)
                 write_json(directory / FAILED, failure(begun["key"], str(error), step))
             return str(error)
         return in_words(error, logs(stage.config, stage.kind) / f"{stage.name}.log")
 
 
 def _what_failed(ended: Ended) -> str:
-    """The last line of a run in which something failed."""
+    """The last line of a run with failures."""
     said = "; ".join(f"{name} failed: {words.rstrip('.')}" for name, words in ended.failures.items())
     skipped = f"; not run because of that: {', '.join(ended.not_run)}" if ended.not_run else ""
-    return f"{said}{skipped}. Fix it and run the same command again: what is done stays."
+    return f"{said}{skipped}. Fix this and run the same command again; finished stages are kept."
 
 
 def remember(path: str | Path, overrides: Sequence[str], pipeline: PipelineConfig) -> None:
-    """Keeps which file was run last with this ``out``, for commands that are given none."""
+    """Records the file and overrides of this run in ``out``, for commands without a file."""
     target, content = Path(pipeline.out) / LAST, {"file": str(path), "overrides": list(overrides)}
     if read_record(target) != content:
         try:
@@ -172,7 +172,7 @@ def collect_results(
     folders: Mapping[str, Path],
     outcomes: Mapping[str, Outcome],
 ) -> dict[str, Any]:
-    """The comparison's figures, and for each stage what it took; of several comparisons, each under its stage's name."""
+    """The comparison's metrics and each stage's time and memory; several comparisons also under their stages' names."""
     results: dict[str, Any] = {}
     compared = {
         stage.name: read_json(folders[stage.name] / "results.json", f"run again with --force {stage.name}.")
@@ -187,8 +187,8 @@ def collect_results(
     return {**results, "seed": pipeline.seed, "versions": versions()}
 
 
-def _show_again(planned: Sequence[Planned], folders: Mapping[str, Path]) -> None:
-    """What the comparison printed when it ran."""
+def _print_reports(planned: Sequence[Planned], folders: Mapping[str, Path]) -> None:
+    """Prints the report of each comparison again."""
     for stage in planned:
         text = folders[stage.name] / "results.txt"
         if stage.kind == "compare" and text.exists():

@@ -1,4 +1,4 @@
-"""A pipeline's YAML, read and checked as a whole: stages, grids, configs, and which stage takes what from which."""
+"""Reads and checks a whole pipeline: stages, grids, configs, and the dependencies between stages."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class Entry(Section):
     """One stage of a pipeline, or a grid of them."""
 
     kind: str = ""
-    """The stage kind; the stage's own name where empty."""
+    """Stage kind; empty: the stage's name."""
     config: str = ""
-    """A config file, relative to the pipeline's; defaults where empty."""
+    """Config file, relative to the pipeline's file; empty: defaults."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Dotted overrides."""
     inputs: dict[str, str] = Field(default_factory=dict)
-    """Dotted config key: the stage that it takes."""
+    """Inputs, as dotted config key: stage."""
     for_: dict[str, Annotated[list[Value], Field(min_length=1)]] = Field(default_factory=dict, alias="for")
-    """A grid: name of a variable: its values.  {name} stands for the value in config, set and inputs."""
+    """Grid, as variable: values.  {variable} in config, set and inputs stands for a value."""
 
 
 class PipelineConfig(Section):
-    """Stages; each runs when what it takes is done."""
+    """A pipeline: stages, each of which runs after the stages that it needs."""
 
     seed: int = 0
-    """For every stage that does not set its own."""
+    """Seed of every stage that does not set its own."""
     out: str = "checkpoints/rlhf"
     logs: str = "logs/rlhf"
     device: str = "auto"
@@ -50,25 +50,24 @@ class PipelineConfig(Section):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A stage with its config, names not yet resolved."""
+    """A stage and its config, with names not yet resolved."""
 
     name: str
     kind: str
     config: Stage
     base: str = ""
-    """The grid's name, or its own."""
+    """Name of the grid, or of the stage."""
     needs: tuple[str, ...] = ()
-    """The stages that it takes something from."""
+    """Names of the stages that it depends on."""
     files: tuple[str, ...] = ()
-    """The config files that it is made of."""
+    """Config files that it was read from."""
 
 
 def plan(path: str | Path, overrides: Sequence[str] = ()) -> tuple[PipelineConfig, list[Planned]]:
-    """Reads and checks a whole pipeline, every stage's config and the names it takes included; nothing runs.
+    """Reads and checks a whole pipeline, including every stage's config and inputs, without running anything.
 
-    The stages come in an order in which each follows what it needs; where that leaves a choice, in the file's.
-    Overrides are ``seed=1`` for the pipeline, or ``ppo.kl.beta=0.1`` for the stage, or every stage of the grid, named
-    ppo.  Raises UserError.
+    Stages are in topological order, otherwise in the file's.  Overrides are ``seed=1`` for the pipeline, or
+    ``ppo.kl.beta=0.1`` for the stage (or all stages of the grid) named ppo.  Raises UserError.
     """
     _, lines = read_yaml(path)
     heads = [parse_override(o)[0].split(".")[0] for o in overrides]
@@ -77,7 +76,7 @@ def plan(path: str | Path, overrides: Sequence[str] = ()) -> tuple[PipelineConfi
     if not pipeline.stages:
         raise UserError(f"{path}: no stages; write at least one under 'stages:'.")
     grid = _points(path, pipeline, lines)
-    mine = _routed(path, [o for o in overrides if o not in own], grid)
+    mine = _overrides_by_stage(path, [o for o in overrides if o not in own], grid)
     planned = []
     for point in grid:
         places = {
@@ -97,12 +96,12 @@ def _near(name: str, known: Sequence[str], otherwise: str) -> str:
 
 
 def _points(path: str | Path, pipeline: PipelineConfig, lines: Mapping[str, int]) -> list[Point]:
-    """All stages by name.  Raises UserError for a name that cannot be a folder's, or that two stages have."""
+    """All stages, grids expanded.  Raises UserError for a name that is not a valid folder name or not unique."""
     made: list[Point] = []
     for base, entry in pipeline.stages.items():
         where = f"{path}, stage {base!r}"
         if not re.fullmatch(r"[\w-]+", base):
-            raise UserError(f"{where}: a stage's name becomes a folder; use letters, digits, _ and - only.")
+            raise UserError(f"{where}: a stage's name is its folder's; use letters, digits, _ and - only.")
         for variable in entry.for_:
             if not variable.isidentifier():
                 line = lines.get(f"stages.{base}.for.{variable}", 0)
@@ -111,12 +110,12 @@ def _points(path: str | Path, pipeline: PipelineConfig, lines: Mapping[str, int]
     names = [p.name for p in made]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{path}: two stages come to be called {name!r}; change a name or a grid's values.")
+            raise UserError(f"{path}: two stages would be called {name!r}; change a name or a grid's values.")
     return made
 
 
-def _routed(path: str | Path, overrides: Sequence[str], grid: Sequence[Point]) -> dict[str, list[str]]:
-    """For each stage its overrides, without the stage's name.  Raises UserError for a name that is no stage."""
+def _overrides_by_stage(path: str | Path, overrides: Sequence[str], grid: Sequence[Point]) -> dict[str, list[str]]:
+    """Each stage's overrides, without the stage's name.  Raises UserError for an unknown stage."""
     names = sorted({p.name for p in grid} | {p.base for p in grid}, key=len, reverse=True)
     mine: dict[str, list[str]] = {p.name: [] for p in grid}
     for override in overrides:
@@ -142,7 +141,7 @@ class _Reader:
     point: Point
     grid: Sequence[Point]
     places: Mapping[str, str]
-    """Where in the file each of the entry's keys stands, for messages."""
+    """Line of each of the entry's keys, for error messages."""
 
     def planned(self, overrides: Sequence[str]) -> Planned:
         entry, name = self.pipeline.stages[self.point.base], self.point.name
@@ -163,7 +162,7 @@ class _Reader:
         for key, value, source in changes:
             if key in ("out", "logs", "name"):
                 raise UserError(
-                    f"{source}: {key!r} is the pipeline's to set, not a stage's; stages lie in <out>/<stage>."
+                    f"{source}: {key!r} is set by the pipeline, not by a stage; a stage's folder is <out>/<stage>."
                 )
             put(merged, key, value, source)
             sources[key] = source
@@ -178,14 +177,14 @@ class _Reader:
         return {key: filled(value, self.point.values) for key, value in values.items()}
 
     def inputs(self, entry: Entry, where: str) -> dict[str, str]:
-        """Raises UserError for an input that is no stage."""
+        """The entry's inputs.  Raises UserError for one that is not another stage."""
         inputs = {key: str(value) for key, value in self.filled(entry.inputs).items()}
         known = list(dict.fromkeys(n for p in self.grid for n in (p.base, p.name) if p.name != self.point.name))
         for key, source in inputs.items():
             if not matching(source, [p for p in self.grid if p.name != self.point.name]):
                 hint = _near(source, known, f"the others are {', '.join(known) or 'none'}.")
                 place = self.places.get(f"inputs.{key}", where)
-                raise UserError(f"{place}: inputs.{key} is {source!r}, which is no other stage; {hint}")
+                raise UserError(f"{place}: inputs.{key} is {source!r}, which is not another stage; {hint}")
         return inputs
 
     def needs(self, kind: str, config: Stage, inputs: Mapping[str, str]) -> tuple[str, ...]:
@@ -195,14 +194,14 @@ class _Reader:
 
 
 def _check_names(path: str | Path, planned: Sequence[Planned]) -> None:
-    """Every name that a stage takes is a stage or exists already.  Raises UserError before anything runs."""
+    """Raises UserError where an input of a stage is neither a stage nor an existing path."""
     for stage in planned:
         others = [other.name for other in planned if other is not stage]
         require(stage.config, stage.kind, others, made=[*others, stage.name], where=f"{path}, stage {stage.name!r}: ")
 
 
 def _check_grids(path: str | Path, planned: Sequence[Planned], grid: Sequence[Point]) -> None:
-    """Raises UserError where two stages of a grid are the same but for their names."""
+    """Raises UserError where two stages of a grid differ only in name."""
     seen: dict[str, str] = {}
     for stage, point in zip(planned, grid, strict=True):
         if not point.values:
@@ -210,40 +209,40 @@ def _check_grids(path: str | Path, planned: Sequence[Planned], grid: Sequence[Po
         text = f"{point.base} {stage.config.model_copy(update={'name': ''}).model_dump_json()}"
         if text in seen:
             raise UserError(
-                f"{path}, stage {point.base!r}: {seen[text]} and {stage.name} differ in nothing; write the grid's"
-                f" variables where they belong, as in set: {{ …: '{{{next(iter(point.values))}}}' }}."
+                f"{path}, stage {point.base!r}: {seen[text]} and {stage.name} have the same settings; use the grid's"
+                f" variables, as in set: {{ …: '{{{next(iter(point.values))}}}' }}."
             )
         seen[text] = stage.name
 
 
 def _ordered(path: str | Path, planned: Sequence[Planned]) -> list[Planned]:
-    """Each after what it needs.  Raises UserError naming the stages of a circle."""
+    """Topological order.  Raises UserError naming the stages of a cycle."""
     waiting, order = list(planned), list[Planned]()
     while waiting:
         placed = {p.name for p in order}
         ready = next((p for p in waiting if placed.issuperset(p.needs)), None)
         if ready is None:
             raise UserError(
-                f"{path}: {_circle(waiting)}; a stage cannot wait for itself: change what one of them takes."
+                f"{path}: {_cycle(waiting)}; stages cannot depend on each other in a cycle: change the input of one of them."
             )
         order.append(ready)
         waiting.remove(ready)
     return order
 
 
-def _circle(waiting: Sequence[Planned]) -> str:
+def _cycle(waiting: Sequence[Planned]) -> str:
     needs = {p.name: [n for n in p.needs if n in {w.name for w in waiting}] for p in waiting}
     walk = [waiting[0].name]
     while walk[-1] not in walk[:-1]:
         walk.append(needs[walk[-1]][0])
-    circle = walk[walk.index(walk[-1]) :]
-    return " takes ".join(f"{name!r}" for name in circle)
+    cycle = walk[walk.index(walk[-1]) :]
+    return " takes ".join(f"{name!r}" for name in cycle)
 
 
 def selected(patterns: Sequence[str], planned: Sequence[Planned], option: str) -> set[str]:
-    """The stages that ``--only`` or ``--force`` name: names, grids' names, patterns, several in a list with commas.
+    """The stages that ``--only`` or ``--force`` select: names, grids, patterns, or comma-separated lists of these.
 
-    Raises UserError for one that is no stage.
+    Raises UserError for one that matches no stage.
     """
     names: set[str] = set()
     known = [p.name for p in planned]

@@ -1,4 +1,4 @@
-"""What a stage writes about itself: ``begun.json``, ``done.json``, the digests of its outputs, and the journal."""
+"""A stage's records: ``begun.json``, ``done.json``, digests of its outputs, and the journal."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def read_done(directory: Path) -> dict[str, Any]:
 
 
 def outputs(directory: Path) -> dict[str, str]:
-    """Digests of the files and folders that a stage wrote, by name; hidden ones and records are none."""
+    """Digests of the files and folders that a stage wrote, by name, without hidden files and records."""
     names = sorted(p.name for p in directory.iterdir() if not p.name.startswith(".") and p.name not in _NO_OUTPUT)
     return {name: content_digest(directory / name) for name in names}
 
 
 def missing_outputs(directory: Path, done: Mapping[str, Any]) -> list[str]:
-    """Outputs of a record that are no longer there."""
+    """Outputs in a record that no longer exist."""
     return [name for name in done.get("outputs", ()) if not (directory / name).exists()]
 
 
 def note(journal: Path | None, stage: str, key: str, event: str) -> None:
-    """A line in the journal, which is only ever added to: started, resumed, finished, failed or stopped.
+    """Appends an event to the journal: started, resumed, finished, failed or stopped.
 
-    One write at the end of the file, so that several processes may note at once.
+    A single append, so that several processes can write to it.
     """
     if journal is None:
         return

@@ -1,4 +1,4 @@
-"""Names in configs become paths: ``sft`` is a stage's model, ``demo`` the small world's file, and a path itself."""
+"""Resolves names in configs to paths: ``sft`` to a stage's model, ``demo`` to the small world's file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL = ("mamba", "transformer")
 
 
 def references(kind: str, config: Stage) -> Iterator[tuple[Reference, str]]:
-    """The settings of a config that name something, with their values; empty ones are left out."""
+    """The references in a config and their values, without empty ones."""
     values = config.model_dump()
     for reference in STAGE_KINDS[kind].references:
         if reference.unless and value_at(values, reference.unless):
@@ -30,7 +30,7 @@ def references(kind: str, config: Stage) -> Iterator[tuple[Reference, str]]:
 
 
 def _items(values: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
-    """A key and its value; of a key with ``*`` those of every item."""
+    """A key and its value; for a key with ``*`` those of every item."""
     head, star, rest = key.partition(".*")
     if not star:
         yield key, value_at(values, key)
@@ -41,16 +41,16 @@ def _items(values: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
 
 
 def value_at(values: Any, key: str) -> Any:
-    """What a dotted key holds; empty where this variant of a config has none."""
+    """The value at a dotted key; empty where this variant of a config has no such key."""
     for part in key.split("."):
         values = values.get(part, "") if isinstance(values, Mapping) else ""
     return values
 
 
 def resolve(kind: str, config: Stage, folder_of: Callable[[str], Path | None]) -> Stage:
-    """The config with every reference replaced by a path (or left, where it is ``module:function`` or a model id).
+    """The config with every reference replaced by a path, except ``module:function`` and model ids.
 
-    ``folder_of`` gives a stage's folder, or None for a name that is no stage.
+    ``folder_of`` returns a stage's folder, or None for other names.
     """
     return _mapped(kind, config, lambda reference, value: _path(reference, value, folder_of(value)))
 
@@ -82,7 +82,7 @@ def _path(reference: Reference, value: str, folder: Path | None) -> str:
 
 
 def _registered(key: str, name: str) -> str:
-    """The folder of ``NAME@ALIAS``.  Raises UserError where the registry has none."""
+    """The folder of ``NAME@ALIAS``.  Raises UserError where it is not in the registry."""
     from accord.registry.store import open_store
 
     try:
@@ -92,14 +92,14 @@ def _registered(key: str, name: str) -> str:
 
 
 def is_function(value: str) -> bool:
-    """Whether a reward is ``module:function``."""
+    """Whether a value is ``module:function``."""
     return ":" in value and "/" not in value
 
 
 def require(config: Stage, kind: str, known: Collection[str], made: Collection[str] = (), where: str = "") -> None:
-    """Raises UserError for a name that is not in ``made`` and no path that exists, with the nearest of ``known``.
+    """Raises UserError for a name that is not in ``made`` and not an existing path, with the closest of ``known``.
 
-    An empty file is refused here too, before anything that takes time is made for it.
+    Empty files are refused here too, before stages run for them.
     """
     try:
         paths = [value for _, value in references(kind, resolve(kind, config, lambda name: None))]

@@ -1,4 +1,4 @@
-"""Runs one stage so that it can be killed and go on."""
+"""Runs one stage, so that it can be killed and resumed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from accord.stage_kinds.table import STAGE_KINDS
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a stage ended: its folder, and the record in its done.json."""
+    """A finished stage: its folder, and the record in its done.json."""
 
     name: str
     skipped: bool
@@ -40,7 +40,7 @@ class Outcome:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last figures."""
+        """The last metrics."""
         return dict(self.done["metrics"])
 
 
@@ -56,11 +56,10 @@ def run_stage(
 ) -> Outcome:
     """Runs a stage whose config is resolved.
 
-    ``reuse`` or ``resume``: where it is done already with the same key, nothing happens.  ``resume``: goes on from a
-    saved state where there is one with the same key; otherwise it starts again.  ``force``: starts again whatever is
-    there.  ``bar``: shows a progress bar of its own.  ``journal``: a file where its start and end are noted.  A failure is
-    recorded in words (``failed.json``) and in the log, and raised.  Raises UserError and Interrupted; Locked where another
-    process is writing the folder.
+    ``reuse`` or ``resume``: a stage that is done with the same key is skipped.  ``resume``: continues from a saved state
+    with the same key, if there is one.  ``force``: starts from the beginning in any case.  ``bar``: shows a progress bar.
+    ``journal``: a file for events.  A failure is recorded as a sentence (``failed.json``), written to the log, and raised.
+    Raises UserError and Interrupted; Locked where another process is writing the folder.
     """
     directory = _make(folder(config, kind))
     _make(logs(config, kind))
@@ -76,20 +75,20 @@ def run_stage(
         same = begun.get("key") == task.key and not force
         if resume and not reuse and begun and not same and (directory / STATE).exists():
             raise UserError(
-                f"{directory}: the state here was made with other settings or inputs; leave --resume out to start again."
+                f"{directory}: the saved state has other settings or inputs; run without --resume to start from the beginning."
             )
-        goes_on = resume and same
-        why = begun.get("why", []) if goes_on else differences(task, forced=force or not (resume or reuse))
+        resumes = resume and same
+        why = begun.get("why", []) if resumes else differences(task, forced=force or not (resume or reuse))
         (directory / DONE).unlink(missing_ok=True)
         for place in (directory, logs(config, kind)):
             _tidy(place, finished=False)
-        if not goes_on:
+        if not resumes:
             for old in (STATE, ProgressFile.NAME):
                 (directory / old).unlink(missing_ok=True)
             write_json(directory / BEGUN, {**task.record(), "why": why})
         noted = partial(note, journal, directory.name, task.key)
-        noted("resumed" if goes_on else "started")
-        record = _call(task, goes_on, bar, why, noted)
+        noted("resumed" if resumes else "started")
+        record = _call(task, resumes, bar, why, noted)
         _tidy(directory, finished=True)
     return Outcome(directory.name, False, record, directory)
 
@@ -125,22 +124,22 @@ def _call(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Callab
         except Interrupted:
             noted("stopped")
             raise
-        except Exception as error:  # whatever it was is recorded in words, and raised again
+        except Exception as error:  # recorded as a sentence, and raised again
             _record_failure(task, run, error, noted)
             if words := sentence(error):
                 raise UserError(words) from error
             raise
         (directory / FAILED).unlink(missing_ok=True)
         noted("finished")
-        if run.stop.raised:  # too late for this stage, but the next one must not begin
+        if run.stop.raised:  # after the last step: no further stage may start
             _tidy(directory, finished=True)
-            raise Interrupted(f"{name}: stopped at its end; it is done.")
+            raise Interrupted(f"{name}: stopped after its last step; it is done.")
     return record
 
 
 def _record_failure(task: Task, run: Run, error: Exception, noted: Callable[[str], None]) -> None:
-    """Writes a failure in words to failed.json and its traceback to the log; where the disk is full, what fits."""
-    _tidy(task.directory, finished=False)  # half-written files, which may be what fills the disk
+    """Writes a failure as a sentence to failed.json and its traceback to the log, as far as the disk has space."""
+    _tidy(task.directory, finished=False)  # partial files may fill the disk
     try:
         run.log_failure(error)
         words = in_words(error, run.logs / f"{run.name}.log")
@@ -156,7 +155,7 @@ def failure(key: str, words: str, step: int = 0) -> dict[str, Any]:
 
 
 def _register(run: Run) -> None:
-    """Adds the model that a stage left to the registry."""
+    """Adds the model that a stage wrote to the registry."""
     model = run.directory / "model"
     if not (model / MANIFEST).exists():
         return
@@ -164,13 +163,13 @@ def _register(run: Run) -> None:
         from accord.registry.store import open_store
 
         open_store().add(model)
-    except Exception as error:  # a registry that cannot be written must not cost a trained model
+    except Exception as error:  # a registry that cannot be written must not fail a trained model
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         run.say(f"{model} is not in the registry: {first}")
 
 
 def _tidy_done(directory: Path) -> None:
-    """Removes what a kill after the stage's end left, unless another process is writing the folder."""
+    """Removes files left by a kill after the stage's end, unless another process is writing the folder."""
     leftovers = [directory / name for name in (STATE, BEGUN, LOCK, ProgressFile.NAME, FAILED)]
     if any(path.exists() for path in leftovers) or any(directory.glob(".*")):
         try:
@@ -181,7 +180,7 @@ def _tidy_done(directory: Path) -> None:
 
 
 def _tidy(directory: Path, finished: bool) -> None:
-    """Removes half-written files and, once finished, what an interrupted stage resumes from."""
+    """Removes partial files and, once finished, the state to resume from."""
     for leftover in leftovers(directory):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -196,7 +195,9 @@ def _make(directory: Path) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{directory}: cannot be made ({error.strerror}); choose another with out= or logs=.") from None
+        raise UserError(
+            f"{directory}: cannot be created ({error.strerror}); choose another with out= or logs=."
+        ) from None
     return directory
 
 

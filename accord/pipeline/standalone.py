@@ -1,4 +1,4 @@
-"""A single stage from its config file: what it names and is not there yet is made first, and said."""
+"""Runs a single stage, and first the missing stages that it names."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from accord.stage_kinds.table import STAGE_KINDS
 
 
 def run_alone(kind: str, config: Stage, resume: bool) -> Outcome:
-    """Makes what is missing, then runs the stage."""
+    """Runs missing stages, then the stage."""
     outcome = run_stage(kind, prepare(kind, config), resume=resume, reuse=False)
     if outcome.skipped:
-        console.print(f"{folder(config, kind)} is done already with these settings; nothing to resume", markup=False)
+        console.print(f"{folder(config, kind)} is already done with these settings; nothing to resume", markup=False)
     return outcome
 
 
 def prepare(kind: str, config: Stage) -> Stage:
-    """The config with every name resolved; stages it names that are not done are run with their default settings.
+    """The config with every name resolved, after running missing stages with default settings.
 
-    A name is a kind of stage, or the name of a stage that is done in ``out``.
+    A name is a stage kind, or the name of a finished stage in ``out``.
     """
     done = {path.parent.name: path.parent for path in Path(config.out).glob(f"*/{DONE}")}
     require(config, kind, [*STAGE_KINDS, *done], made=[*STAGE_KINDS, *done, *SMALL])
@@ -45,11 +45,11 @@ def prepare(kind: str, config: Stage) -> Stage:
 
 
 def _default(name: str, config: Stage, key: str) -> Path:
-    wanted = STAGE_KINDS[name].settings(**_shared(config))
-    directory = folder(wanted, name)
+    default = STAGE_KINDS[name].settings(**_shared(config))
+    directory = folder(default, name)
     if not read_done(directory):
-        console.print(f"{key} names {name!r}, which is not in {config.out} yet: making it first", markup=False)
-        run_stage(name, prepare(name, wanted), resume=True, reuse=True)
+        console.print(f"{key} names {name!r}, which is not in {config.out} yet: running it first", markup=False)
+        run_stage(name, prepare(name, default), resume=True, reuse=True)
     return directory
 
 
@@ -58,12 +58,12 @@ def _shared(config: Stage) -> dict[str, Any]:
 
 
 def _small_base(family: str, config: Stage) -> Path:
-    """The trained small base of a family at the config's sizes, trained first where it is not there."""
+    """The small base model of a family with the config's sizes, trained first if missing."""
     model = getattr(config, "model", TextModel())  # compare has none
-    usual = Path(config.out) / "base"
-    if read_done(usual) and _fits(usual, family, model.d_model, model.n_layers):
-        return usual
-    name = "base" if not read_done(usual) else f"base_{family}_{model.d_model}x{model.n_layers}"
+    standard = Path(config.out) / "base"
+    if read_done(standard) and _fits(standard, family, model.d_model, model.n_layers):
+        return standard
+    name = "base" if not read_done(standard) else f"base_{family}_{model.d_model}x{model.n_layers}"
     wanted = BaseConfig.model_validate(
         {
             **_shared(config),
@@ -74,7 +74,7 @@ def _small_base(family: str, config: Stage) -> Path:
     directory = folder(wanted, "base")
     if not read_done(directory):
         console.print(
-            f"model.base_model is {family!r} ({model.d_model} wide, {model.n_layers} layers), and no such trained base is in"
+            f"model.base_model is {family!r} (hidden size {model.d_model}, {model.n_layers} layers), and no such base model is in"
             f" {config.out} yet: training it first (about a minute or two)",
             markup=False,
         )

@@ -1,4 +1,4 @@
-"""A stage with its resolved config and its key: a digest of everything that decides its results."""
+"""A stage with its resolved config and its key, a digest of everything that determines its results."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from accord.stage_kinds.table import STAGE_KINDS
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A stage whose config is resolved, with what its key is made of."""
+    """A stage with a resolved config, and the parts of its key."""
 
     kind: str
     config: Stage
     directory: Path
     key: str
     inputs: Mapping[str, str]
-    """Config key: digest of the content of what it names."""
+    """Config key: content digest of the input."""
     sources: Mapping[str, str]
-    """Config key: path, or the name of what is no path."""
+    """Config key: path of the input, or its name where it is not a path."""
     settings: Mapping[str, Any]
-    """Those that change results, inputs blanked."""
+    """Settings that change results, with inputs set to None."""
 
     def record(self) -> dict[str, Any]:
-        """What a later run is compared with."""
+        """The record that later runs are compared with."""
         return {
             "kind": self.kind,
             "key": self.key,
@@ -44,17 +44,17 @@ class Task:
 
 
 def folder(config: Stage, kind: str) -> Path:
-    """Where a stage's results go."""
+    """The folder of a stage's results."""
     return Path(config.out) / (config.name or kind)
 
 
 def logs(config: Stage, kind: str) -> Path:
-    """Where a stage's logs go."""
+    """The folder of a stage's logs."""
     return Path(config.logs) / (config.name or kind)
 
 
 def sources(kind: str, config: Stage) -> dict[str, str]:
-    """What a resolved config names, by config key."""
+    """The inputs of a resolved config, by config key."""
     found = {reference.key: value for reference, value in references(kind, config)}
     values = config.model_dump()
     files = {key: value_at(values, key) for key in STAGE_KINDS[kind].files}
@@ -62,14 +62,14 @@ def sources(kind: str, config: Stage) -> dict[str, str]:
 
 
 def parents(kind: str, config: Stage) -> dict[str, str]:
-    """Digests of what a resolved config names, by config key: contents, never paths."""
+    """Content digests of a resolved config's inputs, by config key."""
     named = sources(kind, config)
     files = {key: not is_function(value) and Path(value).exists() for key, value in named.items()}
     return {key: content_digest(Path(value)) if files[key] else value for key, value in named.items()}
 
 
 def bare(config: Stage, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """The settings that change results, as plain values; those of the inputs are None."""
+    """The settings that change results, as plain values, with inputs set to None."""
     values = config.model_dump(mode="json", exclude=set(config.runtime))
     for name in inputs:
         _blank(values, name.split("."))
@@ -94,13 +94,13 @@ def _blank(values: Any, path: list[str]) -> None:
 
 
 def task_of(kind: str, config: Stage) -> Task:
-    """Reads every input once, for its digest."""
+    """The task of a resolved config; reads every input for its digest."""
     inputs = parents(kind, config)
     key = stage_key(kind, config, inputs)
     return Task(kind, config, folder(config, kind), key, inputs, sources(kind, config), bare(config, inputs))
 
 
 def valid_record(task: Task) -> dict[str, Any]:
-    """The record of a stage that is done with this key and whose outputs are there; else empty."""
+    """The record of a stage that is done with this key and has all its outputs, else empty."""
     done = read_done(task.directory)
     return done if done.get("key") == task.key and not missing_outputs(task.directory, done) else {}

@@ -1,4 +1,4 @@
-"""How a pipeline goes, in the terminal: a live table of its stages, or plain lines where there is no terminal."""
+"""A pipeline's progress: a live table of its stages in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from accord.pipeline.plan import Planned
 from accord.pipeline.stage import Outcome
-from accord.pipeline.status import figures, progress, span, time_left
+from accord.pipeline.status import duration, key_metrics, read_progress, time_left
 from accord.runtime.console import console
 
 MARKS = {"done": "✓", "failed": "✗", "not run": "-", "running": "▶", "waiting": "·"}
@@ -29,14 +29,14 @@ class Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to put back."""
+        """Nothing to restore."""
 
     def started(self, name: str) -> None:
-        """The stage itself says what it will do."""
+        """The stage prints its own plan."""
 
     def ended(self, name: str, outcome: Outcome) -> None:
-        took = "unchanged, kept" if outcome.skipped else f"done in {outcome.done['seconds']:.0f} s"
-        console.print(f"✓ {name}: {took}", markup=False)
+        words = "unchanged, kept" if outcome.skipped else f"done in {outcome.done['seconds']:.0f} s"
+        console.print(f"✓ {name}: {words}", markup=False)
 
     def failed(self, name: str, words: str) -> None:
         console.print(f"✗ {name}: failed: {words}", markup=False)
@@ -53,7 +53,7 @@ class _Row:
 
 
 class LiveTable:
-    """All stages, each with its progress, the time left and its figures; read from progress.json twice a second."""
+    """All stages with progress, time left and metrics, read from progress.json twice a second."""
 
     def __init__(self, planned: Sequence[Planned], folders: Mapping[str, Path]) -> None:
         self.folders = folders
@@ -75,8 +75,8 @@ class LiveTable:
         self.rows[name] = _Row("running", since=time.time())
 
     def ended(self, name: str, outcome: Outcome) -> None:
-        words = "unchanged" if outcome.skipped else span(outcome.done["seconds"])
-        self.rows[name] = _Row("done", f"{words}  {figures(outcome.metrics)}")
+        words = "unchanged" if outcome.skipped else duration(outcome.done["seconds"])
+        self.rows[name] = _Row("done", f"{words}  {key_metrics(outcome.metrics)}")
         self.live.refresh()
 
     def failed(self, name: str, words: str) -> None:
@@ -86,7 +86,7 @@ class LiveTable:
         self.rows[name] = _Row("not run", f"{cause} failed")
 
     def table(self) -> Table:
-        """Where there are more stages than lines, those in the middle of what happens."""
+        """The rows of all stages, or those around the active ones where there are more stages than lines."""
         table = Table(box=None, pad_edge=False, show_header=False, expand=False)
         table.add_column(width=1)
         table.add_column(no_wrap=True)
@@ -115,16 +115,16 @@ class LiveTable:
         mark, shown = Text(MARKS[row.state], style), Text(name, style)
         if row.state != "running":
             return mark, shown, Text(row.state if row.state != "done" else "", style), Text(row.words, style)
-        beat = progress(self.folders[name])
-        if not beat or beat["updated"] < row.since or not beat["total"]:
-            return mark, shown, ProgressBar(width=24, pulse=True), Text(span(time.time() - row.since), "dim")
-        left = time_left(beat)
-        parts = [f"{beat['step']}/{beat['total']}", f"{span(left)} left" if left is not None else ""]
-        words = "  ".join(part for part in [*parts, figures(beat["metrics"])] if part)
-        return mark, shown, ProgressBar(beat["total"], beat["step"], width=24), Text(words)
+        progress = read_progress(self.folders[name])
+        if not progress or progress["updated"] < row.since or not progress["total"]:
+            return mark, shown, ProgressBar(width=24, pulse=True), Text(duration(time.time() - row.since), "dim")
+        left = time_left(progress)
+        parts = [f"{progress['step']}/{progress['total']}", f"{duration(left)} left" if left is not None else ""]
+        words = "  ".join(part for part in [*parts, key_metrics(progress["metrics"])] if part)
+        return mark, shown, ProgressBar(progress["total"], progress["step"], width=24), Text(words)
 
 
 def view_for(planned: Sequence[Planned], folders: Mapping[str, Path]) -> Lines | LiveTable:
-    """The table where there is a terminal to show it."""
+    """The live table in a terminal, plain lines elsewhere."""
     live = console.is_terminal and not console.is_dumb_terminal
     return LiveTable(planned, folders) if live else Lines()

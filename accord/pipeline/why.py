@@ -1,4 +1,4 @@
-"""Why a stage runs: what differs from its last record, in words."""
+"""Why a stage runs: the differences from its last record, as sentences."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from accord.io.readers import read_record
 from accord.pipeline.records import BEGUN, missing_outputs, read_done
 from accord.pipeline.task import Task
 
-NEVER = "there is no earlier run"
+NEVER = "it has not run yet"
 MOST_SHOWN = 3
-"""Removed settings that are named one by one; more of them are one sentence."""
+"""Maximum removed settings to list one by one."""
 _ABSENT = object()
 
 
 def differences(task: Task, forced: bool = False) -> list[str]:
-    """What makes a task run though a record of it is there; nothing, where it need not.
+    """The reasons why a task would run; empty where it is up to date.
 
-    Compared with done.json, or with begun.json where the stage did not come to its end.
+    Compares with done.json, or with begun.json for an unfinished stage.
     """
     done = read_done(task.directory)
     record = done or read_record(task.directory / BEGUN)
     if not record:
         return [NEVER]
     found = list(_changes(record, task.record()))
-    found += [f"its output {name} is gone" for name in missing_outputs(task.directory, done)]
+    found += [f"its output {name} is missing" for name in missing_outputs(task.directory, done)]
     if not done and not found:
-        return ["it did not come to its end"]
-    return found or (["it was asked for again"] if forced else [])
+        return ["it has not finished"]
+    return found or (["it was forced"] if forced else [])
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     if old.get("key") == new["key"]:
         return
     if "settings" not in old:
-        yield "its record is of an earlier accord, which did not keep the settings"
+        yield "its record is from an earlier version of accord, without settings"
         return
     if old["kind"] != new["kind"]:
         yield f"kind: {old['kind']} -> {new['kind']}"
@@ -51,20 +51,20 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
         if was is None:
             yield f"input {key} is new ({new['sources'].get(key, is_now)})"
         elif is_now is None:
-            yield f"input {key} is no longer taken (it was {old['sources'].get(key, was)})"
+            yield f"input {key} was removed (it was {old['sources'].get(key, was)})"
         else:
             yield f"input {key} changed ({_where(old['sources'].get(key, was), new['sources'].get(key, is_now))})"
 
 
 def _settings(record: Mapping[str, Any], inputs: Collection[str]) -> dict[str, Any]:
-    """Settings by dotted key, without those that name inputs."""
+    """Settings by dotted key, without inputs."""
     return {key: value for key, value in _flat(record["settings"]) if key not in inputs}
 
 
 def _setting_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     removed = [key for key in before if key not in now]
     if len(removed) > MOST_SHOWN:
-        yield f"{len(removed)} settings that it no longer has, among them {', '.join(removed[:MOST_SHOWN])}"
+        yield f"{len(removed)} settings were removed, among them {', '.join(removed[:MOST_SHOWN])}"
         before = {key: value for key, value in before.items() if key in now}
     for key in dict.fromkeys([*before, *now]):
         was, is_now = before.get(key, _ABSENT), now.get(key, _ABSENT)
@@ -73,7 +73,7 @@ def _setting_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Itera
 
 
 def _where(before: str, now: str) -> str:
-    return f"another content of {now}" if before == now else f"{before} -> {now}"
+    return f"new content of {now}" if before == now else f"{before} -> {now}"
 
 
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,6 @@
-"""A stage in a process of its own: ``python -m accord.pipeline.worker``, which reads what to run from its input.
+"""Runs a stage in its own process: ``python -m accord.pipeline.worker``, which reads its job from stdin.
 
-When that input ends, because the run that started it asks for it or has ended, the stage saves its state and stops.
+When stdin is closed, because the parent asks for it or has ended, the stage saves its state and stops.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ DONE, FAILED, STOPPED = 0, 1, 130
 
 
 class Killed(Exception):
-    """The worker's process ended without saying why."""
+    """The worker's process ended without an error message."""
 
 
 class Worker:
-    """The starting side."""
+    """The parent's side."""
 
     def __init__(self, kind: str, config: Stage, force: bool, journal: Path, threads: int, quiet: bool) -> None:
         self.name, self.directory, self.logs = folder(config, kind).name, folder(config, kind), logs(config, kind)
-        self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed at its end)
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed at its end)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
             environment.setdefault(name, str(threads))
@@ -45,17 +45,17 @@ class Worker:
             [sys.executable, "-m", "accord.pipeline.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL if quiet else None,
-            stderr=self._said,
+            stderr=self._stderr,
             env=environment,
             text=True,
-            start_new_session=True,  # Ctrl-C is ours to hand on, once
+            start_new_session=True,  # so that Ctrl-C reaches the worker only through us
         )
         assert self._process.stdin is not None
         job = {"kind": kind, "config": config.model_dump(mode="json"), "force": force, "journal": str(journal)}
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:  # it has ended already; result() says how
+        except BrokenPipeError:  # it has already ended; result() reports how
             pass
 
     def result(self) -> Outcome | None:
@@ -63,9 +63,9 @@ class Worker:
         code = self._process.poll()
         if code is None:
             return None
-        self._said.seek(0)
-        said = self._said.read().strip().splitlines()
-        self._said.close()
+        self._stderr.seek(0)
+        said = self._stderr.read().strip().splitlines()
+        self._stderr.close()
         if self._process.stdin and not self._process.stdin.closed:
             self.stop()
         if code == DONE and (done := read_done(self.directory)):
@@ -86,20 +86,20 @@ class Worker:
             with (self.logs / f"{self.name}.log").open("a", encoding="utf-8") as log:
                 log.write("\n".join(said) + "\n")
         if code == -signal.SIGKILL:
-            return "its process was killed (signal 9), as the system does where memory runs out; run again to go on."
+            return "its process was killed (signal 9), perhaps because memory ran out; run again to resume."
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        return f"its process ended {how}; {self.logs / f'{self.name}.log'} has its last words. Run again to go on."
+        return f"its process ended {how}; {self.logs / f'{self.name}.log'} has its last output. Run again to resume."
 
 
-# ------------------------------------------------------------------------------------- the working side
+# ------------------------------------------------------------------------------------- the worker's side
 def _watch_input() -> None:
-    """The end of the input asks the stage to stop."""
+    """Stops the stage when stdin is closed."""
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def work(job: dict[str, Any]) -> int:
-    """Runs the stage; the last line on stderr is what went wrong."""
+    """Runs the stage; the last line on stderr is its error."""
     config = build(STAGE_KINDS[job["kind"]].settings, job["config"], {}, "the job")
     try:
         run_stage(
@@ -108,7 +108,7 @@ def work(job: dict[str, Any]) -> int:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return STOPPED
-    except Exception as error:  # the run that started this reads it, and the other stages go on
+    except Exception as error:  # the parent reads it, and other stages still run
         place = logs(config, job["kind"])
         print(" ".join(in_words(error, place / f"{place.name}.log").split()), file=sys.stderr)
         return FAILED
@@ -116,13 +116,13 @@ def work(job: dict[str, Any]) -> int:
 
 
 def main() -> NoReturn:
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED))  # before the stage's own handler is there
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED))  # until the stage installs its own handler
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_watch_input, daemon=True).start()
     code = work(job)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a thread waits on the input still
+    os._exit(code)  # a thread still waits for stdin
 
 
 if __name__ == "__main__":

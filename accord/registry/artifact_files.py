@@ -1,6 +1,6 @@
-"""The artifacts that the registry keeps: ``models/<digest>/`` beside the database, hard links to a stage's own files.
+"""The registry's artifacts: ``models/<digest>/`` beside the database, with hard links to a stage's files.
 
-A stage that runs again replaces its ``model/`` as a whole and never writes into a file of it, so the linked bytes stay.
+A stage that runs again replaces its whole ``model/`` and never modifies a file in it, so that linked files stay.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from accord.io.atomic import leftovers, move
 from accord.io.digests import verify
 
 FOLDER = "models"
-OLD = 3600.0
-"""Seconds after which a half-made folder is nobody's."""
+ABANDONED_AFTER = 3600.0
+"""Seconds after which a temporary folder counts as abandoned."""
 
 
 @contextmanager
 def link_folder(source: Path, root: Path) -> Iterator[Path]:
-    """A folder under ``root`` with links to the files of ``source`` (copies, where it cannot link), to be put in place
-    with ``place``; it is gone afterwards.  Raises UserError."""
+    """A temporary folder under ``root`` with links to the files of ``source`` (copies where links fail), for ``place``; it
+    is removed at the end of the block.  Raises UserError."""
     _sweep(root / FOLDER)
     aside = root / FOLDER / f".{source.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
     try:
@@ -36,16 +36,16 @@ def link_folder(source: Path, root: Path) -> Iterator[Path]:
             link(path, target)
         yield aside
     except OSError as error:
-        raise UserError(f"{error.filename or root}: could not be kept in the registry ({error.strerror}).") from None
+        raise UserError(f"{error.filename or root}: could not be added to the registry ({error.strerror}).") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sweep(folder: Path) -> None:
-    """Takes away what a killed process left half-made; younger ones may be somebody's work."""
+    """Removes temporary folders of killed processes; recent ones may still be in use."""
     for leftover in leftovers(folder):
-        with suppress(FileNotFoundError):  # another process was quicker
-            if time.time() - leftover.stat().st_mtime > OLD:
+        with suppress(FileNotFoundError):  # another process removed it
+            if time.time() - leftover.stat().st_mtime > ABANDONED_AFTER:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -60,12 +60,12 @@ def link(source: Path, target: Path) -> None:
 
 
 def place(aside: Path, final: Path) -> None:
-    """Puts a filled folder at ``final``; one that is there already stays, unless its bytes changed.  Raises OSError."""
-    if not final.exists() or not _whole(final):
+    """Moves a folder to ``final``, unless that exists with unchanged files.  Raises OSError."""
+    if not final.exists() or not _is_intact(final):
         move(aside, final)
 
 
-def _whole(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     try:
         verify(folder)
     except UserError:

@@ -1,4 +1,4 @@
-"""A model card, README.md with its YAML head, written from what the artifact records; nothing is filled in manually."""
+"""Writes a model card, README.md with YAML metadata, from an artifact's records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accord.registry.lineage import flat, key_settings, title
 
 METHODS = {
     "base": "trained from scratch on plain text and chats",
-    "pretrained": "a pretrained model, taken in as it is",
+    "pretrained": "an imported pretrained model, unchanged",
     "sft": "supervised fine-tuning: cross-entropy on the assistant's tokens",
     "reward": "a reward model: preferences between two replies to one prompt",
     "ppo": "reinforcement learning from a reward by PPO",
@@ -66,13 +66,13 @@ def _data(family: Family) -> Iterator[str]:
     for digest, record in family.items():
         if record.form == "data":
             used = [f"{r.name} ({key})" for r in family.values() for key, d in r.parents.items() if d == digest]
-            how = f"stage `{record.kind}`" if record.kind != "data" else "a file from outside"
+            how = f"stage `{record.kind}`" if record.kind != "data" else "an external file"
             rows.append((record.name, f"`{digest[:16]}`", how, ", ".join(used)))
     yield _table(("file", "digest", "made by", "used by"), rows) if rows else "No data file is recorded.\n"
 
 
 def _training(root: str, family: Family, labels: Mapping[str, str]) -> Iterator[str]:
-    yield "The steps, oldest first; the digests are of contents.\n"
+    yield "Training steps, oldest first, with content digests.\n"
     rows = [
         (
             title(r, labels),
@@ -96,42 +96,42 @@ def _training(root: str, family: Family, labels: Mapping[str, str]) -> Iterator[
 
 def _evaluation(own: Record) -> Iterator[str]:
     if not own.metrics:
-        yield "No figure is recorded.\n"
+        yield "No metric is recorded.\n"
         return
     heldout = any(key.startswith("heldout") for key in own.metrics)
     yield (
-        "Figures that begin with `heldout` come from data kept out of training; the others were taken on the training data.\n"
+        "Metrics that begin with `heldout` are on held-out data; the others are on the training data.\n"
         if heldout
-        else "These were taken during training, on the training data; none of them is a held-out test.\n"
+        else "These metrics are on the training data; none of them is on held-out data.\n"
     )
     rows = [(f"`{k}`", f"{v:.4g}") for k, v in own.metrics.items() if k != "learning_rate"]
-    yield _table(("figure", "value"), rows)
+    yield _table(("metric", "value"), rows)
 
 
 def _limits(own: Record, family: Family) -> Iterator[str]:
-    """Only what follows from the record."""
+    """Limits that follow from the records."""
     if own.kind == "reward":
-        yield "- It is the annotator's taste on this kind of prompt; its scores mean little on others, and can be gamed.\n"
+        yield "- It models the annotator's preferences on such prompts; its scores are unreliable on others, and can be gamed.\n"
     elif own.kind == "ppo":
-        yield "- It was pushed towards a reward, not towards truth: check by other means that the reward was not gamed.\n"
+        yield "- It was optimized for a reward, not for truth: check by other means that the reward was not gamed.\n"
     elif own.kind == "dpo":
-        yield "- It was pushed towards the preferences it saw, with their annotator's biases.\n"
+        yield "- It was optimized for its preference data, including the annotator's biases.\n"
     if any(r.kind == "demo" for r in family.values()):
-        yield "- Its data is synthetic (accord's small world): it knows no language beyond that world.\n"
+        yield "- Its data is synthetic (accord's small world): it has no language beyond that world.\n"
     if any(r.form == "model" and r.kind in ("pretrained", "model") for r in family.values()):
-        yield "- What the pretrained model learned, and its license, come from its makers; see their card.\n"
-    yield "- It has not been tested for safety, truth or bias. No license is stated here: whoever publishes it adds one.\n"
+        yield "- The knowledge and the license of the pretrained model are its authors'; see their model card.\n"
+    yield "- It has not been tested for safety, truth or bias. This card states no license; add one before publishing.\n"
 
 
 def _use(own: Record) -> str:
     if own.kind == "reward":
         return (
-            "The backbone opens with transformers; the head lies in `reward_head.safetensors`. Whole, in accord:\n\n"
+            "The backbone opens with transformers; the head is in `reward_head.safetensors`. With accord:\n\n"
             '```python\nfrom accord import RewardModel\n\nmodel = RewardModel.open("this/folder")\n```\n'
         )
     return (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("this/folder")\n'
         'tokenizer = AutoTokenizer.from_pretrained("this/folder")\n```\n\n'
-        "`lineage.json` holds all of the above as data; `accord models import this/folder` checks every file's digest.\n"
+        "`lineage.json` has all of the above as data; `accord models import this/folder` verifies the digest of every file.\n"
     )

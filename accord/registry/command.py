@@ -1,4 +1,4 @@
-"""``accord models``: the registry on the command line.  SQLAlchemy and torch are imported by what needs them."""
+"""``accord models``: the registry on the command line.  SQLAlchemy and torch are imported where they are needed."""
 
 from __future__ import annotations
 
@@ -17,25 +17,28 @@ if TYPE_CHECKING:
 
     from accord.registry.store import Store, Version
 
-REFERENCE = "NAME (its latest), NAME@3, NAME@ALIAS, or six digits of a digest"
+REFERENCE = "NAME (latest version), NAME@3, NAME@ALIAS, or at least six digits of a digest"
 WIDE = 200
-"""Columns where nobody's terminal sets them."""
+"""Columns of output that is not a terminal."""
 SIZES = ("B", "kB", "MB", "GB", "TB")
 OVERVIEW = """\
-The registry of models: versions, aliases, tags, and where each came from.
+The model registry: versions, aliases, tags and lineage of models.
 
-  accord models list                        what there is
-  accord models lineage ppo_lm --svg FILE   the family tree
-  accord models promote ppo_lm@3            ppo_lm@champion is version 3 from now on
-  accord models export ppo_lm DIR           a Hugging Face folder with a model card
+  accord models list                        list all versions
+  accord models lineage ppo_lm --svg FILE   show what a model was made from
+  accord models promote ppo_lm@3            make version 3 ppo_lm@champion
+  accord models export ppo_lm DIR           write a Hugging Face folder with a model card
 
-It lies in checkpoints/registry.sqlite, or where the environment variable ACCORD_REGISTRY says."""
+It is stored in checkpoints/registry.sqlite, or in the file that the environment variable ACCORD_REGISTRY names."""
 
 
 def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
     """Adds ``models`` with its own commands to argparse's ``commands``; each sets ``act``."""
     top = commands.add_parser(
-        "models", help="the registry: list, lineage, alias, export ...", description=OVERVIEW, formatter_class=formatter
+        "models",
+        help="model registry: list, lineage, alias, export, ...",
+        description=OVERVIEW,
+        formatter_class=formatter,
     )
     inner = top.add_subparsers(dest="models_command", metavar="COMMAND", required=True)
 
@@ -49,34 +52,36 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
         parser.set_defaults(act=act)
         return parser
 
-    p = add("list", show_list, "versions with aliases, main figure, size and age")
+    p = add("list", show_list, "list versions with aliases, main metric, size and age")
     p.add_argument("name", nargs="?", default="", metavar="NAME", help="only this name")
     p.add_argument("--kind", default="", help="only this kind: base, sft, reward, ppo ...")
     p.add_argument("--json", action="store_true", help="as JSON, for other programs")
-    p = add("show", show_one, "everything that is known of a version", "model")
+    p = add("show", show_one, "show everything recorded about a version", "model")
     p.add_argument("--json", action="store_true", help="as JSON, for other programs")
-    p = add("lineage", show_lineage, "the family tree, up to base and data", "model")
-    p.add_argument("--svg", metavar="FILE", help="write it as a picture")
-    p = add("alias", set_alias, "let an alias name a version", "model")
+    p = add("lineage", show_lineage, "show the lineage of a version, back to base model and data", "model")
+    p.add_argument("--svg", metavar="FILE", help="also write it as an SVG picture")
+    p = add("alias", set_alias, "point an alias at a version", "model")
     p.add_argument("alias", metavar="ALIAS")
-    p.add_argument("--remove", action="store_true", help="take the alias away")
-    p = add("promote", promote, "make a version the champion; the one before becomes 'previous'", "model")
-    p.add_argument("--to", default="champion", metavar="ALIAS", help="another alias than champion")
+    p.add_argument("--remove", action="store_true", help="remove the alias")
+    p = add("promote", promote, "make a version the champion; the former one becomes 'previous'", "model")
+    p.add_argument("--to", default="champion", metavar="ALIAS", help="alias to set instead of champion")
     p = add("tag", set_tag, "set tags on a version", "model")
     p.add_argument("tags", nargs="+", metavar="TAG", help="WORD or KEY:VALUE")
-    p.add_argument("--remove", action="store_true", help="take them away")
-    p = add("diff", show_difference, "settings, data, figures and weights of two versions", "a", "b")
+    p.add_argument("--remove", action="store_true", help="remove the tags")
+    p = add("diff", show_difference, "compare settings, data, metrics and weights of two versions", "a", "b")
     p.add_argument("--json", action="store_true", help="as JSON, for other programs")
-    p = add("rm", remove, "take a version out of the registry", "model")
-    p.add_argument("--force", action="store_true", help="even where it has an alias or others came from it")
-    p.add_argument("--yes", action="store_true", help="do not ask")
-    p = add("export", export_model, "write a version out", "model")
-    p.add_argument("directory", metavar="DIR", help="a new folder (or, for gguf, a file)")
-    p.add_argument("--format", choices=("hf", "safetensors", "gguf"), default="hf", help="hf: whole, with model card")
-    p.add_argument("--quantize", choices=("F16", "Q8_0", "Q4_0"), default="F16", help="gguf: type of the matrices")
-    p = add("import", import_model, "register an artifact from elsewhere, digests checked")
-    p.add_argument("directory", metavar="DIR", help="an artifact folder, or a stage's folder")
-    p.add_argument("--name", default="", help="another name than it has")
+    p = add("rm", remove, "remove a version from the registry", "model")
+    p.add_argument("--force", action="store_true", help="even if it has an alias or other versions were made from it")
+    p.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    p = add("export", export_model, "export a version", "model")
+    p.add_argument("directory", metavar="DIR", help="new folder (or file, for gguf)")
+    p.add_argument(
+        "--format", choices=("hf", "safetensors", "gguf"), default="hf", help="hf: whole artifact with model card"
+    )
+    p.add_argument("--quantize", choices=("F16", "Q8_0", "Q4_0"), default="F16", help="gguf: type of matrix weights")
+    p = add("import", import_model, "register an external artifact after verifying its digests")
+    p.add_argument("directory", metavar="DIR", help="artifact folder, or a stage's folder")
+    p.add_argument("--name", default="", help="name in the registry (default: its own)")
 
 
 def _store() -> Store:
@@ -121,9 +126,9 @@ def show_list(options: argparse.Namespace) -> int:
         return 0
     if not found:
         what = f" named {options.name!r}" * bool(options.name) + f" of kind {options.kind!r}" * bool(options.kind)
-        _print(f"no model{what} in the registry ({store.path}); finished stages and 'accord models import' fill it")
+        _print(f"no model{what} in the registry ({store.path}); finished stages and 'accord models import' add models")
         return 0
-    table = _table("model", "aliases", "kind", "figure", "size", "age", "digest")
+    table = _table("model", "aliases", "kind", "metric", "size", "age", "digest")
     for v in found:
         metric = main_metric(v.kind, v.metrics)
         figure = f"{metric[0]} {metric[1]:.4g}" if metric else ""
@@ -144,7 +149,7 @@ def in_bytes(count: int) -> str:
 
 
 def age(created: str) -> str:
-    """Since an ISO time, in the largest fitting unit; empty where it is not known."""
+    """Time since an ISO timestamp, in the largest fitting unit; empty where it is unknown."""
     try:
         seconds = (datetime.now(timezone.utc) - datetime.fromisoformat(created)).total_seconds()
     except (ValueError, TypeError):
@@ -182,9 +187,9 @@ def show_one(options: argparse.Namespace) -> int:
         key: f"{known.get(digest) or (family[digest].name if digest in family else '')} {digest[:16]}".strip()
         for key, digest in v.parents.items()
     }
-    figures = {key: f"{value:.6g}" for key, value in v.metrics.items()}
+    metrics = {key: f"{value:.6g}" for key, value in v.metrics.items()}
     settings = {key: str(value) for key, value in flat(v.settings)}
-    for title, part in (("", facts), ("made from", parents), ("figures", figures), ("settings", settings)):
+    for title, part in (("", facts), ("made from", parents), ("metrics", metrics), ("settings", settings)):
         if not part:
             continue
         table = _table(title, "")
@@ -228,9 +233,9 @@ def show_difference(options: argparse.Namespace) -> int:
             table.add_row(key, left, right)
         _print(table)
     if not found.settings and not found.data:
-        _print("settings and data are the same")
+        _print("settings and data are equal")
     if a.digest == b.digest:
-        _print("the contents are the same, byte for byte")
+        _print("the contents are identical")
         return 0
     table = _table("weights", "relative distance")
     for key, value in found.weights.items():
@@ -238,7 +243,7 @@ def show_difference(options: argparse.Namespace) -> int:
     _print(table)
     if found.unlike:
         some = ", ".join(found.unlike[:3]) + (f" and {len(found.unlike) - 3} more" if len(found.unlike) > 3 else "")
-        _print(f"not comparable (absent in one, or of another shape): {some}")
+        _print(f"not comparable (missing in one, or of different shape): {some}")
     return 0
 
 
@@ -251,7 +256,7 @@ def set_alias(options: argparse.Namespace) -> int:
     store = _store()
     if options.remove:
         store.unalias(options.model.partition("@")[0], options.alias)
-        _print(f"{options.model.partition('@')[0]}@{options.alias} is gone")
+        _print(f"{options.model.partition('@')[0]}@{options.alias} was removed")
         return 0
     found, former = store.alias(options.model, options.alias)
     _print(_alias_line(found, former, options.alias))
@@ -263,7 +268,7 @@ def promote(options: argparse.Namespace) -> int:
     _print(_alias_line(found, former, options.to))
     if former:
         _print(
-            f"back again: accord models promote {former.name}@previous"
+            f"to undo: accord models promote {former.name}@previous"
             + f" --to {options.to}" * (options.to != "champion")
         )
     return 0
@@ -285,7 +290,7 @@ def remove(options: argparse.Namespace) -> int:
     found = store.find(options.model)
     if not options.yes:
         if not sys.stdin.isatty():
-            raise UserError(f"{found.label}: removing asks first, and nobody is here to answer; add --yes.")
+            raise UserError(f"{found.label}: removing needs confirmation, and there is no terminal; add --yes.")
         answer = input(
             f"remove {found.label} ({found.kind}, {in_bytes(sizes(found.folder))}) from the registry? [y/N] "
         )
@@ -309,5 +314,5 @@ def import_model(options: argparse.Namespace) -> int:
     from accord.registry.exports import import_folder
 
     found = import_folder(_store(), Path(options.directory), options.name)
-    _print(f"{found.label}: {found.kind}, digest {found.digest[:8]}, all digests as recorded")
+    _print(f"{found.label}: {found.kind}, digest {found.digest[:8]}, all digests verified")
     return 0

@@ -1,4 +1,4 @@
-"""Two versions side by side: settings, data, figures, and how far apart their weights lie."""
+"""Compares two versions: settings, data, metrics, and distance of the weights."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from accord.registry.store import Store, Version
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Of two versions; absent values are empty."""
+    """Differences between two versions; missing values are empty."""
 
     settings: dict[str, tuple[str, str]]
     data: dict[str, tuple[str, str]]
     metrics: dict[str, tuple[str, str]]
     weights: dict[str, float]  # layer group: ||a - b|| / ||a||
-    unlike: tuple[str, ...]  # tensors that one of them lacks, or that differ in shape
+    unlike: tuple[str, ...]  # tensors that are missing in one, or differ in shape
 
 
 def difference(store: Store, a: Version, b: Version) -> Difference:
-    """What differs; figures are all given."""
+    """The differences in settings, data and weights, and all metrics."""
     settings = [dict(flat(v.settings)) for v in (a, b)]
     metrics = [{k: f"{x:.6g}" for k, x in v.metrics.items()} for v in (a, b)]
     files = [data_of(store.lineage(v)) for v in (a, b)]
@@ -38,7 +38,7 @@ def difference(store: Store, a: Version, b: Version) -> Difference:
 
 
 def data_of(family: Family) -> dict[str, str]:
-    """Every data file in a family by name, with its digest."""
+    """The digest of every data file in a family, by name."""
     return {r.name: digest[:16] for digest, r in family.items() if r.form == "data"}
 
 
@@ -47,7 +47,7 @@ def _beside(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[str, 
 
 
 def group(name: str) -> str:
-    """The layer group of a tensor: ``layer 3`` for those of a block, else the part's own name."""
+    """The layer group of a tensor: ``layer 3`` within a block, else the module's name."""
     layer = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", f".{name}")
     return (
         f"layer {layer[1]}"
@@ -57,7 +57,7 @@ def group(name: str) -> str:
 
 
 def weight_distance(a: Path, b: Path) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Relative L2 distance for each layer group, one tensor in memory at a time, and the tensors not comparable."""
+    """Relative L2 distance per layer group, with one tensor in memory at a time, and the tensors that cannot be compared."""
     from safetensors import safe_open
 
     with _Tensors(a, safe_open) as left, _Tensors(b, safe_open) as right:
@@ -77,12 +77,12 @@ def weight_distance(a: Path, b: Path) -> tuple[dict[str, float], tuple[str, ...]
 
 
 class _Tensors:
-    """The tensors of a model folder, from however many safetensors files, opened when asked for."""
+    """The tensors of a model folder, in one or several safetensors files, read on demand."""
 
     def __init__(self, folder: Path, safe_open: Any) -> None:
         self.files = [safe_open(str(path), "pt") for path in sorted(folder.glob("*.safetensors"))]
         if not self.files:
-            raise UserError(f"{folder}: no safetensors here; restore the folder or register the model again.")
+            raise UserError(f"{folder}: no safetensors files; restore the folder or register the model again.")
 
     def __enter__(self) -> _Tensors:
         self.opened = [file.__enter__() for file in self.files]
@@ -98,12 +98,12 @@ class _Tensors:
 
 
 def sizes(folder: Path) -> int:
-    """Bytes of a model folder's files."""
+    """Total bytes of a model folder's files."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
 def rows(found: Difference) -> Iterator[tuple[str, dict[str, tuple[str, str]]]]:
-    """The parts with a title, those that are not empty."""
+    """The nonempty parts with their titles."""
     for name, part in (("settings", found.settings), ("data", found.data), ("metrics", found.metrics)):
         if part:
             yield name, part

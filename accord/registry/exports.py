@@ -1,4 +1,4 @@
-"""A registered model to a folder that needs no accord, and back: weights, tokenizer, manifest, lineage, model card."""
+"""Exports a registered model to a folder that does not need accord, and imports such folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMATS: tuple[Format, ...] = ("hf", "safetensors", "gguf")
 
 
 def export(store: Store, text: str, target: Path, form: Format, quantize: str = "F16") -> tuple[Path, list[str]]:
-    """Writes a version to ``target`` and says what was written, and what its reader should know.
+    """Writes a version to ``target``; returns the path written and notes for its user.
 
     hf: the whole artifact with its model card, for transformers and for ``import_folder``.  safetensors: weights and
     config alone.  gguf: one file in the folder, or ``target`` itself where it ends in .gguf.  Raises UserError.
@@ -34,14 +34,14 @@ def export(store: Store, text: str, target: Path, form: Format, quantize: str = 
             raise UserError(f"--quantize {quantize}: one of {', '.join(KINDS)}.")
         return path, write_gguf(found.folder, path, quantize, found.name)
     if form == "safetensors":
-        _fill(target, lambda folder: _weights(found, folder))
+        _fill(target, lambda folder: _copy_weights(found, folder))
     else:
-        _fill(target, lambda folder: _whole(store, found, folder))
+        _fill(target, lambda folder: _copy_artifact(store, found, folder))
     return target, []
 
 
 def _fill(target: Path, write: Callable[[Path], None]) -> None:
-    """A new folder, whole or not at all; what is there and is no export of ours is not touched."""
+    """Writes a folder, completely or not at all; replaces only an earlier export."""
     if target.exists() and not target.is_dir():
         raise UserError(f"{target}: is a file; give a folder.")
     if (
@@ -50,7 +50,7 @@ def _fill(target: Path, write: Callable[[Path], None]) -> None:
         and not read_manifest(target)
         and not (target / "config.json").exists()
     ):
-        raise UserError(f"{target}: holds something else; give a new folder.")
+        raise UserError(f"{target}: has other content; give a new folder.")
     try:
         with replacing_folder(target) as temporary:
             write(temporary)
@@ -58,14 +58,14 @@ def _fill(target: Path, write: Callable[[Path], None]) -> None:
         raise UserError(f"{target}: could not be written ({error.strerror}).") from None
 
 
-def _weights(found: Version, folder: Path) -> None:
+def _copy_weights(found: Version, folder: Path) -> None:
     names = [p.name for p in found.folder.iterdir() if p.suffix == ".safetensors" or p.name.endswith("index.json")]
     for name in sorted({*names, "config.json"}):
         shutil.copy2(found.folder / name, folder / name)
 
 
-def _whole(store: Store, found: Version, folder: Path) -> None:
-    """Files as they are; manifest and lineage as the registry has them for this name, metrics of today included."""
+def _copy_artifact(store: Store, found: Version, folder: Path) -> None:
+    """Copies the files; writes manifest and lineage from the registry, with current metrics."""
     for path in found.folder.rglob("*"):
         if path.is_file() and path.name not in (MANIFEST, LINEAGE, CARD):
             (folder / path.relative_to(found.folder)).parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def _whole(store: Store, found: Version, folder: Path) -> None:
     family = store.lineage(found)
     write_lineage(folder, {d: r for d, r in family.items() if d != found.digest})
     files = file_digests(folder)
-    _same(digest_of_files(files), found.digest, found.folder)
+    _require_same_digest(digest_of_files(files), found.digest, found.folder)
     record = {**found.manifest, "metrics": dict(found.metrics), "settings": dict(found.settings)}
     write_json(folder / MANIFEST, {**record, "digest": found.digest, "files": files})
     labels = {v.digest: v.label for v in store.list()}
@@ -81,25 +81,25 @@ def _whole(store: Store, found: Version, folder: Path) -> None:
 
 
 def import_folder(store: Store, folder: Path, name: str = "") -> Version:
-    """Registers an artifact from elsewhere, every digest checked first.  Raises UserError naming the file at fault."""
+    """Registers an external artifact after verifying every digest.  Raises UserError naming the file at fault."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder.")
     folder = folder / "model" if (folder / "model" / MANIFEST).exists() else folder
     manifest = read_manifest(folder)
-    if manifest and "files" not in manifest:  # written before files were listed: the digest of all must do
+    if manifest and "files" not in manifest:  # of an earlier version, with one digest for all files
         files = {name: digest for name, digest in file_digests(folder).items() if name != CARD}
-        _same(digest_of_files(files), manifest["digest"], folder)
+        _require_same_digest(digest_of_files(files), manifest["digest"], folder)
     verify(folder)
     return store.add(folder, name)
 
 
-def _same(found: str, recorded: str, folder: Path) -> None:
+def _require_same_digest(found: str, recorded: str, folder: Path) -> None:
     if found != recorded:
-        raise UserError(f"{folder}: its files do not have the digest in {MANIFEST}; copy or restore the folder first.")
+        raise UserError(f"{folder}: its files do not match the digest in {MANIFEST}; copy or restore the folder first.")
 
 
 def describe(store: Store, found: Version) -> str:
-    """Everything that is known of a version, as JSON."""
+    """Everything recorded about a version, as JSON."""
     return json.dumps(
         {
             "name": found.name,

@@ -1,7 +1,7 @@
-"""Where a model comes from, as plain records: what an artifact's ``lineage.json`` holds of all its ancestors.
+"""A model's ancestors as plain records, the content of an artifact's ``lineage.json``.
 
-An artifact carries the records of its ancestors with it, so nobody needs to be asked.  A data file has none; it was
-left by a stage, whose ``done.json`` and ``config.yaml`` beside it say what it was made of.
+An artifact includes the records of all its ancestors.  A data file has none; the ``done.json`` and ``config.yaml`` of the
+stage that wrote it, in the same folder, record its inputs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One node of a family tree."""
+    """One model, data file or function in a lineage."""
 
     name: str
-    kind: str  # of the stage that made it; "data", "model" or "function" for what no stage of ours made
+    kind: str  # of the stage that made it; "data", "model" or "function" for external inputs
     digest: str  # of its content; of a function, its name
     form: str = "model"  # or "data", "function"
     parents: Mapping[str, str] = field(default_factory=dict)  # config key: digest
@@ -40,7 +40,7 @@ Family = dict[str, Record]  # by digest
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those that cannot change results (folders, device, cadence)."""
+    """The settings that can change results, without folders, device, intervals and the like."""
     return {key: value for key, value in settings.items() if key not in Stage.runtime}
 
 
@@ -52,7 +52,7 @@ def of_manifest(manifest: Mapping[str, Any]) -> Record:
 
 
 def ancestors(parents: Mapping[str, str], sources: Mapping[str, str]) -> Family:
-    """Records of all that a stage was made of: ``parents`` are digests by config key, ``sources`` paths by config key."""
+    """Records of a stage's inputs and their ancestors: ``parents`` are digests by config key, ``sources`` paths by config key."""
     family: Family = {}
     for key, digest in parents.items():
         source = sources.get(key)
@@ -71,7 +71,7 @@ def of_path(path: Path, digest: str) -> Family:
         above = read_lineage(path)
         own = of_manifest(manifest)
         if not above and own.parents and (stage := _stage(path.parent)):
-            above = ancestors(own.parents, stage[1])  # an artifact from before lineage.json
+            above = ancestors(own.parents, stage[1])  # an artifact of a version without lineage.json
             own = own if own.settings else replace(own, settings=stage[0].settings)
         return {**above, digest: own}
     form = "data" if path.is_file() and path.suffix != ".gguf" else "model"
@@ -84,22 +84,22 @@ def of_path(path: Path, digest: str) -> Family:
 
 
 def _stage(directory: Path) -> tuple[Record, dict[str, str]] | None:
-    """What a finished stage's folder says of itself, and the paths of its inputs that still hold what they held."""
+    """A finished stage's record, and the paths of those inputs whose content is unchanged."""
     try:
         done = read_record(directory / "done.json")
         settings = done.get("settings") or read_yaml(directory / "config.yaml")[0]
         inputs = {str(key): str(value) for key, value in done["inputs"].items()}
         kind, metrics = str(done["kind"]), dict(done["metrics"])
     except (KeyError, UserError):
-        return None  # no stage's folder, or not finished: the file stands for itself
+        return None  # not the folder of a finished stage
     seed, versions = settings.get("seed"), dict(done.get("versions", {}))
     record = Record(directory.name, kind, "", "data", inputs, plain_settings(settings), metrics, seed, versions)
     named = done.get("sources") or {key: _value_at(settings, key) for key in inputs}
     sources = {key: value for key, value in named.items() if isinstance(value, str) and key in inputs}
-    return record, {key: path for key, path in sources.items() if _holds(Path(path), inputs[key])}
+    return record, {key: path for key, path in sources.items() if _has_digest(Path(path), inputs[key])}
 
 
-def _holds(path: Path, digest: str) -> bool:
+def _has_digest(path: Path, digest: str) -> bool:
     return path.exists() and content_digest(path) == digest
 
 
@@ -114,7 +114,7 @@ def _value_at(values: Any, key: str) -> Any:
 
 # ------------------------------------------------------------------ on disk
 def to_json(family: Family) -> dict[str, Any]:
-    """What ``lineage.json`` holds."""
+    """The content of ``lineage.json``."""
     return {"format": FORMAT, "records": [_plain(record) for record in family.values()]}
 
 
@@ -123,16 +123,17 @@ def _plain(record: Record) -> dict[str, Any]:
 
 
 def from_json(content: Mapping[str, Any], where: str) -> Family:
-    """The inverse of ``to_json``; keys that it does not know are passed over.  Raises UserError naming ``where``."""
+    """The inverse of ``to_json``; unknown keys are ignored.  Raises UserError naming ``where``."""
     known = {f.name for f in fields(Record)}
     try:
         records = [Record(**{k: v for k, v in row.items() if k in known}) for row in content["records"]]
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where}: not a lineage of ours ({error}); copy the folder again.") from None
+        raise UserError(f"{where}: not a lineage that accord wrote ({error}); copy the folder again.") from None
     return {record.digest: record for record in records}
 
 
 def write_lineage(folder: Path, family: Family) -> None:
+    """Writes ``lineage.json``."""
     write_json(folder / LINEAGE, to_json(family))
 
 

@@ -1,9 +1,9 @@
 """GGUF files of the Llama family, for llama.cpp and for transformers (``gguf_file=``): weights, tokenizer, chat template.
 
-In the architecture "llama" (Llama, Mistral, SmolLM2) the rows of q and k lie with each rotary pair adjacent, as in our
-memory; Hugging Face's halves are interleaved on the way.  Qwen2 and Qwen3 keep their halves.  Norms and biases stay in
-float32; a matrix whose rows are no multiple of 32 stays in F16; with Q4_0 the embedding and the head are Q8_0, since
-four bits lose too much of them.
+In the architecture "llama" (Llama, Mistral, SmolLM2) the rows of q and k have each rotary pair adjacent, so Hugging
+Face's halves are interleaved.  Qwen2 and Qwen3 keep their halves.  Norms and biases stay in
+float32; a matrix whose row length is not a multiple of 32 stays in F16; with Q4_0 the embedding and the head are Q8_0, since
+four bits lose too much accuracy there.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -48,7 +48,7 @@ NAMES = {
 }
 """Hugging Face's names and those of GGUF, without ``model.layers.N`` and ``blk.N``."""
 
-# How a byte-level tokenizer cuts a text before it merges: llama.cpp knows these by name only.
+# How byte-level tokenizers split a text before merging: GGUF stores only a name.
 SPLITS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+":
         "llama-bpe",
@@ -58,19 +58,19 @@ SPLITS = {
 
 
 def write_gguf(folder: Path, path: Path, kind: Kind, name: str = "") -> list[str]:
-    """Writes a model folder as one GGUF file; returns what its reader should know, as sentences.
+    """Writes a model folder as one GGUF file; returns notes for its user.
 
-    Raises UserError where the model is of another family, or where GGUF cannot hold what it does.
+    Raises UserError for other model families, and for features that GGUF cannot express.
     """
     from accord.data.tokenizer import Tokenizer
 
     config = _config(folder)
     notes: list[str] = []
     if config.rope_scaling is not None:
-        notes.append("the stretched rotary frequencies are read by llama.cpp, not by transformers.")
+        notes.append("the scaled rotary frequencies are read by llama.cpp, but not by transformers.")
     if config.family == "qwen3" and config.head_dim != 128:
         notes.append(
-            f"transformers opens a Qwen3 in GGUF with heads of 128 only, not {config.head_dim}; llama.cpp does."
+            f"transformers opens Qwen3 from GGUF only with head dimension 128, not {config.head_dim}; llama.cpp opens it."
         )
     tokenizer = Tokenizer.open(folder)
     vocabulary = _vocabulary(folder, tokenizer, config.vocab_size, notes)
@@ -109,7 +109,7 @@ def _writer(path: Path, architecture: str) -> gguf.GGUFWriter:
         raise UserError("GGUF needs the package gguf: pip install 'accord[gguf]'.") from None
 
     class Writer(gguf.GGUFWriter):
-        """Writes an empty array too: llama.cpp wants the list of merges, and ours may have none."""
+        """Also writes an empty array: llama.cpp requires the list of merges, which may be empty."""
 
         def add_token_merges(self, merges: Any) -> None:
             if merges:
@@ -127,7 +127,7 @@ def _writer(path: Path, architecture: str) -> gguf.GGUFWriter:
 
 
 def _add_sizes(writer: gguf.GGUFWriter, config: TransformerConfig, kind: Kind, name: str) -> None:
-    writer.add_name("model" if name in FAMILIES else name)  # transformers takes some names for a family
+    writer.add_name("model" if name in FAMILIES else name)  # transformers mistakes some names for a family
     writer.add_type("model")
     writer.add_file_type(FILE_TYPE[kind])
     writer.add_quantization_version(2)
@@ -152,19 +152,19 @@ def gguf_name(name: str) -> str:
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
     inner = layer[2] if layer else stem
     if inner not in NAMES:
-        raise UserError(f"tensor {name} has no name in GGUF; is this model of the Llama family?")
+        raise UserError(f"tensor {name} has no name in GGUF; is this a model of the Llama family?")
     return f"blk.{layer[1]}.{NAMES[inner]}.{suffix}" if layer else f"{NAMES[inner]}.{suffix}"
 
 
 def interleaved(x: Tensor, heads: int) -> Tensor:
-    """The rows (heads · K, …) of q or k from (first halves, second halves) of each head to adjacent rotary pairs."""
+    """The rows (heads · K, …) of q or k with each head's halves interleaved to adjacent rotary pairs."""
     return x.reshape(heads, 2, -1, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
 
 
 def _tensors(
     config: TransformerConfig, state: Mapping[str, Tensor], kind: Kind
 ) -> Iterator[tuple[str, np.ndarray[Any, Any], Any]]:
-    """Name, values or quantized bytes, and the type of the latter."""
+    """(name, values or quantized bytes, quantization type or None) of each tensor."""
     for name, x in state.items():
         if name.endswith("rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight"):
             continue
@@ -177,13 +177,13 @@ def _tensors(
 
 
 def _divisors(config: TransformerConfig) -> np.ndarray[Any, Any]:
-    """(K/2,) by how much Llama 3.1's stretching divides each rotary frequency."""
+    """(K/2,) divisors of the rotary frequencies in Llama 3.1's scaling."""
     import torch
 
     from accord.models.transformer_layers import rotation
 
-    plain, stretched = (rotation(c, torch.ones(1)).angle() for c in (replace(config, rope_scaling=None), config))
-    return (plain / stretched).flatten().float().numpy()
+    unscaled, scaled = (rotation(c, torch.ones(1)).angle() for c in (replace(config, rope_scaling=None), config))
+    return (unscaled / scaled).flatten().float().numpy()
 
 
 def _encode(name: str, x: np.ndarray[Any, Any], kind: Kind) -> tuple[np.ndarray[Any, Any], Any]:
@@ -194,10 +194,12 @@ def _encode(name: str, x: np.ndarray[Any, Any], kind: Kind) -> tuple[np.ndarray[
         return x.astype(np.float32), None
     outer = name in ("token_embd.weight", "output.weight")
     if kind == "F16" or x.shape[1] % BLOCK:
-        with np.errstate(over="ignore"):  # reported in a sentence below
+        with np.errstate(over="ignore"):  # reported below
             half = x.astype(np.float16)
         if not np.isfinite(half).all():
-            raise UserError(f"{name}: holds values that F16 cannot (above 65504 or not finite); use --format hf.")
+            raise UserError(
+                f"{name}: has values that F16 cannot represent (above 65504 or not finite); use --format hf."
+            )
         return half, None
     wanted = gguf.GGMLQuantizationType["Q8_0" if outer else kind]
     return gguf.quantize(x, wanted), wanted
@@ -205,7 +207,7 @@ def _encode(name: str, x: np.ndarray[Any, Any], kind: Kind) -> tuple[np.ndarray[
 
 # ------------------------------------------------------------------ tokenizer
 def _vocabulary(folder: Path, tokenizer: Tokenizer, size: int, notes: list[str]) -> dict[str, Any]:
-    """Tokens, types, merges and the name of the splitting, as GGUF wants them.  Adds to ``notes``."""
+    """Tokens, types, merges and name of the pre-tokenizer for GGUF.  Appends to ``notes``."""
     content = json.loads(tokenizer._serialized())
     model = content["model"]
     if model["type"] != "BPE" or model.get("byte_fallback"):
@@ -218,9 +220,9 @@ def _vocabulary(folder: Path, tokenizer: Tokenizer, size: int, notes: list[str])
     byte_level = "ByteLevel" in json.dumps(content["pre_tokenizer"])
     if not byte_level:
         if model["merges"]:
-            raise UserError(f"{folder / 'tokenizer.json'}: merges without a byte-level splitting; use --format hf.")
+            raise UserError(f"{folder / 'tokenizer.json'}: merges without a byte-level pre-tokenizer; use --format hf.")
         notes.append(
-            "the tokenizer knows single characters only; a reader of GGUF skips what it does not know"
+            "the tokenizer has single characters only; GGUF readers skip unknown ones"
             + (
                 " and does not lower-case: write lower case."
                 if "Lowercase" in json.dumps(content["normalizer"])
@@ -240,7 +242,7 @@ def _vocabulary(folder: Path, tokenizer: Tokenizer, size: int, notes: list[str])
 
 
 def _spelling() -> list[str]:
-    """GPT-2's printable character for each byte: itself where it prints, else one from 256 on."""
+    """GPT-2's printable character for each byte: itself where printable, else one from 256 on."""
     prints = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in prints]
     return [chr(b) if b in prints else chr(256 + others.index(b)) for b in range(256)]
@@ -257,8 +259,7 @@ def _split_name(folder: Path, pre_tokenizer: Mapping[str, Any]) -> str:
     if pattern in SPLITS:
         return SPLITS[pattern]
     raise UserError(
-        f"{folder / 'tokenizer.json'}: texts are split in a way that has no name in GGUF ({', '.join(kinds)});"
-        " use --format hf."
+        f"{folder / 'tokenizer.json'}: the pre-tokenizer has no name in GGUF ({', '.join(kinds)}); use --format hf."
     )
 
 

@@ -1,4 +1,4 @@
-"""A family tree in the terminal, and the words that stand in its nodes."""
+"""A lineage as a tree in the terminal, and the text of its nodes."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ KEY_SETTINGS: dict[str, tuple[str, ...]] = {
     "ppo": ("kl.beta", "training.iterations", "training.replies", "training.learning_rate", "training.clip_range"),
     "dpo": ("training.beta", "training.learning_rate", "training.num_epochs"),
 }
-"""What a reader asks for first, by kind of stage."""
+"""Settings to show first, by stage kind.  Listed here and not in the stage table, which is in a higher layer: the registry
+also opens artifacts of kinds that the table of this version does not have."""
 MAIN_METRIC = {"base": "nll", "sft": "nll", "reward": "heldout_accuracy", "ppo": "score", "dpo": "heldout_accuracy"}
 SHOWN = 5
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and plain values; what is not set is left out."""
+    """Dotted keys and plain values, without None."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
-        elif value is not None:  # what names an input is shown with the inputs
+        elif value is not None:  # None where the setting names an input, which is shown separately
             yield f"{prefix}{key}", value
 
 
 def key_settings(record: Record) -> dict[str, str]:
-    """At most five settings, in words; of an unknown kind, its first plain ones that name no input."""
+    """At most five settings by short name; of an unknown kind the first plain ones that are not inputs."""
     values = dict(flat(record.settings))
     wanted = list(KEY_SETTINGS.get(record.kind, ())) or [
         k for k, v in values.items() if isinstance(v, (int, float, str)) and v != "" and k not in record.parents
@@ -49,7 +50,7 @@ def _without(key: str, prefixes: tuple[str, ...]) -> str:
 
 
 def main_metric(kind: str, metrics: Mapping[str, float]) -> tuple[str, float] | None:
-    """The figure that models of a kind are compared by: its own, else the first one."""
+    """The main metric of a stage kind, else the first one."""
     name = MAIN_METRIC.get(kind, "")
     if name not in metrics:
         name = next((key for key in metrics if key != "learning_rate"), "")
@@ -57,12 +58,12 @@ def main_metric(kind: str, metrics: Mapping[str, float]) -> tuple[str, float] | 
 
 
 def title(record: Record, labels: Mapping[str, str]) -> str:
-    """``sft@2`` where the registry knows it, else its name; a file's by the stage that left it."""
+    """``sft@2`` where it is in the registry, else its name; for a data file the stage's and the file's name."""
     return labels.get(record.digest, record.name) if record.form == "model" else record.name
 
 
 def lines(record: Record) -> list[str]:
-    """What stands under the title: what it is, key settings, the main figure."""
+    """The text below the title: kind and digest, key settings, main metric."""
     if record.form == "function":
         return ["function"]
     found = [f"{'data' if record.form == 'data' else record.kind} · {record.digest[:8]}"]
@@ -73,7 +74,7 @@ def lines(record: Record) -> list[str]:
 
 
 def tree(root: str, family: Family, labels: Mapping[str, str]) -> Tree:
-    """From the model with digest ``root`` up to its base and data; a shared ancestor is described once."""
+    """The tree from the model with digest ``root`` to its base model and data; a shared ancestor is described once."""
     from rich.text import Text
     from rich.tree import Tree
 

@@ -1,4 +1,4 @@
-"""Artifacts: folders that transformers can open, with a manifest that says what they are and what they were made of."""
+"""Artifacts: folders that transformers can open, with a manifest of their kind, inputs, settings and digests."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from accord.io.digests import MANIFEST, digest_of_files, file_digests
 
 
 def publish(directory: Path, write: Callable[[Path], None], manifest: Mapping[str, Any]) -> str:
-    """Fills a new folder by ``write``, adds the manifest, and puts it in place of ``directory``; returns its digest.
+    """Writes a new folder with ``write`` and a manifest, and replaces ``directory`` by it; returns its digest.
 
-    The manifest gets ``digest`` and ``files``, the digest of each file.  A kill before the end leaves what was there
-    before, and a reader sees the old folder or the new one: see ``io.atomic.exchange`` for where that holds.
+    ``digest`` and ``files``, the digest of each file, are added to the manifest.  After a kill the old folder remains, and
+    a reader sees the old folder or the new one (``io.atomic.exchange`` says where).  Raises UserError.
     """
     try:
         with replacing_folder(directory) as temporary:
@@ -26,10 +26,10 @@ def publish(directory: Path, write: Callable[[Path], None], manifest: Mapping[st
             digest = digest_of_files(files)
             write_json(temporary / MANIFEST, {**manifest, "digest": digest, "files": files})
     except OSError as error:
-        raise UserError(f"{directory}: could not be written ({error.strerror}); what was there is kept.") from None
+        raise UserError(f"{directory}: could not be written ({error.strerror}); the old content is kept.") from None
     return digest
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
+    """Versions of the software that determines results."""
     return {"accord": version("accord"), "torch": version("torch"), "python": platform.python_version()}

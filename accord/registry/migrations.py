@@ -1,7 +1,7 @@
-"""From one format of the registry to the next, in order and in one transaction: all of it or nothing.
+"""Migrates the registry from one format to the next, in order and in one transaction.
 
-A change of the tables adds a function here, raises ``FORMAT`` in schema.py, and keeps a database of the old format
-in tests/registry/.  The functions write out their SQL: the tables of schema.py are those of today.
+A change of the tables adds a function here, raises ``FORMAT`` in schema.py, and adds a database of the old format to
+tests/registry/.  The functions contain their own SQL, since schema.py has only the current tables.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from accord.registry.schema import FORMAT, format_of, writing
 
 
 def upgrade(path: Path, engine: sa.Engine) -> None:
-    """Brings an older registry up to date.  Raises UserError for a newer one, or where this is no registry."""
+    """Upgrades an older registry.  Raises UserError for a newer one, and for a file that is not a registry."""
     try:
         with engine.connect() as connection:
             found = format_of(connection)
@@ -28,30 +28,30 @@ def upgrade(path: Path, engine: sa.Engine) -> None:
                 _migrate(connection, path)
     except sa.exc.DatabaseError as error:
         raise UserError(
-            f"{path}: not a registry that can be read ({error.orig}); move it away to begin a new one."
+            f"{path}: not a readable registry ({error.orig}); move it elsewhere to start a new one."
         ) from None
     if found > FORMAT:
         raise UserError(
-            f"{path}: was written by a newer accord (format {found}; this one knows {FORMAT}); update accord, or set"
+            f"{path}: was written by a newer version of accord (format {found}; this one knows {FORMAT}); update accord, or set"
             " ACCORD_REGISTRY to another file."
         )
 
 
 def _migrate(connection: sa.Connection, path: Path) -> None:
     """Applies the missing steps; ``connection`` is within a write transaction.  Raises UserError for format 0."""
-    found = format_of(connection)  # read again: another process may have been quicker
+    found = format_of(connection)  # read again: another process may have upgraded it
     if found == 0:
-        raise UserError(f"{path}: is a database, but no registry of accord's; set ACCORD_REGISTRY to another file.")
+        raise UserError(f"{path}: is a database, but not a registry of accord; set ACCORD_REGISTRY to another file.")
     for number in range(found, FORMAT):
         STEPS[number](connection, path.parent)
         connection.exec_driver_sql(f"PRAGMA user_version = {number + 1}")
 
 
 def _one_to_two(connection: sa.Connection, folder: Path) -> None:
-    """Tags; numbers that are never given twice; settings, manifest and lineage in the database.
+    """Adds tags, version numbers that are never reused, and settings, manifest and lineage.
 
     Format 1 had a table ``versions`` (id, name, version, kind, digest, created, code, seed, metrics, folder), parents
-    and aliases that pointed to versions by number.
+    and aliases that referred to versions by number.
     """
     run = connection.exec_driver_sql
     for table in ("parents", "aliases"):

@@ -1,6 +1,6 @@
-"""A family tree as an SVG picture, laid out in layers and written as text: ancestors above, the model below.
+"""A lineage as an SVG picture in layers: ancestors above, the model below.
 
-Layers are longest distances to the model, long edges pass the layers between through points of no width, the order
+Layers are longest distances to the model, long edges pass through points in the layers between, the order
 within a layer follows the barycenters of neighbors (Sugiyama, Tagawa & Toda 1981).
 """
 
@@ -14,9 +14,9 @@ from itertools import pairwise
 from accord.registry.family import Family, Record
 from accord.registry.lineage import lines, title
 
-TITLE, TEXT = 8.2, 6.9  # width of a character at 13 and 11 pixels, a little generous
+TITLE, TEXT = 8.2, 6.9  # width of a character at 13 and 11 pixels, rounded up
 LINE, GAP, ROW, MARGIN = 16, 28, 64, 24
-COLOURS = {"model": ("#e8effa", "#3b6fb5"), "data": ("#eaf5ea", "#3f8f4f"), "function": ("#fbf3df", "#a97f1d")}
+COLORS = {"model": ("#e8effa", "#3b6fb5"), "data": ("#eaf5ea", "#3f8f4f"), "function": ("#fbf3df", "#a97f1d")}
 SWEEPS = 24
 
 
@@ -31,7 +31,7 @@ class Box:
     roles: int = 0
     x: float = 0.0  # of its center
     y: float = 0.0  # of its top
-    room: float = 0.0  # height that a long edge must pass straight
+    room: float = 0.0  # height that a long edge passes vertically
 
     @property
     def width(self) -> float:
@@ -47,14 +47,14 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """From a parent through points to its child."""
+    """An edge from a parent through points to its child."""
 
     path: tuple[str, ...]
     role: str
 
 
 def svg(root: str, family: Family, labels: Mapping[str, str]) -> str:
-    """The picture as text."""
+    """The SVG text of the lineage of ``root``."""
     layers, edges = _layers(root, family, labels)
     boxes = {box.key: box for layer in layers for box in layer}
     _order(layers, edges)
@@ -83,7 +83,7 @@ def _layers(root: str, family: Family, labels: Mapping[str, str]) -> tuple[list[
     depth: dict[str, int] = {}
 
     def descend(digest: str, level: int, way: tuple[str, ...]) -> None:
-        if digest in way or depth.get(digest, -1) >= level:  # a circle can only be a forged record
+        if digest in way or depth.get(digest, -1) >= level:  # a cycle, only possible in a forged record
             return
         depth[digest] = level
         for parent in parents_of(family, digest).values():
@@ -182,9 +182,9 @@ def _spread(layer: Sequence[Box], wanted: Sequence[float]) -> None:
         box.x = (a + b) / 2
 
 
-# ------------------------------------------------------------------ ink
+# ------------------------------------------------------------------ drawing
 def _drawn(box: Box) -> list[str]:
-    fill, line = COLOURS[box.form]
+    fill, line = COLORS[box.form]
     left = box.x - box.width / 2
     parts = [
         f'<rect x="{left:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="6" fill="{fill}"'

@@ -1,13 +1,13 @@
 """The registry's tables, and connections to them: SQLite in WAL mode, one write transaction at a time.
 
-The format's number is SQLite's ``user_version``.  A new file is made complete beside its place and then linked
-there, so that no process meets half a database.
+The format number is SQLite's ``user_version``.  A new database is created completely at a temporary path and then
+linked, so that no process sees a partial one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -16,8 +16,8 @@ from accord.errors import UserError
 from accord.io.atomic import creating
 
 FORMAT = 2
-PATIENCE = 30.0
-"""Seconds to wait for another process's write."""
+WRITE_TIMEOUT = 30.0
+"""Seconds to wait for another process's transaction."""
 
 metadata = sa.MetaData()
 
@@ -25,7 +25,7 @@ names = sa.Table(
     "names",
     metadata,
     sa.Column("name", sa.String, primary_key=True),
-    sa.Column("last", sa.Integer, nullable=False),  # the highest number ever given: none is given twice
+    sa.Column("last", sa.Integer, nullable=False),  # the highest version number so far; none is reused
     sa.Column("latest", sa.Integer, nullable=False),  # the version added last
 )
 models = sa.Table(
@@ -72,37 +72,39 @@ tags = sa.Table(
 
 
 def engine_of(path: Path) -> sa.Engine:
-    """Connections to a database file, one for each use, so that nothing is held between them or over a fork."""
+    """Connections to a database file, one per use, so that none stays open between uses or across a fork."""
     engine = sa.create_engine(
-        f"sqlite:///{path}", poolclass=sa.NullPool, connect_args={"timeout": PATIENCE}, isolation_level="AUTOCOMMIT"
+        f"sqlite:///{path}",
+        poolclass=sa.NullPool,
+        connect_args={"timeout": WRITE_TIMEOUT},
+        isolation_level="AUTOCOMMIT",
     )
     sa.event.listen(engine, "connect", _prepare)
     return engine
 
 
 def _prepare(connection: object, record: object) -> None:
-    cursor = connection.cursor()  # type: ignore[attr-defined]
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
+    with closing(connection.cursor()) as statement:  # type: ignore[attr-defined]
+        statement.execute("PRAGMA foreign_keys = ON")
 
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One moment of the database, however many questions are asked."""
+    """A read transaction: all queries see the same state."""
     with _transaction(engine, "BEGIN") as connection:
         yield connection
 
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One transaction that has the only right to write from its start, so that nothing read in it grows old."""
+    """A write transaction that is exclusive from its start, so that what it reads stays current."""
     with _transaction(engine, "BEGIN IMMEDIATE") as connection:
         yield connection
 
 
 @contextmanager
 def _transaction(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
-    """Raises UserError where another process does not let go, or where the disk is full."""
+    """Raises UserError where another process holds the lock for too long, or where the disk is full."""
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql(begin)
@@ -120,7 +122,7 @@ def _transaction(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
 
 
 def create(path: Path) -> None:
-    """An empty registry at ``path``; where another process was quicker, its own stays.  Raises UserError."""
+    """Creates an empty registry at ``path``, unless another process created it first.  Raises UserError."""
     try:
         with (
             suppress(FileExistsError),
@@ -128,12 +130,12 @@ def create(path: Path) -> None:
             _without_sidecars(temporary),
             engine_of(temporary).connect() as connection,
         ):
-            connection.exec_driver_sql("PRAGMA journal_mode = WAL")  # stays with the file
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")  # stored in the file
             metadata.create_all(connection)
             connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT}")
     except OSError as error:
         raise UserError(
-            f"{path}: the registry cannot be made ({error.strerror}); set ACCORD_REGISTRY to another file."
+            f"{path}: the registry cannot be created ({error.strerror}); set ACCORD_REGISTRY to another file."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The registry: names, versions, aliases and tags of artifacts, in one SQLite file, safe with many writers.
+"""The registry: names, versions, aliases and tags of artifacts in one SQLite file, safe for concurrent writers.
 
 A reference is ``NAME`` (the version added last), ``NAME@3``, ``NAME@ALIAS``, or at least six digits of a digest.
 Paths in the file are relative to its folder, so that a project can be moved.
@@ -21,12 +21,11 @@ import sqlalchemy as sa
 from accord.errors import UserError
 from accord.io.atomic import set_aside
 from accord.io.digests import read_manifest
-from accord.registry import artifact_files as objects
-from accord.registry import migrations, schema
+from accord.registry import artifact_files, migrations, schema
 from accord.registry.family import Family, Record, from_json, of_manifest, of_path, to_json
 from accord.registry.schema import aliases, models, names, parents, reading, tags, writing
 
-WHERE = "ACCORD_REGISTRY"
+PATH_VARIABLE = "ACCORD_REGISTRY"
 DEFAULT = Path("checkpoints/registry.sqlite")
 LATEST = "latest"
 
@@ -46,7 +45,7 @@ class Version:
     metrics: Mapping[str, float]
     settings: Mapping[str, Any]
     parents: Mapping[str, str]  # config key: digest
-    aliases: tuple[str, ...]  # "latest" among them where it is
+    aliases: tuple[str, ...]  # including "latest" for the latest version
     tags: Mapping[str, str]
     manifest: Mapping[str, Any]
     ancestors: Family
@@ -58,17 +57,17 @@ class Version:
 
     @property
     def record(self) -> Record:
-        """As a node of a family tree."""
+        """This version as a record of a lineage."""
         own = {"name": self.name, "digest": self.digest, "parents": dict(self.parents)}
         return of_manifest({**self.manifest, **own, "metrics": dict(self.metrics), "settings": dict(self.settings)})
 
 
 def open_store(path: Path | None = None) -> Store:
-    """The registry at ``path``, else where ACCORD_REGISTRY says, else ``checkpoints/registry.sqlite``.
+    """The registry at ``path``, else at ACCORD_REGISTRY, else at ``checkpoints/registry.sqlite``.
 
-    It is made by the first write.  Raises UserError for one that is newer than this code, or no registry.
+    It is created by the first write.  Raises UserError for a newer format, and for a file that is not a registry.
     """
-    return Store(Path(path or os.environ.get(WHERE) or DEFAULT))
+    return Store(Path(path or os.environ.get(PATH_VARIABLE) or DEFAULT))
 
 
 class Store:
@@ -86,17 +85,15 @@ class Store:
 
     # -------------------------------------------------------------- writing
     def add(self, folder: Path, name: str = "") -> Version:
-        """Registers an artifact and keeps its files; the same name and content again is the same version, whose
-        metrics are brought up to date.  Raises UserError where the folder is no artifact of ours.
+        """Registers an artifact and keeps its files.  The same name and content is the same version, with updated
+        metrics.  Raises UserError where the folder is not an artifact.
         """
         manifest = read_manifest(folder)
         if not manifest:
-            raise UserError(
-                f"{folder}: no manifest.json here, so this is no artifact of accord's; give a stage's model/."
-            )
-        name = _fit(name or str(manifest.get("name") or folder.name), "name")
+            raise UserError(f"{folder}: no manifest.json, so this is not an artifact of accord; give a stage's model/.")
+        name = _valid_name(name or str(manifest.get("name") or folder.name), "name")
         digest = str(manifest["digest"])
-        place = Path(objects.FOLDER) / _safe(digest, folder)
+        place = Path(artifact_files.FOLDER) / _valid_digest(digest, folder)
         family = of_path(folder, digest)
         own = family.pop(digest)
         values = {
@@ -112,32 +109,32 @@ class Store:
         }
         if not self.path.exists():
             schema.create(self.path)
-        with objects.link_folder(folder, self.root) as aside, writing(self._engine) as c:
+        with artifact_files.link_folder(folder, self.root) as aside, writing(self._engine) as c:
             key = _put(c, name, digest, values)
             c.execute(sa.delete(parents).where(parents.c.model == key))
             for role, parent in manifest.get("parents", {}).items():
                 known = family[parent].name if parent in family else None
                 c.execute(sa.insert(parents).values(model=key, role=role, digest=parent, name=known))
-            objects.place(aside, self.root / place)
+            artifact_files.place(aside, self.root / place)
             return _versions(c, self.root, models.c.id == key)[0]
 
     def alias(self, text: str, alias: str) -> tuple[Version, Version | None]:
-        """Lets an alias name this version and no other of its name; returns it and the one that had it before."""
-        _fit_alias(alias)
+        """Points an alias at a version; returns this version and the former one."""
+        _require_alias(alias)
         with self._writing() as c:
             return self._point(c, self._find(c, text), alias)
 
     def unalias(self, name: str, alias: str) -> None:
-        """Raises UserError where there is no such alias."""
+        """Removes an alias.  Raises UserError where there is no such alias."""
         with self._writing() as c:
             found = self._find(c, f"{name}@{alias}")
             done = c.execute(sa.delete(aliases).where((aliases.c.name == found.name) & (aliases.c.alias == alias)))
             if not done.rowcount:
-                raise UserError(f"{name}@{alias}: {alias!r} is no alias that can be taken away.")
+                raise UserError(f"{name}@{alias}: {alias!r} is not an alias that can be removed.")
 
     def promote(self, text: str, alias: str = "champion") -> tuple[Version, Version | None]:
-        """``alias``, where the version that had it before becomes ``previous``: the way back is to promote that."""
-        _fit_alias(alias)
+        """As ``alias``, and the former version becomes ``previous``, which can be promoted to undo this."""
+        _require_alias(alias)
         with self._writing() as c:
             found, former = self._point(c, self._find(c, text), alias)
             if former is not None:
@@ -145,8 +142,8 @@ class Store:
             return found, former
 
     def tag(self, text: str, tag: str, value: str | None = "") -> Version:
-        """Sets a tag, with a value or without; None takes it away."""
-        _fit(tag, "tag")
+        """Sets a tag, with or without a value; None removes it."""
+        _valid_name(tag, "tag")
         with self._writing() as c:
             found = self._find(c, text)
             c.execute(sa.delete(tags).where((tags.c.model == found.id) & (tags.c.tag == tag)))
@@ -155,22 +152,22 @@ class Store:
             return _versions(c, self.root, models.c.id == found.id)[0]
 
     def remove(self, text: str, force: bool = False) -> Version:
-        """Takes a version out, and its files where no other version has them.
+        """Removes a version, and its files where no other version has them.
 
-        Raises UserError where it has an alias or another one was made from it, unless forced.
+        Raises UserError where it has an alias or other versions were made from it, unless ``force``.
         """
         with self._writing() as c:
             found = self._find(c, text)
-            kept = [a for a in found.aliases if a != LATEST]
+            named = [a for a in found.aliases if a != LATEST]
             same = (models.c.digest == found.digest) & (models.c.id != found.id)
             shared = bool(c.execute(sa.select(models.c.id).where(same)).first())
             made = sa.select(models.c.name, models.c.version).join(parents).where(parents.c.digest == found.digest)
             children = [] if shared else [f"{n}@{v}" for n, v in c.execute(made.distinct())]
-            if kept and not force:
-                raise UserError(f"{found.label}: has the alias {', '.join(kept)}; take it away first, or add --force.")
+            if named and not force:
+                raise UserError(f"{found.label}: has the alias {', '.join(named)}; remove it first, or add --force.")
             if children and not force:
                 raise UserError(
-                    f"{found.label}: {', '.join(children)} came from it; add --force to remove it all the same."
+                    f"{found.label}: other models were made from it ({', '.join(children)}); add --force to remove it anyway."
                 )
             c.execute(sa.delete(models).where(models.c.id == found.id))
             last = c.execute(sa.select(sa.func.max(models.c.version)).where(models.c.name == found.name)).scalar()
@@ -183,14 +180,14 @@ class Store:
 
     # -------------------------------------------------------------- reading
     def find(self, text: str) -> Version:
-        """The version that a reference names.  Raises UserError with the nearest known name."""
+        """The version of a reference.  Raises UserError with the closest known name."""
         if not self.path.exists():
             raise UserError(f"{text}: there is no model in the registry yet ({self.path}).")
         with reading(self._engine) as c:
             return self._find(c, text)
 
     def list(self, name: str = "", kind: str = "") -> list[Version]:
-        """By name and version."""
+        """All versions, or those of a name or kind, sorted by name and version."""
         if not self.path.exists():
             return []
         wanted = [models.c.name == name] * bool(name) + [models.c.kind == kind] * bool(kind)
@@ -198,7 +195,7 @@ class Store:
             return _versions(c, self.root, sa.and_(sa.true(), *wanted))
 
     def lineage(self, found: Version) -> Family:
-        """The version's ancestors and itself, by digest; what its own records lack is filled in from the registry."""
+        """The version and its ancestors by digest; missing records are taken from the registry."""
         family = {**found.ancestors, found.digest: found.record}
         known = {v.digest: v for v in self.list()}
         missing = [d for r in family.values() for d in r.parents.values()]
@@ -244,7 +241,9 @@ class Store:
         if re.fullmatch(r"[0-9a-f]{6,32}", text):
             found = _versions(c, self.root, models.c.digest.startswith(text))
             if len({v.digest for v in found}) > 1:
-                raise UserError(f"{text}: begins the digests of {', '.join(v.label for v in found)}; give more digits.")
+                raise UserError(
+                    f"{text}: matches the digests of {', '.join(v.label for v in found)}; give more digits."
+                )
             if found:
                 return found[-1]
         known = list(c.execute(sa.select(models.c.name).distinct()).scalars())
@@ -255,7 +254,7 @@ class Store:
 
 
 def _put(c: sa.Connection, name: str, digest: str, values: Mapping[str, Any]) -> int:
-    """The row of that name and digest, new or brought up to date; it is the latest of its name now."""
+    """Inserts or updates the row of a name and digest and makes it the latest of its name; returns its id."""
     same = (models.c.name == name) & (models.c.digest == digest)
     row = c.execute(sa.select(models.c.id, models.c.version).where(same)).first()
     if row is not None:
@@ -296,20 +295,20 @@ def _versions(c: sa.Connection, root: Path, wanted: sa.ColumnElement[bool]) -> l
     ]
 
 
-def _fit(name: str, what: str) -> str:
+def _valid_name(name: str, what: str) -> str:
     if not re.fullmatch(r"[^\s@/\\]+", name):
         raise UserError(f"{what} {name!r}: a {what} has no spaces, '@' or slashes.")
     return name
 
 
-def _fit_alias(alias: str) -> None:
-    if _fit(alias, "alias") == LATEST or alias.isdigit():
-        raise UserError(f"alias {alias!r}: a number is a version, and 'latest' is always the one added last.")
+def _require_alias(alias: str) -> None:
+    if _valid_name(alias, "alias") == LATEST or alias.isdigit():
+        raise UserError(f"alias {alias!r}: numbers are versions, and 'latest' is always the version added last.")
 
 
-def _safe(digest: str, folder: Path) -> str:
+def _valid_digest(digest: str, folder: Path) -> str:
     if not re.fullmatch(r"[0-9a-f]{6,64}", digest):
         raise UserError(
-            f"{folder}: its manifest holds {digest!r}, which is no digest; run the stage that wrote it again."
+            f"{folder}: its manifest holds {digest!r}, which is not a digest; run the stage that wrote it again."
         )
     return digest

@@ -105,7 +105,7 @@ def test_workers_that_end_early_keep_their_state(
     child.send_signal(signal.SIGINT)
     said, err = child.communicate(timeout=100)
     assert child.returncode == 130, said + err
-    assert "stopped; what was begun is saved. Run the same command again to go on." in err
+    assert "stopped; the state is saved. Run the same command again to resume." in err
     if how == "worker killed":
         assert "✗ ppo_beta-0.05: failed: its process was killed" in said
     for path in paths:

@@ -90,7 +90,7 @@ def test_other_stages_continue_and_the_summary_names_the_failure(
     assert done() == {"demo", "base", "other", "last"}
     assert said.err == (
         "accord: sft failed: ZeroDivisionError: by zero (the traceback is in logs/rlhf/sft/sft.log); not run because of"
-        " that: dpo, far, compare. Fix it and run the same command again: what is done stays.\n"
+        " that: dpo, far, compare. Fix this and run the same command again; finished stages are kept.\n"
     )
     assert "- dpo: not run, because sft failed" in said.out
     assert "- far: not run, because sft failed" in said.out
@@ -126,7 +126,7 @@ def test_a_stop_is_no_failure(acts: dict[str, Act], capsys: pytest.CaptureFixtur
     assert done() == {"demo", "base"}
     assert not (out("sft") / "failed.json").exists()
     assert main(["why", "sft"]) == 0
-    assert capsys.readouterr().out.startswith("sft was interrupted (no step yet) and would go on")
+    assert capsys.readouterr().out.startswith("sft was interrupted (no step yet) and would resume")
     events = [json.loads(x) for x in Path("checkpoints/rlhf/journal.jsonl").read_text().splitlines()]
     assert [(e["stage"], e["event"]) for e in events][-2:] == [("sft", "started"), ("sft", "stopped")]
 
@@ -154,17 +154,23 @@ def test_a_stage_that_another_process_runs_is_refused(acts: dict[str, Act], caps
     [
         (
             OSError(28, "No space left on device", "x/metrics.jsonl"),
-            "x/metrics.jsonl: could not be written, for the disk",
+            "x/metrics.jsonl: could not be written, since the disk",
         ),
-        (OSError(122, "Disk quota exceeded", "x"), "x: could not be written, for the disk is full"),
+        (OSError(122, "Disk quota exceeded", "x"), "x: could not be written, since the disk is full"),
         (
             RuntimeError('I/O error: Os { code: 28, kind: StorageFull, message: "…" }'),
             "the stage's folder: could not be",
         ),
-        (FileNotFoundError(2, "No such file or directory", "rows.jsonl"), "rows.jsonl: No such file or directory; run"),
-        (MemoryError(), "memory ran out; training.micro_batch_size"),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory ran out"),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "memory ran out"),
+        (
+            FileNotFoundError(2, "No such file or directory", "rows.jsonl"),
+            "rows.jsonl: No such file or directory; fix this",
+        ),
+        (MemoryError(), "out of memory; lower training.micro_batch_size"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory; lower"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+            "out of memory; lower",
+        ),
         (UserError("as it is."), "as it is."),
     ],
 )

@@ -263,7 +263,7 @@ def test_after_ctrl_c_a_second_run_ends_as_if_uninterrupted(tmp_path: Path) -> N
     assert child.returncode == 130
     assert "stopping at the next step; once more stops at once" in out
     assert err.startswith("accord: sft: stopped at step ")
-    assert err.endswith(" of 168; the state is saved. Run the same command again to go on.\n")
+    assert err.endswith(" of 168; the state is saved. Run the same command again to resume.\n")
     at = int(err.split("step ")[1].split(" ")[0])
     assert 20 <= at < 168
     assert (cut / "out" / "sft" / "state.pt").exists()
@@ -295,20 +295,20 @@ def refused(tmp_path: Path, stages: str, *overrides: str) -> str:
     [
         (
             "stages:\n  demo: {}\n  base:\n    inputs:\n      data.train: dmo\n",
-            "/pipeline.yaml line 7, stage 'base': inputs.data.train is 'dmo', which is no other stage; did you mean 'demo'?",
+            "/pipeline.yaml line 7, stage 'base': inputs.data.train is 'dmo', which is not another stage; did you mean 'demo'?",
         ),
         (
             "stages:\n  demo: {}\n  base: { inputs: { data.train: sft } }\n  sft: { inputs: { model.base_model: base } }\n",
-            "/pipeline.yaml: 'base' takes 'sft' takes 'base'; a stage cannot wait for itself: change what one of them"
-            " takes.",
+            "/pipeline.yaml: 'base' takes 'sft' takes 'base'; stages cannot depend on each other in a cycle: change the input"
+            " of one of them.",
         ),
         (
             "stages:\n  demo: {}\n  sft: { kind: dpo }\n",
-            "/pipeline.yaml: 'sft' takes 'sft'; a stage cannot wait for itself: change what one of them takes.",
+            "/pipeline.yaml: 'sft' takes 'sft'; stages cannot depend on each other in a cycle: change the input of one of them.",
         ),
         (
             "stages:\n  demo: {}\n  base: { inputs: { data.train: base } }\n",
-            "/pipeline.yaml line 5, stage 'base': inputs.data.train is 'base', which is no other stage; the others are"
+            "/pipeline.yaml line 5, stage 'base': inputs.data.train is 'base', which is not another stage; the others are"
             " demo.",
         ),
         (
@@ -364,11 +364,12 @@ def refused(tmp_path: Path, stages: str, *overrides: str) -> str:
         ("seed: 3\n", "/pipeline.yaml: the required key 'stages' is missing."),
         (
             "stages:\n  demo: { set: { out: elsewhere } }\n",
-            "/pipeline.yaml line 4, stage 'demo': 'out' is the pipeline's to set, not a stage's; stages lie in <out>/<stage>.",
+            "/pipeline.yaml line 4, stage 'demo': 'out' is set by the pipeline, not by a stage; a stage's folder is"
+            " <out>/<stage>.",
         ),
         (
             "stages:\n  a/b: { kind: demo }\n",
-            "/pipeline.yaml, stage 'a/b': a stage's name becomes a folder; use letters, digits, _ and - only.",
+            "/pipeline.yaml, stage 'a/b': a stage's name is its folder's; use letters, digits, _ and - only.",
         ),
         (
             "stages:\n  demo: { set: { seed.x: 1 } }\n",
@@ -396,7 +397,7 @@ def test_mistakes_are_reported_before_anything_runs(tmp_path: Path, stages: str,
         ),
         (
             "base.name=x",
-            "override 'base.name=x': 'name' is the pipeline's to set, not a stage's; stages lie in <out>/<stage>.",
+            "override 'base.name=x': 'name' is set by the pipeline, not by a stage; a stage's folder is <out>/<stage>.",
         ),
         (
             "seed=one",

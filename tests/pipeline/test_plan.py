@@ -76,7 +76,7 @@ def test_a_circle_names_its_stages(tmp_path: Path) -> None:
         "d": {"kind": "dpo", "inputs": {"model.base_model": "c"}},
     }
     assert refusal(tmp_path, stages).startswith(
-        "p.yaml: 'a' takes 'b' takes 'c' takes 'a'; a stage cannot wait for itself"
+        "p.yaml: 'a' takes 'b' takes 'c' takes 'a'; stages cannot depend on each other in a cycle"
     )
 
 
@@ -164,7 +164,7 @@ def test_overrides_reach_a_stage_or_its_whole_grid(tmp_path: Path) -> None:
         ({"dpo": {"inputs": {"model.base_model": "ppo"}}}, "p.yaml, stage 'dpo': model.base_model is 'ppo', a grid with 2"),
         (
             {"dpo": {"inputs": {"model.base_model": "ppo_*"}}},
-            "p.yaml, stage 'dpo': model.base_model takes one stage, and 'ppo_*' stands for 2: ppo_beta-0.05, ppo_beta-0.1.",
+            "p.yaml, stage 'dpo': model.base_model takes one stage, and 'ppo_*' matches 2: ppo_beta-0.05, ppo_beta-0.1.",
         ),
         (
             {"dpo": {"for": {"beta": [0.3]}, "inputs": {"model.base_model": "ppo"}, "set": {"training.beta": "{beta}"}}},
@@ -176,14 +176,14 @@ def test_overrides_reach_a_stage_or_its_whole_grid(tmp_path: Path) -> None:
         ),
         (
             {"dpo": {"for": {"x": [1, 2]}, "inputs": {"model.base_model": "sft"}}},
-            "p.yaml, stage 'dpo': dpo_x-1 and dpo_x-2 differ in nothing; write the grid's variables where they belong",
+            "p.yaml, stage 'dpo': dpo_x-1 and dpo_x-2 have the same settings; use the grid's variables",
         ),
         ({"x": {"kind": "demo", "for": {"n": []}}}, "p.yaml line "),
         ({"x": {"kind": "demo", "for": {"n-m": [1]}}}, "p.yaml line "),
         ({"x": {"kind": "demo", "fro": {"n": [1]}}}, "p.yaml line "),
         (
             {"x": {"kind": "demo", "for": {"n": [1, 1.0, "1"]}, "set": {"seed": "{n}"}}},
-            "p.yaml: two stages come to be called 'x_n-1'",
+            "p.yaml: two stages would be called 'x_n-1'",
         ),
         ({"dpo": {"inputs": {"model.base_model": "ppo_beta-0.2"}}}, "p.yaml line "),
     ],
@@ -195,7 +195,7 @@ def test_mistakes_in_a_pipeline_name_line_and_stage(tmp_path: Path, change: dict
     if "fro" in str(change):
         assert "did you mean 'stages.x.for'?" in said
     if "0.2" in str(change):
-        assert "which is no other stage; did you mean 'ppo_beta-0.1'?" in said or "'ppo_beta-0.05'?" in said
+        assert "which is not another stage; did you mean 'ppo_beta-0.1'?" in said or "'ppo_beta-0.05'?" in said
 
 
 def test_stages_are_selected_by_name_grid_or_pattern(tmp_path: Path) -> None:

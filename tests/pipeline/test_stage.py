@@ -256,7 +256,7 @@ def test_resuming_with_other_settings_is_refused(
     with pytest.raises(Interrupted):
         run_stage("sft", make(), resume=False, reuse=False)
     train.stops = False
-    with pytest.raises(UserError, match="made with other settings or inputs; leave --resume out to start again"):
+    with pytest.raises(UserError, match="the saved state has other settings or inputs; run without --resume"):
         run_stage("sft", make("training.learning_rate=0.5"), resume=True, reuse=False)
     assert train.began == [(0, False)]
     run_stage("sft", make(), resume=True, reuse=False)  # and the state is still good for its own settings
@@ -312,7 +312,7 @@ def test_a_stop_after_the_last_step_still_interrupts(
 def test_folders_that_cannot_be_made_are_named(make: Callable[..., SFTConfig], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for setting in ("out", "logs"):
-        with pytest.raises(UserError, match=r"file/x/sft: cannot be made \(Not a directory\); choose another"):
+        with pytest.raises(UserError, match=r"file/x/sft: cannot be created \(Not a directory\); choose another"):
             run_stage("sft", make(f"{setting}={tmp_path}/file/x"), resume=False, reuse=False)
 
 

@@ -100,10 +100,10 @@ def test_what_is_missing_is_made_in_its_order(
     said = capsys.readouterr().out
     for kind in order[:-1]:
         if kind != "base":
-            assert f"names {kind!r}, which is not in checkpoints/rlhf yet: making it first" in said
+            assert f"names {kind!r}, which is not in checkpoints/rlhf yet: running it first" in said
     if "base" in order[:-1]:
         assert (
-            "model.base_model is 'mamba' (128 wide, 4 layers), and no such trained base is in checkpoints/rlhf yet"
+            "model.base_model is 'mamba' (hidden size 128, 4 layers), and no such base model is in checkpoints/rlhf yet"
             in said
         )
 
@@ -172,7 +172,7 @@ def test_a_base_of_another_size_or_family_is_made_beside(ran: Ran, capsys: pytes
     assert bases[1]["training"] == BaseConfig().model_dump()["training"]
     last = ran[-1][1].model_dump()["model"]["base_model"]
     assert last == "checkpoints/rlhf/base_mamba_64x4/model"
-    assert "'transformer' (128 wide, 2 layers)" in capsys.readouterr().out
+    assert "'transformer' (hidden size 128, 2 layers)" in capsys.readouterr().out
 
 
 def test_compare_may_name_a_small_base(ran: Ran) -> None:
@@ -212,7 +212,7 @@ def test_resuming_what_is_done_says_so(ran: Ran, capsys: pytest.CaptureFixture[s
     alone("demo")
     alone("demo", resume=True)
     assert kinds(ran) == ["demo"]
-    assert "checkpoints/rlhf/demo is done already with these settings; nothing to resume" in capsys.readouterr().out
+    assert "checkpoints/rlhf/demo is already done with these settings; nothing to resume" in capsys.readouterr().out
 
 
 def test_a_prepared_config_holds_paths(ran: Ran) -> None:
@@ -251,9 +251,9 @@ def test_dpo_runs_in_an_empty_folder(
     assert main(["dpo", "--config", str(config), "log_every=1"]) == 0
     said = capsys.readouterr().out
     steps = [
-        "model.base_model names 'sft', which is not in checkpoints/rlhf yet: making it first",
-        "model.base_model is 'transformer' (32 wide, 1 layers), and no such trained base is in checkpoints/rlhf yet",
-        "data.train names 'demo', which is not in checkpoints/rlhf yet: making it first",
+        "model.base_model names 'sft', which is not in checkpoints/rlhf yet: running it first",
+        "model.base_model is 'transformer' (hidden size 32, 1 layers), and no such base model is in checkpoints/rlhf yet",
+        "data.train names 'demo', which is not in checkpoints/rlhf yet: running it first",
         "wrote the small world",
         "wrote checkpoints/rlhf/base/model",
         "wrote checkpoints/rlhf/sft/model",
@@ -268,4 +268,4 @@ def test_dpo_runs_in_an_empty_folder(
     first = json.loads((tmp_path / "logs" / "rlhf" / "dpo" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert main(["dpo", "--config", str(config), "log_every=1"]) == 0
-    assert "making it first" not in capsys.readouterr().out
+    assert "running it first" not in capsys.readouterr().out

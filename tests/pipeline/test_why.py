@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from accord.cli import main
-from accord.pipeline.status import figures, span, time_left
+from accord.pipeline.status import duration, key_metrics, time_left
 from accord.runtime.run import Run
 from accord.stage_kinds.table import STAGE_KINDS
 
@@ -73,8 +73,8 @@ def test_an_unchanged_stage_has_no_reason_to_run(ran: list[str], shows: Shows) -
     main(["run", "p.yaml"])
     assert ran == ["demo", "base", "sft", "dpo"]
     said = shows("why", "sft")  # the file is known by now
-    assert said.startswith("sft would be kept: nothing differs since it ran (0 s, 0 s ago)\n")
-    assert said.endswith("it ran then because:\n  there is no earlier run\n")
+    assert said.startswith("sft is up to date: nothing changed since it ran (0 s, 0 s ago)\n")
+    assert said.endswith("its last run was because:\n  it has not run yet\n")
 
 
 @pytest.mark.parametrize(
@@ -90,23 +90,23 @@ def test_a_changed_setting_is_named(ran: list[str], shows: Shows, word: str, rea
     assert shows("why", "sft", word) == f"sft would run:\n  {reason}\n"
     main(["run", "p.yaml", word])
     said = shows("why", "sft")  # with the overrides it last ran with
-    assert said.startswith("sft would be kept: nothing differs")
-    assert said.endswith(f"it ran then because:\n  {reason}\n")
+    assert said.startswith("sft is up to date: nothing changed")
+    assert said.endswith(f"its last run was because:\n  {reason}\n")
 
 
 def test_what_changes_no_results_is_no_reason(ran: list[str], shows: Shows) -> None:
     main(["run", "p.yaml"])
-    assert "would be kept" in shows("why", "sft", "sft.log_every=1", "sft.device=cpu")
+    assert "is up to date" in shows("why", "sft", "sft.log_every=1", "sft.device=cpu")
 
 
 def test_a_changed_input_is_named(ran: list[str], shows: Shows) -> None:
     main(["run", "p.yaml"])
     rows = Path("checkpoints/rlhf/demo/sft.jsonl")
     rows.write_text("other\n")
-    assert shows("why", "sft") == f"sft would run:\n  input data.train changed (another content of {rows})\n"
+    assert shows("why", "sft") == f"sft would run:\n  input data.train changed (new content of {rows})\n"
     said = shows("why", "dpo")
-    assert said.startswith("dpo may run; nothing of its own differs since it ran")
-    assert "it takes sft, which is not done as the file has it" in said
+    assert said.startswith("dpo may run: nothing of its own changed since it ran")
+    assert "upstream out of date: sft" in said
     Path("own.jsonl").write_text("own\n")
     text = STAGES_YAML.replace("model.base_model: base, data.train: demo", "model.base_model: base")
     Path("p.yaml").write_text(text.replace("base } }\n", "base }, set: { data.train: own.jsonl } }\n", 1))
@@ -121,7 +121,7 @@ def test_a_changed_version_and_a_missing_output_are_named(
     for child in Path("checkpoints/rlhf/base/model").iterdir():
         child.unlink()
     Path("checkpoints/rlhf/base/model").rmdir()
-    assert shows("why", "base") == "base would run:\n  its output model is gone\n"
+    assert shows("why", "base") == "base would run:\n  its output model is missing\n"
     main(["run", "p.yaml"])
     assert ran == ["base"]  # the output is the same, so nothing after it runs
     row = STAGE_KINDS["dpo"]
@@ -134,7 +134,7 @@ def test_a_forced_stage_with_the_same_output_reruns_nothing_after_it(ran: list[s
     ran.clear()
     main(["run", "p.yaml", "--force", "base"])
     assert ran == ["base"]
-    assert shows("why", "base").endswith("it ran then because:\n  it was asked for again\n")
+    assert shows("why", "base").endswith("its last run was because:\n  it was forced\n")
     main(["run", "p.yaml", "base.training.learning_rate=1"])  # and where something else comes out, it does not
     assert ran == ["base", "base", "sft", "dpo"]
 
@@ -167,7 +167,7 @@ def test_a_dry_run_runs_nothing(ran: list[str], shows: Shows) -> None:
         ["?", "may", "run"],
         ["?", "may", "run"],
     ]
-    assert "2 of 4 stages would run, and 2 more where what they take comes out different; nothing was run" in said
+    assert "2 of 4 stages would run, and 2 more if their inputs change; nothing was run" in said
     assert ran == []
     assert "0 of 4 stages would run; nothing was run" in shows("run", "p.yaml", "--dry-run")
 
@@ -211,7 +211,7 @@ def test_settings_that_a_stage_no_longer_has_are_one_sentence(ran: list[str], sh
     record = json.loads(path.read_text())
     for removed, words in (
         ({"x": 1, "y": {"z": 2}}, "  setting x: 1 -> absent\n  setting y.z: 2 -> absent\n"),
-        (dict.fromkeys("pqrst", 0), "  5 settings that it no longer has, among them p, q, r\n"),
+        (dict.fromkeys("pqrst", 0), "  5 settings were removed, among them p, q, r\n"),
     ):
         old = {"key": "of another version", "settings": {**record["settings"], **removed, "seed": 7}}
         path.write_text(json.dumps({**record, **old}))
@@ -225,4 +225,4 @@ def test_time_left_and_durations_are_in_words() -> None:
     assert [span(s) for s in (0, 40, 99.4, 150, 4200, 90000, 400000)] == [
         "0 s", "40 s", "99 s", "2 min", "70 min", "25 h 0 min", "5 days"
     ]  # fmt: skip
-    assert figures({"loss": 1.0, "rollout/kl": 0.5, "rollout/score": 2.0, "x": 3.0}) == "score 2  kl 0.5  loss 1"
+    assert key_metrics({"loss": 1.0, "rollout/kl": 0.5, "rollout/score": 2.0, "x": 3.0}) == "score 2  kl 0.5  loss 1"

@@ -84,7 +84,7 @@ def test_lineage_prints_the_tree_and_writes_the_picture(
 
 def test_aliases_promotion_and_tags_change_what_names_find(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert "sft@mine is version 2" in run(capsys, "alias", "sft", "mine")
-    assert "sft@mine is gone" in run(capsys, "alias", "sft", "mine", "--remove")
+    assert "sft@mine was removed" in run(capsys, "alias", "sft", "mine", "--remove")
     text = run(capsys, "promote", "sft@2")
     assert "sft@champion is version 2 (was 1)" in text
     assert "accord models promote sft@previous" in text
@@ -96,11 +96,11 @@ def test_aliases_promotion_and_tags_change_what_names_find(filled: Store, capsys
 
 def test_diff_compares_settings_data_and_weights(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
     text = run(capsys, "diff", "sft@1", "sft@2")
-    assert "settings and data are the same" in text
+    assert "settings and data are equal" in text
     assert "layer 0" in text
     assert "0.5" in text, "weights 2 and 3"
     assert json.loads(run(capsys, "diff", "sft@1", "sft@2", "--json"))["weights"] == {"layer 0": 0.5}
-    assert "byte for byte" in run(capsys, "diff", "sft@1", "sft@champion")
+    assert "the contents are identical" in run(capsys, "diff", "sft@1", "sft@champion")
 
 
 def test_rm_asks_before_it_removes(

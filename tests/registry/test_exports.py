@@ -86,7 +86,7 @@ def test_an_old_artifact_is_checked_as_a_whole(store: Store, make: Any) -> None:
     (model / "manifest.json").write_text(json.dumps(manifest))
     assert import_folder(store, model.parent).label == "sft@1", "a stage's folder serves too"
     (model / "config.json").write_text("{ }")
-    with pytest.raises(UserError, match="do not have the digest"):
+    with pytest.raises(UserError, match="do not match the digest"):
         import_folder(store, model)
 
 
@@ -104,7 +104,7 @@ def test_an_export_overwrites_exports_only(ppo: Store, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     for form in ("hf", "safetensors"):
-        with pytest.raises(UserError, match="holds something else"):
+        with pytest.raises(UserError, match="has other content"):
             export(ppo, "ppo", tmp_path / "mine", form)  # type: ignore[arg-type]
     assert (tmp_path / "mine" / "thesis.txt").exists()
     export(ppo, "base", tmp_path / "out", "hf")
@@ -161,7 +161,7 @@ def test_a_card_says_what_the_record_says(ppo: Store, tmp_path: Path) -> None:
     assert f"| demo/base.jsonl | `{'d' * 16}` | stage `demo` | base (data.train) |" in body
     assert f"| base@1 | base | `{ppo.find('base').digest[:16]}` | learning_rate 0.001 | 0 |" in body
     assert "| `nll` | 3 |" in body
-    assert "on the training data; none of them is a held-out test" in body
+    assert "on the training data; none of them is on held-out data" in body
     assert "accord's small world" in body
     assert ppo.find("ppo").digest in body
 
@@ -170,11 +170,11 @@ def test_a_card_claims_no_test_that_was_not_made() -> None:
     reward = Record("r", "reward", "e" * 32, metrics={"heldout_accuracy": 0.8})
     text = card(reward.digest, {reward.digest: reward}, {})
     assert "text-classification" in text
-    assert "kept out of training" in text
+    assert "are on held-out data" in text
     assert "No data file is recorded" in text
     bare = Record("b", "pretrained", "f" * 32)
     text = card(bare.digest, {bare.digest: bare}, {})
-    assert "No figure is recorded" in text
+    assert "No metric is recorded" in text
     assert "come from its makers" in text
     assert "small world" not in text
 
@@ -196,7 +196,7 @@ def test_the_distance_of_weights_equals_its_hand_computed_value(tmp_path: Path) 
     assert distance == pytest.approx({"layer 0": 0.8, "layer 10": 0.5, "norm": 0.0}, rel=1e-12)
     assert list(distance) == ["layer 0", "layer 10", "norm"]
     assert unlike == ("lost", "shape")
-    with pytest.raises(UserError, match="no safetensors here"):
+    with pytest.raises(UserError, match="no safetensors files"):
         weight_distance(tmp_path, tmp_path)
 
 

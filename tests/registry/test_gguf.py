@@ -173,7 +173,7 @@ def test_what_gguf_cannot_hold_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         model.embed_tokens.weight[0, 0] = 1e6
     model.save(large)
-    with pytest.raises(UserError, match=r"token_embd.weight: holds values that F16 cannot"):
+    with pytest.raises(UserError, match=r"token_embd.weight: has values that F16 cannot"):
         write_gguf(large, tmp_path / "m.gguf", "F16")
     with pytest.raises(UserError, match="has no name in GGUF"):
         gguf_name("model.layers.0.mixer.A_log")
@@ -185,7 +185,7 @@ def test_a_tokenizer_that_splits_in_its_own_way_is_refused(tmp_path: Path) -> No
     byte_level(folder, digits=False)
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace('"use_regex": true', '"use_regex": false'))
-    with pytest.raises(UserError, match=r"tokenizer.json: texts are split in a way that has no name"):
+    with pytest.raises(UserError, match=r"tokenizer.json: the pre-tokenizer has no name"):
         write_gguf(folder, tmp_path / "m.gguf", "F16")
 
 

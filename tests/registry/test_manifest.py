@@ -115,7 +115,7 @@ def test_a_failed_second_rename_is_taken_back(tmp_path: Path, monkeypatch: pytes
         replace(source, place)
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(UserError, match="what was there is kept"):
+    with pytest.raises(UserError, match="the old content is kept"):
         publish(target, lambda folder: fill(folder, b"new"), {})
     assert content_digest(target) == digest
     assert [p.name for p in tmp_path.iterdir()] == ["model"]

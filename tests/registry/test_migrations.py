@@ -60,7 +60,7 @@ def test_everything_is_there_after_the_migration(old: Path, make: Any) -> None:
     assert store.find("sft").version == 2
     assert store.find("reward").parents == {"model.base_model": first.digest}
     verify(first.folder)
-    with pytest.raises(UserError, match="reward@1 came from it"):
+    with pytest.raises(UserError, match=r"were made from it .reward@1"):
         store.unalias("sft", "champion") or store.remove("sft@1")
     assert store.add(make(weights=9)).version == 3
     store.tag("sft", "new")
@@ -122,19 +122,19 @@ def test_a_newer_one_is_refused(store: Store, make: Any) -> None:
     store.add(make())
     with sqlite3.connect(store.path) as connection:
         connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(UserError, match=r"newer accord .format 99; this one knows 2.; update accord"):
+    with pytest.raises(UserError, match=r"newer version of accord .format 99; this one knows 2.; update accord"):
         open_store(store.path)
 
 
 def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     text = tmp_path / "registry.sqlite"
     text.write_text("not a database at all, but long enough to be asked for its header" * 20)
-    with pytest.raises(UserError, match="not a registry that can be read"):
+    with pytest.raises(UserError, match="not a readable registry"):
         open_store(text)
     assert text.read_text().startswith("not a database")
     other = tmp_path / "other.sqlite"
     with sqlite3.connect(other) as connection:
         connection.execute("CREATE TABLE recipes (name TEXT)")
-    with pytest.raises(UserError, match="no registry of accord's"):
+    with pytest.raises(UserError, match="not a registry of accord"):
         open_store(other)
     assert columns(other).keys() == {"recipes", "indices"}

@@ -116,7 +116,7 @@ def test_a_writer_that_does_not_end_is_reported_in_a_sentence(
 ) -> None:
     model = make(weights=1)
     store.add(model)
-    monkeypatch.setattr(schema, "PATIENCE", 0.1)
+    monkeypatch.setattr(schema, "WRITE_TIMEOUT", 0.1)
     other = open_store(store.path)
     with (
         schema.writing(store._engine),
