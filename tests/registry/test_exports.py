@@ -175,7 +175,7 @@ def test_a_card_claims_no_test_that_was_not_made() -> None:
     bare = Record("b", "pretrained", "f" * 32)
     text = card(bare.digest, {bare.digest: bare}, {})
     assert "No metric is recorded" in text
-    assert "come from its makers" in text
+    assert "are its authors" in text
     assert "small world" not in text
 
 
