@@ -196,7 +196,7 @@ def test_ctrl_c_outside_a_stage_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    ("words", "fix"), [(["run", "x.yaml"], "Run the same command again"), (["demo"], "Add --resume to go on")]
+    ("words", "fix"), [(["run", "x.yaml"], "Run the same command again"), (["demo"], "Add --resume to resume")]
 )
 def test_a_stopped_stage_says_how_to_go_on(
     words: list[str], fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

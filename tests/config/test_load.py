@@ -165,9 +165,9 @@ def test_a_config_is_immutable() -> None:
         ("seed: 1\nmodel: mamba\n", " line 2: model: expected 'key: value' lines below it, found 'mamba'."),
         (
             "training:\n  batch_size: 4\n  num_epochs: 1\n  batch_size: 5\n",
-            " line 4: the key 'training.batch_size' stands twice (first on line 2); remove one.",
+            " line 4: the key 'training.batch_size' occurs twice (first on line 2); remove one.",
         ),
-        ("seed: 1\nseed: 1\n", " line 2: the key 'seed' stands twice (first on line 1); remove one."),
+        ("seed: 1\nseed: 1\n", " line 2: the key 'seed' occurs twice (first on line 1); remove one."),
         ("- seed\n", ": expected 'key: value' lines at the top level, found list."),
         ("training\n", ": expected 'key: value' lines at the top level, found str."),
     ],

@@ -149,6 +149,15 @@ def test_what_does_not_fit_is_one_sentence(settings: Variants, overrides: list[s
     assert "\n" not in str(caught.value)
 
 
+def test_retired_settings_are_accepted_at_their_defaults() -> None:
+    """As in a config.yaml of an earlier version, which wrote out every default."""
+    assert load(PPO, None, ["model.obs_dim=4", "precision=float32", "model.max_prompt_length=0"]) == load(
+        PPO, None, ["model.obs_dim=4"]
+    )
+    assert "precision" not in load(PPO, None, ["environment=CartPole-v1", "precision=float32"]).model_dump()
+    assert load(PPO, None, ["model.max_prompt_length=0"]) == PPO()
+
+
 def test_a_config_for_heads_is_refused_for_a_language_model(capsys: pytest.CaptureFixture[str]) -> None:
     """The sentence names the file's line, and the command ends with 2."""
     path = CONFIGS / "ppo_train.yaml"

@@ -145,7 +145,8 @@ def test_the_small_template_writes_user_and_assistant_tokens(small: Tokenizer) -
 
 # ------------------------------------------------------------------ labels
 def test_labels_are_the_assistants_words_and_end_tokens(chatml: Tokenizer) -> None:
-    ids, mask = tokenize_chat(chatml, CHAT)
+    chat = chat_tokens(chatml, CHAT)
+    ids, mask = chat.ids, chat.loss_mask
     assert labels(chatml, ids, mask) == "The capital is Paris.<|im_end|>It is blue,\n\nand deep. é☃<|im_end|>"
     assert mask[-1]
     assert ids[-1] == chatml.eos_id  # the final end token is a label
@@ -158,7 +159,8 @@ def test_one_turn_is_tokenized_as_prompt_and_reply(chatml: Tokenizer, small: Tok
     for tokenizer in (chatml, small, brackets):
         for n in (1, 3):
             asked, answer = CHAT[:n], CHAT[n]["content"]
-            ids, mask = tokenize_chat(tokenizer, CHAT[: n + 1])
+            chat = chat_tokens(tokenizer, CHAT[: n + 1])
+            ids, mask = chat.ids, chat.loss_mask
             prompt, reply = prompt_ids(tokenizer, asked), reply_ids(tokenizer, asked, answer)
             assert prompt + reply == ids
             assert mask[len(prompt) :] == [True] * len(reply)
@@ -170,7 +172,8 @@ def test_one_turn_is_tokenized_as_prompt_and_reply(chatml: Tokenizer, small: Tok
 @given(asked=st.text(max_size=12), answer=st.text(max_size=12))
 def test_prompt_and_reply_are_what_training_sees(chatml: Tokenizer, asked: str, answer: str) -> None:
     messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    ids, mask = tokenize_chat(chatml, messages)
+    chat = chat_tokens(chatml, messages)
+    ids, mask = chat.ids, chat.loss_mask
     prompt, reply = prompt_ids(chatml, asked), reply_ids(chatml, asked, answer)
     assert prompt + reply == ids
     assert mask == [False] * len(prompt) + [True] * len(reply)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from accord.data.packing import (
     SHARED_FROM,
-    best_fit,
     length_buckets,
     pack_continuations,
     pack_preferences,

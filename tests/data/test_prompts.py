@@ -60,7 +60,7 @@ def test_mistakes_in_prompts_name_their_row(rows: Rows, small: Tokenizer) -> Non
 def test_cutting_removes_from_the_asked_side_and_keeps_bos(
     ids: list[int], limit: int, side: Side, bos: int | None
 ) -> None:
-    places = places_to_keep(ids, limit, side, bos)
+    places = tokens_to_keep(ids, limit, side, bos)
     if len(ids) <= limit:
         assert places == list(range(len(ids)))
     elif side == "drop":

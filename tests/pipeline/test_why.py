@@ -69,7 +69,7 @@ def shows(capsys: pytest.CaptureFixture[str]) -> Shows:
 
 
 def test_an_unchanged_stage_has_no_reason_to_run(ran: list[str], shows: Shows) -> None:
-    assert "there is no earlier run" in shows("why", "sft", "p.yaml")
+    assert "it has not run yet" in shows("why", "sft", "p.yaml")
     main(["run", "p.yaml"])
     assert ran == ["demo", "base", "sft", "dpo"]
     said = shows("why", "sft")  # the file is known by now
@@ -222,7 +222,7 @@ def test_time_left_and_durations_are_in_words() -> None:
     beat = {"step": 30, "first": 10, "total": 110, "begun": 100.0, "updated": 140.0}
     assert time_left(beat) == pytest.approx(40 / 20 * 80)
     assert time_left({**beat, "step": 10}) is None
-    assert [span(s) for s in (0, 40, 99.4, 150, 4200, 90000, 400000)] == [
+    assert [duration(s) for s in (0, 40, 99.4, 150, 4200, 90000, 400000)] == [
         "0 s", "40 s", "99 s", "2 min", "70 min", "25 h 0 min", "5 days"
     ]  # fmt: skip
     assert key_metrics({"loss": 1.0, "rollout/kl": 0.5, "rollout/score": 2.0, "x": 3.0}) == "score 2  kl 0.5  loss 1"

@@ -106,7 +106,7 @@ def test_diff_compares_settings_data_and_weights(filled: Store, capsys: pytest.C
 def test_rm_asks_before_it_removes(
     filled: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "came from it" in refused(capsys, "rm", "base", "--yes")
+    assert "were made from it" in refused(capsys, "rm", "base", "--yes")
     assert "has the alias champion" in refused(capsys, "rm", "sft@1", "--yes")
     assert "add --yes" in refused(capsys, "rm", "sft@2")
     monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})("n\ny\n"))

@@ -91,7 +91,7 @@ def test_demonstrations_are_the_replies_that_ended(
 
 
 def test_nothing_to_compare_is_an_error(stage: Any, world: Any, talker: str, rewards: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no rows came out for preferences\.jsonl"):
+    with pytest.raises(UserError, match=r"no rows for preferences\.jsonl"):
         stage("pairs", values(world, talker, rewards, min_gap=1e6))
     assert not (tmp_path / "out" / "pairs" / "done.json").exists()
     with pytest.raises(UserError, match="the score of reply 0 is nan"):
