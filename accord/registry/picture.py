@@ -12,11 +12,10 @@ from html import escape
 from itertools import pairwise
 
 from accord.registry.family import Family, Record
-from accord.registry.lineage import lines, title
+from accord.registry.lineage import COLORS, lines, title
 
 TITLE, TEXT = 8.2, 6.9  # width of a character at 13 and 11 pixels, a little generous
 LINE, GAP, ROW, MARGIN = 16, 28, 64, 24
-COLOURS = {"model": ("#e8effa", "#3b6fb5"), "data": ("#eaf5ea", "#3f8f4f"), "function": ("#fbf3df", "#a97f1d")}
 SWEEPS = 24
 
 
@@ -184,7 +183,7 @@ def _spread(layer: Sequence[Box], wanted: Sequence[float]) -> None:
 
 # ------------------------------------------------------------------ ink
 def _drawn(box: Box) -> list[str]:
-    fill, line = COLOURS[box.form]
+    fill, line = COLORS[box.form]
     left = box.x - box.width / 2
     parts = [
         f'<rect x="{left:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="6" fill="{fill}"'

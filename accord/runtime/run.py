@@ -19,6 +19,7 @@ from accord.runtime import seeds
 from accord.runtime.console import console
 from accord.runtime.progress_file import ProgressFile
 from accord.runtime.stop_signal import StopSignal
+from accord.runtime.tables import as_text, make_table
 
 if TYPE_CHECKING:
     import torch
@@ -94,10 +95,8 @@ class Run:
 
     def plan(self, lines: Mapping[str, str]) -> None:
         """The screen before training starts: what will happen, in words."""
-        width = max(map(len, lines), default=0)
         self.say(f"── {self.name} " + "─" * max(3, 60 - len(self.name)))
-        for what, text in lines.items():
-            self.say(f"  {what:<{width}}  {text}")
+        self.say(as_text(make_table(["", ""], [(f"  {what}", text) for what, text in lines.items()])))
 
     # ---------------------------------------------------------------- chance
     def derive(self, purpose: str, *counters: int) -> int:
