@@ -114,7 +114,7 @@ def show_list(options: argparse.Namespace) -> int:
         size = in_bytes(sizes(v.folder))
         rows.append((v.label, ", ".join(v.aliases), v.kind, name, figure, size, age(v.created), v.digest[:8]))
     columns: list[Any] = [
-        "model",
+        Column("model", overflow="fold"),
         Column("aliases", overflow="fold"),
         "kind",
         Column("metric", overflow="fold"),
