@@ -33,6 +33,9 @@ from accord.training.describe import depth, memory_in_words, model_in_words, ste
 from accord.training.epochs import Epochs, train_epochs
 from accord.types import LossOutput, Packed, PreferenceBatch
 
+JUDGED = 256
+"""Training pairs that decide on the note about falling log-probs where no pair is held out."""
+
 
 def pair_logprobs(logprobs: Callable[[Packed, Tensor], Tensor], batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
     """Log-probs of the chosen and of the rejected replies, (B,) each; ``logprobs(packed, at)`` gives those of tokens."""
@@ -107,15 +110,17 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     )
     groups = [(list(backbone.parameters()), options.learning_rate)]
     last = train_epochs(run, backbone, groups, data)
+    judged, first = (heldout, len(pairs)) if heldout else (pairs[:JUDGED], 0)
+    logprobs = reference_logprobs(FrozenReference(backbone), judged, device, config.precision, options.batch_size)
+    log_ratios = logprobs - reference[first : first + len(judged)].cpu()
     if heldout:
-        now = reference_logprobs(FrozenReference(backbone), heldout, device, config.precision, options.batch_size)
-        ratios = now - reference[len(pairs) :].cpu()
-        last["heldout_accuracy"] = float((0.5 * (ratios[:, 0] - ratios[:, 1]).sign() + 0.5).mean())
+        last["heldout_accuracy"] = float((0.5 * (log_ratios[:, 0] - log_ratios[:, 1]).sign() + 0.5).mean())
         run.record({"heldout_accuracy": last["heldout_accuracy"]})
-    if last.get("chosen_reward", 0.0) < 0.0 and last.get("rejected_reward", 0.0) < 0.0:
+    if bool((log_ratios.mean(0) < 0).all()):
         run.say(
-            "note: chosen and rejected log-probs both fell; only their margin is trained. That is usual for DPO; a"
-            " smaller learning rate or a larger training.beta holds them closer to the reference."
+            f"note: on {len(judged)} {'held-out' if heldout else 'training'} pairs chosen and rejected log-probs both"
+            " fell; DPO trains only their margin, so this is usual. A smaller learning rate or a larger training.beta"
+            " keeps them closer to the reference."
         )
     leave_model(run, backbone, tokenizer, "dpo", last, {"beta": options.beta})
     return last

@@ -48,7 +48,7 @@ from accord.runtime.run import Run
 from accord.training.artifact import leave_model, open_model, open_tokenizer
 from accord.training.checkpoint import Checkpoint, Resumable
 from accord.training.describe import depth, memory_in_words, model_in_words
-from accord.training.fit import Steps, finish_step
+from accord.training.fit import finish_step
 from accord.training.policy_loss import (
     ActionScores,
     ClippedSurrogate,
@@ -67,10 +67,12 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 # ------------------------------------------------------------------------------------- the loop
-class PolicyUpdater(Steps, Resumable, Protocol):
+class PolicyUpdater(Resumable, Protocol):
     """``Updater`` or ``NumpyUpdater``."""
 
     device: torch.device
+
+    def step(self, batch: Sequence[Any], objective: Any, schedule_step: int) -> dict[str, float]: ...
 
     def adapt_to_kl(self, approx_kl: float, target: float) -> None: ...
 
@@ -103,9 +105,14 @@ class RolloutLoop:
     adaptive_rate: bool = False  # the learning rate follows the approximate KL, in place of early stopping
 
     @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps on a rollout that is not stopped early."""
+        return self.epochs * -(-self.rows // self.batch_size)
+
+    @property
     def steps(self) -> int:
         """Optimizer steps where nothing stops early."""
-        return self.iterations * self.epochs * -(-self.rows // self.batch_size)
+        return self.iterations * self.steps_per_rollout
 
 
 def train_on_rollouts(
@@ -113,7 +120,8 @@ def train_on_rollouts(
 ) -> RolloutStats:
     """Collect, prepare, optimize, adapt the KL coefficient, ``loop.iterations`` times; returns the last rollout's numbers.
 
-    A run that resumes continues with the next minibatch of the rollout that it was in.
+    The learning rate's schedule follows the rollouts, as the clip range does: steps that early stopping skips count as
+    passed.  A run that resumes continues with the next minibatch of the rollout that it was in.
     """
     progress = RolloutProgress(algorithm.kl)
     parts: dict[str, Resumable] = {"model": model, "updater": updater, "source": source, "progress": progress}
@@ -136,7 +144,7 @@ def train_on_rollouts(
                 done += 1
                 if done <= progress.minibatch or progress.stopped_early:
                     continue  # done before this run resumed, or the rollout has moved the policy far enough
-                metrics = updater.step(minibatch, loss)
+                metrics = updater.step(minibatch, loss, iteration * loop.steps_per_rollout + done - 1)
                 progress.minibatch = done
                 if loop.adaptive_rate:
                     updater.adapt_to_kl(metrics["approx_kl"], loop.target_kl)

@@ -1,4 +1,4 @@
-"""KL divergences from a reference, estimated and exact, and the coefficient that holds them near a target.
+"""Estimators of the KL divergence from a reference, and the coefficient that keeps it near a target.
 
 Estimators after Schulman, "Approximating KL divergence" (2020), on log-ratios log pi(a) - log ref(a) of actions drawn
 from pi: k1 and k3 are unbiased values of KL(pi || ref); k2 is biased but has the right gradient.
@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
-
-from accord.functional.masked import wide
 
 
 def k1(log_ratio: Tensor) -> Tensor:
@@ -41,19 +39,6 @@ def kl_in_loss(kind: str) -> Callable[[Tensor], Tensor]:
     if kind not in ("k2", "k3"):
         raise ValueError(f"KL estimator {kind!r} is not known: use k2 or k3")
     return k2 if kind == "k2" else k3
-
-
-def categorical_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
-    """(…,) KL(pi || ref) in nats between the categoricals of two (…, V) logits, exact, in float32.
-
-    An action that pi cannot take (logit -inf) adds nothing.
-    """
-    logp = torch.log_softmax(wide(logits), -1)
-    logq = torch.log_softmax(wide(reference_logits), -1)
-    possible = logp > -torch.inf
-    # both sides are masked before they meet, so that no -inf - -inf is ever differentiated
-    log_ratio = logp.masked_fill(~possible, 0) - logq.masked_fill(~possible, 0)
-    return (logp.exp() * log_ratio).sum(-1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,9 @@ class NumpyUpdater:
         self.first, self.second, self.work = (np.zeros_like(networks.flat) for _ in range(3))
         self.unpacked: tuple[PolicyBatch | None, StepBatch] = (None, StepBatch(*[np.zeros(0, dtype=np.float32)] * 6))
 
-    def step(self, batch: Sequence[PolicyBatch], objective: PolicyLoss) -> dict[str, float]:
+    def step(
+        self, batch: Sequence[PolicyBatch], objective: PolicyLoss, schedule_step: int | None = None
+    ) -> dict[str, float]:
         """As ``Updater.step``; the objective gives its terms, the networks compute loss and gradient.
 
         Raises TypeError for a term that the networks do not compute.
@@ -58,8 +60,9 @@ class NumpyUpdater:
         norm = math.sqrt(float(np.dot(gradient, gradient))) / count
         if not (math.isfinite(norm) and math.isfinite(metrics["loss"])):
             raise not_finite(self.steps + 1, metrics["loss"], norm)
+        position = self.steps if schedule_step is None else schedule_step
         rate = self.settings.learning_rate * self.adaptive
-        rate *= schedule_factor(self.settings.schedule, self.steps, self.total_steps, self.settings.warmup_steps)
+        rate *= schedule_factor(self.settings.schedule, position, self.total_steps, self.settings.warmup_steps)
         self.steps += 1
         self._adam(gradient, min(1.0, self.settings.max_grad_norm / (norm + 1e-6)) / count, rate)
         return {**metrics, "grad_norm": norm, "learning_rate": rate}

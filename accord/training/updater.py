@@ -19,7 +19,7 @@ Objective = Callable[[B], LossOutput]
 
 
 def schedule_factor(kind: str, step: int, total_steps: int, warmup_steps: int) -> float:
-    """The share of the learning rate at a step counted from 0: a linear climb, then constant, linear or cosine fall.
+    """The share of the peak learning rate at a step counted from 0: linear warmup, then constant, linear or cosine.
 
     >>> [round(schedule_factor("linear", s, 6, 2), 2) for s in range(6)]
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
@@ -82,10 +82,15 @@ class Updater:
         betas = (0.9, settings.adam_beta2)
         self.optimizer = torch.optim.AdamW(options, betas=betas, eps=settings.adam_eps, fused=fused)
 
-    def step(self, batch: Sequence[B], objective: Objective[B]) -> dict[str, float]:
-        """One optimiser step; returns the metrics as numbers.  Raises UserError where loss or gradient is not finite."""
+    def step(self, batch: Sequence[B], objective: Objective[B], schedule_step: int | None = None) -> dict[str, float]:
+        """One optimizer step; returns the metrics as numbers.
+
+        ``schedule_step`` is the position in the schedule, counted from 0; None: the number of steps taken so far.
+        Raises UserError where loss or gradient is not finite.
+        """
+        position = self.steps if schedule_step is None else schedule_step
         factor = self.adaptive * schedule_factor(
-            self.settings.schedule, self.steps, self.total_steps, self.settings.warmup_steps
+            self.settings.schedule, position, self.total_steps, self.settings.warmup_steps
         )
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor

@@ -290,9 +290,9 @@ def test_the_clip_range_falls_linearly(stage: Any, monkeypatch: pytest.MonkeyPat
     found: list[float] = []
     step = NumpyUpdater.step
 
-    def noting(updater: NumpyUpdater, batch: Any, objective: PolicyLoss) -> dict[str, float]:
+    def noting(updater: NumpyUpdater, batch: Any, objective: PolicyLoss, schedule_step: int) -> dict[str, float]:
         found.extend(term.clip_range for _, term in objective.terms if isinstance(term, ClippedSurrogate))
-        return step(updater, batch, objective)
+        return step(updater, batch, objective, schedule_step)
 
     monkeypatch.setattr(NumpyUpdater, "step", noting)
     for kind, expected in (("constant", [0.2] * 4), ("linear", [0.2, 0.15, 0.1, 0.05])):
@@ -302,14 +302,22 @@ def test_the_clip_range_falls_linearly(stage: Any, monkeypatch: pytest.MonkeyPat
         assert found == pytest.approx(expected)
 
 
+def test_the_rate_and_the_clip_range_fall_over_the_rollouts_where_they_stop_early(stage: Any, lines: Any) -> None:
+    """Four rollouts of 4 minibatches; the KL of the second minibatch always exceeds the target."""
+    training = {"total_timesteps": 256, "num_epochs": 1, "learning_rate": 0.01, "target_kl": 1e-9}
+    stage("ppo", values("CartPole-v1", training={**training, "schedule": "linear"}))
+    rates = [r["learning_rate"] for r in lines("ppo") if "ratio" in r]
+    assert rates == pytest.approx([0.01 * (1 - place / 16) for place in (0, 1, 4, 5, 8, 9, 12, 13)])
+
+
 def test_weight_decay_is_trained_by_the_plain_updater(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[type] = []
     for updater in (Updater, NumpyUpdater):
         step = updater.step
 
-        def noting(self: Any, batch: Any, objective: Any, step: Any = step) -> dict[str, float]:
+        def noting(self: Any, batch: Any, objective: Any, schedule_step: int, step: Any = step) -> dict[str, float]:
             steps.append(type(self))
-            return dict(step(self, batch, objective))
+            return dict(step(self, batch, objective, schedule_step))
 
         monkeypatch.setattr(updater, "step", noting)
     for decay, kind in ((0.0, NumpyUpdater), (0.1, Updater)):

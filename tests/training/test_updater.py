@@ -150,6 +150,21 @@ def test_the_optimizer_uses_the_schedule() -> None:
     assert rates == pytest.approx([0.005, 0.01, 0.01, 0.00875])
 
 
+def test_a_given_place_in_the_schedule_moves_the_rate_and_nothing_else() -> None:
+    """Weight decay off: Adam's step is the rate times a direction that depends on the steps taken alone."""
+    moves = []
+    for places in ([None, None], [0, 7]):
+        net = model()
+        updater = updater_of(net, schedule="linear")
+        updater.step([rows()], lambda micro, net=net: squared(net, micro), places[0])
+        before = [p.detach().clone() for p in net.parameters()]
+        metrics = updater.step([rows()], lambda micro, net=net: squared(net, micro), places[1])
+        assert metrics["learning_rate"] == pytest.approx(0.01 * (0.9 if places[1] is None else 0.3))
+        moves.append(torch.cat([(p.detach() - b).reshape(-1) for p, b in zip(net.parameters(), before, strict=True)]))
+        assert updater.steps == 2
+    torch.testing.assert_close(moves[1], moves[0] / 3, rtol=1e-9, atol=1e-15)
+
+
 def test_the_adaptive_rate_follows_the_kl() -> None:
     net = model()
     updater = updater_of(net)
