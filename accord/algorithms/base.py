@@ -18,9 +18,9 @@ from accord.io.readers import read_jsonl
 from accord.models.open import small_backbone
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_model
+from accord.training.artifact import save_model
 from accord.training.cross_entropy import train_texts
-from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
+from accord.training.describe import depth, describe_memory, describe_model, describe_steps
 
 
 def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> list[SupervisedExample]:
@@ -65,10 +65,10 @@ def train(config: BaseConfig, run: Run) -> dict[str, float]:
     tokens = sum(len(e.tokens) for e in examples)
     run.plan(
         {
-            "model": model_in_words(backbone, settings.base_model),
+            "model": describe_model(backbone, settings.base_model),
             "data": f"{config.data.train}: {len(examples):,} texts, {tokens:,} tokens, every token a label",
-            "steps": steps_in_words(len(examples), config.training),
-            "memory": memory_in_words(
+            "steps": describe_steps(len(examples), config.training),
+            "memory": describe_memory(
                 [backbone],
                 [],
                 tokens * config.training.batch_size // len(examples),
@@ -78,5 +78,5 @@ def train(config: BaseConfig, run: Run) -> dict[str, float]:
         }
     )
     metrics = train_texts(run, backbone, examples, config.training, config.precision)
-    leave_model(run, backbone, tokenizer, "base", metrics, {})
+    save_model(run, backbone, tokenizer, "base", metrics, {})
     return metrics

@@ -27,13 +27,13 @@ from accord.models.language import reply_logprobs
 from accord.models.reference import FrozenReference, Reference
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_model, open_model, open_tokenizer
+from accord.training.artifact import open_model, open_tokenizer, save_model
 from accord.training.checkpoint import read_pt, write_pt
-from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
+from accord.training.describe import depth, describe_memory, describe_model, describe_steps
 from accord.training.epochs import Epochs, train_epochs
 from accord.types import LossOutput, Packed, PreferenceBatch
 
-JUDGED = 256
+MAX_JUDGED_PAIRS = 256
 """Training pairs that decide on the note about falling log-probs where no pair is held out."""
 
 
@@ -80,12 +80,12 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     tokens = sum(lengths) * options.batch_size // len(grouped)
     run.plan(
         {
-            "model": model_in_words(backbone, config.model.base_model),
+            "model": describe_model(backbone, config.model.base_model),
             "data": f"{config.data.train}: {report}",
             "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
             "reference": "the same model; its log-probs are computed once and kept",
-            "steps": steps_in_words(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
-            "memory": memory_in_words([backbone], [], tokens, backbone.width, depth(backbone)),
+            "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
+            "memory": describe_memory([backbone], [], tokens, backbone.width, depth(backbone)),
         }
     )
     kept = run.directory / "reference.pt"
@@ -110,7 +110,7 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     )
     groups = [(list(backbone.parameters()), options.learning_rate)]
     last = train_epochs(run, backbone, groups, data)
-    judged, first = (heldout, len(pairs)) if heldout else (pairs[:JUDGED], 0)
+    judged, first = (heldout, len(pairs)) if heldout else (pairs[:MAX_JUDGED_PAIRS], 0)
     logprobs = reference_logprobs(FrozenReference(backbone), judged, device, config.precision, options.batch_size)
     log_ratios = logprobs - reference[first : first + len(judged)].cpu()
     if heldout:
@@ -122,5 +122,5 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
             " fell; DPO trains only their margin, so this is usual. A smaller learning rate or a larger training.beta"
             " keeps them closer to the reference."
         )
-    leave_model(run, backbone, tokenizer, "dpo", last, {"beta": options.beta})
+    save_model(run, backbone, tokenizer, "dpo", last, {"beta": options.beta})
     return last

@@ -35,7 +35,7 @@ from accord.functional.advantages import explained_variance, token_gae
 from accord.functional.kl import AdaptiveKL, FixedKL
 from accord.functional.masked import whiten
 from accord.models.language import LanguageActorCritic, reply_logprobs
-from accord.models.quantized import for_sampling
+from accord.models.quantized import sampling_copy
 from accord.models.reference import FrozenReference
 from accord.models.reward import RewardModel, is_reward_model
 from accord.rollout.collect import TextTask, pack_texts, read_replies, to_rows
@@ -45,9 +45,9 @@ from accord.rollout.shaping import shape_scores, token_rewards, whiten_rewards
 from accord.rollout.text_source import TextSource
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_model, open_model, open_tokenizer
+from accord.training.artifact import open_model, open_tokenizer, save_model
 from accord.training.checkpoint import Checkpoint, Resumable
-from accord.training.describe import depth, memory_in_words, model_in_words
+from accord.training.describe import depth, describe_memory, describe_model
 from accord.training.fit import finish_step
 from accord.training.policy_loss import (
     ActionScores,
@@ -291,7 +291,7 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
     backbone = open_model(config.model.base_model, device)
     reference = open_model(config.reference or config.model.base_model, device).requires_grad_(False)
     reward = open_rewards(config.reward, tokenizer, device)
-    policy = LanguageActorCritic(backbone, config.model.critic, critic_start(config, tokenizer)).to(device)
+    policy = LanguageActorCritic(backbone, config.model.critic, initial_critic(config, tokenizer)).to(device)
     prompts = load_prompts(config.prompts, tokenizer, max(1, config.model.max_length - sampling.max_new_tokens))
     loop = RolloutLoop(
         training.iterations,
@@ -324,7 +324,7 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
     source = TextSource(
         run,
         task,
-        lambda: backbone if sampling.weights == "float32" else for_sampling(backbone, sampling.weights),
+        lambda: backbone if sampling.weights == "float32" else sampling_copy(backbone, sampling.weights),
         training.replies // training.samples_per_prompt,
         device,
         config.precision,
@@ -332,7 +332,7 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
     )
 
     last = dict(train_on_rollouts(run, policy, updater, source, ppo_on_text(policy, config), loop).metrics)
-    leave_model(run, backbone, tokenizer, "ppo", last, {"policy": "language"})
+    save_model(run, backbone, tokenizer, "ppo", last, {"policy": "language"})
     return last
 
 
@@ -362,7 +362,7 @@ def open_rewards(settings: RewardSettings, tokenizer: Tokenizer, device: torch.d
     return WeightedReward(tuple(terms))
 
 
-def critic_start(config: LanguagePPOConfig, tokenizer: Tokenizer) -> RewardModel | None:
+def initial_critic(config: LanguagePPOConfig, tokenizer: Tokenizer) -> RewardModel | None:
     """The reward model that ``critic=reward`` starts from.  Raises UserError where there is none, or where it reads
     other tokens than the policy."""
     if config.model.critic != "reward":
@@ -393,7 +393,7 @@ def describe(
     adapts = f", adapting to {config.kl.target} nats per reply" if config.kl.target else ", fixed"
     run.plan(
         {
-            "policy": model_in_words(policy, f"{config.model.base_model} with a {config.model.critic} critic"),
+            "policy": describe_model(policy, f"{config.model.base_model} with a {config.model.critic} critic"),
             "prompts": prompts.report.describe(),
             "reward": source,
             "KL": f"beta {config.kl.beta}{adapts}, in the {config.kl.placement} ({config.kl.estimator})",
@@ -401,6 +401,6 @@ def describe(
             f" {sampling.max_new_tokens} tokens at temperature {sampling.temperature}",
             "steps": f"{loop.iterations} rollouts x {loop.epochs} epochs x {-(-loop.rows // loop.batch_size)}"
             f" minibatches of {loop.batch_size} replies = {loop.steps} steps",
-            "memory": memory_in_words([policy], frozen_models, tokens, policy.policy.width, depth(policy)),
+            "memory": describe_memory([policy], frozen_models, tokens, policy.policy.width, depth(policy)),
         }
     )

@@ -38,8 +38,8 @@ from accord.rollout.env.gym import open_vectors
 from accord.rollout.env.normalization import Normalizer
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_pt
-from accord.training.describe import model_in_words
+from accord.training.artifact import save_pt
+from accord.training.describe import describe_model
 from accord.training.numpy_updater import MIN_STEPS_FOR_JIT, NumpyUpdater
 from accord.training.policy_loss import ActionScores
 from accord.training.rollout_progress import RolloutStats
@@ -87,7 +87,7 @@ def step_stats(rollout: StepRollout, kl: float, explained: float) -> RolloutStat
 
 
 # ------------------------------------------------------------------------------------- training
-def loop_of(training: StepsPPOOptimizer) -> RolloutLoop:
+def rollout_loop(training: StepsPPOOptimizer) -> RolloutLoop:
     """As many rollouts as ``total_timesteps`` asks for."""
     rows = training.n_steps * training.n_envs
     return RolloutLoop(
@@ -119,7 +119,7 @@ class EvaluatedSource:
         self.collector.load_state_dict(state)
 
 
-def collector_for(
+def new_collector(
     run: Run, actor: StepActor, vectors: Vectors, normalizer: Normalizer, training: StepsPPOOptimizer
 ) -> StepCollector:
     """A collector with a buffer of the rollout's size."""
@@ -145,7 +145,7 @@ class StepTask:
 
 def train_on_steps(run: Run, model: AnyActorCritic, task: StepTask, training: StepsPPOOptimizer) -> dict[str, float]:
     """Trains ``model`` in the task's environments; returns the last rollout's numbers."""
-    loop = loop_of(training)
+    loop = rollout_loop(training)
     networks = None if training.weight_decay else numpy_networks(model, compiled=loop.steps >= MIN_STEPS_FOR_JIT)
     updater: PolicyUpdater = (
         NumpyUpdater(networks, training, loop.steps)
@@ -154,14 +154,14 @@ def train_on_steps(run: Run, model: AnyActorCritic, task: StepTask, training: St
     )
     run.plan(
         {
-            "policy": model_in_words(model, type(model).__name__),
+            "policy": describe_model(model, type(model).__name__),
             **task.words,
             "rollout": f"{training.n_envs} environments x {training.n_steps} steps = {loop.rows} steps",
             "steps": f"{loop.iterations} rollouts (at least {training.total_timesteps} environment steps) x"
             f" {loop.epochs} epochs x {-(-loop.rows // loop.batch_size)} minibatches of {loop.batch_size}",
         }
     )
-    collector = collector_for(run, StepActor(model, networks), task.vectors, task.normalizer, training)
+    collector = new_collector(run, StepActor(model, networks), task.vectors, task.normalizer, training)
 
     def score(inputs: VectorActions) -> ActionScores:
         log_probs, values, entropy = model.evaluate(inputs.observations, inputs.actions)
@@ -176,7 +176,7 @@ def train_on_steps(run: Run, model: AnyActorCritic, task: StepTask, training: St
     return dict(train_on_rollouts(run, model, updater, source, algorithm, loop).metrics)
 
 
-def policy_for(spaces: Spaces, config: ControlPPOConfig) -> AnyActorCritic:
+def new_policy(spaces: Spaces, config: ControlPPOConfig) -> AnyActorCritic:
     """A new policy and critic for a task's spaces."""
     if spaces.continuous:
         return GaussianActorCritic(spaces.obs_dim, spaces.action_dim, config.model.hidden_dim, config.model.log_std)
@@ -190,7 +190,7 @@ def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
     vectors = open_vectors(config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e))
     spaces = vectors.spaces
     torch.manual_seed(run.derive("init"))
-    model = policy_for(spaces, config).to(resolve_device(config.device))
+    model = new_policy(spaces, config).to(resolve_device(config.device))
     normalizer = Normalizer(
         spaces.obs_dim, training.n_envs, training.gamma, normalize.observations, normalize.rewards, normalize.clip
     )
@@ -221,7 +221,7 @@ def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
         last = {**last, **numbers}
     sizes = {"obs_dim": spaces.obs_dim, "action_dim": spaces.action_dim, "hidden_dim": config.model.hidden_dim}
     more = {"environment": config.environment, "continuous": spaces.continuous, "normaliser": normalizer.state_dict()}
-    leave_pt(run, "ppo_final.pt", model, {**sizes, **more, "metrics": last})
+    save_pt(run, "ppo_final.pt", model, {**sizes, **more, "metrics": last})
     run.say(f"wrote {run.directory / 'ppo_final.pt'} (load_state_dict of {type(model).__name__})")
     leave_curve(config, run)
     leave_video(config, run, model, normalizer)

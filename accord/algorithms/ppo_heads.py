@@ -20,7 +20,7 @@ from accord.rollout.env.tokens import TokenEnvironment
 from accord.rollout.score import Replies, total
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_pt, open_model, open_tokenizer
+from accord.training.artifact import open_model, open_tokenizer, save_pt
 
 
 def open_token_environments(config: HeadsPPOConfig, run: Run) -> EpisodeVectors:
@@ -73,6 +73,6 @@ def train(config: HeadsPPOConfig, run: Run) -> dict[str, float]:
     task = StepTask(vectors, normalizer, words, kl_controller(config.kl))
     last = train_on_steps(run, model, task, training)
     sizes = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": config.model.hidden_dim}
-    leave_pt(run, "ppo_final.pt", model, {**sizes, "metrics": last})
+    save_pt(run, "ppo_final.pt", model, {**sizes, "metrics": last})
     run.say(f"wrote {run.directory / 'ppo_final.pt'} (load_state_dict of ActorCritic({obs_dim}, {action_dim}))")
     return last

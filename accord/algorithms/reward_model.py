@@ -29,12 +29,12 @@ from accord.models.open import keep_layers
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_artifact, leave_pt, open_model, open_tokenizer
-from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
+from accord.training.artifact import open_model, open_tokenizer, save_artifact, save_pt
+from accord.training.describe import depth, describe_memory, describe_model, describe_steps
 from accord.training.epochs import Epochs, train_epochs
 from accord.types import LossOutput, PreferenceBatch
 
-MEASURED = 256
+MAX_MEASURED_PAIRS = 256
 """Pairs whose replies give the head its features' centre and spread."""
 
 
@@ -86,18 +86,18 @@ def fit_head(head: ScalarHead, features: Tensor, margins: Tensor, decay: float) 
     features towards noise.
     """
     nn.init.zeros_(head.linear.weight)
-    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> float:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         chosen, rejected = head(features).chunk(2)
         loss = bradley_terry_loss(chosen, rejected, margins).loss
         mean = loss.total / loss.count + decay * head.linear.weight.square().sum()
         mean.backward()  # type: ignore[no-untyped-call]
         return float(mean.detach())
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
-    optimiser.zero_grad()
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.zero_grad()
     with torch.no_grad():
         chosen, rejected = head(features).chunk(2)
     return float((chosen > rejected).float().mean())
@@ -133,12 +133,12 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     lengths = [unit_length(pairs, rows) for rows in grouped]
     run.plan(
         {
-            "model": model_in_words(model, f"{settings.base_model}, {settings.kind}, {settings.pooling} pooling"),
+            "model": describe_model(model, f"{settings.base_model}, {settings.kind}, {settings.pooling} pooling"),
             "data": report,
             "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
             "loss": kind,
-            "steps": steps_in_words(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
-            "memory": memory_in_words(
+            "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
+            "memory": describe_memory(
                 [model], [], sum(lengths) * options.batch_size // len(grouped), backbone.width, depth(model)
             ),
         }
@@ -147,7 +147,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     def fit_head_first() -> None:
         if not isinstance(model.head, ScalarHead):
             return
-        seen = pairs if probe_decay else pairs[:MEASURED]
+        seen = pairs if probe_decay else pairs[:MAX_MEASURED_PAIRS]
         features = reply_features(model, seen, device, config.precision)
         model.head.measure(features)
         if probe_decay:
@@ -187,9 +187,9 @@ def finish(
         metrics["heldout_pairs"] = float(len(heldout))
     run.record(metrics)
 
-    leave_artifact(run, model, tokenizer, "reward", metrics)
+    save_artifact(run, model, tokenizer, "reward", metrics)
     kept = model.head if config.model.kind == "features" else model
-    leave_pt(run, "reward_model_final.pt", kept, {"metrics": metrics})
+    save_pt(run, "reward_model_final.pt", kept, {"metrics": metrics})
     run.say(f"wrote {run.directory / 'model'} and {run.directory / 'reward_model_final.pt'}")
     if heldout:
         run.say(f"held-out accuracy {metrics['heldout_accuracy']:.3f} on {len(heldout)} pairs")

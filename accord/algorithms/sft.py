@@ -13,9 +13,9 @@ from accord.config.sft import SFTConfig
 from accord.data.supervised import load_supervised
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_model, leave_pt, open_model, open_tokenizer
+from accord.training.artifact import open_model, open_tokenizer, save_model, save_pt
 from accord.training.cross_entropy import train_texts
-from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
+from accord.training.describe import depth, describe_memory, describe_model, describe_steps
 
 
 def train(config: SFTConfig, run: Run) -> dict[str, float]:
@@ -28,11 +28,11 @@ def train(config: SFTConfig, run: Run) -> dict[str, float]:
     tokens = sum(len(e.tokens) for e in examples)
     run.plan(
         {
-            "model": model_in_words(backbone, config.model.base_model),
+            "model": describe_model(backbone, config.model.base_model),
             "data": f"{config.data.train}: {data.report.describe()}",
             "labels": f"{sum(sum(e.loss_mask) for e in examples):,} of {tokens:,} tokens: the assistant's, final EOS included",
-            "steps": steps_in_words(len(examples), config.training),
-            "memory": memory_in_words(
+            "steps": describe_steps(len(examples), config.training),
+            "memory": describe_memory(
                 [backbone],
                 [],
                 tokens * config.training.batch_size // len(examples),
@@ -43,8 +43,8 @@ def train(config: SFTConfig, run: Run) -> dict[str, float]:
     )
 
     def after_epoch(epoch: int, metrics: dict[str, float]) -> None:
-        leave_pt(run, f"sft_epoch_{epoch}.pt", backbone, {"epoch": epoch, "metrics": dict(metrics)})
+        save_pt(run, f"sft_epoch_{epoch}.pt", backbone, {"epoch": epoch, "metrics": dict(metrics)})
 
     metrics = train_texts(run, backbone, examples, config.training, config.precision, after_epoch)
-    leave_model(run, backbone, tokenizer, "sft", metrics, {"base_model": config.model.base_model})
+    save_model(run, backbone, tokenizer, "sft", metrics, {"base_model": config.model.base_model})
     return metrics

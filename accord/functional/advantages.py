@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accord.functional.masked import Array, deviations, keep, mean_square, same_shape, standardise, wide
+from accord.functional.masked import Array, deviations, keep, mean_square, same_shape, standardize, wide
 
 
 def _backward_scan(x: Array, decay: Array) -> Array:
@@ -92,12 +92,12 @@ def normalize_advantages(advantages: Array, mask: Tensor | None = None) -> Array
 
     Population standard deviation + 1e-8 below; equal inputs, one alone included, give zeros.
     """
-    return standardise(advantages, mask)
+    return standardize(advantages, mask)
 
 
 def normalize_rewards(rewards: Array, mask: Tensor | None = None) -> Array:
     """As ``normalize_advantages``, for the scores of one batch (running statistics belong to whoever collects)."""
-    return standardise(rewards, mask)
+    return standardize(rewards, mask)
 
 
 @torch.no_grad()

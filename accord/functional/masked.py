@@ -52,7 +52,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return mean.total / mean.count.clamp(min=1)
 
 
-def centred(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def centered(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """``x`` less its masked mean (0 where masked), and that mean.
 
     An offset is taken off first, so that equal values give exact zeros however large they are.
@@ -67,12 +67,12 @@ def centred(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def masked_var(x: Tensor, mask: Tensor, unbiased: bool = False) -> Tensor:
     """() the variance of ``x`` where ``mask`` is true: of the population, or ``unbiased`` (n - 1)."""
-    deviation, _ = centred(x, mask)
+    deviation, _ = centered(x, mask)
     return deviation.square().sum() / (mask.sum() - int(unbiased)).clamp(min=1)
 
 
 def deviations(x: Array) -> Array:
-    """``x`` less the mean of all its elements; equal ones give exact zeros however large they are, as in ``centred``."""
+    """``x`` less the mean of all its elements; equal ones give exact zeros however large they are, as in ``centered``."""
     if 0 in x.shape:
         return x
     shifted: Array = x - x.max()
@@ -90,12 +90,12 @@ def _mean_square(deviation: Tensor, mask: Tensor) -> Tensor:
     return deviation.square().sum() / mask.sum().clamp(min=1)
 
 
-def standardise(x: Array, mask: Tensor | None = None) -> Array:
+def standardize(x: Array, mask: Tensor | None = None) -> Array:
     """Mean 0 and deviation 1 (of the population, + 1e-8 below) where ``mask`` is true, 0 elsewhere.
 
     Without a mask over all elements, and an array serves as well as a tensor.
     """
-    deviation: Any = deviations(wide(x)) if mask is None else centred(x, mask)[0]
+    deviation: Any = deviations(wide(x)) if mask is None else centered(x, mask)[0]
     square = mean_square(deviation) if mask is None else _mean_square(deviation, mask)
     scaled: Array = deviation / (square**0.5 + 1e-8)
     return scaled
@@ -107,6 +107,6 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     Population variance and 1e-8 under the root, as in lm-human-preferences, which whitens advantages with the shift
     and rewards without (a shift would turn the sign of the score at the last token).
     """
-    deviation, mean = centred(x, mask)
+    deviation, mean = centered(x, mask)
     scaled = deviation * torch.rsqrt(_mean_square(deviation, mask) + 1e-8)
     return scaled if shift_mean else keep(scaled + mean, mask)

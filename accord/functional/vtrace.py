@@ -12,7 +12,7 @@ from accord.functional.advantages import _backward_scan, compute_gae, token_gae
 from accord.functional.masked import keep, same_shape, wide
 
 
-def _corrected(
+def _correct(
     td: Tensor, log_ratio: Tensor, onward: Tensor, kept: Tensor, lam: float, rho_bar: float, c_bar: float
 ) -> tuple[Tensor, Tensor]:
     """Advantages and targets - values from TD errors, time first; ``onward`` is the discount, 0 at an episode's end.
@@ -63,7 +63,7 @@ def compute_vtrace(
     onward = gamma * (~dones.bool()).to(td.dtype)
     everywhere = torch.ones_like(td, dtype=torch.bool)
     log_ratio = wide(logprobs) - wide(old_logprobs)
-    advantages, errors = _corrected(td, log_ratio, onward, everywhere, lam, rho_bar, c_bar)
+    advantages, errors = _correct(td, log_ratio, onward, everywhere, lam, rho_bar, c_bar)
     return advantages, wide(values) + errors
 
 
@@ -88,5 +88,5 @@ def token_vtrace(
     same_shape(rewards, logprobs=logprobs, old_logprobs=old_logprobs)
     td, _ = token_gae(rewards, values, mask, gamma, 0.0)
     log_ratio, onward = wide(logprobs) - wide(old_logprobs), torch.full_like(td.T, gamma)
-    advantages, errors = _corrected(td.T, log_ratio.T, onward, mask.T, lam, rho_bar, c_bar)
+    advantages, errors = _correct(td.T, log_ratio.T, onward, mask.T, lam, rho_bar, c_bar)
     return advantages.T, keep(wide(values), mask) + errors.T

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-WORTH = 4096  # tokens times layers from which a job pays for loading the compiler
+MIN_WORK_FOR_JIT = 4096  # tokens times layers from which a job pays for loading the compiler
 EVERYTHING = 2**62  # a window that holds every text
 LANES = 16
 STREAMED = 2**24  # numbers of a weight, or of a model, that come from memory for every token
@@ -69,7 +69,7 @@ class DecoderWeights:
     embedding: Tensor  # (V, D)
     layers: Sequence[DecoderLayer]
     norm: Tensor  # (D,)
-    turns: Tensor  # (C, K), cosine and sine of each position and pair
+    rope: Tensor  # (C, K), cosine and sine of each position and pair
     numbers: int  # of all weights: what a step reads from memory
 
 
@@ -80,7 +80,7 @@ def runs_compiled(embedding: Tensor, sizes: Sizes, rows: int, steps: int) -> boo
     """
     return (
         rows > 1
-        and rows * steps * sizes.layers >= WORTH
+        and rows * steps * sizes.layers >= MIN_WORK_FOR_JIT
         and embedding.device.type == "cpu"
         and embedding.dtype is torch.float32
         and not torch.is_autocast_enabled("cpu")
@@ -108,13 +108,13 @@ def product(x: Tensor, weight: Tensor, out: Tensor) -> None:
     from accord.kernels import decoding_numba as kernels
 
     rows, width = x.shape
-    turned = torch.empty(-(-rows // LANES) * width * LANES).numpy()
-    kernels.turn(_flat(x), turned, rows, width)
-    arrays = (turned, _flat(weight), _flat(out), rows, width, len(weight))
-    kernels.share(kernels.multiply, *arrays, count=-(-len(weight) // kernels.TILE), work=weight.numel())
+    lanes = torch.empty(-(-rows // LANES) * width * LANES).numpy()
+    kernels.transpose_rows(_flat(x), lanes, rows, width)
+    arrays = (lanes, _flat(weight), _flat(out), rows, width, len(weight))
+    kernels.parallel_for(kernels.multiply, *arrays, count=-(-len(weight) // kernels.TILE), work=weight.numel())
 
 
-def by_length(lengths: Tensor) -> list[tuple[Tensor, int]]:
+def group_by_length(lengths: Tensor) -> list[tuple[Tensor, int]]:
     """Rows in groups of like length with the longest of each: attention over a group has little padding."""
     if lengths.device.type != "cpu" or len(lengths) < 2 * GROUP:
         return []
@@ -122,7 +122,7 @@ def by_length(lengths: Tensor) -> list[tuple[Tensor, int]]:
     return [(some, int(lengths[some[-1]])) for some in torch.split(order, GROUP)]
 
 
-def in_blocks(keys: Tensor, used: int) -> Tensor:
+def to_blocks(keys: Tensor, used: int) -> Tensor:
     """Keys as the kernels read them, in blocks of ``LANES`` tokens: (B, G, C / LANES, K, LANES) from (B, G, C, K)."""
     rows, groups, columns, width = keys.shape
     blocks = keys.new_empty(rows, groups, -(-columns // LANES), width, LANES)
@@ -137,14 +137,14 @@ def in_blocks(keys: Tensor, used: int) -> Tensor:
 class Decoder:
     """The buffers and flat views for stepping a cache of so many rows.
 
-    ``keys`` (layers of them) are those of ``in_blocks``, ``values`` (B, G, C, K).  Valid while weights and cache stay
+    ``keys`` (layers of them) are those of ``to_blocks``, ``values`` (B, G, C, K).  Valid while weights and cache stay
     where they are.  A row's next token goes to the place after its others: columns that another row's prompt would
     leave unused are not read.
     """
 
     def __init__(self, weights: DecoderWeights, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         sizes, rows = weights.sizes, len(values[0])
-        self.weights, self.rows, self.turns = weights, rows, weights.turns
+        self.weights, self.rows, self.rope = weights, rows, weights.rope
         self.alone = torch.get_num_threads() == 1
         self.heads = (sizes.heads, sizes.kv_heads, sizes.head_dim)
         self.capacity = values[0].shape[2]
@@ -195,9 +195,9 @@ class Decoder:
         if self.alone:
             kernel(*arguments, 0, self.rows)
         else:
-            from accord.kernels.selective_scan_numba import share
+            from accord.kernels.selective_scan_numba import parallel_for
 
-            share(kernel, *arguments, count=self.rows, work=work)
+            parallel_for(kernel, *arguments, count=self.rows, work=work)
 
     def step(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """(B, D) hidden states at tokens (B,), each after the ``lengths`` (B,) tokens of its row."""
@@ -205,7 +205,7 @@ class Decoder:
 
         sizes, flat, eps = self.weights.sizes, self.flat, self.weights.norm_eps
         reach, before = int(lengths.max()) + 1, lengths.numpy()
-        angles = _flat(self.turns.index_select(0, lengths))
+        angles = _flat(self.rope.index_select(0, lengths))
         torch.index_select(self.weights.embedding.detach(), 0, tokens, out=self.x)
         delta = self.none
 

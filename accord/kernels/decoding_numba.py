@@ -18,20 +18,20 @@ import numpy as np
 from accord.kernels.selective_scan_numba import (
     LANES,
     add,
+    broadcast,
     compiled,
     exp2,
     fma,
     increase,
     load,
     mul,
-    share,
+    parallel_for,
     sigmoid,
-    spread,
     store,
     zero,
 )
 
-__all__ = ["TILE", "add_norm", "attend", "multiply", "sample", "share", "swiglu", "turn"]
+__all__ = ["TILE", "add_norm", "attend", "multiply", "sample", "parallel_for", "swiglu", "transpose_rows"]
 
 LOG2E = math.log2(math.e)
 TILE = 6  # outputs that are summed at once: with their sixteen rows they fill the registers of AVX2
@@ -54,7 +54,7 @@ def add_norm(x, delta, weight, out, eps, width, first, last):  # type: ignore[no
         total[0] = 0.0
         increase(total, 0, squares)
         total[0] = np.float32(1.0 / math.sqrt(total[0] / width + eps))
-        scale = spread(total, 0)
+        scale = broadcast(total, 0)
         for i in range(0, width, LANES):
             store(out, begin + i, mul(mul(load(x, begin + i), scale), load(weight, i)))
 
@@ -70,7 +70,7 @@ def swiglu(gate_up, out, width, first, last):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _prepare(qkv, at, heads, width, turn, weights, eps):  # type: ignore[no-untyped-def]
+def _prepare(qkv, at, heads, width, rope, weights, eps):  # type: ignore[no-untyped-def]
     """In place, for ``heads`` of one row at ``at``: RMSNorm by ``weights`` where there are any, then the rotation."""
     for head in range(heads):
         start = at + head * width
@@ -83,18 +83,18 @@ def _prepare(qkv, at, heads, width, turn, weights, eps):  # type: ignore[no-unty
                 qkv[start + i] *= scale * weights[i]
         for i in range(0, width, 2):
             real, imaginary = qkv[start + i], qkv[start + i + 1]
-            cosine, sine = turn[i], turn[i + 1]
+            cosine, sine = rope[i], rope[i + 1]
             qkv[start + i] = real * cosine - imaginary * sine
             qkv[start + i + 1] = real * sine + imaginary * cosine
 
 
 @compiled
 def attend(  # type: ignore[no-untyped-def]
-    qkv, turns, q_weight, k_weight, eps, keys, values, lengths, sizes, capacity, window, out, first, last
+    qkv, rope, q_weight, k_weight, eps, keys, values, lengths, sizes, capacity, window, out, first, last
 ):
     """One token a row: rotates q and k, puts k and v behind the row's others, and attends to what the row holds.
 
-    ``qkv`` (B, (H + 2 G) K); ``turns`` (B, K), cosine and sine of each pair; ``keys`` (B, G, C / LANES, K, LANES), so
+    ``qkv`` (B, (H + 2 G) K); ``rope`` (B, K), cosine and sine of each pair; ``keys`` (B, G, C / LANES, K, LANES), so
     that the scores of ``LANES`` tokens fill a vector; ``values`` (B, G, C, K); ``lengths`` (B,) tokens before this
     one; ``sizes`` (H, G, K); ``capacity`` is C; ``out`` (B, H K).  A token sees ``window`` positions, itself included.
     """
@@ -105,9 +105,9 @@ def attend(  # type: ignore[no-untyped-def]
     power = np.float32(LOG2E / math.sqrt(width))
     for row in range(first, last):
         query = row * (heads + 2 * groups) * width
-        turn = turns[row * width : (row + 1) * width]
-        _prepare(qkv, query, heads, width, turn, q_weight, eps)
-        _prepare(qkv, query + heads * width, groups, width, turn, k_weight, eps)
+        angles = rope[row * width : (row + 1) * width]
+        _prepare(qkv, query, heads, width, angles, q_weight, eps)
+        _prepare(qkv, query + heads * width, groups, width, angles, k_weight, eps)
         now = lengths[row]
         count = now + 1
         oldest = max(0, count - window)
@@ -126,10 +126,10 @@ def attend(  # type: ignore[no-untyped-def]
                     key = block + c * width
                     a, b, d, e = zero(), zero(), zero(), zero()
                     for i in range(0, width, 4):
-                        a = fma(spread(qkv, one + i), load(keys, key + i * LANES), a)
-                        b = fma(spread(qkv, one + i + 1), load(keys, key + (i + 1) * LANES), b)
-                        d = fma(spread(qkv, one + i + 2), load(keys, key + (i + 2) * LANES), d)
-                        e = fma(spread(qkv, one + i + 3), load(keys, key + (i + 3) * LANES), e)
+                        a = fma(broadcast(qkv, one + i), load(keys, key + i * LANES), a)
+                        b = fma(broadcast(qkv, one + i + 1), load(keys, key + (i + 1) * LANES), b)
+                        d = fma(broadcast(qkv, one + i + 2), load(keys, key + (i + 2) * LANES), d)
+                        e = fma(broadcast(qkv, one + i + 3), load(keys, key + (i + 3) * LANES), e)
                     store(scores, c, add(add(a, b), add(d, e)))
                 largest = scores[oldest]
                 for c in range(oldest, count):
@@ -146,24 +146,24 @@ def attend(  # type: ignore[no-untyped-def]
                 number[0] = 0.0
                 increase(number, 0, total)
                 number[0] = np.float32(1.0) / number[0]
-                scale = spread(number, 0)
+                scale = broadcast(number, 0)
                 target = (row * heads + head) * width
                 for i in range(0, width, LANES):
                     a, b, d, e = zero(), zero(), zero(), zero()
                     value = base + i
                     whole = oldest + (count - oldest) // 4 * 4
                     for c in range(oldest, whole, 4):
-                        a = fma(spread(scores, c), load(values, value + c * width), a)
-                        b = fma(spread(scores, c + 1), load(values, value + (c + 1) * width), b)
-                        d = fma(spread(scores, c + 2), load(values, value + (c + 2) * width), d)
-                        e = fma(spread(scores, c + 3), load(values, value + (c + 3) * width), e)
+                        a = fma(broadcast(scores, c), load(values, value + c * width), a)
+                        b = fma(broadcast(scores, c + 1), load(values, value + (c + 1) * width), b)
+                        d = fma(broadcast(scores, c + 2), load(values, value + (c + 2) * width), d)
+                        e = fma(broadcast(scores, c + 3), load(values, value + (c + 3) * width), e)
                     for c in range(whole, count):
-                        a = fma(spread(scores, c), load(values, value + c * width), a)
+                        a = fma(broadcast(scores, c), load(values, value + c * width), a)
                     store(out, target + i, mul(add(add(a, b), add(d, e)), scale))
 
 
 @compiled
-def turn(x, out, rows, width):  # type: ignore[no-untyped-def]
+def transpose_rows(x, out, rows, width):  # type: ignore[no-untyped-def]
     """x (rows, width) as (rows / LANES, width, LANES); rows beyond the last are 0."""
     for first in range(0, rows, LANES):
         base, here = first * width, min(LANES, rows - first)
@@ -178,7 +178,7 @@ def turn(x, out, rows, width):  # type: ignore[no-untyped-def]
 
 @compiled
 def multiply(x, weight, out, rows, width, outputs, first, last):  # type: ignore[no-untyped-def]
-    """out (rows, outputs) = x @ weight.T for tiles [first, last) of outputs; x is what ``turn`` makes of it.
+    """out (rows, outputs) = x @ weight.T for tiles [first, last) of outputs; x is what ``transpose_rows`` makes of it.
 
     Every row of the weights is read from memory once, however many rows of x there are.
     """
@@ -199,12 +199,12 @@ def multiply(x, weight, out, rows, width, outputs, first, last):  # type: ignore
             base = row * width
             for i in range(width):
                 some = load(x, base + i * LANES)
-                a = fma(spread(weight, at + i), some, a)
-                b = fma(spread(weight, w1 + i), some, b)
-                c = fma(spread(weight, w2 + i), some, c)
-                d = fma(spread(weight, w3 + i), some, d)
-                e = fma(spread(weight, w4 + i), some, e)
-                f = fma(spread(weight, w5 + i), some, f)
+                a = fma(broadcast(weight, at + i), some, a)
+                b = fma(broadcast(weight, w1 + i), some, b)
+                c = fma(broadcast(weight, w2 + i), some, c)
+                d = fma(broadcast(weight, w3 + i), some, d)
+                e = fma(broadcast(weight, w4 + i), some, e)
+                f = fma(broadcast(weight, w5 + i), some, f)
             store(tile, 0, a)
             store(tile, LANES, b)
             store(tile, 2 * LANES, c)

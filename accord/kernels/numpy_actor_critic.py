@@ -57,7 +57,7 @@ class NumpyActorCritic:
     """
 
     def __init__(self, parameters: Sequence[Tensor], discrete: bool, compiled: bool = False) -> None:
-        """``parameters``: views, one after another, of one flat float32 array on the CPU, as ``one_array`` makes them.
+        """``parameters``: views, one after another, of one flat float32 array on the CPU, as ``as_one_array`` makes them.
 
         ``compiled``: element-wise passes by ``tanh_numba``, whose loading pays after some thousand steps.
         """
@@ -227,7 +227,7 @@ class NumpyActorCritic:
         np.dot(outer.T, observations, out=d_w1)
 
 
-def one_array(tensors: Sequence[Tensor]) -> list[Tensor]:
+def as_one_array(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copies of the tensors as views, one after another, of one new flat array."""
     flat = torch.cat([t.detach().reshape(-1) for t in tensors])
     parts = torch.split(flat, [t.numel() for t in tensors])

@@ -168,7 +168,9 @@ def _forward(
     kept = int(((offsets.diff() + kernels.CHUNK - 1) // kernels.CHUNK).sum()) if keep else 0
     y, finals, marks = torch.empty_like(x), x.new_empty(len(parents), states, width), x.new_empty(kept * states * width)
     arrays = map(_flat, (x, dt, a, B, C, D, offsets, parents, y, finals, marks))
-    kernels.share(kernels.scan_forward, *arrays, width, states, count=width // kernels.LANES, work=x.numel() * states)
+    kernels.parallel_for(
+        kernels.scan_forward, *arrays, width, states, count=width // kernels.LANES, work=x.numel() * states
+    )
     return y, finals, marks
 
 
@@ -201,7 +203,7 @@ class CompiledScan(torch.autograd.Function):
         gx, gdt, ga, gd = torch.empty_like(x), torch.empty_like(x), torch.zeros_like(rate), torch.empty_like(D)
         gb, gc = x.new_zeros(groups, *B.shape), x.new_zeros(groups, *C.shape)
         arrays = map(_flat, (x, dt, rate, a, B, C, D, offsets, parents, marks, gy, gh, gx, gdt, ga, gb, gc, gd))
-        kernels.share(kernels.scan_backward, *arrays, width, states, count=groups, work=2 * x.numel() * states)
+        kernels.parallel_for(kernels.scan_backward, *arrays, width, states, count=groups, work=2 * x.numel() * states)
         # numpy adds the groups one after another, whatever the number of threads
         gB, gC = (torch.from_numpy(g.numpy().sum(0)) for g in (gb, gc))
         return gx, gdt, ga.t(), gB, gC, gd, None, None
@@ -251,7 +253,7 @@ class _CompiledConv(torch.autograd.Function):
         ctx.save_for_backward(x, taps, bias, previous)
         arrays = (_rows(x), x.stride(0), *map(_flat, (taps, bias, previous, y)))
         width = x.shape[1]
-        kernels.share(kernels.conv_forward, *arrays, width, count=width // kernels.LANES, work=4 * x.numel())
+        kernels.parallel_for(kernels.conv_forward, *arrays, width, count=width // kernels.LANES, work=4 * x.numel())
         return y
 
     @staticmethod
@@ -263,7 +265,7 @@ class _CompiledConv(torch.autograd.Function):
         gx, gtaps, gbias = x.new_zeros(x.shape), torch.zeros_like(taps), torch.zeros_like(bias)
         arrays = (_rows(x), x.stride(0), *map(_flat, (taps, bias, previous, gy.contiguous(), gx, gtaps, gbias)))
         width = x.shape[1]
-        kernels.share(kernels.conv_backward, *arrays, width, count=width // kernels.LANES, work=8 * x.numel())
+        kernels.parallel_for(kernels.conv_backward, *arrays, width, count=width // kernels.LANES, work=8 * x.numel())
         return gx, gtaps.t()[:, None], gbias, None
 
 
@@ -281,7 +283,7 @@ class _CompiledSoftplus(torch.autograd.Function):
 
         y = torch.empty_like(x)
         ctx.save_for_backward(x)
-        kernels.share(
+        kernels.parallel_for(
             kernels.softplus_forward, _flat(x), _flat(y), count=x.numel() // kernels.LANES, work=4 * x.numel()
         )
         return y
@@ -293,7 +295,7 @@ class _CompiledSoftplus(torch.autograd.Function):
 
         (x,) = ctx.saved_tensors
         gx, arrays = torch.empty_like(x), (x, gy.contiguous())
-        kernels.share(
+        kernels.parallel_for(
             kernels.softplus_backward, *map(_flat, (*arrays, gx)), count=x.numel() // kernels.LANES, work=4 * x.numel()
         )
         return gx
@@ -314,7 +316,7 @@ class _CompiledGate(torch.autograd.Function):
         out = torch.empty_like(y)
         ctx.save_for_backward(y, z)
         arrays = (_flat(y), _rows(z), z.stride(0), _flat(out))
-        kernels.share(kernels.gate_forward, *arrays, y.shape[1], count=len(y), work=4 * y.numel())
+        kernels.parallel_for(kernels.gate_forward, *arrays, y.shape[1], count=len(y), work=4 * y.numel())
         return out
 
     @staticmethod
@@ -325,7 +327,7 @@ class _CompiledGate(torch.autograd.Function):
         y, z = ctx.saved_tensors
         gy, gz = torch.empty_like(y), torch.empty_like(y)
         arrays = (_flat(y), _rows(z), z.stride(0), *map(_flat, (g.contiguous(), gy, gz)))
-        kernels.share(kernels.gate_backward, *arrays, y.shape[1], count=len(y), work=4 * y.numel())
+        kernels.parallel_for(kernels.gate_backward, *arrays, y.shape[1], count=len(y), work=4 * y.numel())
         return gy, gz
 
 
@@ -363,5 +365,5 @@ def scan_step(x: Tensor, dt: Tensor, rates: Tensor, selected: Tensor, D: Tensor,
     (states, width), y = rates.shape, torch.empty_like(x)
     arrays = map(_flat, (x, dt.contiguous(), rates, selected.contiguous(), D, xz, state, y))
     sizes = (width, states, selected.shape[1] - 2 * states)
-    kernels.share(kernels.scan_step, *arrays, *sizes, count=len(x), work=x.numel() * states)
+    kernels.parallel_for(kernels.scan_step, *arrays, *sizes, count=len(x), work=x.numel() * states)
     return y

@@ -137,7 +137,7 @@ class Heads:
     heads: int
     kv_heads: int
     window: int | None  # of a sliding window, in tokens
-    turn: Tensor  # (L, 1, K/2) complex, the rotation of each token
+    rope: Tensor  # (L, 1, K/2) complex, the rotation of each token
     layout: Layout
 
     def mask(self, columns: int, like: Tensor) -> Tensor | None:
@@ -155,7 +155,7 @@ class _Attend(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, heads: Heads) -> Tensor:
         where, both = heads.layout, heads.heads + heads.kv_heads
         rotated = torch.empty_like(qkv)
-        _turn(qkv[:, :both], heads.turn, rotated[:, :both])
+        _apply_rope(qkv[:, :both], heads.rope, rotated[:, :both])
         rotated[:, both:] = qkv[:, both:]
         rows = rotated.index_select(0, where.places)
         outputs, sums = [], []
@@ -192,18 +192,18 @@ class _Attend(torch.autograd.Function):
         grad = grads.index_select(0, where.slots)
         if len(where.again):  # keys and values that several texts read; queries have no gradient there
             grad.index_add_(0, where.shared, grads.index_select(0, where.again))
-        _turn(grad[:, :both], heads.turn.conj(), grad[:, :both])
+        _apply_rope(grad[:, :both], heads.rope.conj(), grad[:, :both])
         return grad, None
 
 
-def _turn(x: Tensor, turn: Tensor, out: Tensor) -> None:
+def _apply_rope(x: Tensor, rope: Tensor, out: Tensor) -> None:
     """Turns the adjacent pairs of x (L, H, K) into ``out``, which may be x."""
     if x.dtype is torch.float32:
         pairs, target = (torch.view_as_complex(y.view(*y.shape[:-1], -1, 2)) for y in (x, out))
-        torch.mul(pairs, turn, out=target)
+        torch.mul(pairs, rope, out=target)
         return
     wide = x if x.dtype is torch.float64 else x.float()
-    out.copy_(torch.view_as_real(torch.view_as_complex(wide.reshape(*x.shape[:-1], -1, 2)) * turn).flatten(-2))
+    out.copy_(torch.view_as_real(torch.view_as_complex(wide.reshape(*x.shape[:-1], -1, 2)) * rope).flatten(-2))
 
 
 def _split(rows: Tensor, group: Row, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
@@ -242,7 +242,7 @@ class TransformerWeights:
     norm_eps: float
 
 
-def suits(weight: Tensor) -> bool:
+def supports(weight: Tensor) -> bool:
     """Whether this pass is for a model with weights like this one: on a CPU, in float32 or float64."""
     return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
 
@@ -271,15 +271,15 @@ def _attention(x: Tensor, layer: LayerWeights, heads: Heads, model: TransformerW
     return cast(Tensor, _Attend.apply(qkv, heads))  # type: ignore[no-untyped-call]
 
 
-def run_layers(x: Tensor, model: TransformerWeights, packed: Packed, turn: Tensor, at: Tensor | None = None) -> Tensor:
+def run_layers(x: Tensor, model: TransformerWeights, packed: Packed, rope: Tensor, at: Tensor | None = None) -> Tensor:
     """(L, D) what the layers make of the embeddings x (L, D); with ``at`` (N,) indices into L, those (N, D) alone.
 
-    ``turn`` (L, 1, K/2) complex is the rotation at the positions.  What follows the last layer's attention is computed
+    ``rope`` (L, 1, K/2) complex is the rotation at the positions.  What follows the last layer's attention is computed
     at the indices only.
     """
     where, last = layout(packed), len(model.layers) - 1
     for number, layer in enumerate(model.layers):
-        heads = Heads(model.heads, model.kv_heads, layer.window, turn, where)
+        heads = Heads(model.heads, model.kv_heads, layer.window, rope, where)
         seen = _attention(x, layer, heads, model)
         if number == last and at is not None:
             seen, x = seen.index_select(0, at), x.index_select(0, at)

@@ -19,7 +19,7 @@ from accord.functional.masked import wide
 
 CHUNK_ELEMENTS = 2**22
 """Logits computed at once: 16 MB, which a processor's last cache holds.  Rows of a wider vocabulary are taken one by one."""
-KEPT_ELEMENTS = 2**23
+MAX_STORED_PROBABILITIES = 2**23
 """Up to so many logits ``label_logprobs`` keeps its probabilities for the backward pass; more are computed again."""
 
 
@@ -85,7 +85,7 @@ class _Chosen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
         narrow, cast = hidden.to(dtype), weight.to(dtype)
-        small = len(hidden) * len(weight) <= KEPT_ELEMENTS and any(ctx.needs_input_grad)
+        small = len(hidden) * len(weight) <= MAX_STORED_PROBABILITIES and any(ctx.needs_input_grad)
         logprobs, kept = [], []
         for rows in _chunks(len(hidden), len(weight)):
             made, chosen = _probabilities_(narrow[rows] @ cast.t(), targets[rows])
@@ -147,7 +147,7 @@ def label_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def label_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """(N,) log p(targets) under softmax(hidden · weightᵀ), in float32; shapes and errors as in ``label_nll``.
 
-    Keeps at most ``KEPT_ELEMENTS`` probabilities for the backward pass; a longer row pays a fourth matrix product.
+    Keeps at most ``MAX_STORED_PROBABILITIES`` probabilities for the backward pass; a longer row pays a fourth matrix product.
     """
     _check(hidden, weight, targets)
     chosen: Tensor = _Chosen.apply(hidden, weight, targets, _dtype(hidden))  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from typing import TypeAlias, cast
 import torch
 from torch import Generator, Tensor, nn
 
-from accord.kernels.numpy_actor_critic import NumpyActorCritic, one_array
+from accord.kernels.numpy_actor_critic import NumpyActorCritic, as_one_array
 from accord.models.plain import are_plain
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
@@ -220,13 +220,13 @@ def numpy_networks(model: AnyActorCritic, compiled: bool = False) -> NumpyActorC
     parameters = list(model.parameters())
     if any(p.device.type != "cpu" or p.dtype is not torch.float32 or not p.requires_grad for p in parameters):
         return None
-    ordered = networks_side_by_side(model)
-    for parameter, view in zip(ordered, one_array(ordered), strict=True):
+    ordered = parameters_side_by_side(model)
+    for parameter, view in zip(ordered, as_one_array(ordered), strict=True):
         parameter.data = view
     return NumpyActorCritic(ordered, discrete=isinstance(model, ActorCritic), compiled=compiled)
 
 
-def networks_side_by_side(model: AnyActorCritic) -> list[nn.Parameter]:
+def parameters_side_by_side(model: AnyActorCritic) -> list[nn.Parameter]:
     """The parameters in the order of ``NumpyActorCritic``: layer by layer, policy before critic, weights before biases."""
     policy, critic = model.policy, cast(ValueNetwork, model.critic)
     layers = [(policy.trunk[0], critic.trunk[0]), (policy.trunk[2], critic.trunk[2])]

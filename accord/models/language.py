@@ -16,7 +16,7 @@ from accord.models.reward import RewardModel
 from accord.types import Packed
 
 Critic = Literal["shared", "shared_detached", "separate", "reward"]
-KEPT_LOGITS = 2**25
+MAX_STORED_LOGITS = 2**25
 """Up to so many (128 MB in float32) are kept for the backward pass; more are computed again, a chunk at a time."""
 
 
@@ -85,7 +85,7 @@ class LanguageActorCritic(nn.Module):
         state = self.policy(packed, before)
         targets, size = packed.tokens[chosen], self.policy.vocab_size
         logprobs, entropy = token_logprobs(
-            self.policy.logits, state, targets, temperature, KEPT_LOGITS, vocab_size=size
+            self.policy.logits, state, targets, temperature, MAX_STORED_LOGITS, vocab_size=size
         )
         if self.critic_backbone is not None:
             state = self.critic_backbone(packed, before)

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 
 from accord.errors import UserError
 from accord.kernels import transformer_training
-from accord.kernels.decoding import Decoder, DecoderWeights, by_length, few_rows, in_blocks, product, runs_compiled
+from accord.kernels.decoding import (
+    Decoder,
+    DecoderWeights,
+    few_rows,
+    group_by_length,
+    product,
+    runs_compiled,
+    to_blocks,
+)
 from accord.models.backbone import Backbone
 from accord.models.hf_format import read_json, read_weights, write_json, write_weights
 from accord.models.plain import are_plain
@@ -91,9 +99,9 @@ class Transformer(Backbone):
     def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
         """See ``Backbone.forward``; the last layer is computed no further than ``at`` needs."""
         blocks = cast("list[Layer]", list(self.layers))
-        if self.has_kernels() and transformer_training.suits(self.embed_tokens.weight) and have_no_bias(blocks):
-            turn, weights = rotation(self.config, packed.positions), training_weights(self.config, blocks)
-            x = transformer_training.run_layers(self.embed_tokens(packed.tokens), weights, packed, turn, at)
+        if self.has_kernels() and transformer_training.supports(self.embed_tokens.weight) and have_no_bias(blocks):
+            rope, weights = rotation(self.config, packed.positions), training_weights(self.config, blocks)
+            x = transformer_training.run_layers(self.embed_tokens(packed.tokens), weights, packed, rope, at)
             return cast(Tensor, self.norm(x))
         states = self.forward_plain(packed)
         return states if at is None else states[at]
@@ -142,7 +150,7 @@ class Transformer(Backbone):
         order = torch.arange(columns, device=packed.texts.device)
         positions = torch.where(packed.texts >= 0, order, -1)
         cache = KeyValueCache(F.pad(positions, (0, capacity), value=-1), packed.offsets.diff(), columns)
-        groups = by_length(cache.lengths)
+        groups = group_by_length(cache.lengths)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (_to_rows(x, places, rows) for x in (q, k, v))
@@ -173,7 +181,7 @@ class Transformer(Backbone):
             cache.compiled = self._runs_compiled(len(tokens), cache.positions.shape[1] - column)
             if cache.compiled:
                 for layer, keys in enumerate(cache.keys):
-                    cache.keys[layer] = in_blocks(keys, column)
+                    cache.keys[layer] = to_blocks(keys, column)
         if cache.compiled:
             if cache.decoder is None:
                 cache.decoder = Decoder(self._decoder_weights(cache.positions.shape[1]), cache.keys, cache.values)
@@ -190,14 +198,14 @@ class Transformer(Backbone):
 
     def _decoder_weights(self, columns: int) -> DecoderWeights:
         """What the compiled kernels take, for texts of up to so many tokens."""
-        turns = torch.view_as_real(rotation(self.config, torch.arange(columns))).flatten(1)
+        rope = torch.view_as_real(rotation(self.config, torch.arange(columns))).flatten(1)
         return DecoderWeights(
             decoder_sizes(self.config),
             self.config.norm_eps,
             self.embed_tokens.weight,
             decoder_layers(self.config, cast("list[Layer]", list(self.layers))),
             self.norm.weight,
-            turns,
+            rope,
             sum(weight.numel() for weight in self.parameters()),
         )
 
@@ -223,9 +231,9 @@ class Transformer(Backbone):
 
     def _layers(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         x = self.embed_tokens(tokens)
-        turn = rotation(self.config, positions)
+        rope = rotation(self.config, positions)
         for number, layer in enumerate(self.layers):
-            x = layer(number, x, turn, attend)
+            x = layer(number, x, rope, attend)
         return cast(Tensor, x)
 
     def _window(self, columns: int, device: torch.device) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from accord.models.backbone import Backbone
 from accord.types import Generation, Packed
 
-WORTH = 2**22  # logits of a whole job from which the compiled draw pays for loading the compiler
+MIN_WORK_FOR_JIT = 2**22  # logits of a whole job from which the compiled draw pays for loading the compiler
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,15 @@ def draw_compiled(logits: Tensor, decoding: Decoding, generator: torch.Generator
     arrays = (logits.detach().float().contiguous().numpy(), uniform.numpy())
     settings = (1.0 if greedy else 1.0 / decoding.temperature, greedy)
     results = (tokens.numpy(), logprobs.numpy())
-    kernels.share(kernels.sample, *arrays, *settings, *results, count=rows, work=logits.numel())
+    kernels.parallel_for(kernels.sample, *arrays, *settings, *results, count=rows, work=logits.numel())
     return tokens, logprobs
 
 
-def _draw_of(decoding: Decoding, device: torch.device, logits: int) -> Draw:
+def _draw_for(decoding: Decoding, device: torch.device, logits: int) -> Draw:
     """How a job that will see so many logits draws: a matter of the job alone, so that a resumed run draws the same."""
-    compiled = device.type == "cpu" and decoding.top_p >= 1.0 and logits >= WORTH and find_spec("numba") is not None
+    compiled = (
+        device.type == "cpu" and decoding.top_p >= 1.0 and logits >= MIN_WORK_FOR_JIT and find_spec("numba") is not None
+    )
     return draw_compiled if compiled else draw
 
 
@@ -102,7 +104,7 @@ def generate(
     if samples > 1:
         hidden, cache = hidden[live // samples], cache.select(live // samples)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
-    pick = _draw_of(decoding, device, rows * steps * backbone.vocab_size)
+    pick = _draw_for(decoding, device, rows * steps * backbone.vocab_size)
     for t in range(steps):
         tokens, chosen_logprobs = pick(backbone.logits(hidden), decoding, generator)
         open_rows = live[~finished]
@@ -132,7 +134,7 @@ def stream(backbone: Backbone, prompt: Sequence[int], decoding: Decoding, genera
     """The tokens of one reply as they are written, without the final EOS."""
     device = next(backbone.parameters()).device
     hidden, cache = backbone.prefill(Packed.of([prompt]).to(device), decoding.max_new_tokens)
-    pick = _draw_of(decoding, device, decoding.max_new_tokens * backbone.vocab_size)
+    pick = _draw_for(decoding, device, decoding.max_new_tokens * backbone.vocab_size)
     for _ in range(decoding.max_new_tokens):
         tokens, _ = pick(backbone.logits(hidden), decoding, generator)
         if int(tokens) == decoding.eos_id:

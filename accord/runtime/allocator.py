@@ -11,9 +11,9 @@ import os
 import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
-LARGEST_KEPT = 32 * 2**20  # glibc's own upper bound where a mapping begins
-KEPT_AT_THE_END = 2**31 - 1  # all that an int can say
-ROOM = 16 * 2**20
+MAX_HEAP_BLOCK = 32 * 2**20  # glibc's own upper bound where a mapping begins
+NEVER_TRIM = 2**31 - 1  # all that an int can say
+HEAP_GROWTH = 16 * 2**20
 
 
 def keep_memory() -> bool:
@@ -32,6 +32,6 @@ def keep_memory() -> bool:
         return False
     mallopt = library.mallopt
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-    settings = ((M_MMAP_THRESHOLD, LARGEST_KEPT), (M_TRIM_THRESHOLD, KEPT_AT_THE_END), (M_TOP_PAD, ROOM))
+    settings = ((M_MMAP_THRESHOLD, MAX_HEAP_BLOCK), (M_TRIM_THRESHOLD, NEVER_TRIM), (M_TOP_PAD, HEAP_GROWTH))
     done = [mallopt(key, value) == 1 for key, value in settings]  # each one, also after a refusal
     return all(done)

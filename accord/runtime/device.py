@@ -32,13 +32,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def multiplies_bfloat16() -> bool:
+def has_bfloat16_instructions() -> bool:
     """Whether this processor has instructions for products in bfloat16; torch's own without them are far slower."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def slow_precision(device: torch.device, precision: str) -> str:
     """A sentence where the precision asked for is the slow one on this machine; empty elsewhere."""
-    if precision == "float32" or device.type != "cpu" or multiplies_bfloat16():
+    if precision == "float32" or device.type != "cpu" or has_bfloat16_instructions():
         return ""
     return "note: this processor has no bfloat16 instructions; precision=float32 is several times quicker here."

@@ -64,7 +64,7 @@ def open_model(source: str, device: torch.device) -> Backbone:
     return open_backbone(source).to(device).eval()
 
 
-def leave_model(
+def save_model(
     run: Run,
     backbone: Backbone,
     tokenizer: Tokenizer,
@@ -73,12 +73,12 @@ def leave_model(
     extra: Mapping[str, Any],
 ) -> None:
     """``<stage>_final.pt`` as specified, and the artifact folder ``model/`` that transformers opens."""
-    leave_artifact(run, backbone, tokenizer, kind, metrics)
-    leave_pt(run, f"{kind}_final.pt", backbone, {"metrics": dict(metrics), **extra})
+    save_artifact(run, backbone, tokenizer, kind, metrics)
+    save_pt(run, f"{kind}_final.pt", backbone, {"metrics": dict(metrics), **extra})
     run.say(f"wrote {run.directory / 'model'} (opens with transformers) and {run.directory / f'{kind}_final.pt'}")
 
 
-def leave_artifact(run: Run, model: Saves, tokenizer: Tokenizer, kind: str, metrics: Mapping[str, float]) -> None:
+def save_artifact(run: Run, model: Saves, tokenizer: Tokenizer, kind: str, metrics: Mapping[str, float]) -> None:
     """``model/``: weights, config and tokenizer in the Hugging Face layout, with manifest and lineage."""
     family = ancestors(run.parents, run.sources)
 
@@ -104,7 +104,7 @@ def leave_artifact(run: Run, model: Saves, tokenizer: Tokenizer, kind: str, metr
     publish(run.directory / "model", write, manifest)
 
 
-def leave_pt(run: Run, name: str, model: nn.Module, content: Mapping[str, Any]) -> None:
+def save_pt(run: Run, name: str, model: nn.Module, content: Mapping[str, Any]) -> None:
     """A specified .pt: ``model_state_dict`` and plain values."""
     state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     write_pt(run.directory / name, {"model_state_dict": state, **content})

@@ -16,7 +16,7 @@ import torch
 from accord.errors import UserError
 from accord.io.atomic import replacing_file
 
-_DAMAGE = (
+_READ_ERRORS = (
     OSError,
     RuntimeError,
     EOFError,
@@ -30,7 +30,7 @@ _DAMAGE = (
 
 
 class Resumable(Protocol):
-    """Anything that has a future: weights, an optimiser, a place in the data."""
+    """Anything that has a future: weights, an optimizer, a place in the data."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -55,7 +55,7 @@ def read_pt(path: Path, device: str = "cpu") -> dict[str, Any]:
         content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint.") from None
-    except _DAMAGE as error:
+    except _READ_ERRORS as error:
         raise UserError(
             f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start anew."
         ) from None

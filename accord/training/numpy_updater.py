@@ -12,7 +12,7 @@ import torch
 from accord.config.common import Optimizer
 from accord.kernels.numpy_actor_critic import LossCoefficients, NumpyActorCritic, StepBatch
 from accord.training.policy_loss import ClippedSurrogate, EntropyBonus, PolicyLoss, ValueLoss
-from accord.training.updater import adapted, not_finite, schedule_factor
+from accord.training.updater import adapt_factor, not_finite, schedule_factor
 from accord.types import PolicyBatch, VectorActions
 
 MIN_STEPS_FOR_JIT = 2000
@@ -83,7 +83,7 @@ class NumpyUpdater:
         self.networks.flat -= work
 
     def adapt_to_kl(self, approx_kl: float, target: float) -> None:
-        self.adaptive = adapted(self.adaptive, approx_kl, target)
+        self.adaptive = adapt_factor(self.adaptive, approx_kl, target)
 
     def state_dict(self) -> dict[str, Any]:
         moments = {"first": torch.tensor(self.first), "second": torch.tensor(self.second)}

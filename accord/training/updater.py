@@ -1,4 +1,4 @@
-"""Updater: how a batch and an objective become one optimiser step.  The only place that calls ``backward``."""
+"""Updater: how a batch and an objective become one optimizer step.  The only place that calls ``backward``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def schedule_factor(kind: str, step: int, total_steps: int, warmup_steps: int) -
     return 1.0
 
 
-def adapted(factor: float, approx_kl: float, target: float) -> float:
+def adapt_factor(factor: float, approx_kl: float, target: float) -> float:
     """The KL-adaptive rate of rl_games: a factor 1.5 down above twice the target, up below half of it."""
     if approx_kl > 2.0 * target:
         return max(factor / 1.5, 1e-2)
@@ -50,7 +50,7 @@ def not_finite(step: int, loss: float, norm: float) -> UserError:
 
 
 class Updater:
-    """Owns the optimiser, the schedule and gradient clipping.
+    """Owns the optimizer, the schedule and gradient clipping.
 
     A batch is a sequence of micro-batches; their losses are sums, and the gradient is divided once by the total
     count, so that the number of micro-batches changes nothing.
@@ -118,7 +118,7 @@ class Updater:
         return norm
 
     def adapt_to_kl(self, approx_kl: float, target: float) -> None:
-        self.adaptive = adapted(self.adaptive, approx_kl, target)
+        self.adaptive = adapt_factor(self.adaptive, approx_kl, target)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "adaptive": self.adaptive}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from accord.algorithms.ppo_control import collector_for, loop_of, prepare_steps
+from accord.algorithms.ppo_control import new_collector, prepare_steps, rollout_loop
 from accord.config.load import load
 from accord.config.on_policy import StepsPPOOptimizer
 from accord.config.ppo import PPO
@@ -48,7 +48,7 @@ def collector(
     run: Run, model: AnyActorCritic, vectors: Vectors, normalizer: Normalizer, quick: bool = True, **training: Any
 ) -> StepCollector:
     settings = StepsPPOOptimizer(n_envs=len(vectors.observations), **training)
-    return collector_for(run, StepActor(model, numpy_networks(model) if quick else None), vectors, normalizer, settings)
+    return new_collector(run, StepActor(model, numpy_networks(model) if quick else None), vectors, normalizer, settings)
 
 
 # ------------------------------------------------------------------------------------- steps to a batch
@@ -237,11 +237,11 @@ def test_a_loop_has_as_many_rollouts_as_the_timesteps_ask_for() -> None:
     training = StepsPPOOptimizer(
         total_timesteps=130, n_steps=16, n_envs=2, num_epochs=3, batch_size=10, micro_batch_size=4
     )
-    loop = loop_of(training)
+    loop = rollout_loop(training)
     assert (loop.iterations, loop.rows, loop.epochs, loop.batch_size, loop.micro_batch_size) == (5, 32, 3, 10, 4)
     assert loop.steps == 5 * 3 * 4
     assert (loop.target_kl, loop.adaptive_rate) == (0.0, False)
-    assert loop_of(StepsPPOOptimizer(target_kl=0.1, schedule="kl_adaptive")).adaptive_rate
+    assert rollout_loop(StepsPPOOptimizer(target_kl=0.1, schedule="kl_adaptive")).adaptive_rate
 
 
 # ------------------------------------------------------------------------------------- a run

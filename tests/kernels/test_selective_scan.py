@@ -200,11 +200,11 @@ def test_threads_share_all_the_work() -> None:
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         parts.clear()
-        scan_numba.share(note, count=7, work=2**30)
+        scan_numba.parallel_for(note, count=7, work=2**30)
         assert sorted(i for first, last in parts for i in range(first, last)) == list(range(7))
         assert len(parts) == threads
     parts.clear()
-    scan_numba.share(note, count=7, work=100)  # too little to deal out
+    scan_numba.parallel_for(note, count=7, work=100)  # too little to deal out
     assert parts == [(0, 7)]
 
 

@@ -366,7 +366,7 @@ def test_a_stage_that_fails_at_the_end_resumes_from_its_last_step(
         raise UserError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "leave_model", full)
+        patch.setattr(sft, "save_model", full)
         with pytest.raises(UserError, match="no space"):
             stage("sft", values, "cut", save_every=3)
     ticked: list[int] = []

@@ -85,7 +85,7 @@ class RolloutBuffer:
         self.advantages = torch.zeros(steps)
         self.returns = torch.zeros(steps)
         names = {*_GIVEN, *_COLUMNS}
-        self._held = {name: getattr(self, name).numpy() for name in names}  # the same memory, far quicker to use
+        self._arrays = {name: getattr(self, name).numpy() for name in names}  # the same memory, far quicker to use
         self.reset()
 
     def reset(self) -> None:
@@ -93,7 +93,7 @@ class RolloutBuffer:
         self._next, self._length, self._computed = 0, 0, False
 
     def __len__(self) -> int:
-        """Steps held, each of ``n_envs`` environments."""
+        """Steps stored, each of ``n_envs`` environments."""
         return self._length
 
     @property
@@ -106,7 +106,7 @@ class RolloutBuffer:
         For loops in which a call of ``add`` is dear; ``end`` follows when all ``n_steps`` rows are written.
         """
         self.reset()
-        return self._held
+        return self._arrays
 
     def end(self) -> None:
         """All rows are written, the oldest first."""
@@ -132,7 +132,7 @@ class RolloutBuffer:
         cut = np.full(self.n_envs, bootstrap) if isinstance(bootstrap, float) else bootstrap
         step: list[tuple[np.ndarray, np.ndarray]] = []
         for name, given in zip(_GIVEN, (obs, action, reward, value, log_prob, done, cut), strict=True):
-            slot = self._held[name][row]
+            slot = self._arrays[name][row]
             x = _array(given, getattr(self, name).dtype)
             if x.shape != slot.shape and not (self.n_envs == 1 and x.shape == slot.shape[1:]):
                 raise ValueError(f"{name}: one step has shape {x.shape}, expected {slot.shape}")
@@ -160,20 +160,20 @@ class RolloutBuffer:
         last = _array(last_value, torch.float32)
         if last.shape not in ((), (self.n_envs,)):
             raise ValueError(f"last_value: shape {tuple(last.shape)}, expected ({self.n_envs},)")
-        order, held = self._time_order(), self._held
-        rewards, values, dones = (held[name][order] for name in ("rewards", "values", "dones"))
-        held["advantages"][order], held["returns"][order] = compute_gae(
-            rewards, values, dones, last, self.gamma, self.gae_lambda, bootstrap=held["bootstraps"][order]
+        order, arrays = self._time_order(), self._arrays
+        rewards, values, dones = (arrays[name][order] for name in ("rewards", "values", "dones"))
+        arrays["advantages"][order], arrays["returns"][order] = compute_gae(
+            rewards, values, dones, last, self.gamma, self.gae_lambda, bootstrap=arrays["bootstraps"][order]
         )
         self._computed = True
 
     def steps(self) -> dict[str, np.ndarray]:
         """Copies of all that a ``RolloutBatch`` holds, in the order of time, environments side by side."""
         if not self._computed:
-            raise ValueError("advantages are not those of the steps held: call compute before get")
+            raise ValueError("advantages are not those of the stored steps: call compute before get")
         order, count = self._time_order(), self._length * self.n_envs
         return {
-            name: np.array(self._held[name][order]).reshape(count, *self._held[name].shape[2:]) for name in _COLUMNS
+            name: np.array(self._arrays[name][order]).reshape(count, *self._arrays[name].shape[2:]) for name in _COLUMNS
         }
 
     def get(self, batch_size: int | None = None, generator: Generator | None = None) -> Iterator[RolloutBatch]:
@@ -183,7 +183,7 @@ class RolloutBuffer:
         ``generator`` is a CPU one.  Raises ValueError where ``compute`` has not followed the newest ``add``.
         """
         if not self._computed:
-            raise ValueError("advantages are not those of the steps held: call compute before get")
+            raise ValueError("advantages are not those of the stored steps: call compute before get")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: {batch_size}, expected 1 or more")
         return self._batches(batch_size, generator)
