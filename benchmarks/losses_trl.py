@@ -61,7 +61,7 @@ CASES = (
 )
 
 
-def chosen(options: argparse.Namespace) -> list[Case]:
+def selected_cases(options: argparse.Namespace) -> list[Case]:
     """What to run, float32 in place of bfloat16 where that is emulated."""
     from accord.runtime.device import has_bfloat16_instructions
 
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = []
     with tempfile.TemporaryDirectory() as place:
         written: set[str] = set()
-        for case in chosen(options):
+        for case in selected_cases(options):
             folder = str(Path(place) / case.size)
             if case.size not in written:
                 run([SIDES, "--side", "write", "--size", case.size, "--folder", folder], 1, False)

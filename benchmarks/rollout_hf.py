@@ -151,10 +151,10 @@ def run_accord(model: str, weights: str, shape: tuple[int, int], folder: str) ->
     load_kernels()
     cpu = seconds(lambda: whole(prompts_of(shape[0]), shape[1]))
     generation = made[-1]
-    packed, chosen = pack_texts(generation.prompts, generation.responses, generation.mask)
+    packed, at = pack_texts(generation.prompts, generation.responses, generation.mask)
     with torch.no_grad():
-        apart = (reply_logprobs(policy, packed, chosen) - generation.logprobs[generation.mask]).abs()
-    greedy = write(prompts_of(4), 8, 0.0).replies() if weights == "float32" else []
+        apart = (reply_logprobs(policy, packed, at) - generation.logprobs[generation.mask]).abs()
+    greedy = write(prompts_of(4), 8, 0.0).reply_tokens() if weights == "float32" else []
     return {"cpu": cpu, "greedy": greedy, "apart_mean": float(apart.mean()), "apart_max": float(apart.max())}
 
 

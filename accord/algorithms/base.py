@@ -1,7 +1,7 @@
-"""Base: a small language model trained from nothing on plain text and chats, every token a label.
+"""Base: a small language model trained from scratch on plain text and chats, every token a label.
 
-What the pipeline starts from where no pretrained model is named.  Plain next-token cross-entropy with AdamW; nothing
-here is particular to a paper.
+The pipeline starts from it where no pretrained model is named.  Next-token cross-entropy with AdamW; no particular
+paper.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from accord.training.describe import depth, describe_memory, describe_model, des
 
 
 def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> list[SupervisedExample]:
-    """Rows ``{"text"}`` (EOS added) or ``{"messages"}`` (rendered); every token but the first is a label.
+    """Examples from rows ``{"text"}`` (EOS added) or ``{"messages"}`` (rendered); every token but the first is a label.
 
-    Texts without a label are left out.  Raises UserError, naming file and row.
+    Texts without a label are dropped.  Raises UserError, naming file and row.
     """
     examples = []
     for number, row in read_jsonl(path):
@@ -46,7 +46,7 @@ def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> list[Supervi
 
 
 def train(config: BaseConfig, run: Run) -> dict[str, float]:
-    """Trains the base and leaves it behind; returns the last metrics."""
+    """Trains the base model and saves it; returns the last step's metrics."""
     device = resolve_device(config.device)
     tokenizer = small_tokenizer()
     torch.manual_seed(run.derive("init"))

@@ -1,9 +1,9 @@
-"""DPO: preferences straight into the policy.  Rafailov et al. 2023 (arXiv 2305.18290), equation 7.
+"""DPO: preference optimization without a reward model.  Rafailov et al. 2023 (arXiv 2305.18290), equation 7.
 
 Numbered details:
 1. loss −log σ(β·[(log π_c − log π_ref,c) − (log π_r − log π_ref,r)]), a sum over the count of pairs;
 2. log-probs are masked sums over the reply's tokens, its EOS included; the prompt is in none of the four;
-3. the reference is the model that training starts from; its log-probs are computed once and kept on disk;
+3. the reference is the model that training starts from; its log-probs are computed once and saved;
 4. so the loss of the first step is ln 2;
 5. a pair's prompt is encoded once; chosen and rejected are its two continuations;
 6. label smoothing ε: (1−ε)·loss + ε·loss with the pair swapped (conservative DPO, Mitchell 2023).
@@ -38,7 +38,7 @@ MAX_JUDGED_PAIRS = 256
 
 
 def pair_logprobs(logprobs: Callable[[Packed, Tensor], Tensor], batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-    """Log-probs of the chosen and of the rejected replies, (B,) each; ``logprobs(packed, at)`` gives those of tokens."""
+    """(B,) log-probs of the chosen and (B,) of the rejected replies; ``logprobs(packed, at)`` scores tokens."""
     packed = batch.packed
     segments = torch.cat([batch.chosen, batch.rejected])
     index, owner = packed.span(segments)
@@ -52,8 +52,8 @@ def reference_logprobs(
 ) -> Tensor:
     """(n, 2) log-probs of chosen and rejected under the reference, on the CPU."""
     rows = []
-    for some in torch.split(torch.arange(len(pairs)), size):
-        batch = pack_preferences([pairs[int(r)] for r in some], some.tolist()).to(device)
+    for indices in torch.split(torch.arange(len(pairs)), size):
+        batch = pack_preferences([pairs[int(i)] for i in indices], indices.tolist()).to(device)
         with autocast(device, precision):
             rows.append(torch.stack(pair_logprobs(reference.logprobs, batch), 1).float().cpu())
     return torch.cat(rows)
@@ -69,7 +69,7 @@ def objective(
 
 
 def train(config: DPOConfig, run: Run) -> dict[str, float]:
-    """Trains the policy and leaves it behind; returns the last metrics and held-out accuracy."""
+    """Trains the policy and saves it; returns the last step's metrics, and held-out accuracy where pairs are held out."""
     device = resolve_device(config.device)
     options = config.training
     tokenizer = open_tokenizer(config.model.base_model)
@@ -83,22 +83,22 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
             "model": describe_model(backbone, config.model.base_model),
             "data": f"{config.data.train}: {report}",
             "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
-            "reference": "the same model; its log-probs are computed once and kept",
+            "reference": "the same model; its log-probs are computed once and saved",
             "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
             "memory": describe_memory([backbone], [], tokens, backbone.width, depth(backbone)),
         }
     )
-    kept = run.directory / "reference.pt"
-    if run.resume and kept.exists() and read_pt(kept).get("key") == run.key:
-        reference = read_pt(kept)["logprobs"]
+    saved = run.directory / "reference.pt"
+    if run.resume and saved.exists() and read_pt(saved).get("key") == run.key:
+        reference = read_pt(saved)["logprobs"]
     else:
         size = options.micro_batch_size or options.batch_size
         reference = reference_logprobs(FrozenReference(backbone), [*pairs, *heldout], device, config.precision, size)
-        write_pt(kept, {"key": run.key, "logprobs": reference})
+        write_pt(saved, {"key": run.key, "logprobs": reference})
     reference = reference.to(device)
 
-    def pack(units_of_pass: Sequence[int]) -> PreferenceBatch:
-        rows = [row for unit in units_of_pass for row in grouped[unit]]
+    def pack(unit_indices: Sequence[int]) -> PreferenceBatch:
+        rows = [row for unit in unit_indices for row in grouped[unit]]
         return pack_preferences([pairs[r] for r in rows], rows).to(device)
 
     data = Epochs(

@@ -1,7 +1,7 @@
 """PPO on vectors: Gymnasium tasks, and any other environments that are stepped (``ppo_heads``).
 
-The loop with its minibatches and early stopping, and the loss, are those of ``ppo``; here is the rest of the story: how
-steps become a batch, and the stage that trains on a Gymnasium task.  Details follow "The 37 Implementation Details
+The loop with its minibatches and early stopping, and the loss, are those of ``ppo``; here are the batch made from
+steps, and the stage that trains on a Gymnasium task.  Details follow "The 37 Implementation Details
 of PPO" (Huang et al. 2022).  Departures:
 1. advantages are whitened once over the rollout, not in each minibatch;
 2. an episode cut by a time limit bootstraps from its final observation;
@@ -49,7 +49,7 @@ from accord.types import PolicyBatch, VectorActions
 
 # ------------------------------------------------------------------------------------- steps to a batch
 def prepare_steps(rollout: StepRollout, beta: float, normalize: bool) -> tuple[PolicyBatch, RolloutStats]:
-    """GAE over the steps, one row of one action each; where there is a reference, ``beta`` is its KL penalty."""
+    """A batch with one row of one action per step, advantages by GAE; with a reference, ``beta`` weights its KL penalty."""
     buffer = rollout.buffer
     kl = 0.0
     if rollout.ref_logprobs is not None:
@@ -71,11 +71,11 @@ def prepare_steps(rollout: StepRollout, beta: float, normalize: bool) -> tuple[P
 
 
 def step_stats(rollout: StepRollout, kl: float, explained: float) -> RolloutStats:
-    """What is logged of a rollout of steps; ``kl`` in nats per episode."""
+    """The logged metrics of a rollout of steps; ``kl`` in nats per episode."""
     returns, recent = rollout.returns, rollout.recent_returns
-    some = returns or recent[-20:]
+    shown = returns or recent[-20:]
     metrics = {
-        "episode_return": sum(some) / max(len(some), 1),
+        "episode_return": sum(shown) / max(len(shown), 1),
         "episode_return_100": sum(recent) / max(len(recent), 1),
         "episodes": float(rollout.episodes),
         "timesteps": float(rollout.timesteps),
@@ -134,17 +134,17 @@ NO_PENALTY = FixedKL(0.0)
 
 @dataclass(frozen=True, slots=True)
 class StepTask:
-    """Where a policy acts, and what it is trained for."""
+    """The environments that a policy is trained in, and their extras."""
 
     vectors: Vectors
     normalizer: Normalizer
-    words: Mapping[str, str]  # describe the task on the screen
+    description: Mapping[str, str]  # lines of the plan that is printed before training
     kl: FixedKL | AdaptiveKL = NO_PENALTY  # where the environments have a reference
     evaluate: Callable[[int], None] = lambda timesteps: None  # called before each rollout
 
 
 def train_on_steps(run: Run, model: AnyActorCritic, task: StepTask, training: StepsPPOOptimizer) -> dict[str, float]:
-    """Trains ``model`` in the task's environments; returns the last rollout's numbers."""
+    """Trains ``model`` in the task's environments; returns the last rollout's metrics."""
     loop = rollout_loop(training)
     networks = None if training.weight_decay else numpy_networks(model, compiled=loop.steps >= MIN_STEPS_FOR_JIT)
     updater: PolicyUpdater = (
@@ -155,7 +155,7 @@ def train_on_steps(run: Run, model: AnyActorCritic, task: StepTask, training: St
     run.plan(
         {
             "policy": describe_model(model, type(model).__name__),
-            **task.words,
+            **task.description,
             "rollout": f"{training.n_envs} environments x {training.n_steps} steps = {loop.rows} steps",
             "steps": f"{loop.iterations} rollouts (at least {training.total_timesteps} environment steps) x"
             f" {loop.epochs} epochs x {-(-loop.rows // loop.batch_size)} minibatches of {loop.batch_size}",
@@ -185,7 +185,10 @@ def new_policy(spaces: Spaces, config: ControlPPOConfig) -> AnyActorCritic:
 
 # ------------------------------------------------------------------------------------- the stage
 def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
-    """Trains a policy on a Gymnasium task; leaves ``ppo_final.pt``, the curve and, where asked, a video."""
+    """Trains a policy on a Gymnasium task; saves ``ppo_final.pt``, the curve and, where asked, a video.
+
+    Returns the last rollout's metrics and the evaluation's.
+    """
     training, normalize, evaluation = config.training, config.normalize, config.evaluation
     vectors = open_vectors(config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e))
     spaces = vectors.spaces
@@ -204,11 +207,11 @@ def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
 
     scaled = " and ".join(name for name in ("observations", "rewards") if getattr(normalize, name))
     kind = f"vectors of {spaces.action_dim} reals" if spaces.continuous else f"{spaces.action_dim} actions"
-    words = {
+    description = {
         "acts in": f"{config.environment}: observations of {spaces.obs_dim} numbers, {kind}",
         "normalized": scaled or "nothing",
     }
-    task = StepTask(vectors, normalizer, words, evaluate=evaluate_if_due)
+    task = StepTask(vectors, normalizer, description, evaluate=evaluate_if_due)
     last = train_on_steps(run, model, task, training)
     vectors.close()
     if evaluation.episodes:

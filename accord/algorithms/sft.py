@@ -1,10 +1,10 @@
 """SFT: supervised fine-tuning, cross-entropy on the assistant's tokens only.
 
 Ouyang et al. 2022 (arXiv 2203.02155), section 3.5, first step.  Numbered details:
-1. labels are the assistant's tokens and the EOS that ends the turn; prompts are read, not learned;
-2. texts are packed without padding, each text alone (attention and state never cross);
-3. the loss is a sum divided by the number of labels of the whole step, however many passes it takes;
-4. a checkpoint an epoch (``sft_epoch_0.pt``, …) and ``sft_final.pt``.
+1. labels are the assistant's tokens and the EOS that ends the turn; prompt tokens carry no loss;
+2. texts are packed without padding; attention and state never cross from text to text;
+3. the loss is a sum over the number of labels of the whole step, however many forward passes that takes;
+4. a checkpoint after each epoch (``sft_epoch_0.pt``, …) and ``sft_final.pt``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from accord.training.describe import depth, describe_memory, describe_model, des
 
 
 def train(config: SFTConfig, run: Run) -> dict[str, float]:
-    """Fine-tunes and leaves the model behind; returns the last metrics."""
+    """Fine-tunes the model and saves it; returns the last step's metrics."""
     device = resolve_device(config.device)
     tokenizer = open_tokenizer(config.model.base_model)
     backbone = open_model(config.model.base_model, device)

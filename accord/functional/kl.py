@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def k1(log_ratio: Tensor) -> Tensor:
-    """log pi - log ref: unbiased; negative for some actions.  What belongs in a reward."""
+    """log pi - log ref: unbiased; negative for some actions.  The estimator to use in a reward."""
     return log_ratio
 
 
@@ -43,7 +43,7 @@ def kl_in_loss(kind: str) -> Callable[[Tensor], Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class FixedKL:
-    """A coefficient that stays."""
+    """A constant coefficient."""
 
     beta: float
 
@@ -62,7 +62,7 @@ class FixedKL:
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveKL:
-    """A coefficient steered towards a KL (Ziegler et al. 2019, eq. 4; lm-human-preferences: 0.15, 6, 10,000)."""
+    """A coefficient that adapts to a target KL (Ziegler et al. 2019, eq. 4; lm-human-preferences: 0.15, 6, 10,000)."""
 
     beta: float
     target: float  # nats per sequence

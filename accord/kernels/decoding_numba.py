@@ -1,9 +1,9 @@
-"""A CPU's kernels for writing one token a row: attention over the cache, norms, SwiGLU, products with weights that no
-cache holds, and the draw from the logits.
+"""CPU kernels for generating one token per row: attention over the cache, norms, SwiGLU, products with weights that do
+not fit into a processor's cache, and the draw from the logits.
 
-The vectors of ``selective_scan_numba`` carry them: sixteen float32, two AVX2 registers or one of AVX-512.  Arrays are
+They use the vectors of ``selective_scan_numba``: sixteen float32, two AVX2 registers or one of AVX-512.  Arrays are
 flat float32 views; a head's width and a row's width are multiples of ``LANES``.  Rows [first, last) are independent, so
-that the number of threads changes no bit.
+the number of threads changes no bit.
 
 Plain form: ``accord.models.transformer.Transformer.step`` without kernels and, of the draw,
 ``accord.rollout.generate.draw``; compared in ``tests/kernels/test_decoding_numba.py``.
@@ -92,7 +92,7 @@ def _prepare(qkv, at, heads, width, rope, weights, eps):  # type: ignore[no-unty
 def attend(  # type: ignore[no-untyped-def]
     qkv, rope, q_weight, k_weight, eps, keys, values, lengths, sizes, capacity, window, out, first, last
 ):
-    """One token a row: rotates q and k, puts k and v behind the row's others, and attends to what the row holds.
+    """One token a row: rotates q and k, stores k and v after the row's others, and attends to the row's tokens.
 
     ``qkv`` (B, (H + 2 G) K); ``rope`` (B, K), cosine and sine of each pair; ``keys`` (B, G, C / LANES, K, LANES), so
     that the scores of ``LANES`` tokens fill a vector; ``values`` (B, G, C, K); ``lengths`` (B,) tokens before this
@@ -137,7 +137,7 @@ def attend(  # type: ignore[no-untyped-def]
                 for c in range(oldest, count):
                     scores[c] = (scores[c] - largest) * power
                 for c in range(count, count + LANES):
-                    scores[c] = -126.0  # 2**-126 is nothing in the sum
+                    scores[c] = -126.0  # 2**-126 is negligible in the sum
                 total = zero()
                 for c in range(oldest, count, LANES):
                     weight = exp2(load(scores, c))
@@ -178,7 +178,7 @@ def transpose_rows(x, out, rows, width):  # type: ignore[no-untyped-def]
 
 @compiled
 def multiply(x, weight, out, rows, width, outputs, first, last):  # type: ignore[no-untyped-def]
-    """out (rows, outputs) = x @ weight.T for tiles [first, last) of outputs; x is what ``transpose_rows`` makes of it.
+    """out (rows, outputs) = x @ weight.T for tiles [first, last) of outputs; x is in the layout of ``transpose_rows``.
 
     Every row of the weights is read from memory once, however many rows of x there are.
     """
@@ -187,7 +187,7 @@ def multiply(x, weight, out, rows, width, outputs, first, last):  # type: ignore
         output = number * TILE
         count = min(TILE, outputs - output)
         at = output * width
-        w1, w2, w3, w4, w5 = (  # where there are fewer, the last one is made again
+        w1, w2, w3, w4, w5 = (  # where there are fewer, the last one is computed again
             at + width * min(1, count - 1),
             at + width * min(2, count - 1),
             at + width * min(3, count - 1),
@@ -198,13 +198,13 @@ def multiply(x, weight, out, rows, width, outputs, first, last):  # type: ignore
             a, b, c, d, e, f = zero(), zero(), zero(), zero(), zero(), zero()
             base = row * width
             for i in range(width):
-                some = load(x, base + i * LANES)
-                a = fma(broadcast(weight, at + i), some, a)
-                b = fma(broadcast(weight, w1 + i), some, b)
-                c = fma(broadcast(weight, w2 + i), some, c)
-                d = fma(broadcast(weight, w3 + i), some, d)
-                e = fma(broadcast(weight, w4 + i), some, e)
-                f = fma(broadcast(weight, w5 + i), some, f)
+                lanes = load(x, base + i * LANES)
+                a = fma(broadcast(weight, at + i), lanes, a)
+                b = fma(broadcast(weight, w1 + i), lanes, b)
+                c = fma(broadcast(weight, w2 + i), lanes, c)
+                d = fma(broadcast(weight, w3 + i), lanes, d)
+                e = fma(broadcast(weight, w4 + i), lanes, e)
+                f = fma(broadcast(weight, w5 + i), lanes, f)
             store(tile, 0, a)
             store(tile, LANES, b)
             store(tile, 2 * LANES, c)
@@ -221,8 +221,8 @@ def multiply(x, weight, out, rows, width, outputs, first, last):  # type: ignore
 def sample(logits, uniform, inverse, greedy, tokens, logprobs, first, last):  # type: ignore[no-untyped-def]
     """A token of each row of logits (B, V) at temperature 1 / ``inverse``, and its log-prob.
 
-    The first token at which the cumulated distribution exceeds ``uniform`` (B,) times its sum, or the likeliest.
-    One pass finds the largest logit, one sums exponentials by block; only the block that holds the token is cumulated.
+    The first token at which the cumulative distribution exceeds ``uniform`` (B,) times its sum, or the likeliest.
+    One pass finds the largest logit, one sums exponentials by block; only the token's block is summed one by one.
     """
     vocabulary = logits.shape[1]
     blocks = (vocabulary + BLOCK - 1) // BLOCK
@@ -251,7 +251,7 @@ def sample(logits, uniform, inverse, greedy, tokens, logprobs, first, last):  # 
             increase(part, 0, lanes)
             sums[block] = part[0]
             total += sums[block]
-        chosen = best
+        token = best
         if not greedy:
             target = uniform[row] * total
             block, reached = 0, 0.0
@@ -262,15 +262,15 @@ def sample(logits, uniform, inverse, greedy, tokens, logprobs, first, last):  # 
             found = False
             for i in range(begin, min(begin + BLOCK, vocabulary)):
                 height = (line[i] - largest) * power
-                if height > -126.0:  # below stands what cannot be drawn
+                if height > -126.0:  # below are tokens that cannot be drawn
                     reached += math.exp(height / LOG2E)
-                    chosen = i
+                    token = i
                     if reached > target:
                         found = True
                         break
             if not found:  # rounding: the last possible token up to here
                 for i in range(min(begin + BLOCK, vocabulary)):
                     if (line[i] - largest) * power > -126.0:
-                        chosen = i
-        tokens[row] = chosen
-        logprobs[row] = (line[chosen] - largest) * inverse - math.log(total)
+                        token = i
+        tokens[row] = token
+        logprobs[row] = (line[token] - largest) * inverse - math.log(total)

@@ -1,6 +1,6 @@
 """Mamba's kernels for a CPU: selective scan and causal convolution, forward, backward and one token at a time.
 
-Sixteen channels stand in the lanes of a vector: two AVX2 registers, or one of AVX-512.  Time is the outer loop, so
+A vector has sixteen channels in its lanes: two AVX2 registers, or one of AVX-512.  Time is the outer loop, so
 nothing is transposed.  The backward scan keeps the states at every ``CHUNK``-th token and computes the others again.
 Channel blocks are dealt to threads in fixed groups and each group sums alone: the number of threads changes no bit.
 
@@ -26,23 +26,23 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
 LANES = 16
-CHUNK = 32  # tokens between two kept states
-GROUP = 2  # blocks that one task takes: the unit in which gradients of B and C are summed
+CHUNK = 32  # tokens between two stored states
+GROUP = 2  # blocks of one task: the unit in which gradients of B and C are summed
 
 Function = Callable[..., Any]
 
 
 def compiled(kernel: Function) -> Function:
-    """Compiled at the first call, free of the interpreter's lock; kept on disk where a folder can be written."""
+    """Compiled at the first call, without the interpreter's lock; cached on disk where a folder is writable."""
     options = {"nogil": True, "error_model": "numpy"}
     try:
         return cast("Function", numba.njit(kernel, cache=True, **options))
-    except RuntimeError:  # no place for the cache: compile in every process
+    except RuntimeError:  # no folder for the cache: compile in every process
         return cast("Function", numba.njit(kernel, **options))
 
 
 def instruction(build: Function) -> Function:
-    """A function that kernels call, given as what writes its LLVM code in place of the call."""
+    """A function that kernels call, given by a builder that writes its LLVM code in place of the call."""
     return cast("Function", intrinsic(build))
 
 
@@ -384,7 +384,7 @@ def conv_backward(  # type: ignore[no-untyped-def]
 
 @compiled
 def conv_step(xz, window, weight, bias, y, width, first, last):  # type: ignore[no-untyped-def]
-    """Rows [first, last) of the convolution at one new token; ``window`` (B, K-1, width) moves on in place."""
+    """Rows [first, last) of the convolution at one new token; ``window`` (B, K-1, width) is updated in place."""
     taps = weight.size // width - 1
     for row in range(first, last):
         for column in range(0, width, LANES):
@@ -405,7 +405,7 @@ def conv_step(xz, window, weight, bias, y, width, first, last):  # type: ignore[
 def scan_step(  # type: ignore[no-untyped-def]
     x, dt, a, bc, d, xz, h, y, width, states, skip, first, last
 ):
-    """Rows [first, last) of softplus(dt), scan and gate at one new token; ``h`` (B, N, width) moves on in place.
+    """Rows [first, last) of softplus(dt), scan and gate at one new token; ``h`` (B, N, width) is updated in place.
 
     ``bc`` has rows of ``skip`` numbers, then B, then C; ``xz`` has rows of the input, then the gate.
     """
@@ -468,7 +468,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def parallel_for(kernel: Callable[..., None], *arguments: Any, count: int, work: int) -> None:
-    """``kernel(*arguments, first, last)`` over [0, count), on torch's number of threads where ``work`` is worth it."""
+    """``kernel(*arguments, first, last)`` over [0, count), on torch's number of threads where ``work`` is large enough."""
     workers = max(1, min(torch.get_num_threads(), count, 1 + work // 2**17))
     cuts = [count * i // workers for i in range(workers + 1)]
     others = [_pool(workers - 1).submit(kernel, *arguments, *cuts[i : i + 2]) for i in range(1, workers)]

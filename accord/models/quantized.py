@@ -24,7 +24,7 @@ from accord.models.transformer_layers import Layer
 from accord.runtime.device import has_bfloat16_instructions
 from accord.types import Packed
 
-Weights = Literal["bfloat16", "int8"]
+WeightDtype = Literal["bfloat16", "int8"]
 
 
 class Int8Linear(nn.Module):
@@ -80,7 +80,7 @@ class SamplingTransformer(Transformer):
 
 
 @torch.no_grad()
-def sampling_copy(policy: Backbone, weights: Weights) -> SamplingTransformer:
+def sampling_copy(policy: Backbone, weights: WeightDtype) -> SamplingTransformer:
     """A copy of the policy as it is now; another one is needed once the policy has moved.
 
     Raises UserError for a family without such a copy, or where this machine has no int8 products.

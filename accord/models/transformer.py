@@ -1,10 +1,10 @@
 """The Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM2 …) over packed texts, in the Hugging Face layout on disk.
 
 Linear layers run on the ``L`` packed tokens, so a shared prompt is computed once and padding never; only attention
-gathers its rows.  Rows are padded on the right, where a causal mask already hides what stands there.
+gathers its rows.  Rows are padded on the right, where a causal mask already hides them.
 
 In memory projections are fused and rotary pairs adjacent (``transformer_layers``); ``unfuse`` undoes that for the folder.
-Training on a CPU and writing replies there run in kernels, but only where every layer is as it was built.
+Training and generation on a CPU run in kernels where every layer is as it was built.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from accord.models.transformer_kernels import (
     decoder_sizes,
     have_no_bias,
     kernels_compute,
-    knows,
+    supports_config,
     training_weights,
 )
 from accord.models.transformer_layers import Attend, Layer, RMSNorm, rotation
@@ -51,7 +51,7 @@ from accord.types import Packed
 class KeyValueCache:
     """Keys and values of ``B`` texts, one column a token; a prompt shorter than the longest leaves columns unused.
 
-    Every step fills the same column in all rows, so that it is one slice; ``positions`` says what a column holds.
+    Every step fills the same column in all rows, so that it is one slice; ``positions`` gives the position of each column's token.
     """
 
     positions: Tensor  # (B, C) int64, the position in its text of each column's token, -1 for none
@@ -70,9 +70,9 @@ class KeyValueCache:
 
 
 def _select(x: Tensor, rows: Tensor, used: int) -> Tensor:
-    chosen = x.new_empty(len(rows), *x.shape[1:])
-    chosen[:, :, :used] = x[:, :, :used].index_select(0, rows)
-    return chosen
+    selected = x.new_empty(len(rows), *x.shape[1:])
+    selected[:, :, :used] = x[:, :, :used].index_select(0, rows)
+    return selected
 
 
 class Transformer(Backbone):
@@ -112,14 +112,14 @@ class Transformer(Backbone):
 
     def head_weight(self) -> Tensor | None:
         """(V, D) where ``logits`` is a product with this matrix alone; None where the head is not as it was built."""
-        if type(self) is not Transformer or not knows(self.config):
+        if type(self) is not Transformer or not supports_config(self.config):
             return None
         head = self.embed_tokens if self.config.tied else self.lm_head
         biased = isinstance(head, nn.Linear) and head.bias is not None
         return None if biased or not are_plain([head], (nn.Embedding, nn.Linear)) else head.weight
 
     def forward_plain(self, packed: Packed) -> Tensor:
-        """``forward`` by autograd alone, (L, D): on every device, and what the pass for CPUs is tested against."""
+        """(L, D) ``forward`` in torch operations on every device: the reference that the CPU kernels are tested against."""
         rows, columns = packed.texts.shape
         places = _places(packed)
         window = self._window(columns, packed.texts.device)
@@ -197,7 +197,7 @@ class Transformer(Backbone):
         return runs_compiled(self.embed_tokens.weight, decoder_sizes(self.config), rows, steps)
 
     def _decoder_weights(self, columns: int) -> DecoderWeights:
-        """What the compiled kernels take, for texts of up to so many tokens."""
+        """The compiled kernels' weights, for texts of up to ``columns`` tokens."""
         rope = torch.view_as_real(rotation(self.config, torch.arange(columns))).flatten(1)
         return DecoderWeights(
             decoder_sizes(self.config),
@@ -212,11 +212,11 @@ class Transformer(Backbone):
     def _step(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
         """(B, D): a step in torch's operations, on any device and in any precision."""
         column, end = cache.used, cache.used + 1
-        held = cache.positions[:, None, None, :end]
-        seen = held >= 0
-        near = seen
+        key_positions = cache.positions[:, None, None, :end]
+        visible = key_positions >= 0
+        in_window = visible
         if (size := self.config.sliding_window) is not None:
-            near = seen & (held > positions[:, None, None, None] - size)
+            in_window = visible & (key_positions > positions[:, None, None, None] - size)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             cache.keys[layer][:, :, column] = k
@@ -224,7 +224,7 @@ class Transformer(Backbone):
             # Queries of one group share their keys as if they were positions: no head is repeated.
             grouped = q.reshape(len(q), k.shape[1], -1, q.shape[2])
             keys, values = cache.keys[layer][:, :, :end], cache.values[layer][:, :, :end]
-            mask = near if layer >= self.config.first_window_layer else seen
+            mask = in_window if layer >= self.config.first_window_layer else visible
             return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).flatten(1)
 
         return cast(Tensor, self.norm(self._layers(tokens, positions, attend)))
@@ -237,7 +237,7 @@ class Transformer(Backbone):
         return cast(Tensor, x)
 
     def _window(self, columns: int, device: torch.device) -> Tensor | None:
-        """(T, T) bool, true where a row of the sliding window sees; None where the window holds every text."""
+        """(T, T) bool, true inside the sliding window; None where the window is longer than every text."""
         if (size := self.config.sliding_window) is None or columns <= size:
             return None
         everywhere = torch.ones(columns, columns, dtype=torch.bool, device=device)
@@ -294,7 +294,7 @@ class Transformer(Backbone):
 
 
 def _places(packed: Packed) -> Tensor:
-    """(R*T,) the token each place of the rows reads; a pad reads its own text, so that no NaN crosses texts."""
+    """(R*T,) the token at each place of the rows; padding repeats its own text, so that no NaN crosses texts."""
     return torch.where(packed.texts >= 0, packed.texts, packed.texts[:, :1]).reshape(-1)
 
 
@@ -360,7 +360,7 @@ def unfuse(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, 
 
 
 def small_transformer(d_model: int, n_layers: int, vocab_size: int, eos_id: int, pad_id: int) -> Transformer:
-    """A fresh Llama: heads of 32 (64 from a width of 512), d_ff = 8/3 d_model rounded up to 32, tied embeddings."""
+    """An untrained Llama: heads of 32 (64 from a width of 512), d_ff = 8/3 d_model rounded up to 32, tied embeddings."""
     head_dim = 64 if d_model >= 512 and d_model % 64 == 0 else 32
     if d_model < 32 or d_model % head_dim:
         raise UserError(f"model: d_model must be a multiple of {head_dim}, found {d_model}")

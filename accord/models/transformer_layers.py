@@ -1,4 +1,4 @@
-"""The layers of the Llama family, in torch's operations: what every fast pass is compared with.
+"""The layers of the Llama family in torch operations: the reference for every fast path.
 
 In memory q, k and v are one projection, gate and up another, and the rows of q and k are reordered so that a rotary
 pair is adjacent: rotary embedding is then one complex product.
@@ -41,15 +41,15 @@ def rotation(config: TransformerConfig, positions: Tensor) -> Tensor:
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
     frequency = 1.0 / config.rope_theta ** (pairs / config.head_dim)
     if (s := config.rope_scaling) is not None:
-        turns = s.original_max_position_embeddings * frequency / (2 * math.pi)  # whole turns in the first training
-        share = ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
+        rotations = s.original_max_position_embeddings * frequency / (2 * math.pi)  # in the original training length
+        share = ((rotations - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
         frequency = frequency * (share + (1 - share) / s.factor)
     angle = positions.float()[:, None] * frequency
     return torch.polar(torch.ones_like(angle), angle)[:, None]
 
 
 def _apply_rope(x: Tensor, rope: Tensor) -> Tensor:
-    """Turns the adjacent pairs of x (N, H, K) by (N, 1, K/2)."""
+    """Rotates the adjacent pairs of x (N, H, K) by ``rope`` (N, 1, K/2)."""
     pairs = torch.view_as_complex(wide(x).reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
 

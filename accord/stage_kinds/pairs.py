@@ -102,7 +102,7 @@ def sampling_groups(config: PairsConfig, prompts: int) -> list[Group]:
 
 def ended_texts(generation: Generation, tokenizer: Tokenizer) -> Iterator[str]:
     """The text of each reply; empty where it did not end."""
-    for tokens, ended in zip(generation.replies(), generation.ended.tolist(), strict=True):
+    for tokens, ended in zip(generation.reply_tokens(), generation.ended.tolist(), strict=True):
         yield tokenizer.decode(tokens).strip() if ended else ""
 
 

@@ -16,7 +16,7 @@ from accord.training.updater import adapt_factor, not_finite, schedule_factor
 from accord.types import PolicyBatch, VectorActions
 
 MIN_STEPS_FOR_JIT = 2000
-"""Optimizer steps from which on the compiled passes repay their loading."""
+"""Runs of fewer optimizer steps do not recover the time of loading the compiled passes."""
 
 
 class NumpyUpdater:
@@ -47,7 +47,7 @@ class NumpyUpdater:
         sums: dict[str, float] = {}
         gradient = networks.gradient
         for number, micro in enumerate(batch):
-            if micro is not self.unpacked[0]:  # one batch of all rows comes again in every epoch
+            if micro is not self.unpacked[0]:  # a single minibatch of all rows is the same object in every epoch
                 self.unpacked = (micro, valid_steps(micro))
             steps = self.unpacked[1]
             count += len(steps.old_logprobs)
@@ -95,9 +95,9 @@ class NumpyUpdater:
 
 
 def coefficients_of(objective: PolicyLoss) -> LossCoefficients:
-    """The numbers of a loss of a clipped surrogate, a value loss and an entropy bonus, each once, in any order.
+    """The coefficients of a loss of a clipped surrogate, a value loss and an entropy bonus, each once, in any order.
 
-    Raises TypeError for any other term or a missing one: a term left out in silence would train something else.
+    Raises TypeError for any other or a missing term: ignoring one would train something else.
     """
     by_kind = {type(term): (weight, term) for weight, term in objective.terms}
     expected = {ClippedSurrogate, ValueLoss, EntropyBonus}
@@ -116,7 +116,7 @@ def coefficients_of(objective: PolicyLoss) -> LossCoefficients:
 
 
 def valid_steps(batch: PolicyBatch) -> StepBatch:
-    """The rows under the mask as arrays.  Raises TypeError for text, or a batch without a critic's numbers."""
+    """The rows under the mask as arrays.  Raises TypeError for text, or a batch without values and returns."""
     if not isinstance(batch.inputs, VectorActions) or batch.values is None or batch.returns is None:
         raise TypeError("the NumPy path takes observations and actions, with a critic's values and returns")
     arrays = [x.numpy() for x in (batch.inputs.observations, batch.inputs.actions)]

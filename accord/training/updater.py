@@ -1,4 +1,4 @@
-"""Updater: how a batch and an objective become one optimizer step.  The only place that calls ``backward``."""
+"""Updater: one optimizer step on a batch and an objective.  The only place that calls ``backward`` of a stage's loss."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def schedule_factor(kind: str, step: int, total_steps: int, warmup_steps: int) -
 
 
 def adapt_factor(factor: float, approx_kl: float, target: float) -> float:
-    """The KL-adaptive rate of rl_games: a factor 1.5 down above twice the target, up below half of it."""
+    """The KL-adaptive rate of rl_games: divided by 1.5 above twice the target, multiplied by it below half."""
     if approx_kl > 2.0 * target:
         return max(factor / 1.5, 1e-2)
     return min(factor * 1.5, 1e1) if approx_kl < 0.5 * target else factor
 
 
 def not_finite(step: int, loss: float, norm: float) -> UserError:
-    """What is raised in place of a step on numbers that are not finite."""
+    """The error raised instead of a step where loss or gradient is not finite."""
     return UserError(
-        f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}: not finite; the weights were not touched."
+        f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}: not finite; the weights were not changed."
         " Lower the learning rate, or use precision=float32."
     )
 
@@ -63,7 +63,7 @@ class Updater:
         total_steps: int,
         precision: str = "float32",
     ) -> None:
-        """``groups``: parameters with their learning rates; the other numbers come from ``settings``."""
+        """``groups``: parameters with their peak learning rates; the rest comes from ``settings``."""
         self.settings, self.total_steps, self.precision = settings, total_steps, precision
         self.steps = 0
         self.adaptive = 1.0
@@ -72,9 +72,9 @@ class Updater:
         for parameters, rate in groups:
             trained = [p for p in parameters if p.requires_grad]
             matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
-            for some, decay in ((matrices, settings.weight_decay), (vectors, 0.0)):
-                if some:
-                    options.append({"params": some, "lr": rate, "weight_decay": decay})
+            for members, decay in ((matrices, settings.weight_decay), (vectors, 0.0)):
+                if members:
+                    options.append({"params": members, "lr": rate, "weight_decay": decay})
                     self.rates.append(rate)
         self.parameters: list[nn.Parameter] = [p for group in options for p in group["params"]]
         self.device = self.parameters[0].device

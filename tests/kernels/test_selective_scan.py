@@ -226,7 +226,7 @@ def test_softplus_and_gate_are_those_of_float64() -> None:
     results = []
     for dtype in (torch.float32, torch.float64):
         leaves = [v.to(dtype).requires_grad_() for v in (y.contiguous(), z)]
-        outputs = selective_scan.softplus(leaves[0]), selective_scan.gated(*leaves)
+        outputs = selective_scan.softplus(leaves[0]), selective_scan.gate(*leaves)
         results.append([*outputs, *torch.autograd.grad(outputs, leaves, [g.to(dtype)] * 2)])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-6)

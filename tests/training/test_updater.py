@@ -200,7 +200,7 @@ def test_what_is_not_finite_is_refused_and_touches_nothing(bad: float, where: st
         output.loss.total.register_hook(lambda grad: grad * bad)
         return output
 
-    with pytest.raises(UserError, match=r"step 2: loss .* not finite; the weights were not touched"):
+    with pytest.raises(UserError, match=r"step 2: loss .* not finite; the weights were not changed"):
         updater.step(cut(rows(), [6, 6]), broken)
     for p, old in zip(net.parameters(), before, strict=True):
         assert torch.equal(p, old)

@@ -1,4 +1,4 @@
-"""The experience of a few environments over a fixed number of steps, kept in a ring."""
+"""A ring buffer with the last steps of several environments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _array(x: Array, dtype: torch.dtype) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """``B`` steps, in whatever order they were asked for."""
+    """``B`` steps, in the order that ``get`` was asked for."""
 
     observations: Tensor  # (B, *obs_shape) float32
     actions: Tensor  # (B,) int64, or (B, action_dim) float32 for continuous ones
@@ -44,10 +44,10 @@ _COLUMNS = tuple(field.name for field in fields(RolloutBatch))
 
 
 class RolloutBuffer:
-    """At most ``n_steps`` steps of ``n_envs`` environments; once full, a new step takes the place of the oldest.
+    """At most ``n_steps`` steps of ``n_envs`` environments; once full, a new step replaces the oldest.
 
-    The arrays are public tensors, (n_steps, n_envs, …) from the first to the last, in the order of the ring.  They live
-    on the CPU, where environments do; ``get`` gives copies on ``device``, in the order of time or shuffled.
+    The arrays are public tensors, (n_steps, n_envs, …) in ring order.  They are
+    on the CPU, as environments are; ``get`` gives copies on ``device``, in the order of time or shuffled.
 
     >>> buffer = RolloutBuffer(n_steps=2, obs_dim=3)
     >>> for reward in (1.0, 2.0):
@@ -85,11 +85,13 @@ class RolloutBuffer:
         self.advantages = torch.zeros(steps)
         self.returns = torch.zeros(steps)
         names = {*_GIVEN, *_COLUMNS}
-        self._arrays = {name: getattr(self, name).numpy() for name in names}  # the same memory, far quicker to use
+        self._arrays = {
+            name: getattr(self, name).numpy() for name in names
+        }  # views of the same memory, much faster to index
         self.reset()
 
     def reset(self) -> None:
-        """Forgets every step."""
+        """Drops every step."""
         self._next, self._length, self._computed = 0, 0, False
 
     def __len__(self) -> int:
@@ -101,15 +103,15 @@ class RolloutBuffer:
         return self._length == self.n_steps
 
     def begin(self) -> dict[str, np.ndarray]:
-        """Forgets every step; returns the memory of what ``add`` takes, by the tensor's name, to be written row by row.
+        """Drops every step; returns the arrays that ``add`` fills, by the tensor's name, to be written row by row.
 
-        For loops in which a call of ``add`` is dear; ``end`` follows when all ``n_steps`` rows are written.
+        For loops in which a call of ``add`` per step is slow; call ``end`` when all ``n_steps`` rows are written.
         """
         self.reset()
         return self._arrays
 
     def end(self) -> None:
-        """All rows are written, the oldest first."""
+        """Marks all rows as written, the oldest first."""
         self._next, self._length, self._computed = 0, self.n_steps, False
 
     def add(
@@ -122,11 +124,11 @@ class RolloutBuffer:
         done: Array,
         bootstrap: Array = 0.0,
     ) -> None:
-        """Takes in one step: what was seen, done and got, (n_envs, …) each; the first dimension may be absent for one.
+        """Adds one step: observation, action, reward and so on, (n_envs, …) each; one environment may omit the first dimension.
 
-        ``done`` is true where this very step ended the episode, be it by its end or by a limit of time; for the latter
-        ``bootstrap`` holds V(final observation) (0 elsewhere), since such an episode is cut, not over.
-        Raises ValueError for a wrong shape, and then takes in nothing.
+        ``done`` is true where this step ended the episode, by termination or by a time limit; for the latter
+        ``bootstrap`` holds V(final observation) (0 elsewhere), since such an episode is truncated, not terminated.
+        Raises ValueError for a wrong shape, and then adds nothing.
         """
         row = self._next
         cut = np.full(self.n_envs, bootstrap) if isinstance(bootstrap, float) else bootstrap
@@ -144,7 +146,7 @@ class RolloutBuffer:
         self._computed = False
 
     def _time_order(self) -> np.ndarray | slice:
-        """(len,) rows of the ring, oldest first; the memory's own order where the ring has not turned."""
+        """(len,) rows of the ring, oldest first; a slice where the ring has not wrapped around."""
         if self._next in (0, self._length):
             return slice(self._length)
         return (np.arange(self._length) + self._next - self._length) % self.n_steps
@@ -168,7 +170,7 @@ class RolloutBuffer:
         self._computed = True
 
     def steps(self) -> dict[str, np.ndarray]:
-        """Copies of all that a ``RolloutBatch`` holds, in the order of time, environments side by side."""
+        """Copies of a ``RolloutBatch``'s arrays, in the order of time, environments side by side."""
         if not self._computed:
             raise ValueError("advantages are not those of the stored steps: call compute before get")
         order, count = self._time_order(), self._length * self.n_envs
