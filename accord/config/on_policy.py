@@ -19,13 +19,14 @@ class PPOOptimizer(Optimizer):
     """Passes over each rollout."""
     learning_rate: Rate = 3e-4
     schedule: Literal["constant", "linear", "cosine", "kl_adaptive"] = "constant"  # type: ignore[assignment]
-    """kl_adaptive: divide by 1.5 where the approximate KL exceeds 2 x target_kl, multiply where it is under half."""
+    """linear and cosine fall over the rollouts: steps that target_kl skips count as passed.  kl_adaptive: divide by 1.5
+    where the approximate KL exceeds 2 x target_kl, multiply where it is under half."""
     adam_eps: Rate = 1e-5
     max_grad_norm: Annotated[float, Field(gt=0)] = 0.5
     clip_range: Annotated[float, Field(gt=0)] = 0.2
     """The ratio counts only within [1 - this, 1 + this]."""
     clip_schedule: Literal["constant", "linear"] = "constant"
-    """linear: clip_range falls to zero over the rollouts."""
+    """linear: clip_range falls to zero over the rollouts, by the same rule as the learning rate, once a rollout."""
     clip_range_vf: Annotated[float, Field(ge=0)] = 0.2
     """Value clipping around the old values; 0: none."""
     gamma: Share = 0.99

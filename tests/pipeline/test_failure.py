@@ -232,7 +232,7 @@ def test_a_truncated_state_is_reported_and_left(tiny: Path, accord: Any, tmp_pat
     ended = accord(*words, "base.data.limit=0", "base.training.num_epochs=40")
     assert ended.returncode == 1
     assert "state.pt: not a readable checkpoint" in ended.stderr
-    assert "delete it to start anew" in ended.stderr
+    assert "delete it to start again" in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert len(state.read_bytes()) == len(whole) // 2
     state.unlink()

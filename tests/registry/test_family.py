@@ -24,7 +24,7 @@ from accord.registry.lineage import key_settings, main_metric, mermaid, tree
 from accord.registry.picture import Box, _crossings, _layers, _order, _place, svg
 from accord.registry.store import Store
 from accord.runtime.run import Run
-from accord.training.artifact import leave_artifact, open_tokenizer
+from accord.training.artifact import open_tokenizer, save_artifact
 
 
 def stage_folder(
@@ -127,7 +127,7 @@ def test_a_stage_leaves_an_artifact_complete_by_itself(
     parents = {k: content_digest(Path(v)) if k != "reward.source" else v for k, v in sources.items()}
     settings = {"training": {"beta": 0.1}, "out": "somewhere", "seed": 5}
     with open_run("dpo", seed=5, sources=sources, parents=parents, settings=settings) as run:
-        leave_artifact(run, small_transformer(32, 1, 50, 1, 0), small_tokenizer(), "dpo", {"accuracy": 0.7})
+        save_artifact(run, small_transformer(32, 1, 50, 1, 0), small_tokenizer(), "dpo", {"accuracy": 0.7})
     model = tmp_path / "out" / "dpo" / "model"
     manifest = read_manifest(model)
     assert manifest["settings"] == {"training": {"beta": 0.1}, "seed": 5}
