@@ -1,4 +1,4 @@
-"""The values that flow between the rooms: frozen, slotted, checked once, where they are made.
+"""The values passed between packages: frozen, slotted, checked once, where they are made.
 
 Letters (CONTRIBUTING.md): ``B`` rows, ``P`` prompt tokens, ``T`` response tokens, ``L`` packed length,
 ``S`` packed segments, ``R`` texts, ``V`` vocabulary, ``D`` width.
@@ -19,7 +19,7 @@ Moved = TypeVar("Moved", bound="_Tensors")
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean kept as (total, count), so that micro-batches, ranks and workers add exactly.
+    """A mean stored as (total, count), so that micro-batches, ranks and workers add exactly.
 
     >>> (Mean(torch.tensor(6.0), torch.tensor(3)) + Mean(torch.tensor(2.0), torch.tensor(1))).value()
     2.0
@@ -41,7 +41,7 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """What an objective gives back for one micro-batch: a differentiable sum over an explicit count, and metrics."""
+    """An objective's result for one micro-batch: a differentiable sum over an explicit count, and metrics."""
 
     loss: Mean
     metrics: Mapping[str, Mean]
@@ -49,7 +49,7 @@ class LossOutput:
 
 @dataclass(frozen=True, slots=True)
 class _Tensors:
-    """Fields of which the tensors move between devices together."""
+    """A dataclass whose tensors move between devices together."""
 
     def to(self: Moved, device: torch.device | str) -> Moved:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -84,7 +84,7 @@ class Packed(_Tensors):
     offsets: Tensor  # (S+1,) int64, segment s is tokens[offsets[s]:offsets[s+1]]
     parents: Tensor  # (S,) int64, the segment that s continues, always an earlier one; -1 for none
     texts: Tensor  # (R, max text length) int64, the tokens of each text as indices into L, -1 after its end
-    slots: Tensor  # (L,) int64, where in texts.reshape(-1) a token stands first
+    slots: Tensor  # (L,) int64, the first position of each token in texts.reshape(-1)
 
     def __post_init__(self) -> None:
         length, segments = len(self.tokens), len(self.parents)
@@ -102,7 +102,7 @@ class Packed(_Tensors):
         return self.offsets[1:] - 1
 
     def span(self, segments: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens of the named segments (B,), in that order: their indices (N,) and which of the B each is of (N,)."""
+        """The tokens of the named segments (B,), in that order: their indices (N,), and their rows in B (N,)."""
         lengths = (self.offsets[1:] - self.offsets[:-1])[segments]
         owner = torch.repeat_interleave(torch.arange(len(segments), device=lengths.device), lengths)
         starts = torch.cumsum(lengths, 0) - lengths
@@ -170,7 +170,7 @@ class PreferenceBatch(_Tensors):
     chosen: Tensor  # (B,) int64, segment indices
     rejected: Tensor  # (B,) int64
     margins: Tensor  # (B,) float32, 0 where the data has none
-    indices: Tensor  # (B,) int64, the pair's place in its dataset
+    indices: Tensor  # (B,) int64, the pair's index in its dataset
 
     def __post_init__(self) -> None:
         for name in ("chosen", "rejected", "margins", "indices"):
@@ -179,12 +179,12 @@ class PreferenceBatch(_Tensors):
 
 @dataclass(frozen=True, slots=True)
 class Generation(_Tensors):
-    """What the sampler knows of ``B`` replies to ``B`` prompts (a prompt sampled n times stands n times)."""
+    """``B`` sampled replies to ``B`` prompts (a prompt sampled n times is listed n times)."""
 
     prompts: tuple[tuple[int, ...], ...]  # B prompts, without padding
     responses: Tensor  # (B, T) int64; after the end: the pad token
-    mask: Tensor  # (B, T) bool, true on tokens the policy chose, EOS included
-    logprobs: Tensor  # (B, T) float32, of the chosen tokens under the sampling distribution; 0 where masked
+    mask: Tensor  # (B, T) bool, true on sampled tokens, EOS included
+    logprobs: Tensor  # (B, T) float32, of the sampled tokens under the sampling distribution; 0 where masked
     ended: Tensor  # (B,) bool, true where the reply ends with EOS
 
     def __post_init__(self) -> None:
@@ -199,22 +199,24 @@ class Generation(_Tensors):
         """(B,) tokens in each reply, EOS included."""
         return self.mask.sum(1)
 
-    def replies(self) -> list[list[int]]:
+    def reply_tokens(self) -> list[list[int]]:
         """The replies as token lists, EOS included."""
-        return [row[keep].tolist() for row, keep in zip(self.responses, self.mask, strict=True)]
+        return [row[valid].tolist() for row, valid in zip(self.responses, self.mask, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """``B`` scored replies, as any algorithm may use them: nothing here knows of advantages, critics or KL coefficients."""
+    """``B`` scored replies, for any algorithm: without advantages, critic or KL coefficient."""
 
     generation: Generation  # prompts, responses, mask, behavior log-probs, ended
     prompt_rows: Tensor  # (B,) int64, the prompt's row in its dataset; replies with equal rows form a group
-    weight_versions: Tensor  # (B, T) int64, which weights sampled each token (the number of updates' rollouts so far)
+    weight_versions: (
+        Tensor  # (B, T) int64, the version of the weights that sampled each token (rollouts trained on before)
+    )
     ref_logprobs: Tensor  # (B, T)
     scores: Tensor  # (B,) the reward of each whole reply, before shaping
     terms: Mapping[str, Tensor]  # (B,) each: the terms that the score is the sum of
-    readout: Tensor | None = None  # (B, T) what a function read from the hidden states that sampled each token
+    readout: Tensor | None = None  # (B, T) computed from the hidden states that sampled each token
 
     def __post_init__(self) -> None:
         shape = tuple(self.generation.mask.shape)
@@ -228,7 +230,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class TextActions(_Tensors):
-    """Replies as a language policy scores them again."""
+    """Replies as inputs of a language policy that scores them again."""
 
     prompts: tuple[tuple[int, ...], ...]  # B
     responses: Tensor  # (B, T) int64
@@ -242,7 +244,7 @@ class TextActions(_Tensors):
 
 @dataclass(frozen=True, slots=True)
 class VectorActions(_Tensors):
-    """Observations and actions as a policy on vectors scores them again."""
+    """Observations and actions as inputs of a policy on vectors that scores them again."""
 
     observations: Tensor  # (B, obs_dim)
     actions: Tensor  # (B,), or (B, action_dim) for continuous actions
@@ -253,7 +255,7 @@ class VectorActions(_Tensors):
 
 @dataclass(frozen=True, slots=True)
 class PolicyBatch(_Tensors):
-    """What a policy loss sees: ``B`` rows of at most ``T`` actions.
+    """The input of a policy loss: ``B`` rows of at most ``T`` actions.
 
     For a language model a row is a reply and an action a token; for a vector environment a row is one step (T = 1).
     ``inputs`` is what the policy needs to score the actions again; the loss does not look into it.  ``values`` and

@@ -61,15 +61,15 @@ CASES = (
 )
 
 
-def chosen(options: argparse.Namespace) -> list[Case]:
+def selected_cases(options: argparse.Namespace) -> list[Case]:
     """What to run, float32 in place of bfloat16 where that is emulated."""
-    from accord.runtime.device import multiplies_bfloat16
+    from accord.runtime.device import has_bfloat16_instructions
 
     sizes = [options.size] if options.size else ["tiny"] if options.quick else ["tiny", "smollm2"]
     cases = [c for c in CASES if c.size in sizes and options.only in (None, c.kind)]
     if options.tuned or options.quick or options.threads > 1:
         cases = [c for c in cases if c.tuned == options.tuned]
-    if not (options.bf16 or multiplies_bfloat16()):
+    if not (options.bf16 or has_bfloat16_instructions()):
         if any(c.bf16 for c in cases):
             print("this processor has no bfloat16 products: SmolLM2 is measured in float32 (--bf16 measures it anyway)")
         floats = {(c.size, c.kind) for c in cases if not c.bf16}
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = []
     with tempfile.TemporaryDirectory() as place:
         written: set[str] = set()
-        for case in chosen(options):
+        for case in selected_cases(options):
             folder = str(Path(place) / case.size)
             if case.size not in written:
                 run([SIDES, "--side", "write", "--size", case.size, "--folder", folder], 1, False)

@@ -79,7 +79,7 @@ def run_accord(folder: str) -> dict[str, Any]:
     import torch
     import torch._dynamo
 
-    from accord.algorithms.ppo_control import StepTask, policy_for, train_on_steps
+    from accord.algorithms.ppo_control import StepTask, new_policy, train_on_steps
     from accord.config.control import ControlPPOConfig
     from accord.io.readers import read_yaml
     from accord.rollout.env.gym import open_vectors
@@ -114,7 +114,7 @@ def run_accord(folder: str) -> dict[str, Any]:
     began = time.process_time()
     with Silent("ppo", Path(folder) / "ppo", Path(folder) / "logs", config.seed, 10**9, 10**9) as run:
         vectors = open_vectors(config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e))
-        model = policy_for(vectors.spaces, config)
+        model = new_policy(vectors.spaces, config)
         normalizer = Normalizer(SEEN, training.n_envs, training.gamma, observations=False, rewards=False)
         train_on_steps(run, model, StepTask(vectors, normalizer, {}), training)
         torch.save(model.state_dict(), f"{folder}/policy.pt")

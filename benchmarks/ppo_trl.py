@@ -440,9 +440,9 @@ def main() -> int:
         print(json.dumps(child(options)))
         return 0
     kinds = [options.only] if options.only else ["tiny"] if options.quick else list(CASES)
-    from accord.runtime.device import multiplies_bfloat16
+    from accord.runtime.device import has_bfloat16_instructions
 
-    fast = multiplies_bfloat16()
+    fast = has_bfloat16_instructions()
     if not fast:
         print("this processor has no bfloat16 instructions: float32 only")
     lines = []

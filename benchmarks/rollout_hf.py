@@ -141,9 +141,9 @@ def run_accord(model: str, weights: str, shape: tuple[int, int], folder: str) ->
 
     def whole(prompts: list[tuple[int, ...]], steps: int) -> None:
         if weights != "float32":
-            from accord.models.quantized import for_sampling
+            from accord.models.quantized import sampling_copy
 
-            sampler[0] = for_sampling(policy, weights)  # type: ignore[arg-type]
+            sampler[0] = sampling_copy(policy, weights)  # type: ignore[arg-type]
         made.append(write(prompts, steps))
 
     made: list[Any] = []
@@ -151,10 +151,10 @@ def run_accord(model: str, weights: str, shape: tuple[int, int], folder: str) ->
     load_kernels()
     cpu = seconds(lambda: whole(prompts_of(shape[0]), shape[1]))
     generation = made[-1]
-    packed, chosen = pack_texts(generation.prompts, generation.responses, generation.mask)
+    packed, at = pack_texts(generation.prompts, generation.responses, generation.mask)
     with torch.no_grad():
-        apart = (reply_logprobs(policy, packed, chosen) - generation.logprobs[generation.mask]).abs()
-    greedy = write(prompts_of(4), 8, 0.0).replies() if weights == "float32" else []
+        apart = (reply_logprobs(policy, packed, at) - generation.logprobs[generation.mask]).abs()
+    greedy = write(prompts_of(4), 8, 0.0).reply_tokens() if weights == "float32" else []
     return {"cpu": cpu, "greedy": greedy, "apart_mean": float(apart.mean()), "apart_max": float(apart.max())}
 
 
@@ -176,10 +176,10 @@ def one(who: str, row: str, shape: tuple[int, int], count: int) -> dict[str, Any
 
 
 def compare(row: str, rounds: int, count: int) -> dict[str, Any]:
-    from accord.runtime.device import multiplies_bfloat16
+    from accord.runtime.device import has_bfloat16_instructions
 
     what = ROWS[row]
-    shape = BF16 if what["hf"] == "bfloat16" and not multiplies_bfloat16() else SHAPE[what["model"]]
+    shape = BF16 if what["hf"] == "bfloat16" and not has_bfloat16_instructions() else SHAPE[what["model"]]
     runs = [(one("accord", row, shape, count), one("hf", row, shape, count)) for _ in range(rounds)]
     ratios = [theirs["cpu"] / ours["cpu"] for ours, theirs in runs]
     apart = max(ours["apart_max"] for ours, _ in runs)

@@ -1,7 +1,7 @@
-"""Base: a small language model trained from nothing on plain text and chats, every token a label.
+"""Base: a small language model trained from scratch on plain text and chats, every token a label.
 
-What the pipeline starts from where no pretrained model is named.  Plain next-token cross-entropy with AdamW; nothing
-here is particular to a paper.
+The pipeline starts from it where no pretrained model is named.  Next-token cross-entropy with AdamW; no particular
+paper.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from accord.io.readers import read_jsonl
 from accord.models.open import small_backbone
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_model
+from accord.training.artifact import save_model
 from accord.training.cross_entropy import train_texts
-from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
+from accord.training.describe import depth, describe_memory, describe_model, describe_steps
 
 
 def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> list[SupervisedExample]:
-    """Rows ``{"text"}`` (EOS added) or ``{"messages"}`` (rendered); every token but the first is a label.
+    """Examples from rows ``{"text"}`` (EOS added) or ``{"messages"}`` (rendered); every token but the first is a label.
 
-    Texts without a label are left out.  Raises UserError, naming file and row.
+    Texts without a label are dropped.  Raises UserError, naming file and row.
     """
     examples = []
     for number, row in read_jsonl(path):
@@ -46,7 +46,7 @@ def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> list[Supervi
 
 
 def train(config: BaseConfig, run: Run) -> dict[str, float]:
-    """Trains the base and leaves it behind; returns the last metrics."""
+    """Trains the base model and saves it; returns the last step's metrics."""
     device = resolve_device(config.device)
     tokenizer = small_tokenizer()
     torch.manual_seed(run.derive("init"))
@@ -65,10 +65,10 @@ def train(config: BaseConfig, run: Run) -> dict[str, float]:
     tokens = sum(len(e.tokens) for e in examples)
     run.plan(
         {
-            "model": model_in_words(backbone, settings.base_model),
+            "model": describe_model(backbone, settings.base_model),
             "data": f"{config.data.train}: {len(examples):,} texts, {tokens:,} tokens, every token a label",
-            "steps": steps_in_words(len(examples), config.training),
-            "memory": memory_in_words(
+            "steps": describe_steps(len(examples), config.training),
+            "memory": describe_memory(
                 [backbone],
                 [],
                 tokens * config.training.batch_size // len(examples),
@@ -78,5 +78,5 @@ def train(config: BaseConfig, run: Run) -> dict[str, float]:
         }
     )
     metrics = train_texts(run, backbone, examples, config.training, config.precision)
-    leave_model(run, backbone, tokenizer, "base", metrics, {})
+    save_model(run, backbone, tokenizer, "base", metrics, {})
     return metrics

@@ -1,9 +1,9 @@
-"""DPO: preferences straight into the policy.  Rafailov et al. 2023 (arXiv 2305.18290), equation 7.
+"""DPO: preference optimization without a reward model.  Rafailov et al. 2023 (arXiv 2305.18290), equation 7.
 
 Numbered details:
 1. loss −log σ(β·[(log π_c − log π_ref,c) − (log π_r − log π_ref,r)]), a sum over the count of pairs;
 2. log-probs are masked sums over the reply's tokens, its EOS included; the prompt is in none of the four;
-3. the reference is the model that training starts from; its log-probs are computed once and kept on disk;
+3. the reference is the model that training starts from; its log-probs are computed once and saved;
 4. so the loss of the first step is ln 2;
 5. a pair's prompt is encoded once; chosen and rejected are its two continuations;
 6. label smoothing ε: (1−ε)·loss + ε·loss with the pair swapped (conservative DPO, Mitchell 2023).
@@ -27,15 +27,18 @@ from accord.models.language import reply_logprobs
 from accord.models.reference import FrozenReference, Reference
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_model, open_model, open_tokenizer
+from accord.training.artifact import open_model, open_tokenizer, save_model
 from accord.training.checkpoint import read_pt, write_pt
-from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
+from accord.training.describe import depth, describe_memory, describe_model, describe_steps
 from accord.training.epochs import Epochs, train_epochs
 from accord.types import LossOutput, Packed, PreferenceBatch
 
+MAX_JUDGED_PAIRS = 256
+"""Training pairs that decide on the note about falling log-probs where no pair is held out."""
+
 
 def pair_logprobs(logprobs: Callable[[Packed, Tensor], Tensor], batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-    """Log-probs of the chosen and of the rejected replies, (B,) each; ``logprobs(packed, at)`` gives those of tokens."""
+    """(B,) log-probs of the chosen and (B,) of the rejected replies; ``logprobs(packed, at)`` scores tokens."""
     packed = batch.packed
     segments = torch.cat([batch.chosen, batch.rejected])
     index, owner = packed.span(segments)
@@ -49,8 +52,8 @@ def reference_logprobs(
 ) -> Tensor:
     """(n, 2) log-probs of chosen and rejected under the reference, on the CPU."""
     rows = []
-    for some in torch.split(torch.arange(len(pairs)), size):
-        batch = pack_preferences([pairs[int(r)] for r in some], some.tolist()).to(device)
+    for indices in torch.split(torch.arange(len(pairs)), size):
+        batch = pack_preferences([pairs[int(i)] for i in indices], indices.tolist()).to(device)
         with autocast(device, precision):
             rows.append(torch.stack(pair_logprobs(reference.logprobs, batch), 1).float().cpu())
     return torch.cat(rows)
@@ -66,7 +69,7 @@ def objective(
 
 
 def train(config: DPOConfig, run: Run) -> dict[str, float]:
-    """Trains the policy and leaves it behind; returns the last metrics and held-out accuracy."""
+    """Trains the policy and saves it; returns the last step's metrics, and held-out accuracy where pairs are held out."""
     device = resolve_device(config.device)
     options = config.training
     tokenizer = open_tokenizer(config.model.base_model)
@@ -77,25 +80,25 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     tokens = sum(lengths) * options.batch_size // len(grouped)
     run.plan(
         {
-            "model": model_in_words(backbone, config.model.base_model),
+            "model": describe_model(backbone, config.model.base_model),
             "data": f"{config.data.train}: {report}",
             "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
-            "reference": "the same model; its log-probs are computed once and kept",
-            "steps": steps_in_words(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
-            "memory": memory_in_words([backbone], [], tokens, backbone.width, depth(backbone)),
+            "reference": "the same model; its log-probs are computed once and saved",
+            "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
+            "memory": describe_memory([backbone], [], tokens, backbone.width, depth(backbone)),
         }
     )
-    kept = run.directory / "reference.pt"
-    if run.resume and kept.exists() and read_pt(kept).get("key") == run.key:
-        reference = read_pt(kept)["logprobs"]
+    saved = run.directory / "reference.pt"
+    if run.resume and saved.exists() and read_pt(saved).get("key") == run.key:
+        reference = read_pt(saved)["logprobs"]
     else:
         size = options.micro_batch_size or options.batch_size
         reference = reference_logprobs(FrozenReference(backbone), [*pairs, *heldout], device, config.precision, size)
-        write_pt(kept, {"key": run.key, "logprobs": reference})
+        write_pt(saved, {"key": run.key, "logprobs": reference})
     reference = reference.to(device)
 
-    def pack(units_of_pass: Sequence[int]) -> PreferenceBatch:
-        rows = [row for unit in units_of_pass for row in grouped[unit]]
+    def pack(unit_indices: Sequence[int]) -> PreferenceBatch:
+        rows = [row for unit in unit_indices for row in grouped[unit]]
         return pack_preferences([pairs[r] for r in rows], rows).to(device)
 
     data = Epochs(
@@ -107,15 +110,17 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     )
     groups = [(list(backbone.parameters()), options.learning_rate)]
     last = train_epochs(run, backbone, groups, data)
+    judged, first = (heldout, len(pairs)) if heldout else (pairs[:MAX_JUDGED_PAIRS], 0)
+    logprobs = reference_logprobs(FrozenReference(backbone), judged, device, config.precision, options.batch_size)
+    log_ratios = logprobs - reference[first : first + len(judged)].cpu()
     if heldout:
-        now = reference_logprobs(FrozenReference(backbone), heldout, device, config.precision, options.batch_size)
-        ratios = now - reference[len(pairs) :].cpu()
-        last["heldout_accuracy"] = float((0.5 * (ratios[:, 0] - ratios[:, 1]).sign() + 0.5).mean())
+        last["heldout_accuracy"] = float((0.5 * (log_ratios[:, 0] - log_ratios[:, 1]).sign() + 0.5).mean())
         run.record({"heldout_accuracy": last["heldout_accuracy"]})
-    if last.get("chosen_reward", 0.0) < 0.0 and last.get("rejected_reward", 0.0) < 0.0:
+    if bool((log_ratios.mean(0) < 0).all()):
         run.say(
-            "note: chosen and rejected log-probs both fell; only their margin is trained. That is usual for DPO; a"
-            " smaller learning rate or a larger training.beta holds them closer to the reference."
+            f"note: on {len(judged)} {'held-out' if heldout else 'training'} pairs chosen and rejected log-probs both"
+            " fell; DPO trains only their margin, so this is usual. A smaller learning rate or a larger training.beta"
+            " keeps them closer to the reference."
         )
-    leave_model(run, backbone, tokenizer, "dpo", last, {"beta": options.beta})
+    save_model(run, backbone, tokenizer, "dpo", last, {"beta": options.beta})
     return last

@@ -6,7 +6,7 @@ Schulman et al. 2017 (arXiv 1707.06347), with the details of Ziegler et al. 2019
     differ (bfloat16, an int8 sampler), the trainer recomputes the old log-probs and the mismatch is logged;
  3. there is no dropout;
  4. a reply ends at its EOS, which is an action; nothing after it is scored;
- 5. the score stands once, at the last token; -beta (log pi - log pi_ref) stands on every token (or k2, k3 in the loss);
+ 5. the score is added once, at the last token; -beta (log pi - log pi_ref) on every token (or k2, k3 in the loss);
  6. beta is fixed or adapts to a target (Ziegler et al. 2019, section 2.2) and is part of the saved state;
  7. a reply without EOS gets ``reward.missing_eos_penalty`` instead of its score;
  8. GAE runs over valid tokens only;
@@ -27,7 +27,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from accord.config.on_policy import KLCoefficient, LanguagePPOConfig, PPOOptimizer, RewardSettings
+from accord.config.on_policy import KLCoefficient, LanguagePPOConfig, PPOOptimizer
 from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
@@ -35,20 +35,20 @@ from accord.functional.advantages import explained_variance, token_gae
 from accord.functional.kl import AdaptiveKL, FixedKL
 from accord.functional.masked import whiten
 from accord.models.language import LanguageActorCritic, reply_logprobs
-from accord.models.quantized import for_sampling
+from accord.models.quantized import sampling_copy
 from accord.models.reference import FrozenReference
 from accord.models.reward import RewardModel, is_reward_model
 from accord.rollout.collect import TextTask, pack_texts, read_replies, to_rows
 from accord.rollout.generate import Decoding
-from accord.rollout.score import Reward, WeightedReward, open_reward
+from accord.rollout.score import open_rewards
 from accord.rollout.shaping import shape_scores, token_rewards, whiten_rewards
 from accord.rollout.text_source import TextSource
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_model, open_model, open_tokenizer
+from accord.training.artifact import open_model, open_tokenizer, save_model
 from accord.training.checkpoint import Checkpoint, Resumable
-from accord.training.describe import depth, memory_in_words, model_in_words
-from accord.training.fit import Steps, finish_step
+from accord.training.describe import depth, describe_memory, describe_model
+from accord.training.fit import finish_step
 from accord.training.policy_loss import (
     ActionScores,
     ClippedSurrogate,
@@ -67,23 +67,25 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 # ------------------------------------------------------------------------------------- the loop
-class PolicyUpdater(Steps, Resumable, Protocol):
+class PolicyUpdater(Resumable, Protocol):
     """``Updater`` or ``NumpyUpdater``."""
 
     device: torch.device
+
+    def step(self, batch: Sequence[Any], objective: Any, schedule_step: int) -> dict[str, float]: ...
 
     def adapt_to_kl(self, approx_kl: float, target: float) -> None: ...
 
 
 class Source(Resumable, Protocol[R_co]):
-    """Where rollouts come from; its state is what it remembers between rollouts."""
+    """Where rollouts come from; its state is what it carries from one rollout to the next."""
 
     def collect(self, iteration: int) -> R_co: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Algorithm(Generic[R]):
-    """What an algorithm makes of a rollout: a batch with advantages, and the loss over its minibatches."""
+    """How a rollout becomes a batch with advantages, and the loss over its minibatches."""
 
     prepare: Callable[[R, float], tuple[PolicyBatch, RolloutStats]]  # (rollout, KL coefficient)
     loss: Callable[[int, float], PolicyLoss]  # (iteration, KL coefficient)
@@ -92,7 +94,7 @@ class Algorithm(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class RolloutLoop:
-    """How many rollouts there are, and how each is cut into optimizer steps."""
+    """The number of rollouts, and how each is split into optimizer steps."""
 
     iterations: int
     rows: int  # of a rollout
@@ -103,17 +105,23 @@ class RolloutLoop:
     adaptive_rate: bool = False  # the learning rate follows the approximate KL, in place of early stopping
 
     @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps on a rollout that is not stopped early."""
+        return self.epochs * -(-self.rows // self.batch_size)
+
+    @property
     def steps(self) -> int:
         """Optimizer steps where nothing stops early."""
-        return self.iterations * self.epochs * -(-self.rows // self.batch_size)
+        return self.iterations * self.steps_per_rollout
 
 
 def train_on_rollouts(
     run: Run, model: nn.Module, updater: PolicyUpdater, source: Source[R], algorithm: Algorithm[R], loop: RolloutLoop
 ) -> RolloutStats:
-    """Collect, prepare, optimize, adapt the KL coefficient, ``loop.iterations`` times; returns the last rollout's numbers.
+    """Collect, prepare, optimize, adapt the KL coefficient, ``loop.iterations`` times; returns the last rollout's statistics.
 
-    A run that resumes continues with the next minibatch of the rollout that it was in.
+    The learning rate's schedule follows the rollouts, as the clip range does: steps that early stopping skips count as
+    passed.  A run that resumes continues with the next minibatch of the rollout that it was in.
     """
     progress = RolloutProgress(algorithm.kl)
     parts: dict[str, Resumable] = {"model": model, "updater": updater, "source": source, "progress": progress}
@@ -136,7 +144,7 @@ def train_on_rollouts(
                 done += 1
                 if done <= progress.minibatch or progress.stopped_early:
                     continue  # done before this run resumed, or the rollout has moved the policy far enough
-                metrics = updater.step(minibatch, loss)
+                metrics = updater.step(minibatch, loss, iteration * loop.steps_per_rollout + done - 1)
                 progress.minibatch = done
                 if loop.adaptive_rate:
                     updater.adapt_to_kl(metrics["approx_kl"], loop.target_kl)
@@ -215,10 +223,10 @@ def token_batch(
 def policy_pass(
     rollout: Rollout, policy: LanguageActorCritic, config: LanguagePPOConfig
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Old log-probs (B, T), values (B, T), and how far sampler and trainer are apart.
+    """Old log-probs (B, T), values (B, T), and metrics of the mismatch between sampler and trainer.
 
-    Both come from the sampling pass where the policy itself sampled in float32 and the critic shares its trunk; what
-    does not is recomputed in passes over whole replies.
+    Old log-probs come from the sampling pass where the policy itself sampled in float32, values where the critic shares
+    its trunk as well; otherwise they are recomputed in passes over whole replies.
     """
     generation, temperature = rollout.generation, config.sampling.temperature
     size = config.training.micro_batch_size or config.training.batch_size
@@ -231,13 +239,13 @@ def policy_pass(
             logprobs = read_replies(
                 generation, size, lambda packed, at: reply_logprobs(policy.policy, packed, at, temperature)
             )
-            apart = (logprobs - generation.logprobs)[generation.mask].abs()
-            mismatch = {"mismatch_mean": float(apart.mean()), "mismatch_max": float(apart.max())}
+            difference = (logprobs - generation.logprobs)[generation.mask].abs()
+            mismatch = {"mismatch_mean": float(difference.mean()), "mismatch_max": float(difference.max())}
     return logprobs, values, mismatch
 
 
 def text_stats(rollout: Rollout, kl: float, more: dict[str, float]) -> RolloutStats:
-    """What is logged of a rollout of text; ``kl`` in nats per reply."""
+    """The logged metrics of a rollout of text; ``kl`` in nats per reply."""
     generation = rollout.generation
     metrics = {
         "score": float(rollout.scores.mean()),
@@ -276,14 +284,14 @@ def ppo_on_text(policy: LanguageActorCritic, config: LanguagePPOConfig) -> Algor
 
 # ------------------------------------------------------------------------------------- the stage
 def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
-    """Trains policy and critic and leaves the policy as the stage's model; returns the last rollout's numbers."""
+    """Trains policy and critic and saves the policy as the stage's model; returns the last rollout's metrics."""
     _check(config)
     device, training, sampling = resolve_device(config.device), config.training, config.sampling
     tokenizer = open_tokenizer(config.model.base_model)
     backbone = open_model(config.model.base_model, device)
     reference = open_model(config.reference or config.model.base_model, device).requires_grad_(False)
     reward = open_rewards(config.reward, tokenizer, device)
-    policy = LanguageActorCritic(backbone, config.model.critic, critic_start(config, tokenizer)).to(device)
+    policy = LanguageActorCritic(backbone, config.model.critic, initial_critic(config, tokenizer)).to(device)
     prompts = load_prompts(config.prompts, tokenizer, max(1, config.model.max_length - sampling.max_new_tokens))
     loop = RolloutLoop(
         training.iterations,
@@ -316,7 +324,7 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
     source = TextSource(
         run,
         task,
-        lambda: backbone if sampling.weights == "float32" else for_sampling(backbone, sampling.weights),
+        lambda: backbone if sampling.weights == "float32" else sampling_copy(backbone, sampling.weights),
         training.replies // training.samples_per_prompt,
         device,
         config.precision,
@@ -324,12 +332,12 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
     )
 
     last = dict(train_on_rollouts(run, policy, updater, source, ppo_on_text(policy, config), loop).metrics)
-    leave_model(run, backbone, tokenizer, "ppo", last, {"policy": "language"})
+    save_model(run, backbone, tokenizer, "ppo", last, {"policy": "language"})
     return last
 
 
 def _check(config: LanguagePPOConfig) -> None:
-    """Raises UserError for settings that do not fit each other."""
+    """Raises UserError for settings that contradict each other."""
     training = config.training
     if training.replies % training.samples_per_prompt:
         raise UserError(
@@ -343,20 +351,11 @@ def _check(config: LanguagePPOConfig) -> None:
         )
 
 
-def open_rewards(settings: RewardSettings, tokenizer: Tokenizer, device: torch.device) -> Reward:
-    """The reward that a config names."""
-    if not settings.terms:
-        return open_reward(settings.source, tokenizer, device, "reward.source")
-    terms = [
-        (t.weight, open_reward(t.source, tokenizer, device, f"reward.terms.{i}.source"))
-        for i, t in enumerate(settings.terms)
-    ]
-    return WeightedReward(tuple(terms))
+def initial_critic(config: LanguagePPOConfig, tokenizer: Tokenizer) -> RewardModel | None:
+    """The reward model that ``critic=reward`` starts from; None for another critic.
 
-
-def critic_start(config: LanguagePPOConfig, tokenizer: Tokenizer) -> RewardModel | None:
-    """The reward model that ``critic=reward`` starts from.  Raises UserError where there is none, or where it reads
-    other tokens than the policy."""
+    Raises UserError where ``reward.source`` is no reward model, or has another tokenizer than the policy.
+    """
     if config.model.critic != "reward":
         return None
     source = config.reward.source
@@ -377,7 +376,7 @@ def describe(
     loop: RolloutLoop,
     frozen_models: list[nn.Module],
 ) -> None:
-    """The screen before training."""
+    """Prints what the run will do."""
     training, sampling = config.training, config.sampling
     tokens = training.micro_batch_size or training.batch_size
     tokens *= sampling.max_new_tokens + sum(map(len, prompts.prompts)) // len(prompts.prompts)
@@ -385,7 +384,7 @@ def describe(
     adapts = f", adapting to {config.kl.target} nats per reply" if config.kl.target else ", fixed"
     run.plan(
         {
-            "policy": model_in_words(policy, f"{config.model.base_model} with a {config.model.critic} critic"),
+            "policy": describe_model(policy, f"{config.model.base_model} with a {config.model.critic} critic"),
             "prompts": prompts.report.describe(),
             "reward": source,
             "KL": f"beta {config.kl.beta}{adapts}, in the {config.kl.placement} ({config.kl.estimator})",
@@ -393,6 +392,6 @@ def describe(
             f" {sampling.max_new_tokens} tokens at temperature {sampling.temperature}",
             "steps": f"{loop.iterations} rollouts x {loop.epochs} epochs x {-(-loop.rows // loop.batch_size)}"
             f" minibatches of {loop.batch_size} replies = {loop.steps} steps",
-            "memory": memory_in_words([policy], frozen_models, tokens, policy.policy.width, depth(policy)),
+            "memory": describe_memory([policy], frozen_models, tokens, policy.policy.width, depth(policy)),
         }
     )

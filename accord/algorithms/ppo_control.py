@@ -1,7 +1,7 @@
 """PPO on vectors: Gymnasium tasks, and any other environments that are stepped (``ppo_heads``).
 
-The loop with its minibatches and early stopping, and the loss, are those of ``ppo``; here is the rest of the story: how
-steps become a batch, and the stage that trains on a Gymnasium task.  Details follow "The 37 Implementation Details
+The loop with its minibatches and early stopping, and the loss, are those of ``ppo``; here are the batch made from
+steps, and the stage that trains on a Gymnasium task.  Details follow "The 37 Implementation Details
 of PPO" (Huang et al. 2022).  Departures:
 1. advantages are whitened once over the rollout, not in each minibatch;
 2. an episode cut by a time limit bootstraps from its final observation;
@@ -38,8 +38,8 @@ from accord.rollout.env.gym import open_vectors
 from accord.rollout.env.normalization import Normalizer
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_pt
-from accord.training.describe import model_in_words
+from accord.training.artifact import save_pt
+from accord.training.describe import describe_model
 from accord.training.numpy_updater import MIN_STEPS_FOR_JIT, NumpyUpdater
 from accord.training.policy_loss import ActionScores
 from accord.training.rollout_progress import RolloutStats
@@ -49,7 +49,7 @@ from accord.types import PolicyBatch, VectorActions
 
 # ------------------------------------------------------------------------------------- steps to a batch
 def prepare_steps(rollout: StepRollout, beta: float, normalize: bool) -> tuple[PolicyBatch, RolloutStats]:
-    """GAE over the steps, one row of one action each; where there is a reference, ``beta`` is its KL penalty."""
+    """A batch with one row of one action per step, advantages by GAE; with a reference, ``beta`` weights its KL penalty."""
     buffer = rollout.buffer
     kl = 0.0
     if rollout.ref_logprobs is not None:
@@ -71,11 +71,11 @@ def prepare_steps(rollout: StepRollout, beta: float, normalize: bool) -> tuple[P
 
 
 def step_stats(rollout: StepRollout, kl: float, explained: float) -> RolloutStats:
-    """What is logged of a rollout of steps; ``kl`` in nats per episode."""
+    """The logged metrics of a rollout of steps; ``kl`` in nats per episode."""
     returns, recent = rollout.returns, rollout.recent_returns
-    some = returns or recent[-20:]
+    shown = returns or recent[-20:]
     metrics = {
-        "episode_return": sum(some) / max(len(some), 1),
+        "episode_return": sum(shown) / max(len(shown), 1),
         "episode_return_100": sum(recent) / max(len(recent), 1),
         "episodes": float(rollout.episodes),
         "timesteps": float(rollout.timesteps),
@@ -87,7 +87,7 @@ def step_stats(rollout: StepRollout, kl: float, explained: float) -> RolloutStat
 
 
 # ------------------------------------------------------------------------------------- training
-def loop_of(training: StepsPPOOptimizer) -> RolloutLoop:
+def rollout_loop(training: StepsPPOOptimizer) -> RolloutLoop:
     """As many rollouts as ``total_timesteps`` asks for."""
     rows = training.n_steps * training.n_envs
     return RolloutLoop(
@@ -119,7 +119,7 @@ class EvaluatedSource:
         self.collector.load_state_dict(state)
 
 
-def collector_for(
+def new_collector(
     run: Run, actor: StepActor, vectors: Vectors, normalizer: Normalizer, training: StepsPPOOptimizer
 ) -> StepCollector:
     """A collector with a buffer of the rollout's size."""
@@ -134,18 +134,18 @@ NO_PENALTY = FixedKL(0.0)
 
 @dataclass(frozen=True, slots=True)
 class StepTask:
-    """Where a policy acts, and what it is trained for."""
+    """The environments that a policy is trained in, and their extras."""
 
     vectors: Vectors
     normalizer: Normalizer
-    words: Mapping[str, str]  # describe the task on the screen
+    description: Mapping[str, str]  # lines of the plan that is printed before training
     kl: FixedKL | AdaptiveKL = NO_PENALTY  # where the environments have a reference
     evaluate: Callable[[int], None] = lambda timesteps: None  # called before each rollout
 
 
 def train_on_steps(run: Run, model: AnyActorCritic, task: StepTask, training: StepsPPOOptimizer) -> dict[str, float]:
-    """Trains ``model`` in the task's environments; returns the last rollout's numbers."""
-    loop = loop_of(training)
+    """Trains ``model`` in the task's environments; returns the last rollout's metrics."""
+    loop = rollout_loop(training)
     networks = None if training.weight_decay else numpy_networks(model, compiled=loop.steps >= MIN_STEPS_FOR_JIT)
     updater: PolicyUpdater = (
         NumpyUpdater(networks, training, loop.steps)
@@ -154,14 +154,14 @@ def train_on_steps(run: Run, model: AnyActorCritic, task: StepTask, training: St
     )
     run.plan(
         {
-            "policy": model_in_words(model, type(model).__name__),
-            **task.words,
+            "policy": describe_model(model, type(model).__name__),
+            **task.description,
             "rollout": f"{training.n_envs} environments x {training.n_steps} steps = {loop.rows} steps",
             "steps": f"{loop.iterations} rollouts (at least {training.total_timesteps} environment steps) x"
             f" {loop.epochs} epochs x {-(-loop.rows // loop.batch_size)} minibatches of {loop.batch_size}",
         }
     )
-    collector = collector_for(run, StepActor(model, networks), task.vectors, task.normalizer, training)
+    collector = new_collector(run, StepActor(model, networks), task.vectors, task.normalizer, training)
 
     def score(inputs: VectorActions) -> ActionScores:
         log_probs, values, entropy = model.evaluate(inputs.observations, inputs.actions)
@@ -176,7 +176,7 @@ def train_on_steps(run: Run, model: AnyActorCritic, task: StepTask, training: St
     return dict(train_on_rollouts(run, model, updater, source, algorithm, loop).metrics)
 
 
-def policy_for(spaces: Spaces, config: ControlPPOConfig) -> AnyActorCritic:
+def new_policy(spaces: Spaces, config: ControlPPOConfig) -> AnyActorCritic:
     """A new policy and critic for a task's spaces."""
     if spaces.continuous:
         return GaussianActorCritic(spaces.obs_dim, spaces.action_dim, config.model.hidden_dim, config.model.log_std)
@@ -185,12 +185,15 @@ def policy_for(spaces: Spaces, config: ControlPPOConfig) -> AnyActorCritic:
 
 # ------------------------------------------------------------------------------------- the stage
 def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
-    """Trains a policy on a Gymnasium task; leaves ``ppo_final.pt``, the curve and, where asked, a video."""
+    """Trains a policy on a Gymnasium task; saves ``ppo_final.pt``, the curve and, where asked, a video.
+
+    Returns the last rollout's metrics and the evaluation's.
+    """
     training, normalize, evaluation = config.training, config.normalize, config.evaluation
     vectors = open_vectors(config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e))
     spaces = vectors.spaces
     torch.manual_seed(run.derive("init"))
-    model = policy_for(spaces, config).to(resolve_device(config.device))
+    model = new_policy(spaces, config).to(resolve_device(config.device))
     normalizer = Normalizer(
         spaces.obs_dim, training.n_envs, training.gamma, normalize.observations, normalize.rewards, normalize.clip
     )
@@ -204,11 +207,11 @@ def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
 
     scaled = " and ".join(name for name in ("observations", "rewards") if getattr(normalize, name))
     kind = f"vectors of {spaces.action_dim} reals" if spaces.continuous else f"{spaces.action_dim} actions"
-    words = {
+    description = {
         "acts in": f"{config.environment}: observations of {spaces.obs_dim} numbers, {kind}",
         "normalized": scaled or "nothing",
     }
-    task = StepTask(vectors, normalizer, words, evaluate=evaluate_if_due)
+    task = StepTask(vectors, normalizer, description, evaluate=evaluate_if_due)
     last = train_on_steps(run, model, task, training)
     vectors.close()
     if evaluation.episodes:
@@ -221,7 +224,7 @@ def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
         last = {**last, **numbers}
     sizes = {"obs_dim": spaces.obs_dim, "action_dim": spaces.action_dim, "hidden_dim": config.model.hidden_dim}
     more = {"environment": config.environment, "continuous": spaces.continuous, "normaliser": normalizer.state_dict()}
-    leave_pt(run, "ppo_final.pt", model, {**sizes, **more, "metrics": last})
+    save_pt(run, "ppo_final.pt", model, {**sizes, **more, "metrics": last})
     run.say(f"wrote {run.directory / 'ppo_final.pt'} (load_state_dict of {type(model).__name__})")
     write_curve(config, run)
     write_video(config, run, model, normalizer)

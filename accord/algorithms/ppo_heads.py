@@ -1,14 +1,14 @@
-"""PPO's heads on a frozen language model: an action is a token, the observation the model's hidden state before it.
+"""PPO of small heads on a frozen language model: an action is a token, the observation the hidden state before it.
 
-This is the specified ``ActorCritic`` on text.  Each token is a step of an environment (``rollout/env/tokens``), so the
-rest of the story is ``ppo_control``'s; the KL to the frozen model is a penalty on every step's reward.
+This is the specified ``ActorCritic`` on text.  Each token is a step of an environment (``rollout/env/tokens``), so
+training is ``ppo_control``'s; the KL to the frozen model is a penalty on every step's reward.
 """
 
 from __future__ import annotations
 
 import torch
 
-from accord.algorithms.ppo import kl_controller, open_rewards
+from accord.algorithms.ppo import kl_controller
 from accord.algorithms.ppo_control import StepTask, train_on_steps
 from accord.config.on_policy import HeadsPPOConfig
 from accord.data.prompts import load_prompts
@@ -17,10 +17,10 @@ from accord.models.heads import ActorCritic
 from accord.rollout.env.episodes import EpisodeVectors, Spaces
 from accord.rollout.env.normalization import Normalizer
 from accord.rollout.env.tokens import TokenEnvironment
-from accord.rollout.score import Replies, total
+from accord.rollout.score import Replies, open_rewards, total
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_pt, open_model, open_tokenizer
+from accord.training.artifact import open_model, open_tokenizer, save_pt
 
 
 def open_token_environments(config: HeadsPPOConfig, run: Run) -> EpisodeVectors:
@@ -62,17 +62,17 @@ def open_token_environments(config: HeadsPPOConfig, run: Run) -> EpisodeVectors:
 
 
 def train(config: HeadsPPOConfig, run: Run) -> dict[str, float]:
-    """Trains ``ActorCritic`` and leaves ``ppo_final.pt``; returns the last rollout's numbers."""
+    """Trains ``ActorCritic`` and saves ``ppo_final.pt``; returns the last rollout's metrics."""
     vectors = open_token_environments(config, run)
     obs_dim, action_dim = vectors.spaces.obs_dim, vectors.spaces.action_dim
     torch.manual_seed(run.derive("init"))
     model = ActorCritic(obs_dim, action_dim, config.model.hidden_dim).to(resolve_device(config.device))
-    words = {"acts in": f"replies token by token, on the features of {config.model.base_model}"}
+    description = {"acts in": f"replies token by token, from the hidden states of {config.model.base_model}"}
     training = config.training
     normalizer = Normalizer(obs_dim, training.n_envs, training.gamma, observations=False, rewards=False)
-    task = StepTask(vectors, normalizer, words, kl_controller(config.kl))
+    task = StepTask(vectors, normalizer, description, kl_controller(config.kl))
     last = train_on_steps(run, model, task, training)
     sizes = {"obs_dim": obs_dim, "action_dim": action_dim, "hidden_dim": config.model.hidden_dim}
-    leave_pt(run, "ppo_final.pt", model, {**sizes, "metrics": last})
+    save_pt(run, "ppo_final.pt", model, {**sizes, "metrics": last})
     run.say(f"wrote {run.directory / 'ppo_final.pt'} (load_state_dict of ActorCritic({obs_dim}, {action_dim}))")
     return last

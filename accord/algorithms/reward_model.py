@@ -2,10 +2,10 @@
 
 Numbered details:
 1. loss −log σ(r_chosen − r_rejected − margin), a sum over the count of pairs;
-2. a scalar head, N(0, 1/√(d+1)), on features pooled over the reply (mean, or its last token), layer-normalised, then
-   each feature centred and scaled by its statistics over training replies before the first step;
+2. a scalar head, N(0, 1/√(d+1)), on features pooled over the reply (mean, or its last token), layer-normalized, then
+   each feature centered and scaled by its statistics over training replies before the first step;
 3. one epoch by default: a second one overfits;
-4. held-out accuracy by prompt: no prompt stands on both sides;
+4. held-out accuracy by prompt: no prompt is on both sides;
 5. mean and deviation of the scores are measured *after* training on the training replies and stored with the model.
 Departure: ``features`` regresses +1 for chosen and −1 for rejected replies by MSE with an MLP on a frozen model's
 features, as this package's specification asks.
@@ -29,13 +29,13 @@ from accord.models.open import keep_layers
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_artifact, leave_pt, open_model, open_tokenizer
-from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
+from accord.training.artifact import open_model, open_tokenizer, save_artifact, save_pt
+from accord.training.describe import depth, describe_memory, describe_model, describe_steps
 from accord.training.epochs import Epochs, train_epochs
 from accord.types import LossOutput, PreferenceBatch
 
-MEASURED = 256
-"""Pairs whose replies give the head its features' centre and spread."""
+MAX_MEASURED_PAIRS = 256
+"""Pairs whose replies the features' mean and standard deviation are measured on, where the head is not fitted first."""
 
 
 def objective(model: RewardModel, batch: PreferenceBatch, kind: str) -> LossOutput:
@@ -79,32 +79,32 @@ def score_pairs(
 
 
 def fit_head(head: ScalarHead, features: Tensor, margins: Tensor, decay: float) -> float:
-    """Fits the head alone to features (2n, D) of n chosen, then n rejected replies; returns the share ordered right.
+    """Fits the head alone to features (2n, D) of n chosen, then n rejected replies; returns its accuracy on them.
 
-    Minimises the mean Bradley-Terry loss plus decay · |w|², which is convex, by L-BFGS from w = 0.  Linear probing
-    before fine-tuning (Kumar et al. 2022, arXiv 2202.10054): from a random head the first steps would bend good
-    features towards noise.
+    Minimizes the mean Bradley-Terry loss plus decay · |w|², which is convex, by L-BFGS from w = 0.  Linear probing
+    before fine-tuning (Kumar et al. 2022, arXiv 2202.10054): from a random head the first steps would distort
+    good features.
     """
     nn.init.zeros_(head.linear.weight)
-    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> float:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         chosen, rejected = head(features).chunk(2)
         loss = bradley_terry_loss(chosen, rejected, margins).loss
         mean = loss.total / loss.count + decay * head.linear.weight.square().sum()
         mean.backward()  # type: ignore[no-untyped-call]
         return float(mean.detach())
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
-    optimiser.zero_grad()
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.zero_grad()
     with torch.no_grad():
         chosen, rejected = head(features).chunk(2)
     return float((chosen > rejected).float().mean())
 
 
 def train(config: RewardConfig, run: Run) -> dict[str, float]:
-    """Trains the reward model and leaves it behind; returns held-out accuracy and the last metrics."""
+    """Trains the reward model and saves it; returns ``finish``'s metrics."""
     device = resolve_device(config.device)
     settings, options = config.model, config.training
     tokenizer = open_tokenizer(settings.base_model)
@@ -133,30 +133,31 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     lengths = [unit_length(pairs, rows) for rows in grouped]
     run.plan(
         {
-            "model": model_in_words(model, f"{settings.base_model}, {settings.kind}, {settings.pooling} pooling"),
+            "model": describe_model(model, f"{settings.base_model}, {settings.kind}, {settings.pooling} pooling"),
             "data": report,
             "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
             "loss": kind,
-            "steps": steps_in_words(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
-            "memory": memory_in_words(
+            "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
+            "memory": describe_memory(
                 [model], [], sum(lengths) * options.batch_size // len(grouped), backbone.width, depth(model)
             ),
         }
     )
 
-    def fit_head_first() -> None:
+    def prepare_head() -> None:
+        """Measures the features' statistics and, where asked, fits the head before the backbone moves."""
         if not isinstance(model.head, ScalarHead):
             return
-        seen = pairs if probe_decay else pairs[:MEASURED]
-        features = reply_features(model, seen, device, config.precision)
+        measured = pairs if probe_decay else pairs[:MAX_MEASURED_PAIRS]
+        features = reply_features(model, measured, device, config.precision)
         model.head.measure(features)
         if probe_decay:
-            margins = torch.tensor([pair.margin for pair in seen], device=device)
+            margins = torch.tensor([pair.margin for pair in measured], device=device)
             accuracy = fit_head(model.head, features, margins, probe_decay)
-            run.say(f"head fitted to the untouched model's features: it orders {accuracy:.0%} of the training pairs")
+            run.say(f"head fitted to the untrained backbone's features: accuracy {accuracy:.0%} on the training pairs")
 
-    def pack(units_of_pass: Sequence[int]) -> PreferenceBatch:
-        rows = [row for unit in units_of_pass for row in grouped[unit]]
+    def pack(unit_indices: Sequence[int]) -> PreferenceBatch:
+        rows = [row for unit in unit_indices for row in grouped[unit]]
         return pack_preferences([pairs[r] for r in rows], rows).to(device)
 
     data = Epochs(lengths, pack, lambda batch: objective(model, batch, kind), options, config.precision)
@@ -164,7 +165,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
         (list(backbone.parameters()), options.learning_rate),
         (list(model.head.parameters()), head_learning_rate),
     ]
-    train_epochs(run, model, groups, data, before_first_step=fit_head_first)
+    train_epochs(run, model, groups, data, before_first_step=prepare_head)
     return finish(run, model, tokenizer, pairs, heldout, device, config)
 
 
@@ -177,7 +178,10 @@ def finish(
     device: torch.device,
     config: RewardConfig,
 ) -> dict[str, float]:
-    """Statistics for normalisation, held-out numbers, files."""
+    """Measures the scores' mean and deviation, and saves the model.
+
+    Returns ``train_accuracy`` and, where pairs are held out, ``heldout_accuracy`` (a tie counts 1/2) and ``heldout_pairs``.
+    """
     chosen, rejected = score_pairs(model, pairs, device, config.precision)
     model.normalize(torch.cat([chosen, rejected]).to(device))
     metrics = {"train_accuracy": float((chosen > rejected).float().mean())}
@@ -187,9 +191,9 @@ def finish(
         metrics["heldout_pairs"] = float(len(heldout))
     run.record(metrics)
 
-    leave_artifact(run, model, tokenizer, "reward", metrics)
-    kept = model.head if config.model.kind == "features" else model
-    leave_pt(run, "reward_model_final.pt", kept, {"metrics": metrics})
+    save_artifact(run, model, tokenizer, "reward", metrics)
+    specified = model.head if config.model.kind == "features" else model
+    save_pt(run, "reward_model_final.pt", specified, {"metrics": metrics})
     run.say(f"wrote {run.directory / 'model'} and {run.directory / 'reward_model_final.pt'}")
     if heldout:
         run.say(f"held-out accuracy {metrics['heldout_accuracy']:.3f} on {len(heldout)} pairs")

@@ -1,10 +1,10 @@
 """SFT: supervised fine-tuning, cross-entropy on the assistant's tokens only.
 
 Ouyang et al. 2022 (arXiv 2203.02155), section 3.5, first step.  Numbered details:
-1. labels are the assistant's tokens and the EOS that ends the turn; prompts are read, not learned;
-2. texts are packed without padding, each text alone (attention and state never cross);
-3. the loss is a sum divided by the number of labels of the whole step, however many passes it takes;
-4. a checkpoint an epoch (``sft_epoch_0.pt``, …) and ``sft_final.pt``.
+1. labels are the assistant's tokens and the EOS that ends the turn; prompt tokens carry no loss;
+2. texts are packed without padding; attention and state never cross from text to text;
+3. the loss is a sum over the number of labels of the whole step, however many forward passes that takes;
+4. a checkpoint after each epoch (``sft_epoch_0.pt``, …) and ``sft_final.pt``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from accord.config.sft import SFTConfig
 from accord.data.supervised import load_supervised
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import leave_model, leave_pt, open_model, open_tokenizer
+from accord.training.artifact import open_model, open_tokenizer, save_model, save_pt
 from accord.training.cross_entropy import train_texts
-from accord.training.describe import depth, memory_in_words, model_in_words, steps_in_words
+from accord.training.describe import depth, describe_memory, describe_model, describe_steps
 
 
 def train(config: SFTConfig, run: Run) -> dict[str, float]:
-    """Fine-tunes and leaves the model behind; returns the last metrics."""
+    """Fine-tunes the model and saves it; returns the last step's metrics."""
     device = resolve_device(config.device)
     tokenizer = open_tokenizer(config.model.base_model)
     backbone = open_model(config.model.base_model, device)
@@ -28,11 +28,11 @@ def train(config: SFTConfig, run: Run) -> dict[str, float]:
     tokens = sum(len(e.tokens) for e in examples)
     run.plan(
         {
-            "model": model_in_words(backbone, config.model.base_model),
+            "model": describe_model(backbone, config.model.base_model),
             "data": f"{config.data.train}: {data.report.describe()}",
             "labels": f"{sum(sum(e.loss_mask) for e in examples):,} of {tokens:,} tokens: the assistant's, final EOS included",
-            "steps": steps_in_words(len(examples), config.training),
-            "memory": memory_in_words(
+            "steps": describe_steps(len(examples), config.training),
+            "memory": describe_memory(
                 [backbone],
                 [],
                 tokens * config.training.batch_size // len(examples),
@@ -43,8 +43,8 @@ def train(config: SFTConfig, run: Run) -> dict[str, float]:
     )
 
     def after_epoch(epoch: int, metrics: dict[str, float]) -> None:
-        leave_pt(run, f"sft_epoch_{epoch}.pt", backbone, {"epoch": epoch, "metrics": dict(metrics)})
+        save_pt(run, f"sft_epoch_{epoch}.pt", backbone, {"epoch": epoch, "metrics": dict(metrics)})
 
     metrics = train_texts(run, backbone, examples, config.training, config.precision, after_epoch)
-    leave_model(run, backbone, tokenizer, "sft", metrics, {"base_model": config.model.base_model})
+    save_model(run, backbone, tokenizer, "sft", metrics, {"base_model": config.model.base_model})
     return metrics

@@ -58,7 +58,7 @@ class Optimizer(Section):
     learning_rate: Rate = 1e-4
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warmup: constant, or down to zero on a line or half a cosine."""
+    """After the warmup: constant, or falling to zero linearly or as half a cosine, by optimizer steps (PPO: by rollouts)."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
     weight_decay: Rate = 0.0

@@ -20,13 +20,14 @@ class PPOOptimizer(Optimizer):
     """Epochs over each rollout."""
     learning_rate: Rate = 3e-4
     schedule: Literal["constant", "linear", "cosine", "kl_adaptive"] = "constant"  # type: ignore[assignment]
-    """kl_adaptive: divide by 1.5 where the approximate KL exceeds 2 x target_kl, multiply where it is under half."""
+    """linear and cosine fall over the rollouts: steps that target_kl skips count as passed.  kl_adaptive: divide by 1.5
+    where the approximate KL exceeds 2 x target_kl, multiply where it is under half."""
     adam_eps: Rate = 1e-5
     max_grad_norm: Annotated[float, Field(gt=0)] = 0.5
     clip_range: Annotated[float, Field(gt=0)] = 0.2
     """Clip range ε: the probability ratio is clipped to [1 - ε, 1 + ε]."""
     clip_schedule: Literal["constant", "linear"] = "constant"
-    """linear: clip_range falls to zero over the rollouts."""
+    """linear: clip_range falls to zero over the rollouts, by the same rule as the learning rate, once a rollout."""
     clip_range_vf: Annotated[float, Field(ge=0)] = 0.2
     """Clip range of the value around the old value; 0: no clipping."""
     gamma: Share = 0.99

@@ -91,7 +91,7 @@ def sum_logprobs(
 
 def measure(generations: Sequence[Generation], tokenizer: Tokenizer, data: PromptData, measures: Measures) -> Answers:
     """The texts and measures of one model's replies, the same number per prompt."""
-    texts = [tokenizer.decode(r).strip() for g in generations for r in g.replies()]
+    texts = [tokenizer.decode(r).strip() for g in generations for r in g.reply_tokens()]
     k = len(texts) // len(data)
     scores = measures.gold([text for text in data.texts for _ in range(k)], texts)
     policy = [float(x) for g in generations for x in g.logprobs.sum(1)]

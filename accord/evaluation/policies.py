@@ -133,7 +133,7 @@ def _frames(
     for step in range(config.evaluation.max_steps):
         if step % 2 == 0 and (frame := environment.render()) is not None:
             yield frame
-        action = spaces.acted(_act(model, normalizer, np.asarray(observation, dtype=np.float32)[None]))[0]
+        action = spaces.to_task(_act(model, normalizer, np.asarray(observation, dtype=np.float32)[None]))[0]
         observation, _, terminated, truncated, _ = environment.step(action)
         if terminated or truncated:
             return

@@ -16,8 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accord.io.atomic import write_text
+from rich.cells import cell_len
 
+from accord.io.atomic import write_text
+from accord.runtime.tables import Column, as_text, make_table, right
+
+WIDE = 105  # columns that the table needs for names of up to 30
 STACKED_BELOW = 80  # columns of the terminal; replies are also stacked where a column would be narrower than NARROWEST
 NARROWEST = 20
 GAP = " | "
@@ -56,16 +60,13 @@ def _cells(row: ModelRow) -> tuple[str, ...]:
     return (_clean(row.name), gold, win, kl, f"{row.length_mean:.1f}", f"{100 * row.eos_rate:.0f} %")
 
 
-def table(rows: Sequence[ModelRow]) -> str:
-    """The models as aligned text, a line each, at most 100 characters wide for names of up to 25."""
-    columns = list(zip(HEADERS, *(_cells(row) for row in rows), strict=True))
-    padded = []
-    for i, column in enumerate(columns):
-        width = max(_width(cell) for cell in column)
-        cells = [_pad(cell, width, right=i >= FIRST_NUMBER) for cell in column]
-        padded.append([cells[0], "-" * width, *cells[1:]])
-    lines = [_join(line, "   ") for line in zip(*padded, strict=True)]
-    return "\n".join([*lines, "brackets: 95 % interval over prompts; KL in nats per reply, length in tokens"])
+def table(rows: Sequence[ModelRow], width: int = WIDE) -> str:
+    """The models as aligned text, one line each; below ``WIDE`` columns headers take several lines, and long names wrap."""
+    name, *figures = HEADERS if width >= WIDE else [textwrap.fill(header, 8) for header in HEADERS]
+    columns: list[str | Column] = [Column(name, overflow="fold"), *figures[: FIRST_NUMBER - 1]]
+    columns += map(right, figures[FIRST_NUMBER - 1 :])
+    text = as_text(make_table(columns, map(_cells, rows)), width)
+    return f"{text}\nbrackets: 95 % interval over prompts; KL in nats per reply, length in tokens"
 
 
 def markdown_table(rows: Sequence[ModelRow]) -> str:
@@ -82,15 +83,8 @@ def _clean(text: str) -> str:
     return "\n".join("".join(c if unicodedata.category(c)[0] != "C" else "\ufffd" for c in line) for line in lines)
 
 
-def _width(text: str) -> int:
-    """Columns of a terminal that ``text`` takes: wide characters two, combining ones none."""
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
-
-
-def _pad(text: str, width: int, right: bool = False) -> str:
-    space = " " * max(0, width - _width(text))
-    return space + text if right else text + space
+def _pad(text: str, width: int) -> str:
+    return text + " " * max(0, width - cell_len(text))
 
 
 def _join(cells: Iterable[str], gap: str) -> str:
@@ -103,7 +97,7 @@ def _wrap(text: str, width: int) -> list[str]:
     for paragraph in _clean(text).split("\n"):
         for line in textwrap.wrap(paragraph, width):
             # textwrap counts characters; only wide ones make a line too long, and then each may take two columns
-            lines += [line] if _width(line) <= width else textwrap.wrap(line, max(1, width // 2))
+            lines += [line] if cell_len(line) <= width else textwrap.wrap(line, max(1, width // 2))
     return lines or ["(empty)"]
 
 
@@ -125,7 +119,7 @@ def _columns(replies: Mapping[str, str], width: int) -> list[str]:
 
 
 def _stack(replies: Mapping[str, str], width: int) -> list[str]:
-    label = max(_width(name) for name in replies) + 2
+    label = max(cell_len(name) for name in replies) + 2
     lines = []
     for name, reply in replies.items():
         for i, line in enumerate(_wrap(reply, max(1, width - label))):

@@ -1,11 +1,11 @@
-"""Advantages and returns: generalised advantage estimation (Schulman et al. 2016, eq. 16), and their scales."""
+"""Advantages and returns: generalized advantage estimation (Schulman et al. 2016, eq. 16), and normalization."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from accord.functional.masked import Array, deviations, keep, mean_square, same_shape, standardise, wide
+from accord.functional.masked import Array, deviations, keep, mean_square, same_shape, standardize, wide
 
 
 def _backward_scan(x: Array, decay: Array) -> Array:
@@ -33,15 +33,15 @@ def compute_gae(
 ) -> tuple[Array, Array]:
     """Advantages and returns (advantages + values) of some steps, time first: (n_steps,) or (n_steps, n_envs).
 
-    Tensors, or numpy's arrays: then the results are such.  ``dones[t]`` (bool, or 0/1) is true where step t ended its
-    episode, so that what ``values[t + 1]`` describes is already the next one; ``last_value`` () or (n_envs,) is the
-    value of what was observed after the last step:
+    Takes and returns tensors or NumPy arrays.  ``dones[t]`` (bool, or 0/1) is true where step t ended its
+    episode, so that ``values[t + 1]`` belongs to the next one; ``last_value`` () or (n_envs,) is the
+    value of the observation after the last step:
 
         delta[t] = rewards[t] + gamma * (1 - dones[t]) * values[t + 1] - values[t]
         advantages[t] = delta[t] + gamma * gae_lambda * (1 - dones[t]) * advantages[t + 1]
 
-    An episode that was cut (truncated), not ended, goes on in the value function: there ``bootstrap[t]`` holds
-    V(final observation), which takes the place of ``values[t + 1]``; it is read only where ``dones[t]`` is true.
+    A truncated episode bootstraps from the value function: there ``bootstrap[t]`` holds
+    V(final observation), which replaces ``values[t + 1]``; it is read only where ``dones[t]`` is true.
     Raises ValueError for shapes that differ.
     """
     rewards, values = wide(rewards), wide(values)
@@ -69,43 +69,43 @@ def compute_gae(
 def token_gae(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns (B, T) of replies, over the tokens that ``mask`` (B, T) bool keeps; 0 elsewhere.
+    """Advantages and returns (B, T) of replies, over the tokens where ``mask`` (B, T) bool is true; 0 elsewhere.
 
-    The last kept token of a row ends the episode: the value after it is 0.  What is masked (padding after the end, a
+    The last valid token of a row ends the episode: the value after it is 0.  What is masked (padding after the end, a
     tool's tokens in between) is skipped, not counted as a step, and may be NaN.
     Raises ValueError for shapes that differ.
     """
     rewards, values = wide(rewards), wide(values)
     same_shape(rewards, values=values, mask=mask)
-    # one scan serves both: a skipped token hands on what stands behind it (decay 1, nothing added)
-    rewards, kept_values, kept = keep(rewards, mask).T, keep(values, mask).T, mask.T
-    onward = _backward_scan(kept_values, (~kept).to(values.dtype))
+    # one scan serves both: a skipped token passes on what comes after it (decay 1, nothing added)
+    rewards, values, valid = keep(rewards, mask).T, keep(values, mask).T, mask.T
+    onward = _backward_scan(values, (~valid).to(values.dtype))
     following = torch.cat([onward[1:], torch.zeros_like(onward[:1])])
-    delta = keep(rewards + gamma * following - kept_values, kept)
-    decay = torch.ones_like(delta).masked_fill(kept, gamma * lam)
-    advantages = keep(_backward_scan(delta, decay), kept)
-    return advantages.T, (advantages + kept_values).T
+    delta = keep(rewards + gamma * following - values, valid)
+    decay = torch.ones_like(delta).masked_fill(valid, gamma * lam)
+    advantages = keep(_backward_scan(delta, decay), valid)
+    return advantages.T, (advantages + values).T
 
 
 def normalize_advantages(advantages: Array, mask: Tensor | None = None) -> Array:
-    """Mean 0 and standard deviation 1 over what ``mask`` (bool, same shape) keeps, 0 elsewhere.
+    """Mean 0 and standard deviation 1 where ``mask`` (bool, same shape) is true, 0 elsewhere.
 
     Population standard deviation + 1e-8 below; equal inputs, one alone included, give zeros.
     """
-    return standardise(advantages, mask)
+    return standardize(advantages, mask)
 
 
 def normalize_rewards(rewards: Array, mask: Tensor | None = None) -> Array:
-    """As ``normalize_advantages``, for the scores of one batch (running statistics belong to whoever collects)."""
-    return standardise(rewards, mask)
+    """As ``normalize_advantages``, for the scores of one batch."""
+    return standardize(rewards, mask)
 
 
 @torch.no_grad()
 def explained_variance(values: Array, returns: Array, mask: Array | None = None) -> float:
-    """1 - Var(returns - values) / Var(returns) over what ``mask`` keeps: 1 is perfect, 0 no better than a constant.
+    """1 - Var(returns - values) / Var(returns) where ``mask`` is true: 1 is perfect, 0 no better than a constant.
 
-    Where the returns do not vary the fraction is undefined and 0 is given (stable-baselines3 gives NaN, which would
-    poison an average and is no JSON).
+    Where the returns do not vary the fraction is undefined and 0 is returned (stable-baselines3 returns NaN, which
+    spreads through averages and is not valid JSON).
     """
     same_shape(returns, values=values)
     if mask is not None:

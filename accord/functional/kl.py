@@ -1,4 +1,4 @@
-"""KL divergences from a reference, estimated and exact, and the coefficient that holds them near a target.
+"""Estimators of the KL divergence from a reference, and the coefficient that keeps it near a target.
 
 Estimators after Schulman, "Approximating KL divergence" (2020), on log-ratios log pi(a) - log ref(a) of actions drawn
 from pi: k1 and k3 are unbiased values of KL(pi || ref); k2 is biased but has the right gradient.
@@ -12,11 +12,9 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from accord.functional.masked import wide
-
 
 def k1(log_ratio: Tensor) -> Tensor:
-    """log pi - log ref: unbiased; negative for some actions.  What belongs in a reward."""
+    """log pi - log ref: unbiased; negative for some actions.  The estimator to use in a reward."""
     return log_ratio
 
 
@@ -43,22 +41,9 @@ def kl_in_loss(kind: str) -> Callable[[Tensor], Tensor]:
     return k2 if kind == "k2" else k3
 
 
-def categorical_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
-    """(…,) KL(pi || ref) in nats between the categoricals of two (…, V) logits, exact, in float32.
-
-    An action that pi cannot take (logit -inf) adds nothing.
-    """
-    logp = torch.log_softmax(wide(logits), -1)
-    logq = torch.log_softmax(wide(reference_logits), -1)
-    possible = logp > -torch.inf
-    # both sides are masked before they meet, so that no -inf - -inf is ever differentiated
-    log_ratio = logp.masked_fill(~possible, 0) - logq.masked_fill(~possible, 0)
-    return (logp.exp() * log_ratio).sum(-1)
-
-
 @dataclass(frozen=True, slots=True)
 class FixedKL:
-    """A coefficient that stays."""
+    """A constant coefficient."""
 
     beta: float
 
@@ -77,7 +62,7 @@ class FixedKL:
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveKL:
-    """A coefficient steered towards a KL (Ziegler et al. 2019, eq. 4; lm-human-preferences: 0.15, 6, 10,000)."""
+    """A coefficient that adapts to a target KL (Ziegler et al. 2019, eq. 4; lm-human-preferences: 0.15, 6, 10,000)."""
 
     beta: float
     target: float  # nats per sequence

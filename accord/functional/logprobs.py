@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of tokens, from hidden states, without ever holding all the logits."""
+"""Log-probabilities and entropies of tokens, from hidden states, without storing all the logits at once."""
 
 from __future__ import annotations
 
@@ -27,41 +27,43 @@ def _entropy_(logp: Tensor) -> Tensor:
     return torch.cat(entropies)
 
 
-class _ChosenAndEntropy(torch.autograd.Function):
-    """log p(target) and entropy of softmax(logits / T), with one (N, V) buffer kept for the backward pass."""
+class _LogProbAndEntropy(torch.autograd.Function):
+    """log p(target) and entropy of softmax(logits / T), with one (N, V) buffer stored for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         scaled = wide(logits) if temperature == 1 else wide(logits) / temperature
         logp = torch.log_softmax(scaled, -1)
-        chosen = logp.gather(-1, targets[:, None]).squeeze(-1)
+        logprobs = logp.gather(-1, targets[:, None]).squeeze(-1)
         entropy = _entropy_(logp)
         ctx.save_for_backward(logp, targets, entropy)
         ctx.temperature, ctx.dtype = temperature, logits.dtype
         ctx.set_materialize_grads(False)
-        return chosen, entropy
+        return logprobs, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_chosen: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, None, None]:
-        if grad_chosen is None and grad_entropy is None:
+    def backward(
+        ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor | None, None, None]:
+        if grad_logprob is None and grad_entropy is None:
             return None, None, None
         logp, targets, entropy = ctx.saved_tensors
         grad = logp.exp()
         if grad_entropy is None:
-            grad.mul_(-grad_chosen[:, None])  # type: ignore[index]
+            grad.mul_(-grad_logprob[:, None])  # type: ignore[index]
         else:
             slope = (logp + entropy[:, None]).mul_(-grad_entropy[:, None])
-            grad.mul_(slope if grad_chosen is None else slope.sub_(grad_chosen[:, None]))
-        if grad_chosen is not None:
-            grad.scatter_add_(-1, targets[:, None], grad_chosen[:, None])
+            grad.mul_(slope if grad_logprob is None else slope.sub_(grad_logprob[:, None]))
+        if grad_logprob is not None:
+            grad.scatter_add_(-1, targets[:, None], grad_logprob[:, None])
         if ctx.temperature != 1:
             grad.div_(ctx.temperature)
         return grad.to(ctx.dtype), None, None
 
 
 def _rows(logits_fn: LogitsFn, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    out: tuple[Tensor, Tensor] = _ChosenAndEntropy.apply(logits_fn(hidden), targets, temperature)  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, Tensor] = _LogProbAndEntropy.apply(logits_fn(hidden), targets, temperature)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -77,9 +79,9 @@ def token_logprobs(
     """(N,) log p(targets) and (N,) entropy in nats, both under softmax(logits / temperature), in float32.
 
     ``logits_fn`` maps hidden states (N, D) to logits (N, V); ``targets`` (N,) int64 are the tokens that follow.
-    Rows are taken in chunks of at most ``chunk_elements`` logits (and at least one row), which the backward pass makes
-    anew, so that memory does not grow with N; what fits in one chunk is kept.  Without ``vocab_size`` one row is
-    put through ``logits_fn`` to learn V.
+    Rows are processed in chunks of at most ``chunk_elements`` logits (and at least one row), which the backward pass
+    computes again, so that memory does not grow with N; a single chunk is stored.  Without ``vocab_size``
+    ``logits_fn`` is called with one row to find V.
     Raises ValueError for a temperature that is not positive or shapes that differ.
     """
     if not temperature > 0:
@@ -96,17 +98,17 @@ def token_logprobs(
     logprobs, entropies = [], []
     for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
         if torch.is_grad_enabled():
-            chosen, entropy = checkpoint(
+            logprob, entropy = checkpoint(
                 _rows, logits_fn, h, t, temperature, use_reentrant=False, preserve_rng_state=False
             )
         else:
-            chosen, entropy = _rows(logits_fn, h, t, temperature)
-        logprobs.append(chosen)
+            logprob, entropy = _rows(logits_fn, h, t, temperature)
+        logprobs.append(logprob)
         entropies.append(entropy)
     return torch.cat(logprobs), torch.cat(entropies)
 
 
 def sequence_sums(values: Tensor, owner: Tensor, n: int) -> Tensor:
-    """(n,) the sums of ``values`` (N,) by ``owner`` (N,) int64 in [0, n), in float32; 0 where nothing is owned."""
+    """(n,) the sums of ``values`` (N,) by ``owner`` (N,) int64 in [0, n), in float32; 0 for an owner without values."""
     values = wide(values)
     return torch.zeros(n, dtype=values.dtype, device=values.device).index_add(0, owner, values)

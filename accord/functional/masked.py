@@ -1,4 +1,4 @@
-"""Sums and moments over what a mask keeps; what is masked, NaN included, reaches neither a value nor a gradient."""
+"""Sums and moments under a mask; masked elements, NaN included, reach neither a value nor a gradient."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from accord.types import Mean
 
 Array = TypeVar("Array", bound=Any)
-"""A tensor or an array of numpy's: what is written in operations that both have serves both, and numpy takes a third of
-torch's time for a few numbers."""
+"""A tensor or a NumPy array: functions of operations that both have take either, and NumPy needs a third of torch's time
+for a few numbers."""
 
 
 def wide(x: Array) -> Array:
@@ -24,7 +24,7 @@ def wide(x: Array) -> Array:
 
 
 def same_shape(expected: Array, **others: Array) -> None:
-    """Raises ValueError, with the name, where a shape differs: (B,) against (B, 1) would broadcast in silence."""
+    """Raises ValueError, with the name, where a shape differs: (B,) against (B, 1) would broadcast silently."""
     for name, other in others.items():
         if other.shape != expected.shape:
             raise ValueError(f"{name}: shape {tuple(other.shape)}, expected {tuple(expected.shape)}")
@@ -52,10 +52,10 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return mean.total / mean.count.clamp(min=1)
 
 
-def centred(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def centered(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """``x`` less its masked mean (0 where masked), and that mean.
 
-    An offset is taken off first, so that equal values give exact zeros however large they are.
+    An offset is subtracted first, so that equal values give exact zeros however large they are.
     """
     x = keep(wide(x), mask)
     offset = torch.where(mask, x, -torch.inf).amax() if x.numel() else x.sum()
@@ -67,17 +67,17 @@ def centred(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def masked_var(x: Tensor, mask: Tensor, unbiased: bool = False) -> Tensor:
     """() the variance of ``x`` where ``mask`` is true: of the population, or ``unbiased`` (n - 1)."""
-    deviation, _ = centred(x, mask)
+    deviation, _ = centered(x, mask)
     return deviation.square().sum() / (mask.sum() - int(unbiased)).clamp(min=1)
 
 
 def deviations(x: Array) -> Array:
-    """``x`` less the mean of all its elements; equal ones give exact zeros however large they are, as in ``centred``."""
+    """``x`` less the mean of all its elements; equal ones give exact zeros however large they are, as in ``centered``."""
     if 0 in x.shape:
         return x
     shifted: Array = x - x.max()
-    centre: Array = shifted - shifted.sum() / math.prod(x.shape)
-    return centre
+    result: Array = shifted - shifted.sum() / math.prod(x.shape)
+    return result
 
 
 def mean_square(x: Array) -> Array:
@@ -90,23 +90,23 @@ def _mean_square(deviation: Tensor, mask: Tensor) -> Tensor:
     return deviation.square().sum() / mask.sum().clamp(min=1)
 
 
-def standardise(x: Array, mask: Tensor | None = None) -> Array:
+def standardize(x: Array, mask: Tensor | None = None) -> Array:
     """Mean 0 and deviation 1 (of the population, + 1e-8 below) where ``mask`` is true, 0 elsewhere.
 
-    Without a mask over all elements, and an array serves as well as a tensor.
+    Without a mask over all elements, and for tensors and NumPy arrays alike.
     """
-    deviation: Any = deviations(wide(x)) if mask is None else centred(x, mask)[0]
+    deviation: Any = deviations(wide(x)) if mask is None else centered(x, mask)[0]
     square = mean_square(deviation) if mask is None else _mean_square(deviation, mask)
     scaled: Array = deviation / (square**0.5 + 1e-8)
     return scaled
 
 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """``x`` scaled to unit variance where ``mask`` is true, 0 elsewhere; without ``shift_mean`` the mean is left.
+    """``x`` scaled to unit variance where ``mask`` is true, 0 elsewhere; without ``shift_mean`` the mean stays.
 
     Population variance and 1e-8 under the root, as in lm-human-preferences, which whitens advantages with the shift
-    and rewards without (a shift would turn the sign of the score at the last token).
+    and rewards without (a shift could flip the sign of the score at the last token).
     """
-    deviation, mean = centred(x, mask)
+    deviation, mean = centered(x, mask)
     scaled = deviation * torch.rsqrt(_mean_square(deviation, mask) + 1e-8)
     return scaled if shift_mean else keep(scaled + mean, mask)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 def reference_scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, offsets: Tensor, parents: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One token after another, as the equations stand: what the fast scans are compared with."""
+    """One token after another, as in the equations: the reference for the fast scans."""
     bounds = offsets.tolist()
     outputs: list[Tensor] = []
     finals: list[Tensor] = []

@@ -12,20 +12,20 @@ from accord.functional.advantages import _backward_scan, compute_gae, token_gae
 from accord.functional.masked import keep, same_shape, wide
 
 
-def _corrected(
-    td: Tensor, log_ratio: Tensor, onward: Tensor, kept: Tensor, lam: float, rho_bar: float, c_bar: float
+def _correct(
+    td: Tensor, log_ratio: Tensor, onward: Tensor, mask: Tensor, lam: float, rho_bar: float, c_bar: float
 ) -> tuple[Tensor, Tensor]:
     """Advantages and targets - values from TD errors, time first; ``onward`` is the discount, 0 at an episode's end.
 
-    A step that is not ``kept`` hands on what stands behind it.
+    A masked step passes on what comes after it.
     """
     if not 0 <= c_bar <= rho_bar:
         raise ValueError(f"c_bar: {c_bar}, expected between 0 and rho_bar ({rho_bar})")
-    ratio = log_ratio.exp().to(td.dtype)  # what is not kept may be NaN until it meets ``kept``
+    ratio = log_ratio.exp().to(td.dtype)  # masked steps may be NaN until ``keep``
     rho, c = ratio.clamp(max=rho_bar), lam * ratio.clamp(max=c_bar)
-    errors = _backward_scan(keep(rho * td, kept), torch.where(kept, onward * c, 1.0))
+    errors = _backward_scan(keep(rho * td, mask), torch.where(mask, onward * c, 1.0))
     after = torch.cat([errors[1:], torch.zeros_like(errors[:1])])
-    return keep(rho * (td + lam * onward * after), kept), keep(errors, kept)
+    return keep(rho * (td + lam * onward * after), mask), keep(errors, mask)
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def compute_vtrace(
         advantages[t] = rho[t] * (rewards[t] + gamma * ((1 - lam) * V' + lam * vs[t + 1]) - values[t])
 
     (Section 4.1, eq. 1 with remarks 1 and 2; section 4.2 at lam 1, with lam as in rlax.)  At an episode's end and
-    after the last step V' stands for vs[t + 1].  ``rho_bar`` decides which policy is valued, pi itself at infinity;
+    after the last step V' replaces vs[t + 1].  ``rho_bar`` decides which policy is valued, pi itself at infinity;
     ``c_bar`` only how fast.  Where both policies are one and the limits are 1 or more, this is GAE at ``lam``, and at
     lam 1 the targets are n-step returns.
     Carries no gradient.  Raises ValueError for shapes that differ, and for ``c_bar`` above ``rho_bar``.
@@ -63,7 +63,7 @@ def compute_vtrace(
     onward = gamma * (~dones.bool()).to(td.dtype)
     everywhere = torch.ones_like(td, dtype=torch.bool)
     log_ratio = wide(logprobs) - wide(old_logprobs)
-    advantages, errors = _corrected(td, log_ratio, onward, everywhere, lam, rho_bar, c_bar)
+    advantages, errors = _correct(td, log_ratio, onward, everywhere, lam, rho_bar, c_bar)
     return advantages, wide(values) + errors
 
 
@@ -79,14 +79,14 @@ def token_vtrace(
     rho_bar: float = 1.0,
     c_bar: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Policy-gradient advantages and value targets (B, T) of replies, over the tokens that ``mask`` keeps; 0 elsewhere.
+    """Policy-gradient advantages and value targets (B, T) of replies, over the tokens where ``mask`` is true; 0 elsewhere.
 
-    As ``compute_vtrace``, with the episodes of ``token_gae``: the last kept token of a row ends its episode; what is
+    As ``compute_vtrace``, with the episodes of ``token_gae``: the last valid token of a row ends its episode; what is
     masked is skipped, not counted as a step, and may be NaN.
     Raises ValueError for shapes that differ, and for ``c_bar`` above ``rho_bar``.
     """
     same_shape(rewards, logprobs=logprobs, old_logprobs=old_logprobs)
     td, _ = token_gae(rewards, values, mask, gamma, 0.0)
     log_ratio, onward = wide(logprobs) - wide(old_logprobs), torch.full_like(td.T, gamma)
-    advantages, errors = _corrected(td.T, log_ratio.T, onward, mask.T, lam, rho_bar, c_bar)
+    advantages, errors = _correct(td.T, log_ratio.T, onward, mask.T, lam, rho_bar, c_bar)
     return advantages.T, keep(wide(values), mask) + errors.T

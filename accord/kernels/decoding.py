@@ -1,8 +1,8 @@
 """One token a row through a transformer of the Llama family by compiled kernels, on a CPU in float32.
 
-Norms, rotation, attention over the cache and SwiGLU are three kernels, since one token's work in them is smaller than
-the dispatch of the dozens of operations that they replace.  Torch keeps the matrix products of models that a cache
-holds; with more weights than that a product of few rows is bound by memory, and torch's reads it at half its speed.
+Norms, rotation, attention over the cache and SwiGLU are three kernels, since dispatching the dozens of operations that
+they replace takes longer than one token's work.  Matrix products are torch's for models that fit into a processor's
+cache; beyond that a product of few rows is memory-bound, and torch's reaches half of the memory's speed.
 
 Plain form: ``accord.models.transformer.Transformer.forward_plain`` of the whole text, compared in
 ``tests/kernels/test_decoding_numba.py``; of a product ``torch.nn.functional.linear``, in
@@ -20,22 +20,22 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-WORTH = 4096  # tokens times layers from which a job pays for loading the compiler
-EVERYTHING = 2**62  # a window that holds every text
+MIN_WORK_FOR_JIT = 4096  # tokens times layers; smaller jobs do not recover the time of loading the compiled kernels
+EVERYTHING = 2**62  # a window longer than every text
 LANES = 16
-STREAMED = 2**24  # numbers of a weight, or of a model, that come from memory for every token
-FEW = range(5, 65)  # rows for which our product is quicker then, beside MKL; not measured beside other libraries
+STREAMED = 2**24  # elements of a weight, or of a model, beyond which weights are read from memory for every token
+FEW = range(5, 65)  # rows for which our product is then faster than MKL's; not measured against other libraries
 MKL = platform.machine() in ("x86_64", "AMD64")
-GROUP = 4  # prompts that are read with the padding of one
+GROUP = 4  # prompts padded to one length
 
 Product = Callable[[], Any]
 Linear: TypeAlias = "Tensor | Callable[[Tensor], Tensor]"
-"""A weight (N, K) without bias, or what maps x (B, K) to (B, N) where there is more to it."""
+"""A weight (N, K) without bias, or a function from x (B, K) to (B, N)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of a transformer of ``layers`` layers: ``heads`` queries and ``kv_heads`` keys of ``head_dim`` numbers each."""
+    """The sizes of a transformer with ``heads`` queries and ``kv_heads`` keys of ``head_dim`` numbers each."""
 
     layers: int
     width: int
@@ -69,18 +69,18 @@ class DecoderWeights:
     embedding: Tensor  # (V, D)
     layers: Sequence[DecoderLayer]
     norm: Tensor  # (D,)
-    turns: Tensor  # (C, K), cosine and sine of each position and pair
-    numbers: int  # of all weights: what a step reads from memory
+    rope: Tensor  # (C, K), cosine and sine of each position and pair
+    numbers: int  # of all weights, all of which a step reads
 
 
 def runs_compiled(embedding: Tensor, sizes: Sizes, rows: int, steps: int) -> bool:
-    """Whether the kernels take a model of these sizes, and a job of ``rows`` replies of ``steps`` tokens is worth it.
+    """Whether the kernels support a model of these sizes, and pay for a job of ``rows`` replies of ``steps`` tokens.
 
-    It depends on the job alone and never on what ran before, so that a resumed run does what the whole one did.
+    It depends on the job alone, never on what ran before, so that a resumed run is bit-exact.
     """
     return (
         rows > 1
-        and rows * steps * sizes.layers >= WORTH
+        and rows * steps * sizes.layers >= MIN_WORK_FOR_JIT
         and embedding.device.type == "cpu"
         and embedding.dtype is torch.float32
         and not torch.is_autocast_enabled("cpu")
@@ -90,7 +90,7 @@ def runs_compiled(embedding: Tensor, sizes: Sizes, rows: int, steps: int) -> boo
 
 
 def few_rows(x: Tensor, numbers: int) -> bool:
-    """Whether x (B, K) is better multiplied by ``product``, with weights of so many numbers: a matter of shapes alone."""
+    """Whether ``product`` is the faster one for x (B, K) and weights of so many elements; depends on shapes alone."""
     return (
         MKL
         and len(x) in FEW
@@ -108,27 +108,27 @@ def product(x: Tensor, weight: Tensor, out: Tensor) -> None:
     from accord.kernels import decoding_numba as kernels
 
     rows, width = x.shape
-    turned = torch.empty(-(-rows // LANES) * width * LANES).numpy()
-    kernels.turn(_flat(x), turned, rows, width)
-    arrays = (turned, _flat(weight), _flat(out), rows, width, len(weight))
-    kernels.share(kernels.multiply, *arrays, count=-(-len(weight) // kernels.TILE), work=weight.numel())
+    lanes = torch.empty(-(-rows // LANES) * width * LANES).numpy()
+    kernels.transpose_rows(_flat(x), lanes, rows, width)
+    arrays = (lanes, _flat(weight), _flat(out), rows, width, len(weight))
+    kernels.parallel_for(kernels.multiply, *arrays, count=-(-len(weight) // kernels.TILE), work=weight.numel())
 
 
-def by_length(lengths: Tensor) -> list[tuple[Tensor, int]]:
-    """Rows in groups of like length with the longest of each: attention over a group has little padding."""
+def group_by_length(lengths: Tensor) -> list[tuple[Tensor, int]]:
+    """Groups of rows of similar length, each with its longest: attention over a group has little padding."""
     if lengths.device.type != "cpu" or len(lengths) < 2 * GROUP:
         return []
     order = lengths.argsort(stable=True)
-    return [(some, int(lengths[some[-1]])) for some in torch.split(order, GROUP)]
+    return [(rows, int(lengths[rows[-1]])) for rows in torch.split(order, GROUP)]
 
 
-def in_blocks(keys: Tensor, used: int) -> Tensor:
-    """Keys as the kernels read them, in blocks of ``LANES`` tokens: (B, G, C / LANES, K, LANES) from (B, G, C, K)."""
+def to_blocks(keys: Tensor, used: int) -> Tensor:
+    """Keys in the kernels' layout, in blocks of ``LANES`` tokens: (B, G, C / LANES, K, LANES) from (B, G, C, K)."""
     rows, groups, columns, width = keys.shape
     blocks = keys.new_empty(rows, groups, -(-columns // LANES), width, LANES)
     whole, rest = divmod(used, LANES)
-    known = keys[:, :, : whole * LANES].reshape(rows, groups, whole, LANES, width)
-    blocks[:, :, :whole] = known.transpose(3, 4)
+    full = keys[:, :, : whole * LANES].reshape(rows, groups, whole, LANES, width)
+    blocks[:, :, :whole] = full.transpose(3, 4)
     if rest:
         blocks[:, :, whole, :, :rest] = keys[:, :, whole * LANES : used].transpose(2, 3)
     return blocks
@@ -137,14 +137,13 @@ def in_blocks(keys: Tensor, used: int) -> Tensor:
 class Decoder:
     """The buffers and flat views for stepping a cache of so many rows.
 
-    ``keys`` (layers of them) are those of ``in_blocks``, ``values`` (B, G, C, K).  Valid while weights and cache stay
-    where they are.  A row's next token goes to the place after its others: columns that another row's prompt would
-    leave unused are not read.
+    ``keys`` (one per layer) are in the layout of ``to_blocks``, ``values`` (B, G, C, K).  Valid while weights and cache
+    keep their memory.  A row's next token is stored right after its others: no unused columns are read.
     """
 
     def __init__(self, weights: DecoderWeights, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         sizes, rows = weights.sizes, len(values[0])
-        self.weights, self.rows, self.turns = weights, rows, weights.turns
+        self.weights, self.rows, self.rope = weights, rows, weights.rope
         self.alone = torch.get_num_threads() == 1
         self.heads = (sizes.heads, sizes.kv_heads, sizes.head_dim)
         self.capacity = values[0].shape[2]
@@ -157,14 +156,14 @@ class Decoder:
         self.none = _flat(torch.empty(0))
         self.streamed = few_rows(self.x, weights.numbers)
         self.layers = []
-        for layer, of_keys, of_values in zip(weights.layers, keys, values, strict=True):
+        for layer, layer_keys, layer_values in zip(weights.layers, keys, values, strict=True):
             norms = (layer.q_norm, layer.k_norm)
             self.layers.append(
                 (
                     _flat(layer.attention_norm),
                     self._product(layer.qkv, self.normed, qkv),
                     tuple(self.none if norm is None else _flat(norm) for norm in norms),
-                    (_flat(of_keys), _flat(of_values)),
+                    (_flat(layer_keys), _flat(layer_values)),
                     EVERYTHING if layer.window is None else layer.window,
                     self._product(layer.output, self.mixed, self.delta),
                     _flat(layer.mlp_norm),
@@ -175,7 +174,7 @@ class Decoder:
         self.last_norm = _flat(weights.norm)
 
     def _product(self, linear: Linear, x: Tensor, out: Tensor) -> Product:
-        """What applies ``linear`` to the x of the moment of each call and gives its numbers, in ``out`` where it can."""
+        """A function that applies ``linear`` to the current x and returns a flat array, in ``out`` where it can."""
         if not isinstance(linear, Tensor):
             return lambda: _flat(linear(x))
         weight, numbers = linear.detach(), _flat(out)
@@ -191,13 +190,13 @@ class Decoder:
         return multiply
 
     def run(self, kernel: Callable[..., None], *arguments: Any, work: int) -> None:
-        """``kernel`` over all rows, shared among torch's threads where the work is worth it."""
+        """``kernel`` over all rows, on torch's number of threads where the work is large enough."""
         if self.alone:
             kernel(*arguments, 0, self.rows)
         else:
-            from accord.kernels.selective_scan_numba import share
+            from accord.kernels.selective_scan_numba import parallel_for
 
-            share(kernel, *arguments, count=self.rows, work=work)
+            parallel_for(kernel, *arguments, count=self.rows, work=work)
 
     def step(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """(B, D) hidden states at tokens (B,), each after the ``lengths`` (B,) tokens of its row."""
@@ -205,7 +204,7 @@ class Decoder:
 
         sizes, flat, eps = self.weights.sizes, self.flat, self.weights.norm_eps
         reach, before = int(lengths.max()) + 1, lengths.numpy()
-        angles = _flat(self.turns.index_select(0, lengths))
+        angles = _flat(self.rope.index_select(0, lengths))
         torch.index_select(self.weights.embedding.detach(), 0, tokens, out=self.x)
         delta = self.none
 
@@ -227,5 +226,5 @@ class Decoder:
 
 
 def _flat(tensor: Tensor) -> Any:
-    """The numbers of a contiguous tensor in one row, as the kernels take them."""
+    """A contiguous tensor as the flat array that the kernels take."""
     return tensor.detach().view(-1).numpy()

@@ -1,9 +1,9 @@
-"""A CPU's kernels for writing one token a row: attention over the cache, norms, SwiGLU, products with weights that no
-cache holds, and the draw from the logits.
+"""CPU kernels for generating one token per row: attention over the cache, norms, SwiGLU, products with weights that do
+not fit into a processor's cache, and the draw from the logits.
 
-The vectors of ``selective_scan_numba`` carry them: sixteen float32, two AVX2 registers or one of AVX-512.  Arrays are
+They use the vectors of ``selective_scan_numba``: sixteen float32, two AVX2 registers or one of AVX-512.  Arrays are
 flat float32 views; a head's width and a row's width are multiples of ``LANES``.  Rows [first, last) are independent, so
-that the number of threads changes no bit.
+the number of threads changes no bit.
 
 Plain form: ``accord.models.transformer.Transformer.step`` without kernels and, of the draw,
 ``accord.rollout.generate.draw``; compared in ``tests/kernels/test_decoding_numba.py``.
@@ -18,20 +18,20 @@ import numpy as np
 from accord.kernels.selective_scan_numba import (
     LANES,
     add,
+    broadcast,
     compiled,
     exp2,
     fma,
     increase,
     load,
     mul,
-    share,
+    parallel_for,
     sigmoid,
-    spread,
     store,
     zero,
 )
 
-__all__ = ["TILE", "add_norm", "attend", "multiply", "sample", "share", "swiglu", "turn"]
+__all__ = ["TILE", "add_norm", "attend", "multiply", "sample", "parallel_for", "swiglu", "transpose_rows"]
 
 LOG2E = math.log2(math.e)
 TILE = 6  # outputs that are summed at once: with their sixteen rows they fill the registers of AVX2
@@ -54,7 +54,7 @@ def add_norm(x, delta, weight, out, eps, width, first, last):  # type: ignore[no
         total[0] = 0.0
         increase(total, 0, squares)
         total[0] = np.float32(1.0 / math.sqrt(total[0] / width + eps))
-        scale = spread(total, 0)
+        scale = broadcast(total, 0)
         for i in range(0, width, LANES):
             store(out, begin + i, mul(mul(load(x, begin + i), scale), load(weight, i)))
 
@@ -70,7 +70,7 @@ def swiglu(gate_up, out, width, first, last):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _prepare(qkv, at, heads, width, turn, weights, eps):  # type: ignore[no-untyped-def]
+def _prepare(qkv, at, heads, width, rope, weights, eps):  # type: ignore[no-untyped-def]
     """In place, for ``heads`` of one row at ``at``: RMSNorm by ``weights`` where there are any, then the rotation."""
     for head in range(heads):
         start = at + head * width
@@ -83,18 +83,18 @@ def _prepare(qkv, at, heads, width, turn, weights, eps):  # type: ignore[no-unty
                 qkv[start + i] *= scale * weights[i]
         for i in range(0, width, 2):
             real, imaginary = qkv[start + i], qkv[start + i + 1]
-            cosine, sine = turn[i], turn[i + 1]
+            cosine, sine = rope[i], rope[i + 1]
             qkv[start + i] = real * cosine - imaginary * sine
             qkv[start + i + 1] = real * sine + imaginary * cosine
 
 
 @compiled
 def attend(  # type: ignore[no-untyped-def]
-    qkv, turns, q_weight, k_weight, eps, keys, values, lengths, sizes, capacity, window, out, first, last
+    qkv, rope, q_weight, k_weight, eps, keys, values, lengths, sizes, capacity, window, out, first, last
 ):
-    """One token a row: rotates q and k, puts k and v behind the row's others, and attends to what the row holds.
+    """One token a row: rotates q and k, stores k and v after the row's others, and attends to the row's tokens.
 
-    ``qkv`` (B, (H + 2 G) K); ``turns`` (B, K), cosine and sine of each pair; ``keys`` (B, G, C / LANES, K, LANES), so
+    ``qkv`` (B, (H + 2 G) K); ``rope`` (B, K), cosine and sine of each pair; ``keys`` (B, G, C / LANES, K, LANES), so
     that the scores of ``LANES`` tokens fill a vector; ``values`` (B, G, C, K); ``lengths`` (B,) tokens before this
     one; ``sizes`` (H, G, K); ``capacity`` is C; ``out`` (B, H K).  A token sees ``window`` positions, itself included.
     """
@@ -105,9 +105,9 @@ def attend(  # type: ignore[no-untyped-def]
     power = np.float32(LOG2E / math.sqrt(width))
     for row in range(first, last):
         query = row * (heads + 2 * groups) * width
-        turn = turns[row * width : (row + 1) * width]
-        _prepare(qkv, query, heads, width, turn, q_weight, eps)
-        _prepare(qkv, query + heads * width, groups, width, turn, k_weight, eps)
+        angles = rope[row * width : (row + 1) * width]
+        _prepare(qkv, query, heads, width, angles, q_weight, eps)
+        _prepare(qkv, query + heads * width, groups, width, angles, k_weight, eps)
         now = lengths[row]
         count = now + 1
         oldest = max(0, count - window)
@@ -126,10 +126,10 @@ def attend(  # type: ignore[no-untyped-def]
                     key = block + c * width
                     a, b, d, e = zero(), zero(), zero(), zero()
                     for i in range(0, width, 4):
-                        a = fma(spread(qkv, one + i), load(keys, key + i * LANES), a)
-                        b = fma(spread(qkv, one + i + 1), load(keys, key + (i + 1) * LANES), b)
-                        d = fma(spread(qkv, one + i + 2), load(keys, key + (i + 2) * LANES), d)
-                        e = fma(spread(qkv, one + i + 3), load(keys, key + (i + 3) * LANES), e)
+                        a = fma(broadcast(qkv, one + i), load(keys, key + i * LANES), a)
+                        b = fma(broadcast(qkv, one + i + 1), load(keys, key + (i + 1) * LANES), b)
+                        d = fma(broadcast(qkv, one + i + 2), load(keys, key + (i + 2) * LANES), d)
+                        e = fma(broadcast(qkv, one + i + 3), load(keys, key + (i + 3) * LANES), e)
                     store(scores, c, add(add(a, b), add(d, e)))
                 largest = scores[oldest]
                 for c in range(oldest, count):
@@ -137,7 +137,7 @@ def attend(  # type: ignore[no-untyped-def]
                 for c in range(oldest, count):
                     scores[c] = (scores[c] - largest) * power
                 for c in range(count, count + LANES):
-                    scores[c] = -126.0  # 2**-126 is nothing in the sum
+                    scores[c] = -126.0  # 2**-126 is negligible in the sum
                 total = zero()
                 for c in range(oldest, count, LANES):
                     weight = exp2(load(scores, c))
@@ -146,24 +146,24 @@ def attend(  # type: ignore[no-untyped-def]
                 number[0] = 0.0
                 increase(number, 0, total)
                 number[0] = np.float32(1.0) / number[0]
-                scale = spread(number, 0)
+                scale = broadcast(number, 0)
                 target = (row * heads + head) * width
                 for i in range(0, width, LANES):
                     a, b, d, e = zero(), zero(), zero(), zero()
                     value = base + i
                     whole = oldest + (count - oldest) // 4 * 4
                     for c in range(oldest, whole, 4):
-                        a = fma(spread(scores, c), load(values, value + c * width), a)
-                        b = fma(spread(scores, c + 1), load(values, value + (c + 1) * width), b)
-                        d = fma(spread(scores, c + 2), load(values, value + (c + 2) * width), d)
-                        e = fma(spread(scores, c + 3), load(values, value + (c + 3) * width), e)
+                        a = fma(broadcast(scores, c), load(values, value + c * width), a)
+                        b = fma(broadcast(scores, c + 1), load(values, value + (c + 1) * width), b)
+                        d = fma(broadcast(scores, c + 2), load(values, value + (c + 2) * width), d)
+                        e = fma(broadcast(scores, c + 3), load(values, value + (c + 3) * width), e)
                     for c in range(whole, count):
-                        a = fma(spread(scores, c), load(values, value + c * width), a)
+                        a = fma(broadcast(scores, c), load(values, value + c * width), a)
                     store(out, target + i, mul(add(add(a, b), add(d, e)), scale))
 
 
 @compiled
-def turn(x, out, rows, width):  # type: ignore[no-untyped-def]
+def transpose_rows(x, out, rows, width):  # type: ignore[no-untyped-def]
     """x (rows, width) as (rows / LANES, width, LANES); rows beyond the last are 0."""
     for first in range(0, rows, LANES):
         base, here = first * width, min(LANES, rows - first)
@@ -178,7 +178,7 @@ def turn(x, out, rows, width):  # type: ignore[no-untyped-def]
 
 @compiled
 def multiply(x, weight, out, rows, width, outputs, first, last):  # type: ignore[no-untyped-def]
-    """out (rows, outputs) = x @ weight.T for tiles [first, last) of outputs; x is what ``turn`` makes of it.
+    """out (rows, outputs) = x @ weight.T for tiles [first, last) of outputs; x is in the layout of ``transpose_rows``.
 
     Every row of the weights is read from memory once, however many rows of x there are.
     """
@@ -187,7 +187,7 @@ def multiply(x, weight, out, rows, width, outputs, first, last):  # type: ignore
         output = number * TILE
         count = min(TILE, outputs - output)
         at = output * width
-        w1, w2, w3, w4, w5 = (  # where there are fewer, the last one is made again
+        w1, w2, w3, w4, w5 = (  # where there are fewer, the last one is computed again
             at + width * min(1, count - 1),
             at + width * min(2, count - 1),
             at + width * min(3, count - 1),
@@ -198,13 +198,13 @@ def multiply(x, weight, out, rows, width, outputs, first, last):  # type: ignore
             a, b, c, d, e, f = zero(), zero(), zero(), zero(), zero(), zero()
             base = row * width
             for i in range(width):
-                some = load(x, base + i * LANES)
-                a = fma(spread(weight, at + i), some, a)
-                b = fma(spread(weight, w1 + i), some, b)
-                c = fma(spread(weight, w2 + i), some, c)
-                d = fma(spread(weight, w3 + i), some, d)
-                e = fma(spread(weight, w4 + i), some, e)
-                f = fma(spread(weight, w5 + i), some, f)
+                lanes = load(x, base + i * LANES)
+                a = fma(broadcast(weight, at + i), lanes, a)
+                b = fma(broadcast(weight, w1 + i), lanes, b)
+                c = fma(broadcast(weight, w2 + i), lanes, c)
+                d = fma(broadcast(weight, w3 + i), lanes, d)
+                e = fma(broadcast(weight, w4 + i), lanes, e)
+                f = fma(broadcast(weight, w5 + i), lanes, f)
             store(tile, 0, a)
             store(tile, LANES, b)
             store(tile, 2 * LANES, c)
@@ -221,8 +221,8 @@ def multiply(x, weight, out, rows, width, outputs, first, last):  # type: ignore
 def sample(logits, uniform, inverse, greedy, tokens, logprobs, first, last):  # type: ignore[no-untyped-def]
     """A token of each row of logits (B, V) at temperature 1 / ``inverse``, and its log-prob.
 
-    The first token at which the cumulated distribution exceeds ``uniform`` (B,) times its sum, or the likeliest.
-    One pass finds the largest logit, one sums exponentials by block; only the block that holds the token is cumulated.
+    The first token at which the cumulative distribution exceeds ``uniform`` (B,) times its sum, or the likeliest.
+    One pass finds the largest logit, one sums exponentials by block; only the token's block is summed one by one.
     """
     vocabulary = logits.shape[1]
     blocks = (vocabulary + BLOCK - 1) // BLOCK
@@ -251,7 +251,7 @@ def sample(logits, uniform, inverse, greedy, tokens, logprobs, first, last):  # 
             increase(part, 0, lanes)
             sums[block] = part[0]
             total += sums[block]
-        chosen = best
+        token = best
         if not greedy:
             target = uniform[row] * total
             block, reached = 0, 0.0
@@ -262,15 +262,15 @@ def sample(logits, uniform, inverse, greedy, tokens, logprobs, first, last):  # 
             found = False
             for i in range(begin, min(begin + BLOCK, vocabulary)):
                 height = (line[i] - largest) * power
-                if height > -126.0:  # below stands what cannot be drawn
+                if height > -126.0:  # below are tokens that cannot be drawn
                     reached += math.exp(height / LOG2E)
-                    chosen = i
+                    token = i
                     if reached > target:
                         found = True
                         break
             if not found:  # rounding: the last possible token up to here
                 for i in range(min(begin + BLOCK, vocabulary)):
                     if (line[i] - largest) * power > -126.0:
-                        chosen = i
-        tokens[row] = chosen
-        logprobs[row] = (line[chosen] - largest) * inverse - math.log(total)
+                        token = i
+        tokens[row] = token
+        logprobs[row] = (line[token] - largest) * inverse - math.log(total)

@@ -78,10 +78,12 @@ def int8_linear(x: Tensor, weight: Int8Weight) -> Tensor:
     sizes = _flat(torch.linalg.vector_norm(x, math.inf, -1))
     rounded = np.empty(rows * quads * kernels.QUAD, np.uint8)
     y = torch.empty(rows, outputs)
-    kernels.share(kernels.round_rows, _flat(x), sizes, rounded, width, quads * kernels.QUAD, count=rows, work=x.numel())
+    kernels.parallel_for(
+        kernels.round_rows, _flat(x), sizes, rounded, width, quads * kernels.QUAD, count=rows, work=x.numel()
+    )
     inputs, panels = rounded.view(np.int32), -(-outputs // kernels.LANES)
     arrays = (inputs, weight.panels, weight.zeros, weight.scales, sizes, _flat(y))
-    kernels.share(kernels.multiply, *arrays, rows, quads, outputs, count=panels, work=rows * outputs * quads)
+    kernels.parallel_for(kernels.multiply, *arrays, rows, quads, outputs, count=panels, work=rows * outputs * quads)
     return y
 
 

@@ -16,9 +16,9 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import models, register_model
 
-from accord.kernels.selective_scan_numba import compiled, instruction, share
+from accord.kernels.selective_scan_numba import compiled, instruction, parallel_for
 
-__all__ = ["LANES", "QUAD", "multiply", "round_rows", "share"]
+__all__ = ["LANES", "QUAD", "multiply", "round_rows", "parallel_for"]
 
 QUAD = 4  # products that one lane adds up
 LANES = 8  # outputs of a panel

@@ -1,7 +1,7 @@
 """Two tanh networks, a policy and a critic, run and differentiated in NumPy: the fast path of PPO on vectors.
 
-A step of PPO on networks this small is some sixty operations of a few microseconds each; torch and its autograd add
-more to each than it takes.
+A step of PPO on networks this small is about sixty operations of a few microseconds each; the overhead of torch and autograd
+is larger than each operation.
 
 Plain form: ``accord.models.heads.ActorCritic`` and ``accord.models.heads.GaussianActorCritic`` under
 ``accord.training.policy_loss.PolicyLoss``, to rounding; compared in ``tests/training/test_numpy_updater.py``.
@@ -20,12 +20,12 @@ from torch import Tensor
 
 Array = np.ndarray
 _HALF_LOG_TWO_PI, _ONE = np.float32(0.5 * math.log(2 * math.pi)), np.float32(1)
-_TINY = 1e-30  # below torch.rand's smallest number but 0, whose logarithm is none
+_TINY = 1e-30  # below torch.rand's smallest positive number; replaces 0, which has no logarithm
 
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """``B`` actions and what was known when they were taken; float32, ``actions`` int64 where they are discrete."""
+    """``B`` actions with the rollout's numbers, float32; ``actions`` int64 where they are discrete."""
 
     observations: Array  # (B, obs_dim)
     actions: Array  # (B,) or (B, action_dim)
@@ -37,7 +37,7 @@ class StepBatch:
 
 @dataclass(frozen=True, slots=True)
 class LossCoefficients:
-    """All that the loss of this path consists of; ``clip_range_vf`` 0: values are not clipped."""
+    """The coefficients of the loss that this path computes; ``clip_range_vf`` 0: values are not clipped."""
 
     policy: float  # weight of the clipped surrogate
     clip_range: float
@@ -47,19 +47,19 @@ class LossCoefficients:
 
 
 ToOutput = Callable[[Array, LossCoefficients], Array]
-"""From the loss's derivative by log-probability (B,) to that by the policy's output (B, action_dim)."""
+"""From the loss's derivative with respect to log-probabilities (B,) to that of the policy's output (B, action_dim)."""
 
 
 class NumpyActorCritic:
-    """The networks whose parameters it is given; it computes on the parameters' own memory, so both see every change.
+    """Policy and critic on the memory of given parameters, so that both sides see every change.
 
     All parameters lie in one flat array, the two networks side by side, so that both run in the same calls.
     """
 
     def __init__(self, parameters: Sequence[Tensor], discrete: bool, compiled: bool = False) -> None:
-        """``parameters``: views, one after another, of one flat float32 array on the CPU, as ``one_array`` makes them.
+        """``parameters``: views, one after another, of one flat float32 array on the CPU, as ``as_one_array`` makes them.
 
-        ``compiled``: element-wise passes by ``tanh_numba``, whose loading pays after some thousand steps.
+        ``compiled``: element-wise passes by ``tanh_numba``, which pays in runs of thousands of steps.
         """
         self.tanh_of_sum, self.through_tanh = _tanh_of_sum, _through_tanh
         if compiled:
@@ -105,7 +105,7 @@ class NumpyActorCritic:
         return first, second, output, values
 
     def _output(self, observations: Array) -> Array:
-        """(B, A) the policy's output alone: half the work, in the fewest calls, for a step of a rollout."""
+        """(B, A) the policy's output alone: half the work, in few calls, for a step of a rollout."""
         w1, b1, w2, b2, wp, bp = self._policy
         first = np.dot(observations, w1)
         self.tanh_of_sum(first, b1)
@@ -133,7 +133,7 @@ class NumpyActorCritic:
         return gumbel
 
     def sample(self, observations: Array, noise: Array) -> Array:
-        """Actions, (B,) or (B, action_dim), without their log-probabilities, which ``score`` gives for a whole rollout.
+        """Actions, (B,) or (B, action_dim), without their log-probabilities, which ``score`` computes for a whole rollout.
 
         The largest of logits plus Gumbel numbers is an action drawn from their softmax (Maddison et al. 2014).
         """
@@ -146,7 +146,7 @@ class NumpyActorCritic:
         return output
 
     def score(self, observations: Array, actions: Array) -> tuple[Array, Array]:
-        """Log-probabilities (B,) of actions taken, and values (B,)."""
+        """Log-probabilities (B,) of the actions, and values (B,)."""
         _, _, output, values = self._run(observations)
         if self.discrete:
             return _log_softmax(output)[0][np.arange(len(actions)), actions], values
@@ -184,16 +184,16 @@ class NumpyActorCritic:
     def _score_discrete(self, logits: Array, actions: Array) -> tuple[Array, Array, ToOutput]:
         logprobs, probs = _log_softmax(logits)
         entropies = -np.einsum("ba,ba->b", probs, logprobs)
-        chosen = np.arange(len(actions)), actions
+        taken = np.arange(len(actions)), actions
 
         def to_output(to_logprob: Array, weights: LossCoefficients) -> Array:
             gradient: Array = probs * -to_logprob[:, None]
-            gradient[chosen] += to_logprob
+            gradient[taken] += to_logprob
             if scale := weights.entropy:
                 gradient += np.float32(scale) * probs * (logprobs + entropies[:, None])
             return gradient
 
-        return logprobs[chosen], entropies, to_output
+        return logprobs[taken], entropies, to_output
 
     def _score_normal(self, means: Array, actions: Array) -> tuple[Array, Array, ToOutput]:
         log_std = self._weights[8]
@@ -227,7 +227,7 @@ class NumpyActorCritic:
         np.dot(outer.T, observations, out=d_w1)
 
 
-def one_array(tensors: Sequence[Tensor]) -> list[Tensor]:
+def as_one_array(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copies of the tensors as views, one after another, of one new flat array."""
     flat = torch.cat([t.detach().reshape(-1) for t in tensors])
     parts = torch.split(flat, [t.numel() for t in tensors])
@@ -236,7 +236,7 @@ def one_array(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 @lru_cache(maxsize=8)
 def _ones(n: int) -> Array:
-    """A product with them sums in a third of the time that ``sum`` takes for a few numbers."""
+    """Ones: for a few numbers, a product with them takes a third of the time of ``sum``."""
     return np.ones(n, dtype=np.float32)
 
 
@@ -261,7 +261,7 @@ def _tanh_of_sum(x: Array, bias: Array) -> None:
 
 
 def _through_tanh(gradient: Array, activation: Array, to_bias: Array) -> None:
-    """In place: gradient (B, N) by tanh's value becomes that by its argument; to_bias (N,) its sum over rows."""
+    """In place: the gradient (B, N) of tanh's value becomes that of its argument; to_bias (N,) its sum over rows."""
     slope = activation * activation
     np.subtract(_ONE, slope, out=slope)
     gradient *= slope

@@ -1,6 +1,6 @@
-"""The selective scan of Mamba and what stands around it, by the fastest form for the tensors at hand.
+"""Mamba's selective scan, convolution and gate, by the fastest implementation for the given tensors.
 
-``selective_scan`` takes the best of three: ``parallel_scan`` is torch for any device and dtype, ``CompiledScan`` is for
+``selective_scan`` selects one of three: ``parallel_scan`` is torch for any device and dtype, ``CompiledScan`` is for
 float32 on a CPU, ``selective_scan_triton.TritonScan`` on CUDA.  Shapes are those of ``functional.selective_scan``.
 
 Plain form: ``accord.functional.selective_scan.reference_scan`` and ``accord.functional.selective_scan.causal_conv``,
@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from accord.functional import selective_scan as functional
 
-STEPS = 64  # tokens that parallel_scan holds the states of at once
+STEPS = 64  # tokens whose states parallel_scan stores at once
 
 
 # ------------------------------------------------------------------------------------------- plain torch
@@ -34,7 +34,7 @@ def _recurrence(a: Tensor, b: Tensor) -> Tensor:
     rows, steps = a.shape[:2]
     inner = max(1, math.isqrt(steps))
     short = -steps % inner
-    if short:  # the decay 1 and the push 0 hold the state
+    if short:  # decay 1 and push 0 leave the state unchanged
         a = torch.cat([a, a.new_ones(rows, short, *a.shape[2:])], 1)
         b = torch.cat([b, b.new_zeros(rows, short, *b.shape[2:])], 1)
     shape = (rows, -1, inner, *a.shape[2:])
@@ -56,7 +56,7 @@ def _states(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, h: Tensor) -> tuple[Ten
 
 
 class _Chunk(torch.autograd.Function):
-    """y without its D term, and the last state.  Keeps its inputs only; the backward computes the states again."""
+    """y without its D term, and the last state.  Stores its inputs only; the backward pass computes the states again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,9 @@ def parallel_scan(
         time = torch.arange(int(lengths.max()), device=x.device)
         inside = time < lengths[:, None]
         index = torch.where(inside, offsets[segments, None] + time, 0)
-        padded = [torch.where(inside[..., None], v[index], 0.0) for v in (x, dt, B, C)]  # dt = 0 holds the state
+        padded = [
+            torch.where(inside[..., None], v[index], 0.0) for v in (x, dt, B, C)
+        ]  # dt = 0 leaves the state unchanged
         h, ys = states[parents[segments]], []
         for xs, dts, bs, cs in zip(*(torch.split(v, STEPS, 1) for v in padded), strict=True):
             y, h = _Chunk.apply(xs, dts, A, bs, cs, h)  # type: ignore[no-untyped-call]
@@ -133,7 +135,7 @@ def _alike(x: Tensor, *others: Tensor) -> bool:
 
 
 def runs_compiled(x: Tensor, *others: Tensor) -> bool:
-    """Whether the compiled kernels take x (…, E) and others: all float32 on a CPU, whole vectors of channels in x."""
+    """Whether the compiled kernels support x (…, E) and others: all float32 on a CPU, whole vectors of channels in x."""
     takes = x.device.type == "cpu" and x.dtype is torch.float32 and x.shape[-1] % 16 == 0
     return takes and _alike(x, *others) and _numba_found()
 
@@ -144,9 +146,9 @@ def _triton_found() -> bool:
 
 
 def _flat(tensor: Tensor) -> Any:
-    """The numbers of a contiguous tensor in one row, as the kernels take them.
+    """A contiguous tensor as the flat array that the kernels take.
 
-    Those of a parameter are copied: torch never frees memory that numpy has seen, and FSDP needs to.
+    Those of a parameter are copied: torch never frees memory that NumPy has used, and FSDP needs it to.
     """
     plain = tensor.detach()
     return (plain.clone() if isinstance(tensor, nn.Parameter) else plain).view(-1).numpy()
@@ -161,14 +163,20 @@ def _rows(x: Tensor) -> Any:
 def _forward(
     x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, D: Tensor, offsets: Tensor, parents: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (L, E), final states (S, N, E) and the states to keep; ``a`` (N, E) is A transposed, times log2(e)."""
+    """y (L, E), final states (S, N, E) and the states to store; ``a`` (N, E) is A transposed, times log2(e)."""
     from accord.kernels import selective_scan_numba as kernels
 
     states, width = a.shape
-    kept = int(((offsets.diff() + kernels.CHUNK - 1) // kernels.CHUNK).sum()) if keep else 0
-    y, finals, marks = torch.empty_like(x), x.new_empty(len(parents), states, width), x.new_empty(kept * states * width)
+    chunks = int(((offsets.diff() + kernels.CHUNK - 1) // kernels.CHUNK).sum()) if keep else 0
+    y, finals, marks = (
+        torch.empty_like(x),
+        x.new_empty(len(parents), states, width),
+        x.new_empty(chunks * states * width),
+    )
     arrays = map(_flat, (x, dt, a, B, C, D, offsets, parents, y, finals, marks))
-    kernels.share(kernels.scan_forward, *arrays, width, states, count=width // kernels.LANES, work=x.numel() * states)
+    kernels.parallel_for(
+        kernels.scan_forward, *arrays, width, states, count=width // kernels.LANES, work=x.numel() * states
+    )
     return y, finals, marks
 
 
@@ -201,7 +209,7 @@ class CompiledScan(torch.autograd.Function):
         gx, gdt, ga, gd = torch.empty_like(x), torch.empty_like(x), torch.zeros_like(rate), torch.empty_like(D)
         gb, gc = x.new_zeros(groups, *B.shape), x.new_zeros(groups, *C.shape)
         arrays = map(_flat, (x, dt, rate, a, B, C, D, offsets, parents, marks, gy, gh, gx, gdt, ga, gb, gc, gd))
-        kernels.share(kernels.scan_backward, *arrays, width, states, count=groups, work=2 * x.numel() * states)
+        kernels.parallel_for(kernels.scan_backward, *arrays, width, states, count=groups, work=2 * x.numel() * states)
         # numpy adds the groups one after another, whatever the number of threads
         gB, gC = (torch.from_numpy(g.numpy().sum(0)) for g in (gb, gc))
         return gx, gdt, ga.t(), gB, gC, gd, None, None
@@ -241,7 +249,7 @@ def selective_scan(
     return y.to(kind), finals
 
 
-# ------------------------------------------------------------------------------------------- what stands around it
+# ------------------------------------------------------------------------------------------- convolution, softplus, gate
 class _CompiledConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, previous: Tensor) -> Tensor:
@@ -251,7 +259,7 @@ class _CompiledConv(torch.autograd.Function):
         ctx.save_for_backward(x, taps, bias, previous)
         arrays = (_rows(x), x.stride(0), *map(_flat, (taps, bias, previous, y)))
         width = x.shape[1]
-        kernels.share(kernels.conv_forward, *arrays, width, count=width // kernels.LANES, work=4 * x.numel())
+        kernels.parallel_for(kernels.conv_forward, *arrays, width, count=width // kernels.LANES, work=4 * x.numel())
         return y
 
     @staticmethod
@@ -263,7 +271,7 @@ class _CompiledConv(torch.autograd.Function):
         gx, gtaps, gbias = x.new_zeros(x.shape), torch.zeros_like(taps), torch.zeros_like(bias)
         arrays = (_rows(x), x.stride(0), *map(_flat, (taps, bias, previous, gy.contiguous(), gx, gtaps, gbias)))
         width = x.shape[1]
-        kernels.share(kernels.conv_backward, *arrays, width, count=width // kernels.LANES, work=8 * x.numel())
+        kernels.parallel_for(kernels.conv_backward, *arrays, width, count=width // kernels.LANES, work=8 * x.numel())
         return gx, gtaps.t()[:, None], gbias, None
 
 
@@ -281,7 +289,7 @@ class _CompiledSoftplus(torch.autograd.Function):
 
         y = torch.empty_like(x)
         ctx.save_for_backward(x)
-        kernels.share(
+        kernels.parallel_for(
             kernels.softplus_forward, _flat(x), _flat(y), count=x.numel() // kernels.LANES, work=4 * x.numel()
         )
         return y
@@ -293,7 +301,7 @@ class _CompiledSoftplus(torch.autograd.Function):
 
         (x,) = ctx.saved_tensors
         gx, arrays = torch.empty_like(x), (x, gy.contiguous())
-        kernels.share(
+        kernels.parallel_for(
             kernels.softplus_backward, *map(_flat, (*arrays, gx)), count=x.numel() // kernels.LANES, work=4 * x.numel()
         )
         return gx
@@ -314,7 +322,7 @@ class _CompiledGate(torch.autograd.Function):
         out = torch.empty_like(y)
         ctx.save_for_backward(y, z)
         arrays = (_flat(y), _rows(z), z.stride(0), _flat(out))
-        kernels.share(kernels.gate_forward, *arrays, y.shape[1], count=len(y), work=4 * y.numel())
+        kernels.parallel_for(kernels.gate_forward, *arrays, y.shape[1], count=len(y), work=4 * y.numel())
         return out
 
     @staticmethod
@@ -325,11 +333,11 @@ class _CompiledGate(torch.autograd.Function):
         y, z = ctx.saved_tensors
         gy, gz = torch.empty_like(y), torch.empty_like(y)
         arrays = (_flat(y), _rows(z), z.stride(0), *map(_flat, (g.contiguous(), gy, gz)))
-        kernels.share(kernels.gate_backward, *arrays, y.shape[1], count=len(y), work=4 * y.numel())
+        kernels.parallel_for(kernels.gate_backward, *arrays, y.shape[1], count=len(y), work=4 * y.numel())
         return gy, gz
 
 
-def gated(y: Tensor, z: Tensor) -> Tensor:
+def gate(y: Tensor, z: Tensor) -> Tensor:
     """y SiLU(z), both (L, E)."""
     if runs_compiled(y, z) and y.is_contiguous() and z.stride(1) == 1:
         return cast(Tensor, _CompiledGate.apply(y, z))  # type: ignore[no-untyped-call]
@@ -338,7 +346,7 @@ def gated(y: Tensor, z: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------------------------------- one token at a time
 def conv_step(xz: Tensor, window: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
-    """(B, E) ``causal_conv`` at one new token of each row; ``window`` (B, K-1, E) moves on in place.
+    """(B, E) ``causal_conv`` at one new token of each row; ``window`` (B, K-1, E) is updated in place.
 
     xz (B, 2 E): the new inputs, and others beside them · taps (K, E) · bias (E,), as ``runs_compiled`` takes them.
     """
@@ -351,7 +359,7 @@ def conv_step(xz: Tensor, window: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
 
 
 def scan_step(x: Tensor, dt: Tensor, rates: Tensor, selected: Tensor, D: Tensor, xz: Tensor, state: Tensor) -> Tensor:
-    """(B, E) scan and gate at one new token of each row; ``state`` (B, N, E) moves on in place.
+    """(B, E) scan and gate at one new token of each row; ``state`` (B, N, E) is updated in place.
 
     x, dt (B, E), dt before its softplus · rates (N, E), A log2(e) · selected (B, … + 2 N), which ends in B and C ·
     D (E,) · xz (B, 2 E), which ends in the gate; as ``runs_compiled`` takes them.  Raises TypeError for other tensors.
@@ -363,5 +371,5 @@ def scan_step(x: Tensor, dt: Tensor, rates: Tensor, selected: Tensor, D: Tensor,
     (states, width), y = rates.shape, torch.empty_like(x)
     arrays = map(_flat, (x, dt.contiguous(), rates, selected.contiguous(), D, xz, state, y))
     sizes = (width, states, selected.shape[1] - 2 * states)
-    kernels.share(kernels.scan_step, *arrays, *sizes, count=len(x), work=x.numel() * states)
+    kernels.parallel_for(kernels.scan_step, *arrays, *sizes, count=len(x), work=x.numel() * states)
     return y

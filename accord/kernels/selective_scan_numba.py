@@ -1,6 +1,6 @@
 """Mamba's kernels for a CPU: selective scan and causal convolution, forward, backward and one token at a time.
 
-Sixteen channels stand in the lanes of a vector: two AVX2 registers, or one of AVX-512.  Time is the outer loop, so
+A vector has sixteen channels in its lanes: two AVX2 registers, or one of AVX-512.  Time is the outer loop, so
 nothing is transposed.  The backward scan keeps the states at every ``CHUNK``-th token and computes the others again.
 Channel blocks are dealt to threads in fixed groups and each group sums alone: the number of threads changes no bit.
 
@@ -26,23 +26,23 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
 LANES = 16
-CHUNK = 32  # tokens between two kept states
-GROUP = 2  # blocks that one task takes: the unit in which gradients of B and C are summed
+CHUNK = 32  # tokens between two stored states
+GROUP = 2  # blocks of one task: the unit in which gradients of B and C are summed
 
 Function = Callable[..., Any]
 
 
 def compiled(kernel: Function) -> Function:
-    """Compiled at the first call, free of the interpreter's lock; kept on disk where a folder can be written."""
+    """Compiled at the first call, without the interpreter's lock; cached on disk where a folder is writable."""
     options = {"nogil": True, "error_model": "numpy"}
     try:
         return cast("Function", numba.njit(kernel, cache=True, **options))
-    except RuntimeError:  # no place for the cache: compile in every process
+    except RuntimeError:  # no folder for the cache: compile in every process
         return cast("Function", numba.njit(kernel, **options))
 
 
 def instruction(build: Function) -> Function:
-    """A function that kernels call, given as what writes its LLVM code in place of the call."""
+    """A function that kernels call, given by a builder that writes its LLVM code in place of the call."""
     return cast("Function", intrinsic(build))
 
 
@@ -113,7 +113,7 @@ def load(_: Any, array: Any, index: Any) -> Any:
 
 
 @instruction
-def spread(_: Any, array: Any, index: Any) -> Any:
+def broadcast(_: Any, array: Any, index: Any) -> Any:
     """array[index] in every lane"""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -254,9 +254,9 @@ def scan_forward(  # type: ignore[no-untyped-def]
                 out = mul(value, skip)
                 for n in range(states):
                     decay = exp2(mul(time, load(a, n * width + column)))
-                    state = fma(push, spread(b, t * states + n), mul(decay, load(h, n * LANES)))
+                    state = fma(push, broadcast(b, t * states + n), mul(decay, load(h, n * LANES)))
                     store(h, n * LANES, state)
-                    out = fma(state, spread(c, t * states + n), out)
+                    out = fma(state, broadcast(c, t * states + n), out)
                 store(y, t * width + column, out)
             for n in range(states):
                 store(finals, (s * states + n) * width + column, load(h, n * LANES))
@@ -268,7 +268,7 @@ def _chunk_states(h, a, time, push, b, lo, size, states, n, decays, path):  # ty
     store(path, 0, h)
     for i in range(size):
         decay = exp2(mul(load(time, i * LANES), a))
-        h = fma(load(push, i * LANES), spread(b, (lo + i) * states + n), mul(decay, h))
+        h = fma(load(push, i * LANES), broadcast(b, (lo + i) * states + n), mul(decay, h))
         store(decays, i * LANES, decay)
         store(path, (i + 1) * LANES, h)
 
@@ -317,9 +317,9 @@ def scan_backward(  # type: ignore[no-untyped-def]
                     for i in range(size - 1, -1, -1):
                         row, at = i * LANES, (lo + i) * states + n
                         increase(gc, group * states + at, mul(load(pull, row), load(path, row + LANES)))
-                        g = fma(load(pull, row), spread(c, at), g)
+                        g = fma(load(pull, row), broadcast(c, at), g)
                         increase(gb, group * states + at, mul(g, load(push, row)))
-                        store(through_b, row, fma(g, spread(b, at), load(through_b, row)))
+                        store(through_b, row, fma(g, broadcast(b, at), load(through_b, row)))
                         g = mul(g, load(decays, row))
                         bent = mul(g, load(path, row))  # the gradient of log(decay)
                         store(through_a, row, fma(bent, pace, load(through_a, row)))
@@ -384,20 +384,20 @@ def conv_backward(  # type: ignore[no-untyped-def]
 
 @compiled
 def conv_step(xz, window, weight, bias, y, width, first, last):  # type: ignore[no-untyped-def]
-    """Rows [first, last) of the convolution at one new token; ``window`` (B, K-1, width) moves on in place."""
-    held = weight.size // width - 1
+    """Rows [first, last) of the convolution at one new token; ``window`` (B, K-1, width) is updated in place."""
+    taps = weight.size // width - 1
     for row in range(first, last):
         for column in range(0, width, LANES):
             new = load(xz, row * 2 * width + column)
-            total = fma(new, load(weight, held * width + column), load(bias, column))
-            for k in range(held):
-                at = (row * held + k) * width + column
+            total = fma(new, load(weight, taps * width + column), load(bias, column))
+            for k in range(taps):
+                at = (row * taps + k) * width + column
                 old = load(window, at)
                 total = fma(old, load(weight, k * width + column), total)
                 if k > 0:
                     store(window, at - width, old)
-            if held > 0:
-                store(window, (row * held + held - 1) * width + column, new)
+            if taps > 0:
+                store(window, (row * taps + taps - 1) * width + column, new)
             store(y, row * width + column, mul(total, sigmoid(total)))
 
 
@@ -405,7 +405,7 @@ def conv_step(xz, window, weight, bias, y, width, first, last):  # type: ignore[
 def scan_step(  # type: ignore[no-untyped-def]
     x, dt, a, bc, d, xz, h, y, width, states, skip, first, last
 ):
-    """Rows [first, last) of softplus(dt), scan and gate at one new token; ``h`` (B, N, width) moves on in place.
+    """Rows [first, last) of softplus(dt), scan and gate at one new token; ``h`` (B, N, width) is updated in place.
 
     ``bc`` has rows of ``skip`` numbers, then B, then C; ``xz`` has rows of the input, then the gate.
     """
@@ -417,9 +417,9 @@ def scan_step(  # type: ignore[no-untyped-def]
             for n in range(states):
                 at = (row * states + n) * width + column
                 decay = exp2(mul(time, load(a, n * width + column)))
-                state = fma(push, spread(bc, at_b + n), mul(decay, load(h, at)))
+                state = fma(push, broadcast(bc, at_b + n), mul(decay, load(h, at)))
                 store(h, at, state)
-                out = fma(state, spread(bc, at_b + states + n), out)
+                out = fma(state, broadcast(bc, at_b + states + n), out)
             gate = load(xz, (row * 2 + 1) * width + column)
             store(y, row * width + column, mul(out, mul(gate, sigmoid(gate))))
 
@@ -467,8 +467,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
-def share(kernel: Callable[..., None], *arguments: Any, count: int, work: int) -> None:
-    """``kernel(*arguments, first, last)`` over [0, count), on torch's number of threads where ``work`` is worth it."""
+def parallel_for(kernel: Callable[..., None], *arguments: Any, count: int, work: int) -> None:
+    """``kernel(*arguments, first, last)`` over [0, count), on torch's number of threads where ``work`` is large enough."""
     workers = max(1, min(torch.get_num_threads(), count, 1 + work // 2**17))
     cuts = [count * i // workers for i in range(workers + 1)]
     others = [_pool(workers - 1).submit(kernel, *arguments, *cuts[i : i + 2]) for i in range(1, workers)]

@@ -1,11 +1,11 @@
 """The selective scan on a CUDA device: Triton kernels, forward and backward, in float32.
 
-A program has one segment and ``BLOCK`` channels with all their states, and goes through time ``CHUNK`` tokens at a go,
-each chunk by an associative scan: (a, b) then (a', b') is (a a', a' b + b').  The forward pass keeps the state before
+A program has one segment and ``BLOCK`` channels with all their states, and goes through time in chunks of ``CHUNK`` tokens,
+each by an associative scan: (a, b) then (a', b') is (a a', a' b + b').  The forward pass stores the state before
 each chunk and the backward pass computes the others again, as Mamba's own kernels do (arXiv 2312.00752, section 3.3.2).
 Segments of one depth of the prefix tree run side by side.  No atomic additions: the same input gives the same bits.
 
-Importing this needs triton, which CUDA builds of torch bring along.
+Importing this needs triton, which CUDA builds of torch include.
 
 Plain form: ``accord.functional.selective_scan.reference_scan``, compared in
 ``tests/kernels/test_selective_scan_triton.py``.
@@ -22,7 +22,7 @@ import triton.language as tl  # type: ignore[import-not-found,import-untyped,unu
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 16  # tokens between two kept states
+CHUNK = 16  # tokens between two stored states
 BLOCK = 8  # channels of a program, the unit in which gradients of B and C are summed
 
 
@@ -58,7 +58,7 @@ def _forward(  # type: ignore[no-untyped-def]
         by_state, shown = token[:, None] * states + state[None, :], (token[:, None] < end) & (state[None, :] < states)
         value, time = tl.load(x + at, mask=taken, other=0.0), tl.load(dt + at, mask=taken, other=0.0)
         push = (value * time)[:, :, None] * tl.load(b + by_state, mask=shown, other=0.0)[:, None, :]
-        decay = tl.exp2(time[:, :, None] * rate[None, :, :])  # 1 after the segment's end: the state is held
+        decay = tl.exp2(time[:, :, None] * rate[None, :, :])  # 1 after the segment's end: the state stays
         reach, path = tl.associative_scan((decay, push), 0, _then)
         path += reach * h[None, :, :]
         out = tl.sum(path * tl.load(c + by_state, mask=shown, other=0.0)[:, None, :], 2) + skip[None, :] * value
@@ -183,6 +183,6 @@ class TritonScan(torch.autograd.Function):
                     x, dt, a, B, C, D, offsets, segments, places, marks, gy, gh, gx, gdt, ga, gb, gc, width, states,
                     length, **_sizes(states),
                 )  # fmt: skip
-                if depth:  # what a prompt's state is worth to all that follow it
+                if depth:  # the gradient of a prompt's state from all that continue it
                     gh.index_put_((parents[segments],), gh[segments], accumulate=True)
         return gx, gdt, ga.sum(0), gb.sum(0), gc.sum(0), (gy * x).sum(0), None, None, None

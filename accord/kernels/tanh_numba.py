@@ -1,4 +1,4 @@
-"""The two element-wise passes of a tanh network, compiled: numpy's tanh alone takes as long as the matrix products.
+"""The two element-wise passes of a tanh network, compiled: NumPy's tanh alone takes as long as the matrix products.
 
 Loading the compiler costs half a second, so this is for long runs.
 
@@ -38,7 +38,7 @@ def tanh_of_sum(x: np.ndarray, bias: np.ndarray) -> None:
 
 @numba.njit(cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")  # type: ignore[untyped-decorator]
 def through_tanh(gradient: np.ndarray, activation: np.ndarray, to_bias: np.ndarray) -> None:
-    """In place: gradient (B, N) by tanh's value becomes that by its argument; to_bias (N,) its sum over rows."""
+    """In place: the gradient (B, N) of tanh's value becomes that of its argument; to_bias (N,) its sum over rows."""
     to_bias[:] = 0
     for row in range(gradient.shape[0]):
         for column in range(gradient.shape[1]):

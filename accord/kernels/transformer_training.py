@@ -1,8 +1,8 @@
-"""The Llama family's pass over packed texts for training on a CPU: what is cheap to compute again is not kept.
+"""The Llama family's pass over packed texts for training on a CPU, with cheap intermediate results computed again.
 
-Of each layer the backward pass keeps its input, rotated q, k and v, the attention's output, and gate and up; it computes
-normed inputs, padded rows and SwiGLU products again.  That is a third of what autograd keeps, and less traffic.
-Attention takes texts of like lengths together, so that its square does not run over padding.
+Of each layer it stores the input, rotated q, k and v, the attention's output, and gate and up; the backward pass computes
+normed inputs, padded rows and SwiGLU products again.  That is a third of what autograd stores, and less memory traffic.
+Attention processes texts of similar lengths together, so that its quadratic cost does not include much padding.
 
 Plain form: ``accord.models.transformer.Transformer.forward_plain``, by autograd alone; compared in
 ``tests/kernels/test_transformer_training.py``.
@@ -23,8 +23,8 @@ from accord.functional.normalization import rms_norm
 from accord.types import Packed
 
 ALIKE = 0.85
-"""A text joins those of a longer one where it is at least this share of its length."""
-Row = tuple[int, int, int]  # where its rows begin in the padded order, number of texts, columns
+"""A text joins the group of a longer one where it has at least this fraction of its length."""
+Group = tuple[int, int, int]  # where its rows begin in the padded order, number of texts, columns
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -32,13 +32,13 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which packed token stands where in the padded rows of ``M`` places, texts of like lengths beside each other."""
+    """The padded rows of ``M`` places for the texts of a packed row, grouped by similar length."""
 
-    groups: tuple[Row, ...]
-    places: Tensor  # (M,) int64, the token each place reads; a pad reads its own text's first
-    slots: Tensor  # (L,) int64, the place where a token stands first
-    again: Tensor  # (N,) int64, further places of tokens that texts share
-    shared: Tensor  # (N,) int64, the tokens that stand there
+    groups: tuple[Group, ...]
+    places: Tensor  # (M,) int64, the token at each place; padding repeats its text's first
+    slots: Tensor  # (L,) int64, the first place of each token
+    duplicates: Tensor  # (N,) int64, further places of tokens that texts share
+    shared: Tensor  # (N,) int64, the tokens at those places
 
 
 def layout(packed: Packed) -> Layout:
@@ -46,8 +46,8 @@ def layout(packed: Packed) -> Layout:
     lengths = (packed.texts >= 0).sum(1)
     order = torch.argsort(lengths, descending=True, stable=True)
     sizes = lengths[order].tolist()
-    groups: list[Row] = []
-    places, held = [], []
+    groups: list[Group] = []
+    places, is_token = [], []
     start = first = 0
     while first < len(sizes):
         columns = sizes[first]
@@ -56,11 +56,11 @@ def layout(packed: Packed) -> Layout:
             last += 1
         texts = packed.texts[order[first:last], :columns]
         places.append(torch.where(texts >= 0, texts, texts[:, :1]).reshape(-1))
-        held.append((texts >= 0).reshape(-1))
+        is_token.append((texts >= 0).reshape(-1))
         groups.append((start, last - first, columns))
         start += (last - first) * columns
         first = last
-    place, real = torch.cat(places), torch.cat(held).nonzero().squeeze(-1)
+    place, real = torch.cat(places), torch.cat(is_token).nonzero().squeeze(-1)
     tokens = place[real]
     slots = torch.full_like(packed.slots, start).scatter_reduce_(0, tokens, real, "amin")
     more = slots[tokens] != real
@@ -69,7 +69,7 @@ def layout(packed: Packed) -> Layout:
 
 # ------------------------------------------------------------------ pieces with a backward pass of their own
 class _NormLinear(torch.autograd.Function):
-    """``linear(x / rms(x) * scale)``; keeps x and one number a row."""
+    """``linear(x / rms(x) * scale)``; stores x and one number per row."""
 
     @staticmethod
     def forward(
@@ -102,7 +102,7 @@ class _NormLinear(torch.autograd.Function):
 
 
 class _SwiGLULinear(torch.autograd.Function):
-    """``linear(silu(gate) * up)`` of gate and up side by side; keeps them alone."""
+    """``linear(silu(gate) * up)`` of gate and up side by side; stores only these."""
 
     @staticmethod
     def forward(ctx: Any, both: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -132,30 +132,30 @@ class _SwiGLULinear(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """What attention needs to know besides its numbers."""
+    """The sizes, rotation and layout of attention."""
 
     heads: int
     kv_heads: int
     window: int | None  # of a sliding window, in tokens
-    turn: Tensor  # (L, 1, K/2) complex, the rotation of each token
+    rope: Tensor  # (L, 1, K/2) complex, the rotation of each token
     layout: Layout
 
     def mask(self, columns: int, like: Tensor) -> Tensor | None:
-        """(T, T) for a sliding window shorter than a row: 0 where a row sees, -inf elsewhere.  None: causal."""
+        """(T, T) for a sliding window shorter than a row: 0 inside the window, -inf elsewhere.  None: causal."""
         if self.window is None or columns <= self.window:
             return None
-        seen = torch.ones(columns, columns, dtype=torch.bool, device=like.device).tril_().triu_(1 - self.window)
-        return like.new_full((columns, columns), -torch.inf).masked_fill_(seen, 0.0)
+        visible = torch.ones(columns, columns, dtype=torch.bool, device=like.device).tril_().triu_(1 - self.window)
+        return like.new_full((columns, columns), -torch.inf).masked_fill_(visible, 0.0)
 
 
 class _Attend(torch.autograd.Function):
-    """(L, H*K) attention of packed q, k and v (L, H+2G, K) before rotation; keeps them rotated, not padded."""
+    """(L, H*K) attention of packed q, k and v (L, H+2G, K) before rotation; stores them rotated, without padding."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, heads: Heads) -> Tensor:
         where, both = heads.layout, heads.heads + heads.kv_heads
         rotated = torch.empty_like(qkv)
-        _turn(qkv[:, :both], heads.turn, rotated[:, :both])
+        _apply_rope(qkv[:, :both], heads.rope, rotated[:, :both])
         rotated[:, both:] = qkv[:, both:]
         rows = rotated.index_select(0, where.places)
         outputs, sums = [], []
@@ -190,23 +190,23 @@ class _Attend(torch.autograd.Function):
             for target, grad in zip(_split(grads, group, heads), found, strict=True):
                 target.copy_(grad)
         grad = grads.index_select(0, where.slots)
-        if len(where.again):  # keys and values that several texts read; queries have no gradient there
-            grad.index_add_(0, where.shared, grads.index_select(0, where.again))
-        _turn(grad[:, :both], heads.turn.conj(), grad[:, :both])
+        if len(where.duplicates):  # shared keys and values; queries have no gradient there
+            grad.index_add_(0, where.shared, grads.index_select(0, where.duplicates))
+        _apply_rope(grad[:, :both], heads.rope.conj(), grad[:, :both])
         return grad, None
 
 
-def _turn(x: Tensor, turn: Tensor, out: Tensor) -> None:
-    """Turns the adjacent pairs of x (L, H, K) into ``out``, which may be x."""
+def _apply_rope(x: Tensor, rope: Tensor, out: Tensor) -> None:
+    """Rotates the adjacent pairs of x (L, H, K) by ``rope`` into ``out``, which may be x."""
     if x.dtype is torch.float32:
         pairs, target = (torch.view_as_complex(y.view(*y.shape[:-1], -1, 2)) for y in (x, out))
-        torch.mul(pairs, turn, out=target)
+        torch.mul(pairs, rope, out=target)
         return
     wide = x if x.dtype is torch.float64 else x.float()
-    out.copy_(torch.view_as_real(torch.view_as_complex(wide.reshape(*x.shape[:-1], -1, 2)) * turn).flatten(-2))
+    out.copy_(torch.view_as_real(torch.view_as_complex(wide.reshape(*x.shape[:-1], -1, 2)) * rope).flatten(-2))
 
 
-def _split(rows: Tensor, group: Row, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+def _split(rows: Tensor, group: Group, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
     """q (R, H, T, K), k and v (R, G, T, K): views of one group's rows."""
     start, count, columns = group
     some = rows[start : start + count * columns].view(count, columns, *rows.shape[1:]).transpose(1, 2)
@@ -242,8 +242,8 @@ class TransformerWeights:
     norm_eps: float
 
 
-def suits(weight: Tensor) -> bool:
-    """Whether this pass is for a model with weights like this one: on a CPU, in float32 or float64."""
+def supports(weight: Tensor) -> bool:
+    """Whether this path runs with weights like this one: on a CPU, in float32 or float64."""
     return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
 
 
@@ -271,18 +271,18 @@ def _attention(x: Tensor, layer: LayerWeights, heads: Heads, model: TransformerW
     return cast(Tensor, _Attend.apply(qkv, heads))  # type: ignore[no-untyped-call]
 
 
-def run_layers(x: Tensor, model: TransformerWeights, packed: Packed, turn: Tensor, at: Tensor | None = None) -> Tensor:
-    """(L, D) what the layers make of the embeddings x (L, D); with ``at`` (N,) indices into L, those (N, D) alone.
+def run_layers(x: Tensor, model: TransformerWeights, packed: Packed, rope: Tensor, at: Tensor | None = None) -> Tensor:
+    """(L, D) outputs of the layers for embeddings x (L, D); with ``at`` (N,) indices into L, only those (N, D).
 
-    ``turn`` (L, 1, K/2) complex is the rotation at the positions.  What follows the last layer's attention is computed
+    ``rope`` (L, 1, K/2) complex is the rotation at the positions.  What follows the last layer's attention is computed
     at the indices only.
     """
     where, last = layout(packed), len(model.layers) - 1
     for number, layer in enumerate(model.layers):
-        heads = Heads(model.heads, model.kv_heads, layer.window, turn, where)
-        seen = _attention(x, layer, heads, model)
+        heads = Heads(model.heads, model.kv_heads, layer.window, rope, where)
+        attended = _attention(x, layer, heads, model)
         if number == last and at is not None:
-            seen, x = seen.index_select(0, at), x.index_select(0, at)
-        x = x + F.linear(seen, layer.output)
+            attended, x = attended.index_select(0, at), x.index_select(0, at)
+        x = x + F.linear(attended, layer.output)
         x = x + _mlp(x, layer, model.norm_eps)
     return x

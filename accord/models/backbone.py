@@ -1,4 +1,4 @@
-"""What every language backbone offers, whatever its family."""
+"""``Backbone``: the ``nn.Module`` base class of every language model here, and its cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accord.types import Packed
 
 
 class Cache(Protocol):
-    """The state of ``B`` texts being written."""
+    """The generation state of ``B`` texts."""
 
     def select(self, rows: Tensor) -> Cache:
         """A cache of the named rows, (B',) int64: copies, repeats or drops, in the order given."""
@@ -19,7 +19,7 @@ class Cache(Protocol):
 
 
 class Backbone(nn.Module, ABC):
-    """A causal language model, split where RLHF needs it split: hidden states apart from the vocabulary head.
+    """A causal language model whose hidden states and vocabulary head can be computed separately.
 
     Call it, so that hooks (DDP, FSDP) run.  Dropout is absent.  All hidden states are those after the final norm.
     """
@@ -35,7 +35,7 @@ class Backbone(nn.Module, ABC):
     def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
         """(L, D) hidden states, or those at the indices ``at`` (N,) into the packed row, (N, D).
 
-        The one at token t sees t and what precedes it in its text, nothing else.
+        The state at token t depends on t and the tokens before it in its text, on nothing else.
         """
 
     @abstractmethod
@@ -43,7 +43,7 @@ class Backbone(nn.Module, ABC):
         """(N, V) from (N, D)."""
 
     def head_weight(self) -> Tensor | None:
-        """(V, D) where ``logits`` is a product with this matrix alone, for losses that make no logits; else None."""
+        """(V, D) where ``logits`` is a product with this matrix alone, for losses that store no logits; else None."""
         return None
 
     @abstractmethod

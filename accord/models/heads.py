@@ -1,9 +1,9 @@
-"""Policy and value heads over a vector, whatever made it: an environment's observation or a language model's state.
+"""Policy and value networks on vectors: an environment's observations or a language model's hidden states.
 
-``ActorCritic`` acts by numbers, ``GaussianActorCritic`` by vectors of reals.
+``ActorCritic`` has discrete actions, ``GaussianActorCritic`` continuous ones.
 
 Two tanh layers a trunk; orthogonal weights of gain sqrt 2 in the trunk, 0.01 for the policy's last layer (so that the
-first policy is all but uniform) and 1 for the value's; zero biases.  "The 37 Implementation Details of PPO", 2 and 13.
+first policy is close to uniform) and 1 for the value's; zero biases.  "The 37 Implementation Details of PPO", 2 and 13.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeAlias, cast
 import torch
 from torch import Generator, Tensor, nn
 
-from accord.kernels.numpy_actor_critic import NumpyActorCritic, one_array
+from accord.kernels.numpy_actor_critic import NumpyActorCritic, as_one_array
 from accord.models.plain import are_plain
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
@@ -43,17 +43,17 @@ def _check_observations(obs: Tensor, obs_dim: int) -> None:
         raise ValueError(f"obs: shape {tuple(obs.shape)}, expected (..., {obs_dim})")
 
 
-def _choose(log_probs: Tensor, deterministic: bool, generator: Generator | None) -> tuple[Tensor, Tensor]:
-    """(…,) actions, the likeliest or drawn, from (…, A) log-probabilities, and the (…,) log-probabilities of those."""
+def _select_action(log_probs: Tensor, deterministic: bool, generator: Generator | None) -> tuple[Tensor, Tensor]:
+    """(…,) actions, the likeliest or sampled, from (…, A) log-probabilities, and their (…,) log-probabilities."""
     if deterministic:
         actions = log_probs.argmax(-1)
     else:
         rows = log_probs.detach().exp().reshape(-1, log_probs.shape[-1])
         actions = torch.multinomial(rows, 1, generator=generator).reshape(log_probs.shape[:-1])
-    return actions, _of(log_probs, actions)
+    return actions, _gather(log_probs, actions)
 
 
-def _of(log_probs: Tensor, actions: Tensor) -> Tensor:
+def _gather(log_probs: Tensor, actions: Tensor) -> Tensor:
     return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
 
@@ -76,7 +76,7 @@ class PolicyNetwork(nn.Module):
         self, obs: Tensor, deterministic: bool = False, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """(actions (…,) int64, log_probs (…,)): drawn from the policy, or the likeliest action where deterministic."""
-        return _choose(torch.log_softmax(self(obs), -1), deterministic, generator)
+        return _select_action(torch.log_softmax(self(obs), -1), deterministic, generator)
 
 
 class ValueNetwork(nn.Module):
@@ -96,9 +96,9 @@ class ValueNetwork(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Policy and value, on a trunk each or, with ``shared``, on the policy's.
+    """Policy and value, each on its own trunk or, with ``shared``, both on the policy's.
 
-    Mind the orders: ``get_action_and_value`` is (action, log_prob, value), ``evaluate`` (log_probs, values, entropy).
+    The orders differ: ``get_action_and_value`` is (action, log_prob, value), ``evaluate`` (log_probs, values, entropy).
 
     >>> model = ActorCritic(obs_dim=128, action_dim=50, hidden_dim=64)
     >>> action, log_prob, value = model.get_action_and_value(torch.zeros(1, 128))
@@ -128,7 +128,7 @@ class ActorCritic(nn.Module):
         ``generator`` must live on the observations' device.  Raises ValueError for a wrong shape.
         """
         logits, values = self(obs)
-        return *_choose(torch.log_softmax(logits, -1), deterministic, generator), values
+        return *_select_action(torch.log_softmax(logits, -1), deterministic, generator), values
 
     def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(log_probs, values, entropy), (…,) each, of ``actions`` (…,) taken at ``obs`` (…, obs_dim); entropy in nats.
@@ -140,7 +140,7 @@ class ActorCritic(nn.Module):
             raise ValueError(f"actions: shape {tuple(actions.shape)}, expected {tuple(values.shape)}")
         log_probs = torch.log_softmax(logits, -1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return _of(log_probs, actions.long()), values, entropy
+        return _gather(log_probs, actions.long()), values, entropy
 
     def value(self, obs: Tensor) -> Tensor:
         """(…,) the values alone."""
@@ -151,11 +151,11 @@ class ActorCritic(nn.Module):
 
 
 class GaussianActorCritic(nn.Module):
-    """``ActorCritic`` for actions that are vectors of reals: independent normal components around the network's output.
+    """``ActorCritic`` for continuous actions: independent normal components around the network's output.
 
     The deviations are parameters of their own, the same in every state ("The 37 Implementation Details of PPO",
-    continuous actions 1-3).  Actions are as drawn: whoever acts clips them to the task's bounds, and log-probabilities
-    are of what was drawn, not of what was clipped.
+    continuous actions 1-3).  Actions are unclipped: the caller clips them to the task's bounds, and log-probabilities are
+    of the unclipped action.
     """
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int = 64, log_std: float = 0.0) -> None:
@@ -210,7 +210,7 @@ _LAYERS = (ActorCritic, GaussianActorCritic, PolicyNetwork, ValueNetwork, nn.Seq
 def numpy_networks(model: AnyActorCritic, compiled: bool = False) -> NumpyActorCritic | None:
     """The model's networks in NumPy, for a float32 model on the CPU with two trunks and no hooks; None for any other.
 
-    The model's parameters move into one flat array, which both share from then on: each sees the other's changes.
+    The model's parameters move into one flat array, which both use from then on: each sees the other's changes.
     ``compiled``: see ``NumpyActorCritic``.
     """
     if type(model) not in (ActorCritic, GaussianActorCritic) or type(model.critic) is not ValueNetwork:
@@ -220,13 +220,13 @@ def numpy_networks(model: AnyActorCritic, compiled: bool = False) -> NumpyActorC
     parameters = list(model.parameters())
     if any(p.device.type != "cpu" or p.dtype is not torch.float32 or not p.requires_grad for p in parameters):
         return None
-    ordered = networks_side_by_side(model)
-    for parameter, view in zip(ordered, one_array(ordered), strict=True):
+    ordered = parameters_side_by_side(model)
+    for parameter, view in zip(ordered, as_one_array(ordered), strict=True):
         parameter.data = view
     return NumpyActorCritic(ordered, discrete=isinstance(model, ActorCritic), compiled=compiled)
 
 
-def networks_side_by_side(model: AnyActorCritic) -> list[nn.Parameter]:
+def parameters_side_by_side(model: AnyActorCritic) -> list[nn.Parameter]:
     """The parameters in the order of ``NumpyActorCritic``: layer by layer, policy before critic, weights before biases."""
     policy, critic = model.policy, cast(ValueNetwork, model.critic)
     layers = [(policy.trunk[0], critic.trunk[0]), (policy.trunk[2], critic.trunk[2])]

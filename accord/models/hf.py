@@ -1,7 +1,7 @@
-"""Any other causal language model of transformers as a ``Backbone``: right before fast.
+"""Any other causal language model of transformers as a ``Backbone``: correct, but slow.
 
-Every text is a padded row, and a step reads the whole text again: that is right for attention and state-space models
-alike, whatever their caches look like, and costs a factor of the length.  Families worth more have a file of their own.
+Every text is a padded row, and a step reads the whole text again.  That is correct for attention and state-space models
+alike, without their caches, and costs a factor of the length.  Faster families have a file of their own.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class CausalLM(Backbone):
         self.kind: str = self.model.config.model_type
         base, head = self.model.base_model, self.model.get_output_embeddings()
         if base is self.model or head is None:
-            raise UserError(f"model type {self.kind!r}: has no language-model head apart from its body")
+            raise UserError(f"model type {self.kind!r}: has no language-model head separate from its body")
         self.vocab_size, self.width = (int(size) for size in head.weight.shape)
         self._accepts = set(inspect.signature(base.forward).parameters)
         _check(self)
@@ -61,7 +61,7 @@ class CausalLM(Backbone):
         """See ``Backbone.forward``.  A shared prompt is read once for each of its texts."""
         rows, columns = packed.texts.shape
         inputs: dict[str, Any] = {
-            "input_ids": packed.tokens[packed.texts.clamp(min=0)],  # after a text's end: any token, nobody reads it
+            "input_ids": packed.tokens[packed.texts.clamp(min=0)],  # after a text's end: any token, which is masked
             "attention_mask": (packed.texts >= 0).long(),
             "position_ids": torch.arange(columns, device=packed.texts.device).expand(rows, -1),
             "use_cache": False,
@@ -98,7 +98,7 @@ class CausalLM(Backbone):
 
     @classmethod
     def open(cls, directory_or_id: str | Path) -> CausalLM:
-        """Opens a model folder, or a model by its name on the hub, in float32; never runs code that comes with it.
+        """Opens a model folder, or a model by its name on the hub, in float32; never runs code from the model folder.
 
         Raises UserError naming the folder where transformers cannot read it.
         """

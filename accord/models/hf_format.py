@@ -47,7 +47,9 @@ def read_weights(directory: str | Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name:
-            raise UserError(f"{folder / INDEX}: shard {name!r} is not a plain file name; shards lie beside the index")
+            raise UserError(
+                f"{folder / INDEX}: shard {name!r} is not a plain file name; shards must be beside the index"
+            )
         state.update(_load(folder / name))
     missing = sorted(set(places) - set(state))
     if missing:
@@ -60,11 +62,11 @@ def write_weights(directory: str | Path, state: Mapping[str, Tensor]) -> None:
 
     Tensors are made contiguous; two names of one tensor are refused (ValueError): the caller leaves one out.
     """
-    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
-    pointers = [tensor.data_ptr() for tensor in plain.values() if tensor.numel()]
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
+    pointers = [tensor.data_ptr() for tensor in tensors.values() if tensor.numel()]
     if len(set(pointers)) != len(pointers):
         raise ValueError("two names share one tensor; leave one of them out")
-    write_tensors(Path(directory) / WEIGHTS, plain, {"format": "pt"})  # transformers asks for this mark
+    write_tensors(Path(directory) / WEIGHTS, tensors, {"format": "pt"})  # transformers requires this metadata
 
 
 def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""LanguageActorCritic: a language model as policy, with a value for every token it may choose."""
+"""A language model as policy model, with a critic that values the state before every token."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from accord.models.reward import RewardModel
 from accord.types import Packed
 
 Critic = Literal["shared", "shared_detached", "separate", "reward"]
-KEPT_LOGITS = 2**25
-"""Up to so many (128 MB in float32) are kept for the backward pass; more are computed again, a chunk at a time."""
+MAX_STORED_LOGITS = 2**25
+"""Up to this many (128 MB in float32) are stored for the backward pass; more are computed again, a chunk at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of ``N`` chosen tokens."""
+    """Current-policy scores of ``N`` tokens, and the critic's values."""
 
     logprobs: Tensor  # (N,) under the policy at its temperature
-    entropy: Tensor  # (N,) of the distribution each was drawn from
-    values: Tensor  # (N,) of the state in which each was chosen; empty without a critic
+    entropy: Tensor  # (N,) of the distribution of each token
+    values: Tensor  # (N,) of the state before each token
 
 
 class ValueHead(nn.Module):
-    """A linear value, zero at the start, so that a random head cannot wreck the first advantages."""
+    """A linear value, zero at the start, so that a random head does not distort the first advantages."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -45,8 +45,8 @@ class ValueHead(nn.Module):
 class LanguageActorCritic(nn.Module):
     """Policy and critic.
 
-    critic = "shared": the value head reads the policy's trunk; "shared_detached": it does, and its gradient stops
-    there; "separate": a copy of the policy's trunk learns values alone; "reward": that copy is the reward model's
+    critic = "shared": the value head is on the policy's trunk; "shared_detached": the same, and its gradient stops
+    there; "separate": on a copy of the policy's trunk that learns values alone; "reward": that copy is the reward model's
     trunk, and its head starts as the reward head (values then start at the reward the model expects).
     """
 
@@ -67,7 +67,7 @@ class LanguageActorCritic(nn.Module):
             self.critic_backbone.requires_grad_(True)
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """Those that only the value loss moves."""
+        """The parameters that only the value loss trains."""
         trunk = [] if self.critic_backbone is None else list(self.critic_backbone.parameters())
         return [*trunk, *self.value_head.parameters()]
 
@@ -76,16 +76,16 @@ class LanguageActorCritic(nn.Module):
 
     @property
     def values_come_with_sampling(self) -> bool:
-        """Whether the trunk that samples is the one that the value head reads."""
+        """Whether the value head is on the trunk that samples."""
         return self.critic_backbone is None
 
-    def score(self, packed: Packed, chosen: Tensor, temperature: float) -> Scores:
-        """Log-probs, entropies and values of the tokens at ``chosen``, (N,) indices into the packed row."""
-        before = packed.previous[chosen]
+    def score(self, packed: Packed, at: Tensor, temperature: float) -> Scores:
+        """Log-probs, entropies and values of the tokens at ``at``, (N,) indices into the packed row."""
+        before = packed.previous[at]
         state = self.policy(packed, before)
-        targets, size = packed.tokens[chosen], self.policy.vocab_size
+        targets, size = packed.tokens[at], self.policy.vocab_size
         logprobs, entropy = token_logprobs(
-            self.policy.logits, state, targets, temperature, KEPT_LOGITS, vocab_size=size
+            self.policy.logits, state, targets, temperature, MAX_STORED_LOGITS, vocab_size=size
         )
         if self.critic_backbone is not None:
             state = self.critic_backbone(packed, before)
@@ -96,10 +96,10 @@ class LanguageActorCritic(nn.Module):
         return self.value_head(state.detach() if self.critic == "shared_detached" else state)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def critic_values(self, packed: Packed, chosen: Tensor) -> Tensor:
+    def critic_values(self, packed: Packed, at: Tensor) -> Tensor:
         """(N,) values of a separate critic, in one pass over whole replies."""
         trunk = self.policy if self.critic_backbone is None else self.critic_backbone
-        return self.values(trunk(packed, packed.previous[chosen]))
+        return self.values(trunk(packed, packed.previous[at]))
 
 
 def centered_head(reward_model: RewardModel) -> nn.Module:
@@ -112,13 +112,13 @@ def centered_head(reward_model: RewardModel) -> nn.Module:
     return head
 
 
-def reply_logprobs(backbone: Backbone, packed: Packed, chosen: Tensor, temperature: float = 1.0) -> Tensor:
-    """(N,) log-probs of the tokens at ``chosen``: what a reference or an evaluation needs.
+def reply_logprobs(backbone: Backbone, packed: Packed, at: Tensor, temperature: float = 1.0) -> Tensor:
+    """(N,) log-probs of the tokens at ``at``: without entropies or values.
 
     Raises ValueError for a temperature that is not positive.
     """
-    hidden, targets = backbone(packed, packed.previous[chosen]), packed.tokens[chosen]
+    hidden, targets = backbone(packed, packed.previous[at]), packed.tokens[at]
     weight = backbone.head_weight()
     if weight is None or temperature != 1:
         return token_logprobs(backbone.logits, hidden, targets, temperature)[0]
-    return label_logprobs(hidden, weight, targets)  # makes no entropies
+    return label_logprobs(hidden, weight, targets)  # computes no entropies

@@ -2,7 +2,7 @@
 
 A block is   x, z = in_proj(norm(u)) · x = silu(conv(x)) · dt, B, C = x_proj(x) · y = scan(x, softplus(dt_proj(dt)), …)
 · u + out_proj(y * silu(z)).   The convolution and the scan follow a text across its segments, so a prompt is read once
-under all its replies.  Generation holds K-1 inputs and one state per row and layer, however long the text.
+for all its replies.  Generation stores K-1 inputs and one state per row and layer, however long the text.
 
 Letters: ``E`` channels (d_inner), ``N`` state per channel, ``K`` taps of the convolution.
 """
@@ -23,7 +23,7 @@ from accord.functional.selective_scan import causal_windows
 from accord.kernels.selective_scan import (
     causal_conv,
     conv_step,
-    gated,
+    gate,
     runs_compiled,
     scan_step,
     selective_scan,
@@ -39,7 +39,7 @@ KNOWN = {
     *("vocab_size", "d_model", "n_layers", "d_state", "d_conv", "expand", "dt_rank", "norm_eps", "tied"),
     *("use_bias", "use_conv_bias", "bos_id", "eos_ids", "pad_id"),
 }
-"""The fields of a config that the compiled step follows.  A model whose config has another one does without it."""
+"""The config fields that the compiled step implements.  A model whose config has another field does not use it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class MambaConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> MambaConfig:
-        """From the content of ``config.json``.  Raises UserError for another family, or a Mamba that we do not have."""
+        """From the content of ``config.json``.  Raises UserError for another family, or an unsupported Mamba."""
         kind = config.get("model_type")
         if kind != "mamba":
             raise UserError(f"config.json: model_type = {kind!r}, expected 'mamba'; open it with its own family")
@@ -131,8 +131,8 @@ class MambaConfig:
 
 # ------------------------------------------------------------------------------------------- cache
 @dataclass(frozen=True, slots=True)
-class StepWeights:
-    """Weights of a layer as a step reads them, computed once."""
+class DecodingWeights:
+    """A layer's weights in the layout of a step, computed once."""
 
     conv: tuple[Tensor, Tensor] | None  # taps (K, E) and bias (E,); None where the convolution must be called
     rates: Tensor  # (N, E), A log2(e)
@@ -141,11 +141,11 @@ class StepWeights:
 
 @dataclass(frozen=True, slots=True)
 class MambaCache:
-    """What ``B`` texts need to go on: of one size, however long they are."""
+    """The generation state of ``B`` texts, of a constant size."""
 
     window: Tensor  # (layers, B, K-1, E), the last inputs of the convolution, oldest first
     state: Tensor  # (layers, B, N, E)
-    weights: tuple[StepWeights, ...]  # one a layer
+    weights: tuple[DecodingWeights, ...]  # one a layer
 
     def select(self, rows: Tensor) -> MambaCache:
         """The named rows, (B',) int64: copied, repeated or dropped, in the order given."""
@@ -171,7 +171,7 @@ class Mixer(nn.Module):
 
     @torch.no_grad()
     def _initialize(self, config: MambaConfig) -> None:
-        """As in the paper's code: dt log-uniform in DT_RANGE, the way out of a layer smaller by sqrt(layers)."""
+        """As in the paper's code: dt log-uniform in DT_RANGE, the output projection divided by sqrt(layers)."""
         nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
         low, high = map(math.log, DT_RANGE)
         dt = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
@@ -181,19 +181,19 @@ class Mixer(nn.Module):
             if linear.bias is not None:
                 linear.bias.zero_()
 
-    def step_weights(self) -> StepWeights:
-        """For ``step``; a convolution that is not as built, or a layer that kernels may not know, is left out."""
+    def step_weights(self) -> DecodingWeights:
+        """For ``step``; without the convolution where it is not as built or the layer is unknown to the kernels."""
         conv = None
         if type(self) is Mixer and self.known and are_plain([self.conv1d], (nn.Conv1d,)):
             conv = self.conv1d.weight[:, 0].t().contiguous(), self.conv_bias().detach().clone()
         rates = (-self.A_log.exp() / math.log(2)).t().contiguous()
-        return StepWeights(conv, rates, self.D.detach().clone())
+        return DecodingWeights(conv, rates, self.D.detach().clone())
 
     def conv_bias(self) -> Tensor:
         return self.D.new_zeros(self.D.shape) if self.conv1d.bias is None else self.conv1d.bias
 
     def forward(self, u: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-        """(L, D) to (L, D), with what a cache keeps: the convolution's inputs (L, E) and final states (S, E, N)."""
+        """(L, D) to (L, D), the convolution's inputs (L, E) and the final states (S, E, N), for a cache."""
         before, z = self.in_proj(u).chunk(2, -1)
         if are_plain([self.conv1d], (nn.Conv1d,)):
             x = causal_conv(before, self.conv1d.weight, self.conv_bias(), packed.previous)
@@ -202,14 +202,14 @@ class Mixer(nn.Module):
         dt, B, C = self.x_proj(x).split([self.rank, self.states, self.states], -1)
         dt = softplus(self.dt_proj(dt))
         y, finals = selective_scan(x, dt, -self.A_log.exp(), B, C, self.D, packed.offsets, packed.parents)
-        return self.out_proj(gated(y, z)), before, finals
+        return self.out_proj(gate(y, z)), before, finals
 
-    def _convolve(self, seen: Tensor) -> Tensor:
+    def _convolve(self, windows: Tensor) -> Tensor:
         """(N, E) from windows (N, K, E), by a convolution that must be called."""
-        return F.silu(self.conv1d(seen.transpose(1, 2)).squeeze(-1))
+        return F.silu(self.conv1d(windows.transpose(1, 2)).squeeze(-1))
 
-    def step(self, u: Tensor, window: Tensor, state: Tensor, weights: StepWeights) -> Tensor:
-        """One token for each row, (B, D) to (B, D); ``window`` (B, K-1, E) and ``state`` (B, N, E) move on in place."""
+    def step(self, u: Tensor, window: Tensor, state: Tensor, weights: DecodingWeights) -> Tensor:
+        """One token for each row, (B, D) to (B, D); ``window`` (B, K-1, E) and ``state`` (B, N, E) are updated in place."""
         xz = self.in_proj(u)
         conv, rates, skip = weights.conv, weights.rates, weights.skip
         if conv is not None and runs_compiled(xz, window, state, rates) and skip.shape[0] % 16 == 0:
@@ -218,9 +218,9 @@ class Mixer(nn.Module):
             dt = self.dt_proj(selected[:, : self.rank])
             return self.out_proj(scan_step(x, dt, rates, selected, skip, xz, state))  # type: ignore[no-any-return]
         x, z = xz.chunk(2, -1)
-        seen = torch.cat([window, x[:, None]], 1)
-        window.copy_(seen[:, 1:])
-        x = self._convolve(seen) if conv is None else F.silu((seen * conv[0]).sum(1) + conv[1])
+        taps = torch.cat([window, x[:, None]], 1)
+        window.copy_(taps[:, 1:])
+        x = self._convolve(taps) if conv is None else F.silu((taps * conv[0]).sum(1) + conv[1])
         dt, B, C = self.x_proj(x).split([self.rank, self.states, self.states], -1)
         dt = F.softplus(self.dt_proj(dt))
         state.mul_(torch.exp2(dt[:, None] * rates)).add_((dt * x)[:, None] * B[..., None])
@@ -236,7 +236,7 @@ class Layer(nn.Module):
         self.mixer = Mixer(config)
 
     def forward(self, h: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-        """(L, D) to (L, D), with what a cache keeps of the mixer."""
+        """(L, D) to (L, D), and the mixer's two results for a cache."""
         out, before, finals = self.mixer(self.norm(h), packed)
         return h + out, before, finals
 
@@ -273,7 +273,7 @@ class Mamba(Backbone):
     def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, MambaCache]:
         """Reads the segments: (S, D) hidden states at their last tokens, and the cache of ``S`` rows.
 
-        ``capacity`` is of no consequence: the cache does not grow.  A segment with a parent stands for its whole text.
+        ``capacity`` is not used: the cache does not grow.  A segment with a parent is read with its whole text.
         """
         h = self.embeddings(packed.tokens)
         recent = [packed.last]

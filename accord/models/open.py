@@ -1,4 +1,4 @@
-"""Opens any language model this package knows, by what lies in its folder."""
+"""Opens any supported language model by the contents of its folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 def open_backbone(path: str | Path) -> Backbone:
     """The model in a folder (ours or Hugging Face's) or in a .gguf file, in float32, without dropout, on the CPU.
 
-    Its parameters require gradients; who wants a fixed model calls ``requires_grad_(False)``.
+    Its parameters require gradients; freeze it with ``requires_grad_(False)``.
 
-    Raises UserError where nothing can be opened, or where a folder of ours holds other bytes than its manifest says.
+    Raises UserError where nothing can be opened, or where a folder of ours does not match its manifest.
     """
     source = Path(path)
     if source.suffix == ".gguf":

@@ -1,8 +1,8 @@
 """Whether layers are as they were built, so that a kernel may read their weights instead of calling them.
 
 A wrapper or an adapter is another type, and so is a layer with a parametrization or an FSDP shard; a shard's parameters
-are another type of tensor.  Such a layer must be called, and so must one with a hook or another ``forward``.  Hooks on all
-modules at once do not count: torch's own, which count operations, must see what runs without them.
+are another type of tensor.  Such a layer must be called, and so must one with a hook or another ``forward``.  Global hooks on all
+modules do not count: torch's own operation counters must see what runs without them.
 """
 
 from __future__ import annotations

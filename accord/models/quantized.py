@@ -21,10 +21,10 @@ from accord.models.backbone import Backbone
 from accord.models.transformer import Transformer
 from accord.models.transformer_kernels import kernels_compute
 from accord.models.transformer_layers import Layer
-from accord.runtime.device import multiplies_bfloat16
+from accord.runtime.device import has_bfloat16_instructions
 from accord.types import Packed
 
-Weights = Literal["bfloat16", "int8"]
+WeightDtype = Literal["bfloat16", "int8"]
 
 
 class Int8Linear(nn.Module):
@@ -51,7 +51,7 @@ class Bfloat16Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         rounded = weight.detach().bfloat16()
-        self.weight = rounded if weight.device.type != "cpu" or multiplies_bfloat16() else rounded.float()
+        self.weight = rounded if weight.device.type != "cpu" or has_bfloat16_instructions() else rounded.float()
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Bfloat16Linear(nn.Module):
 
 
 class SamplingTransformer(Transformer):
-    """A ``Transformer`` without gradients whose products are those of other modules; made by ``for_sampling``."""
+    """A ``Transformer`` without gradients whose products are those of other modules; made by ``sampling_copy``."""
 
     head: nn.Module
 
@@ -80,7 +80,7 @@ class SamplingTransformer(Transformer):
 
 
 @torch.no_grad()
-def for_sampling(policy: Backbone, weights: Weights) -> SamplingTransformer:
+def sampling_copy(policy: Backbone, weights: WeightDtype) -> SamplingTransformer:
     """A copy of the policy as it is now; another one is needed once the policy has moved.
 
     Raises UserError for a family without such a copy, or where this machine has no int8 products.

@@ -1,4 +1,4 @@
-"""The reference policy that a KL or a preference loss is measured against, wherever its log-probs come from."""
+"""The reference policy of a KL penalty or a preference loss, however its log-probs are obtained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Reference(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FrozenReference:
-    """A model that does not learn; it is read without gradients, at the temperature that samples."""
+    """A model used without gradients, at the sampling temperature."""
 
     backbone: Backbone
     temperature: float = 1.0

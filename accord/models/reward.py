@@ -46,8 +46,8 @@ class ScalarHead(nn.Module):
 
     The layer norm (no weights) gives the head features of unit scale whatever the backbone's; without it the head's
     learning rate would have to be tuned for every model.  ``measure`` then centers and scales each feature by
-    itself: in a large pretrained model a few of them, the same in every text, are a hundred times the others, and
-    would drown what tells texts apart.
+    itself: in a large pretrained model a few of them, the same in every text, are a hundred times larger than the
+    rest and would hide the differences between texts.
     """
 
     centre: Tensor
@@ -102,7 +102,7 @@ class RewardModel(nn.Module):
         return sums.index_add(0, owner, hidden[index].float()) / lengths[:, None]
 
     def raw(self, packed: Packed, segments: Tensor) -> Tensor:
-        """(B,) scores before centering: what is trained."""
+        """(B,) scores before centering: the training loss is on these."""
         return self.head(self.features(packed, segments))  # type: ignore[no-any-return]
 
     def forward(self, packed: Packed, segments: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class RewardModel(nn.Module):
         return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
 
     def save(self, directory: str) -> None:
-        """Backbone in its own layout, head and statistics beside it."""
+        """Writes the backbone in its own layout, head and statistics beside it."""
         self.backbone.save(directory)
         write_tensors(Path(directory) / HEAD_FILE, {k: v.contiguous() for k, v in self.head_state().items()})
         kind = "mlp" if isinstance(self.head, RewardMLP) else "scalar"

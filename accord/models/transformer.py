@@ -1,10 +1,10 @@
 """The Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM2 …) over packed texts, in the Hugging Face layout on disk.
 
 Linear layers run on the ``L`` packed tokens, so a shared prompt is computed once and padding never; only attention
-gathers its rows.  Rows are padded on the right, where a causal mask already hides what stands there.
+gathers its rows.  Rows are padded on the right, where a causal mask already hides them.
 
 In memory projections are fused and rotary pairs adjacent (``transformer_layers``); ``unfuse`` undoes that for the folder.
-Training on a CPU and writing replies there run in kernels, but only where every layer is as it was built.
+Training and generation on a CPU run in kernels where every layer is as it was built.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from torch import Tensor, nn
 
 from accord.errors import UserError
 from accord.kernels import transformer_training
-from accord.kernels.decoding import Decoder, DecoderWeights, by_length, few_rows, in_blocks, product, runs_compiled
+from accord.kernels.decoding import (
+    Decoder,
+    DecoderWeights,
+    few_rows,
+    group_by_length,
+    product,
+    runs_compiled,
+    to_blocks,
+)
 from accord.models.backbone import Backbone
 from accord.models.hf_format import read_json, read_weights, write_json, write_weights
 from accord.models.plain import are_plain
@@ -32,7 +40,7 @@ from accord.models.transformer_kernels import (
     decoder_sizes,
     have_no_bias,
     kernels_compute,
-    knows,
+    supports_config,
     training_weights,
 )
 from accord.models.transformer_layers import Attend, Layer, RMSNorm, rotation
@@ -43,7 +51,7 @@ from accord.types import Packed
 class KeyValueCache:
     """Keys and values of ``B`` texts, one column a token; a prompt shorter than the longest leaves columns unused.
 
-    Every step fills the same column in all rows, so that it is one slice; ``positions`` says what a column holds.
+    Every step fills the same column in all rows, so that it is one slice; ``positions`` gives the position of each column's token.
     """
 
     positions: Tensor  # (B, C) int64, the position in its text of each column's token, -1 for none
@@ -62,9 +70,9 @@ class KeyValueCache:
 
 
 def _select(x: Tensor, rows: Tensor, used: int) -> Tensor:
-    chosen = x.new_empty(len(rows), *x.shape[1:])
-    chosen[:, :, :used] = x[:, :, :used].index_select(0, rows)
-    return chosen
+    selected = x.new_empty(len(rows), *x.shape[1:])
+    selected[:, :, :used] = x[:, :, :used].index_select(0, rows)
+    return selected
 
 
 class Transformer(Backbone):
@@ -91,9 +99,9 @@ class Transformer(Backbone):
     def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
         """See ``Backbone.forward``; the last layer is computed no further than ``at`` needs."""
         blocks = cast("list[Layer]", list(self.layers))
-        if self.has_kernels() and transformer_training.suits(self.embed_tokens.weight) and have_no_bias(blocks):
-            turn, weights = rotation(self.config, packed.positions), training_weights(self.config, blocks)
-            x = transformer_training.run_layers(self.embed_tokens(packed.tokens), weights, packed, turn, at)
+        if self.has_kernels() and transformer_training.supports(self.embed_tokens.weight) and have_no_bias(blocks):
+            rope, weights = rotation(self.config, packed.positions), training_weights(self.config, blocks)
+            x = transformer_training.run_layers(self.embed_tokens(packed.tokens), weights, packed, rope, at)
             return cast(Tensor, self.norm(x))
         states = self.forward_plain(packed)
         return states if at is None else states[at]
@@ -104,14 +112,14 @@ class Transformer(Backbone):
 
     def head_weight(self) -> Tensor | None:
         """(V, D) where ``logits`` is a product with this matrix alone; None where the head is not as it was built."""
-        if type(self) is not Transformer or not knows(self.config):
+        if type(self) is not Transformer or not supports_config(self.config):
             return None
         head = self.embed_tokens if self.config.tied else self.lm_head
         biased = isinstance(head, nn.Linear) and head.bias is not None
         return None if biased or not are_plain([head], (nn.Embedding, nn.Linear)) else head.weight
 
     def forward_plain(self, packed: Packed) -> Tensor:
-        """``forward`` by autograd alone, (L, D): on every device, and what the pass for CPUs is tested against."""
+        """(L, D) ``forward`` in torch operations on every device: the reference that the CPU kernels are tested against."""
         rows, columns = packed.texts.shape
         places = _places(packed)
         window = self._window(columns, packed.texts.device)
@@ -142,7 +150,7 @@ class Transformer(Backbone):
         order = torch.arange(columns, device=packed.texts.device)
         positions = torch.where(packed.texts >= 0, order, -1)
         cache = KeyValueCache(F.pad(positions, (0, capacity), value=-1), packed.offsets.diff(), columns)
-        groups = by_length(cache.lengths)
+        groups = group_by_length(cache.lengths)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (_to_rows(x, places, rows) for x in (q, k, v))
@@ -173,7 +181,7 @@ class Transformer(Backbone):
             cache.compiled = self._runs_compiled(len(tokens), cache.positions.shape[1] - column)
             if cache.compiled:
                 for layer, keys in enumerate(cache.keys):
-                    cache.keys[layer] = in_blocks(keys, column)
+                    cache.keys[layer] = to_blocks(keys, column)
         if cache.compiled:
             if cache.decoder is None:
                 cache.decoder = Decoder(self._decoder_weights(cache.positions.shape[1]), cache.keys, cache.values)
@@ -189,26 +197,26 @@ class Transformer(Backbone):
         return runs_compiled(self.embed_tokens.weight, decoder_sizes(self.config), rows, steps)
 
     def _decoder_weights(self, columns: int) -> DecoderWeights:
-        """What the compiled kernels take, for texts of up to so many tokens."""
-        turns = torch.view_as_real(rotation(self.config, torch.arange(columns))).flatten(1)
+        """The compiled kernels' weights, for texts of up to ``columns`` tokens."""
+        rope = torch.view_as_real(rotation(self.config, torch.arange(columns))).flatten(1)
         return DecoderWeights(
             decoder_sizes(self.config),
             self.config.norm_eps,
             self.embed_tokens.weight,
             decoder_layers(self.config, cast("list[Layer]", list(self.layers))),
             self.norm.weight,
-            turns,
+            rope,
             sum(weight.numel() for weight in self.parameters()),
         )
 
     def _step(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
         """(B, D): a step in torch's operations, on any device and in any precision."""
         column, end = cache.used, cache.used + 1
-        held = cache.positions[:, None, None, :end]
-        seen = held >= 0
-        near = seen
+        key_positions = cache.positions[:, None, None, :end]
+        visible = key_positions >= 0
+        in_window = visible
         if (size := self.config.sliding_window) is not None:
-            near = seen & (held > positions[:, None, None, None] - size)
+            in_window = visible & (key_positions > positions[:, None, None, None] - size)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             cache.keys[layer][:, :, column] = k
@@ -216,20 +224,20 @@ class Transformer(Backbone):
             # Queries of one group share their keys as if they were positions: no head is repeated.
             grouped = q.reshape(len(q), k.shape[1], -1, q.shape[2])
             keys, values = cache.keys[layer][:, :, :end], cache.values[layer][:, :, :end]
-            mask = near if layer >= self.config.first_window_layer else seen
+            mask = in_window if layer >= self.config.first_window_layer else visible
             return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).flatten(1)
 
         return cast(Tensor, self.norm(self._layers(tokens, positions, attend)))
 
     def _layers(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         x = self.embed_tokens(tokens)
-        turn = rotation(self.config, positions)
+        rope = rotation(self.config, positions)
         for number, layer in enumerate(self.layers):
-            x = layer(number, x, turn, attend)
+            x = layer(number, x, rope, attend)
         return cast(Tensor, x)
 
     def _window(self, columns: int, device: torch.device) -> Tensor | None:
-        """(T, T) bool, true where a row of the sliding window sees; None where the window holds every text."""
+        """(T, T) bool, true inside the sliding window; None where the window is longer than every text."""
         if (size := self.config.sliding_window) is None or columns <= size:
             return None
         everywhere = torch.ones(columns, columns, dtype=torch.bool, device=device)
@@ -286,7 +294,7 @@ class Transformer(Backbone):
 
 
 def _places(packed: Packed) -> Tensor:
-    """(R*T,) the token each place of the rows reads; a pad reads its own text, so that no NaN crosses texts."""
+    """(R*T,) the token at each place of the rows; padding repeats its own text, so that no NaN crosses texts."""
     return torch.where(packed.texts >= 0, packed.texts, packed.texts[:, :1]).reshape(-1)
 
 
@@ -352,7 +360,7 @@ def unfuse(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, 
 
 
 def small_transformer(d_model: int, n_layers: int, vocab_size: int, eos_id: int, pad_id: int) -> Transformer:
-    """A fresh Llama: heads of 32 (64 from a width of 512), d_ff = 8/3 d_model rounded up to 32, tied embeddings."""
+    """An untrained Llama: heads of 32 (64 from a width of 512), d_ff = 8/3 d_model rounded up to 32, tied embeddings."""
     head_dim = 64 if d_model >= 512 and d_model % 64 == 0 else 32
     if d_model < 32 or d_model % head_dim:
         raise UserError(f"model: d_model must be a multiple of {head_dim}, found {d_model}")

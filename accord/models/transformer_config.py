@@ -1,4 +1,4 @@
-"""The sizes and habits of a Llama-family model, read from and written to Hugging Face's config.json."""
+"""The sizes and options of a Llama-family model, read from and written to Hugging Face's config.json."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class TransformerConfig:
-    """The shape of a model.  Raises UserError where the numbers do not fit one another."""
+    """The sizes of a model.  Raises UserError where they contradict each other."""
 
     vocab_size: int
     d_model: int
@@ -99,7 +99,7 @@ class TransformerConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """What ``config.json`` holds; transformers 4 and 5 both find their rotary keys."""
+        """The content of ``config.json``; transformers 4 and 5 both find their rotary keys."""
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
         if self.rope_scaling is not None:
             names = RopeScaling.__dataclass_fields__

@@ -1,4 +1,4 @@
-"""What the kernels need of a transformer, as plain tensors and sizes; and whether they compute the same model."""
+"""A transformer as plain tensors and sizes for the kernels, and whether they compute the same model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ KNOWN = {
     *("rope_theta", "rope_scaling", "norm_eps", "sliding_window", "first_window_layer"),
     *("family", "max_positions", "bos_id", "eos_ids", "pad_id"),  # these change no number
 }
-"""The fields of a config that the kernels follow.  A model whose config has another one does without them."""
+"""The config fields that the kernels implement.  A model whose config has another field does not use them."""
 
 
-def knows(config: TransformerConfig) -> bool:
-    """Whether the kernels follow every field of the config."""
+def supports_config(config: TransformerConfig) -> bool:
+    """Whether the kernels implement every field of the config."""
     return {field.name for field in fields(config)} <= KNOWN
 
 
@@ -31,11 +31,11 @@ def kernels_compute(
     config: TransformerConfig, modules: Iterable[nn.Module], called: Collection[type[nn.Module]] = ()
 ) -> bool:
     """Whether the kernels compute what a model's modules do; ``called`` are types of linear layers to be called."""
-    return knows(config) and are_plain(modules, LAYERS | {*called})
+    return supports_config(config) and are_plain(modules, LAYERS | {*called})
 
 
 def have_no_bias(layers: Iterable[Layer]) -> bool:
-    """Whether the only biases are those of q, k and v, which ``transformer_training`` knows."""
+    """Whether the only biases are those of q, k and v, which ``transformer_training`` supports."""
     linears = (x for layer in layers for x in (layer.self_attn.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj))
     return all(linear.bias is None for linear in linears)
 
@@ -94,5 +94,5 @@ def _linear(layer: nn.Module) -> Linear:
 
 
 def _window(config: TransformerConfig, number: int) -> int | None:
-    """The sliding window of a layer; None where it sees everything."""
+    """The sliding window of a layer; None where it sees every token."""
     return config.sliding_window if number >= config.first_window_layer else None

@@ -1,4 +1,4 @@
-"""The layers of the Llama family, in torch's operations: what every fast pass is compared with.
+"""The layers of the Llama family in torch operations: the reference for every fast path.
 
 In memory q, k and v are one projection, gate and up another, and the rows of q and k are reordered so that a rotary
 pair is adjacent: rotary embedding is then one complex product.
@@ -41,17 +41,17 @@ def rotation(config: TransformerConfig, positions: Tensor) -> Tensor:
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
     frequency = 1.0 / config.rope_theta ** (pairs / config.head_dim)
     if (s := config.rope_scaling) is not None:
-        turns = s.original_max_position_embeddings * frequency / (2 * math.pi)  # whole turns in the first training
-        share = ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
+        rotations = s.original_max_position_embeddings * frequency / (2 * math.pi)  # in the original training length
+        share = ((rotations - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
         frequency = frequency * (share + (1 - share) / s.factor)
     angle = positions.float()[:, None] * frequency
     return torch.polar(torch.ones_like(angle), angle)[:, None]
 
 
-def _rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turns the adjacent pairs of x (N, H, K) by (N, 1, K/2)."""
+def _apply_rope(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotates the adjacent pairs of x (N, H, K) by ``rope`` (N, 1, K/2)."""
     pairs = torch.view_as_complex(wide(x).reshape(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -68,14 +68,14 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.qk_norm = config.qk_norm
 
-    def forward(self, layer: int, x: Tensor, turn: Tensor, attend: Attend) -> Tensor:
+    def forward(self, layer: int, x: Tensor, rope: Tensor, attend: Attend) -> Tensor:
         both = self.heads + self.kv_heads
         qkv: Tensor = self.qkv_proj(x).view(len(x), -1, self.head_dim)
         qk, v = qkv.split_with_sizes([both, self.kv_heads], 1)
         if self.qk_norm:
             q, k = qk.split_with_sizes([self.heads, self.kv_heads], 1)
             qk = torch.cat([self.q_norm(q), self.k_norm(k)], 1)
-        q, k = _rotate(qk, turn).split_with_sizes([self.heads, self.kv_heads], 1)
+        q, k = _apply_rope(qk, rope).split_with_sizes([self.heads, self.kv_heads], 1)
         return cast(Tensor, self.o_proj(attend(layer, q, k, v)))
 
 
@@ -102,6 +102,6 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, layer: int, x: Tensor, turn: Tensor, attend: Attend) -> Tensor:
-        x = x + self.self_attn(layer, self.input_layernorm(x), turn, attend)
+    def forward(self, layer: int, x: Tensor, rope: Tensor, attend: Attend) -> Tensor:
+        x = x + self.self_attn(layer, self.input_layernorm(x), rope, attend)
         return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))

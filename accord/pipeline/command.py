@@ -131,11 +131,14 @@ def _located(options: argparse.Namespace) -> tuple[str, list[str]]:
 
 
 def _show(found: Sequence[StageStatus]) -> None:
-    width = max(len(s.name) for s in found)
+    from accord.runtime.tables import Column, make_table, show
+
+    rows = []
     for stage in found:
         reasons = stage.reasons if stage.state in ("runs", "may run") else ()
         words = "; ".join([*([stage.words] if stage.words else []), *reasons])
-        print(f"{STATES[stage.state]:<13}  {stage.name:<{width}}  {words}".rstrip())
+        rows.append((STATES[stage.state], stage.name, words))
+    show(make_table(["", "", Column(overflow="fold")], rows))
 
 
 def show_status(options: argparse.Namespace) -> int:
@@ -211,6 +214,7 @@ def show_logs(options: argparse.Namespace) -> int:
 
 def clean(options: argparse.Namespace) -> int:
     from accord.pipeline.clean import remove, size, unreferenced
+    from accord.runtime.tables import make_table, right, show
 
     path, overrides = _located(options)
     pipeline, planned, folders = _planned(path, overrides)
@@ -218,11 +222,9 @@ def clean(options: argparse.Namespace) -> int:
     if not found:
         print(f"nothing to remove: everything in {pipeline.out} and {pipeline.logs} belongs to {path}")
         return 0
-    total = 0
-    for place in found:
-        total += size(place)
-        print(f"  {size(place) / 1e6:>9.1f} MB  {place}")
-    print(f"{len(found)} paths that no stage of {path} owns, {total / 1e6:.1f} MB")
+    sizes = [size(place) / 1e6 for place in found]
+    show(make_table([right(""), ""], [(f"  {mb:.1f} MB", str(place)) for mb, place in zip(sizes, found, strict=True)]))
+    print(f"{len(found)} paths that no stage of {path} owns, {sum(sizes):.1f} MB")
     if not options.yes and not _confirmed():
         print("nothing was removed")
         return 0

@@ -13,13 +13,9 @@ from accord.errors import UserError
 from accord.io.atomic import write_text
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from accord.registry.store import Store, Version
 
 REFERENCE = "NAME (latest version), NAME@3, NAME@ALIAS, or at least six digits of a digest"
-WIDE = 200
-"""Columns of output that is not a terminal."""
 SIZES = ("B", "kB", "MB", "GB", "TB")
 OVERVIEW = """\
 The model registry: versions, aliases, tags and lineage of models.
@@ -60,6 +56,7 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
     p.add_argument("--json", action="store_true", help="as JSON, for other programs")
     p = add("lineage", show_lineage, "show the lineage of a version, back to base model and data", "model")
     p.add_argument("--svg", metavar="FILE", help="also write it as an SVG picture")
+    p.add_argument("--mermaid", action="store_true", help="print it as Mermaid text, which GitHub and GitLab render")
     p = add("alias", set_alias, "point an alias at a version", "model")
     p.add_argument("alias", metavar="ALIAS")
     p.add_argument("--remove", action="store_true", help="remove the alias")
@@ -90,25 +87,11 @@ def _store() -> Store:
     return open_store()
 
 
-def _print(*things: Any) -> None:
+def _print(*lines: str) -> None:
     from accord.runtime.console import console
 
-    width = None if console.is_terminal else WIDE
-    for thing in things:
-        if isinstance(thing, str):
-            console.print(thing, markup=False)
-        else:
-            console.print(thing, soft_wrap=False, width=width)
-
-
-def _table(*columns: str) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+    for line in lines:
+        console.print(line, markup=False)
 
 
 # ------------------------------------------------------------------ looking
@@ -117,6 +100,7 @@ def show_list(options: argparse.Namespace) -> int:
 
     from accord.registry.compare import sizes
     from accord.registry.lineage import main_metric
+    from accord.runtime.tables import Column, make_table, right, show
 
     store = _store()
     found = store.list(options.name, options.kind)
@@ -128,14 +112,23 @@ def show_list(options: argparse.Namespace) -> int:
         what = f" named {options.name!r}" * bool(options.name) + f" of kind {options.kind!r}" * bool(options.kind)
         _print(f"no model{what} in the registry ({store.path}); finished stages and 'accord models import' add models")
         return 0
-    table = _table("model", "aliases", "kind", "metric", "size", "age", "digest")
+    rows = []
     for v in found:
-        metric = main_metric(v.kind, v.metrics)
-        figure = f"{metric[0]} {metric[1]:.4g}" if metric else ""
-        table.add_row(
-            v.label, ", ".join(v.aliases), v.kind, figure, in_bytes(sizes(v.folder)), age(v.created), v.digest[:8]
-        )
-    _print(table)
+        name, value = main_metric(v.kind, v.metrics) or ("", None)
+        figure = "" if value is None else f"{value:.4g}"
+        size = in_bytes(sizes(v.folder))
+        rows.append((v.label, ", ".join(v.aliases), v.kind, name, figure, size, age(v.created), v.digest[:8]))
+    columns: list[Any] = [
+        Column("model", overflow="fold"),
+        Column("aliases", overflow="fold"),
+        "kind",
+        Column("metric", overflow="fold"),
+        right("value"),
+        right("size"),
+        right("age"),
+        "digest",
+    ]
+    show(make_table(columns, rows))
     return 0
 
 
@@ -164,6 +157,7 @@ def show_one(options: argparse.Namespace) -> int:
     from accord.registry.compare import sizes
     from accord.registry.exports import describe
     from accord.registry.lineage import flat
+    from accord.runtime.tables import Column, make_table, show
 
     store = _store()
     v = store.find(options.model)
@@ -190,36 +184,38 @@ def show_one(options: argparse.Namespace) -> int:
     metrics = {key: f"{value:.6g}" for key, value in v.metrics.items()}
     settings = {key: str(value) for key, value in flat(v.settings)}
     for title, part in (("", facts), ("made from", parents), ("metrics", metrics), ("settings", settings)):
-        if not part:
-            continue
-        table = _table(title, "")
-        table.show_header = bool(title)
-        for key, value in part.items():
-            table.add_row(key, value) if value else None
-        _print(table)
+        known_values = [(key, value) for key, value in part.items() if value]
+        if known_values:
+            _print(f"\n{title}") if title else None
+            show(make_table(["", Column(overflow="fold")], known_values))
     return 0
 
 
 def show_lineage(options: argparse.Namespace) -> int:
-    from accord.registry.lineage import tree
+    from accord.registry.lineage import mermaid, tree
     from accord.registry.picture import svg
+    from accord.runtime.tables import show_tree
 
     store = _store()
     found = store.find(options.model)
     family = store.lineage(found)
     labels = {v.digest: v.label for v in store.list()} | {found.digest: found.label}
-    _print(tree(found.digest, family, labels))
+    if options.mermaid:
+        print(mermaid(found.digest, family, labels))
+    else:
+        show_tree(tree(found.digest, family, labels))
     if options.svg:
         try:
             write_text(Path(options.svg), svg(found.digest, family, labels))
         except OSError as error:
             raise UserError(f"--svg {options.svg}: cannot be written ({error.strerror}).") from None
-        _print(f"wrote {options.svg}")
+        print(f"wrote {options.svg}", file=sys.stderr if options.mermaid else sys.stdout)
     return 0
 
 
 def show_difference(options: argparse.Namespace) -> int:
     from accord.registry.compare import as_json, difference, rows
+    from accord.runtime.tables import Column, make_table, right, show
 
     store = _store()
     a, b = store.find(options.a), store.find(options.b)
@@ -228,19 +224,16 @@ def show_difference(options: argparse.Namespace) -> int:
         print(as_json(found))
         return 0
     for title, part in rows(found):
-        table = _table(title, a.label, b.label)
-        for key, (left, right) in part.items():
-            table.add_row(key, left, right)
-        _print(table)
+        columns = [Column(header, overflow="fold") for header in (title, a.label, b.label)]
+        show(make_table(columns, [(key, *values) for key, values in part.items()]))
+        _print("")
     if not found.settings and not found.data:
         _print("settings and data are equal")
     if a.digest == b.digest:
         _print("the contents are identical")
         return 0
-    table = _table("weights", "relative distance")
-    for key, value in found.weights.items():
-        table.add_row(key, f"{value:.3g}")
-    _print(table)
+    distances = [(key, f"{value:.3g}") for key, value in found.weights.items()]
+    show(make_table(["weights", right("relative distance")], distances))
     if found.unlike:
         some = ", ".join(found.unlike[:3]) + (f" and {len(found.unlike) - 3} more" if len(found.unlike) > 3 else "")
         _print(f"not comparable (missing in one, or of different shape): {some}")

@@ -1,4 +1,4 @@
-"""A lineage as a tree in the terminal, and the text of its nodes."""
+"""A lineage as a tree in the terminal and as Mermaid text, and the text of its nodes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ KEY_SETTINGS: dict[str, tuple[str, ...]] = {
 also opens artifacts of kinds that the table of this version does not have."""
 MAIN_METRIC = {"base": "nll", "sft": "nll", "reward": "heldout_accuracy", "ppo": "score", "dpo": "heldout_accuracy"}
 SHOWN = 5
+COLORS = {"model": ("#e8effa", "#3b6fb5"), "data": ("#eaf5ea", "#3f8f4f"), "function": ("#fbf3df", "#a97f1d")}
+"""Fill and line of a node, by the form of its record."""
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -100,3 +102,29 @@ def tree(root: str, family: Family, labels: Mapping[str, str]) -> Tree:
     top = Tree(describe(root, ""), guide_style="dim")
     grow(top, root)
     return top
+
+
+def mermaid(root: str, family: Family, labels: Mapping[str, str]) -> str:
+    """The same tree as a Mermaid flowchart, ancestors above: https://mermaid.js.org/syntax/flowchart.html."""
+    nodes: dict[str, str] = {}
+    drawn, edges = [], []
+
+    def visit(digest: str) -> str:
+        if digest in nodes:
+            return nodes[digest]
+        nodes[digest] = node = f"n{len(nodes)}"
+        record = family.get(digest, Record(digest[:8], "unknown", digest))
+        words = "<br>".join(map(_mermaid_text, [title(record, labels), *lines(record)]))
+        drawn.append(f'  {node}["{words}"]:::{record.form}')
+        for role, parent in (family[digest].parents if digest in family else {}).items():
+            edges.append(f'  {visit(parent)} -->|"{_mermaid_text(role)}"| {node}')
+        return node
+
+    visit(root)
+    styles = [f"  classDef {form} fill:{fill},stroke:{line}" for form, (fill, line) in COLORS.items()]
+    return "\n".join(["flowchart TD", *drawn, *edges, *styles])
+
+
+def _mermaid_text(text: str) -> str:
+    """Text as itself within quotes: a character that could end or format it as its number."""
+    return "".join(c if c.isalnum() or c in " .,:+-_@/=→·" else f"#{ord(c)};" for c in text)

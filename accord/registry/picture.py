@@ -12,11 +12,10 @@ from html import escape
 from itertools import pairwise
 
 from accord.registry.family import Family, Record
-from accord.registry.lineage import lines, title
+from accord.registry.lineage import COLORS, lines, title
 
 TITLE, TEXT = 8.2, 6.9  # width of a character at 13 and 11 pixels, rounded up
 LINE, GAP, ROW, MARGIN = 16, 28, 64, 24
-COLORS = {"model": ("#e8effa", "#3b6fb5"), "data": ("#eaf5ea", "#3f8f4f"), "function": ("#fbf3df", "#a97f1d")}
 SWEEPS = 24
 
 

@@ -1,4 +1,4 @@
-"""From prompts to scored replies.  Nothing here knows which algorithm learns from them."""
+"""From prompts to scored replies, for any algorithm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from accord.types import Generation, Packed, Rollout
 
 @dataclass(frozen=True, slots=True)
 class TextTask:
-    """What is asked, how replies are drawn, and what scores them."""
+    """The prompts of a rollout, how replies to them are sampled, and how they are scored."""
 
     prompts: PromptData
     tokenizer: Tokenizer
@@ -28,27 +28,27 @@ class TextTask:
     samples_per_prompt: int
     reward: Reward
     reference: Reference
-    chunk: int  # replies that go through a scoring model at a time
+    chunk: int  # replies in one forward pass of the reference
 
 
 def pack_texts(prompts: Sequence[tuple[int, ...]], responses: Tensor, mask: Tensor) -> tuple[Packed, Tensor]:
     """B replies as one packed row, equal prompts once, and the indices (N,) of their tokens, reply after reply."""
-    replies = [row[keep].tolist() for row, keep in zip(responses, mask, strict=True)]
+    replies = [row[valid].tolist() for row, valid in zip(responses, mask, strict=True)]
     packed, segments = pack_continuations(prompts, replies)
     packed = packed.to(responses.device)
     return packed, packed.span(segments.to(responses.device))[0]
 
 
 def to_rows(values: Tensor, mask: Tensor) -> Tensor:
-    """(N,) numbers of valid tokens, row after row, into (B, T) with zeros elsewhere."""
+    """(B, T) from the numbers (N,) of valid tokens, row after row; zeros elsewhere."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
 
 def chunks(generation: Generation, size: int) -> Iterator[tuple[Packed, Tensor]]:
     """The replies as packed rows of ``size`` replies each, with the indices of the replies' tokens."""
     for rows in torch.split(torch.arange(len(generation.prompts)), size):
-        some = [generation.prompts[int(r)] for r in rows]
-        yield pack_texts(some, generation.responses[rows], generation.mask[rows])
+        prompts = [generation.prompts[int(r)] for r in rows]
+        yield pack_texts(prompts, generation.responses[rows], generation.mask[rows])
 
 
 @torch.no_grad()
@@ -66,16 +66,16 @@ def collect(
     version: int = 0,
     readout: Callable[[Tensor], Tensor] | None = None,
 ) -> Rollout:
-    """Replies of ``sampler`` to the task's prompts ``rows``, scored by the reward and read by the reference.
+    """Replies of ``sampler`` to the task's prompts ``rows``, scored by the reward and the reference.
 
-    ``version`` numbers the sampler's weights.  ``readout`` maps the hidden states (B, D) in which tokens are chosen
-    to numbers (B,) that the rollout keeps: a value head that shares the sampler's trunk costs no pass of its own.
+    ``version`` numbers the sampler's weights.  ``readout`` maps the hidden states (B, D) from which tokens are
+    sampled to numbers (B,) stored in the rollout: a value head on the sampler's trunk needs no pass of its own.
     """
     prompts = [task.prompts.prompts[row] for row in rows]
     generation, read = generate(sampler, prompts, task.decoding, generator, task.samples_per_prompt, readout)
     ref_logprobs = read_replies(generation, task.chunk, task.reference.logprobs)
     prompt_rows = torch.tensor(rows).repeat_interleave(task.samples_per_prompt)
-    tokens = generation.replies()
+    tokens = generation.reply_tokens()
     replies = Replies(
         [task.prompts.sources[row] for row in prompt_rows.tolist()],
         [task.tokenizer.decode(reply) for reply in tokens],

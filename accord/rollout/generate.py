@@ -1,4 +1,4 @@
-"""Writes replies: prompts read once, one token a step, finished rows leave the batch."""
+"""Samples replies: each prompt is read once, then one token per step; finished rows leave the batch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from accord.models.backbone import Backbone
 from accord.types import Generation, Packed
 
-WORTH = 2**22  # logits of a whole job from which the compiled draw pays for loading the compiler
+MIN_WORK_FOR_JIT = 2**22  # logits of a whole job; smaller ones do not recover the time of loading the compiled draw
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How a token is drawn.  ``temperature`` 0 takes the likeliest.  ``top_p`` < 1 is for chatting, never for training."""
+    """How a token is drawn.  ``temperature`` 0 takes the likeliest.  ``top_p`` < 1 is for chat, never for training."""
 
     max_new_tokens: int
     eos_id: int
@@ -32,7 +32,7 @@ Draw = Callable[[Tensor, Decoding, torch.Generator], tuple[Tensor, Tensor]]
 def draw(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Tokens (B,) from logits (B, V), and their log-probs (B,) under the distribution they were drawn from.
 
-    One uniform number a row, by inverting the cumulated distribution.
+    One uniform number per row, by inverting the cumulative distribution.
     """
     if decoding.temperature == 0:
         logprobs = logits.float().log_softmax(-1)
@@ -41,15 +41,15 @@ def draw(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> tupl
     logprobs = (logits.float() / decoding.temperature).log_softmax(-1)
     if decoding.top_p < 1.0:
         logprobs = _keep_nucleus(logprobs, decoding.top_p)
-    cumulated = logprobs.exp().cumsum(-1)
+    cumulative = logprobs.exp().cumsum(-1)
     uniform = torch.rand(len(logits), 1, generator=generator, device=generator.device).to(logits.device)
-    tokens = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True).squeeze(-1)
+    tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(-1)
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 
 def draw_compiled(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``draw`` on a CPU without top-p, in two passes over each row; a token differs only where rounding moves a bound."""
+    """``draw`` on a CPU without top-p, in two passes over each row; a token differs only where rounding moves a boundary."""
     from accord.kernels import decoding_numba as kernels
 
     rows = len(logits)
@@ -59,21 +59,23 @@ def draw_compiled(logits: Tensor, decoding: Decoding, generator: torch.Generator
     arrays = (logits.detach().float().contiguous().numpy(), uniform.numpy())
     settings = (1.0 if greedy else 1.0 / decoding.temperature, greedy)
     results = (tokens.numpy(), logprobs.numpy())
-    kernels.share(kernels.sample, *arrays, *settings, *results, count=rows, work=logits.numel())
+    kernels.parallel_for(kernels.sample, *arrays, *settings, *results, count=rows, work=logits.numel())
     return tokens, logprobs
 
 
-def _draw_of(decoding: Decoding, device: torch.device, logits: int) -> Draw:
-    """How a job that will see so many logits draws: a matter of the job alone, so that a resumed run draws the same."""
-    compiled = device.type == "cpu" and decoding.top_p >= 1.0 and logits >= WORTH and find_spec("numba") is not None
+def _draw_for(decoding: Decoding, device: torch.device, logits: int) -> Draw:
+    """The draw for a job of so many ``logits``; it depends on the job alone, so that a resumed run draws the same."""
+    compiled = (
+        device.type == "cpu" and decoding.top_p >= 1.0 and logits >= MIN_WORK_FOR_JIT and find_spec("numba") is not None
+    )
     return draw_compiled if compiled else draw
 
 
 def _keep_nucleus(logprobs: Tensor, top_p: float) -> Tensor:
     ordered, order = logprobs.sort(dim=-1, descending=True)
     beyond = ordered.exp().cumsum(-1) - ordered.exp() >= top_p
-    kept = torch.zeros_like(beyond).scatter(-1, order, ~beyond)
-    return logprobs.masked_fill(~kept, float("-inf")).log_softmax(-1)
+    nucleus = torch.zeros_like(beyond).scatter(-1, order, ~beyond)
+    return logprobs.masked_fill(~nucleus, float("-inf")).log_softmax(-1)
 
 
 @torch.no_grad()
@@ -87,8 +89,8 @@ def generate(
 ) -> tuple[Generation, Tensor]:
     """``samples`` replies to each prompt (row b answers prompt b // samples), and their values (B, T).
 
-    A prompt is read once for all its samples.  ``value`` maps hidden states (B, D) to values (B,) of the state in
-    which a token is chosen; without it the values are zeros.  EOS is an action with a log-prob; after it the mask is
+    A prompt is read once for all its samples.  ``value`` maps hidden states (B, D) to values (B,) of the state before
+    each token; without it the values are zeros.  EOS is an action with a log-prob; after it the mask is
     false.
     """
     device = next(backbone.parameters()).device
@@ -102,21 +104,21 @@ def generate(
     if samples > 1:
         hidden, cache = hidden[live // samples], cache.select(live // samples)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
-    pick = _draw_of(decoding, device, rows * steps * backbone.vocab_size)
+    pick = _draw_for(decoding, device, rows * steps * backbone.vocab_size)
     for t in range(steps):
-        tokens, chosen_logprobs = pick(backbone.logits(hidden), decoding, generator)
-        open_rows = live[~finished]
-        keep = ~finished
-        responses[open_rows, t] = tokens[keep]
-        logprobs[open_rows, t] = chosen_logprobs[keep]
+        tokens, token_logprobs = pick(backbone.logits(hidden), decoding, generator)
+        going = ~finished
+        open_rows = live[going]
+        responses[open_rows, t] = tokens[going]
+        logprobs[open_rows, t] = token_logprobs[going]
         mask[open_rows, t] = True
         if value is not None:
-            values[open_rows, t] = value(hidden[keep]).float()
+            values[open_rows, t] = value(hidden[going]).float()
         finished = finished | (tokens == decoding.eos_id)
         remaining = int((~finished).sum())
         if remaining == 0 or t == steps - 1:
             break
-        if remaining <= 0.8 * len(live):  # copying the cache costs: only when a fifth has left
+        if remaining <= 0.8 * len(live):  # copying the cache takes time: only when a fifth of the rows are finished
             rest = (~finished).nonzero().squeeze(-1)
             live, cache, tokens, finished = live[rest], cache.select(rest), tokens[rest], finished[rest]
         hidden = backbone.step(tokens, cache)
@@ -129,10 +131,10 @@ def generate(
 
 @torch.no_grad()
 def stream(backbone: Backbone, prompt: Sequence[int], decoding: Decoding, generator: torch.Generator) -> Iterator[int]:
-    """The tokens of one reply as they are written, without the final EOS."""
+    """The tokens of one reply as they are sampled, without the final EOS."""
     device = next(backbone.parameters()).device
     hidden, cache = backbone.prefill(Packed.of([prompt]).to(device), decoding.max_new_tokens)
-    pick = _draw_of(decoding, device, decoding.max_new_tokens * backbone.vocab_size)
+    pick = _draw_for(decoding, device, decoding.max_new_tokens * backbone.vocab_size)
     for _ in range(decoding.max_new_tokens):
         tokens, _ = pick(backbone.logits(hidden), decoding, generator)
         if int(tokens) == decoding.eos_id:

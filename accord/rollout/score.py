@@ -1,4 +1,4 @@
-"""What a reply is worth: a trained reward model, a Python function, or a weighted list of them."""
+"""Rewards of replies: a trained reward model, a Python function, or a weighted sum of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from accord.config.load import load_function
+from accord.config.on_policy import RewardSettings
 from accord.data.chat import reply_ids
 from accord.data.packing import pack_continuations
 from accord.data.prompts import plain_text
@@ -25,7 +26,7 @@ TextReward = Callable[[list[str], list[str]], Sequence[float]]
 class Replies:
     """``B`` replies, as text and as the policy's tokens (a final EOS included where the reply ended)."""
 
-    prompts: Sequence[Prompt]  # as they stood in the file: text or messages
+    prompts: Sequence[Prompt]  # as in the file: text or messages
     texts: Sequence[str]
     prompt_tokens: Sequence[Sequence[int]]
     tokens: Sequence[Sequence[int]]
@@ -39,10 +40,13 @@ class Reward(Protocol):
 
 
 def call_function(function: TextReward, name: str, prompts: list[str], texts: list[str]) -> Tensor:
-    """(B,) float32; raises UserError where the function gives another number of scores, or one that is not finite."""
+    """(B,) float32 scores of a function.
+
+    Raises UserError where it returns another number of scores, or one that is not finite.
+    """
     scores = torch.tensor([float(s) for s in function(prompts, texts)], dtype=torch.float32)
     if len(scores) != len(texts):
-        raise UserError(f"{name}: gave {len(scores)} scores for {len(texts)} replies; it must give one for each.")
+        raise UserError(f"{name}: returned {len(scores)} scores for {len(texts)} replies; it must return one for each.")
     if not bool(scores.isfinite().all()):
         row = int((~scores.isfinite()).nonzero()[0])
         raise UserError(f"{name}: the score of reply {row} is {float(scores[row])}: {texts[row]!r}.")
@@ -66,7 +70,7 @@ class FunctionReward:
 
 @dataclass(frozen=True, slots=True)
 class ModelReward:
-    """A trained reward model.  Where its tokenizer is not the policy's, texts cross the boundary, not ids."""
+    """A trained reward model.  Where its tokenizer is not the policy's, replies are tokenized again from their text."""
 
     name: str
     model: RewardModel
@@ -94,13 +98,13 @@ class ModelReward:
         for r in rows:
             reply = reply_ids(self.tokenizer, replies.prompts[r], replies.texts[r])
             cut = bool(replies.ended) and not replies.ended[r] and len(reply) > 1
-            tokens.append(reply[:-1] if cut else reply)  # a reply that was cut has no end for its reader either
+            tokens.append(reply[:-1] if cut else reply)  # no EOS for a reply that was cut
         return prompts, tokens
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedReward:
-    """A weighted sum of rewards, every term kept by name."""
+    """A weighted sum of rewards, every term reported by name."""
 
     terms: tuple[tuple[float, Reward], ...]
 
@@ -108,12 +112,12 @@ class WeightedReward:
         result: dict[str, Tensor] = {}
         for i, (weight, reward) in enumerate(self.terms):
             for name, scores in reward(replies).items():
-                result[f"{name}_{i}" if name in result else name] = weight * scores  # two models bear one name
+                result[f"{name}_{i}" if name in result else name] = weight * scores  # two terms with one name
         return result
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
-    """(B,) the reward that training sees."""
+    """(B,) the sum of the terms."""
     return torch.stack(list(terms.values())).sum(0)
 
 
@@ -125,3 +129,14 @@ def open_reward(source: str, policy_tokenizer: Tokenizer, device: torch.device |
     model.to(device).eval().requires_grad_(False)
     tokenizer = Tokenizer.open(source)
     return ModelReward("reward_model", model, tokenizer, tokenizer.digest() == policy_tokenizer.digest())
+
+
+def open_rewards(settings: RewardSettings, tokenizer: Tokenizer, device: torch.device) -> Reward:
+    """The reward that a config names: one source, or the weighted sum of its terms.  Raises UserError."""
+    if not settings.terms:
+        return open_reward(settings.source, tokenizer, device, "reward.source")
+    terms = [
+        (t.weight, open_reward(t.source, tokenizer, device, f"reward.terms.{i}.source"))
+        for i, t in enumerate(settings.terms)
+    ]
+    return WeightedReward(tuple(terms))

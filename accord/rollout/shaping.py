@@ -11,7 +11,7 @@ from accord.functional.masked import masked_var
 def shape_scores(
     scores: Tensor, ended: Tensor, *, scale: float = 1.0, clip: float = 0.0, missing_eos_penalty: float | None = None
 ) -> Tensor:
-    """(B,) scores scaled, then cut to [-clip, clip]; a reply that did not end gets the penalty *instead*."""
+    """(B,) scores scaled, then clipped to [-clip, clip]; a reply that did not end gets the penalty *instead*."""
     shaped = scores * scale
     if clip > 0:
         shaped = shaped.clamp(-clip, clip)
@@ -21,7 +21,7 @@ def shape_scores(
 
 
 def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """(B, T): -beta (log π - log π_ref) on every valid token, plus the score once, at the last valid one.
+    """(B, T): -beta (log π - log π_ref) on every valid token, plus the score, once, at the last valid one.
 
     k1 of joschu.net/blog/kl-approx.html; single tokens may be negative, their mean over samples from π is the KL.
     """
@@ -31,5 +31,8 @@ def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: 
 
 
 def whiten_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
-    """(B, T) divided by their deviation over valid tokens, not shifted: a shift would change signs at EOS."""
+    """(B, T) divided by the standard deviation over valid tokens; the mean is scaled with them, not subtracted.
+
+    Subtracting it could change the sign of the score at EOS.
+    """
     return torch.where(mask, rewards * torch.rsqrt(masked_var(rewards, mask) + 1e-8), 0.0)

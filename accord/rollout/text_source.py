@@ -18,7 +18,7 @@ from accord.types import Rollout
 
 @dataclass(frozen=True, slots=True)
 class TextSource:
-    """Replies to ``prompts_per_rollout`` prompts an iteration, written by ``sampler()``, a model on ``device``."""
+    """Replies to ``prompts_per_rollout`` prompts an iteration, sampled from ``sampler()``, a model on ``device``."""
 
     run: Run
     task: TextTask
@@ -35,7 +35,7 @@ class TextSource:
             return collect(self.task, self.sampler(), rows, generator, iteration, self.readout)
 
     def prompt_rows(self, iteration: int) -> list[int]:
-        """The prompts of an iteration: each once before any comes again, in a new order each time round."""
+        """The prompts of an iteration: each once before any repeats, in a new order every round."""
         total, needed = len(self.task.prompts), self.prompts_per_rollout
         rows = []
         for k in range(iteration * needed, (iteration + 1) * needed):
@@ -44,7 +44,7 @@ class TextSource:
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty: nothing is remembered between rollouts."""
+        """Empty: a rollout depends on the seed, the iteration and the weights alone."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Where tensors live and in which precision products are made."""
+"""Devices, and the dtype of matrix multiplications."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def resolve_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Products in bfloat16 where asked for; weights, residual stream, softmax and sums stay float32."""
+    """Matrix multiplications in bfloat16 where asked for; weights, residual stream, softmax and reductions stay in float32."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for products in bfloat16; torch's own without them are far slower."""
+def has_bfloat16_instructions() -> bool:
+    """Whether this processor multiplies in bfloat16 natively; without such instructions torch is far slower."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def slow_precision(device: torch.device, precision: str) -> str:
-    """A sentence where the precision asked for is the slow one on this machine; empty elsewhere."""
-    if precision == "float32" or device.type != "cpu" or multiplies_bfloat16():
+    """A note where the requested precision is the slower one on this machine; empty elsewhere."""
+    if precision == "float32" or device.type != "cpu" or has_bfloat16_instructions():
         return ""
-    return "note: this processor has no bfloat16 instructions; precision=float32 is several times quicker here."
+    return "note: this processor has no bfloat16 instructions; precision=float32 is several times faster here."

@@ -1,4 +1,4 @@
-"""The peak of resident memory of one stage, where several share a process."""
+"""Peak resident memory of one stage, where several run in one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``progress.json``: how far a stage is, for a reader in this terminal or another."""
+"""``progress.json``: the progress of a stage, for a reader in this terminal or another."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ProgressFile:
         self._file = os.open(self.path, os.O_WRONLY)
 
     def update(self, step: int, metrics: Mapping[str, float], last: bool = False) -> None:
-        """Shows ``metrics`` together with the earlier ones; ``last`` writes whatever the time."""
+        """Shows ``metrics`` together with the earlier ones; ``last`` writes regardless of the time."""
         now = time.monotonic()
         if now < self.next and not last:
             return

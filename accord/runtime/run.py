@@ -19,6 +19,7 @@ from accord.runtime import seeds
 from accord.runtime.console import console
 from accord.runtime.progress_file import ProgressFile
 from accord.runtime.stop_signal import StopSignal
+from accord.runtime.tables import as_text, make_table
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ class StageIdentity:
 
 
 class Run:
-    """One stage's run: ``directory`` for results, ``logs`` for what happened.
+    """One stage's run: ``directory`` for results, ``logs`` for logs and metrics.
 
     ``tick`` is called once for each optimizer step.  ``bar`` shows a progress bar of its own, for a stage that no view
     of a whole pipeline shows.  The run holds no tensors and no random state: every random draw comes from
@@ -81,27 +82,25 @@ class Run:
         self._shows_bar = bar
         self._progress_file: ProgressFile | None = None
 
-    # ---------------------------------------------------------------- words
+    # ---------------------------------------------------------------- output
     def say(self, text: str) -> None:
-        """To the screen and into the log file."""
+        """Prints a text and writes it to the log file."""
         for line in text.splitlines():
             self._log.info(line)
         (self._bar.console if self._bar else console).print(text, markup=False)
 
     def log_failure(self, error: BaseException) -> None:
-        """The traceback, into the log file only."""
+        """Writes the traceback to the log file only."""
         self._log.error("failed", exc_info=error)
 
     def plan(self, lines: Mapping[str, str]) -> None:
-        """The screen before training starts: what will happen, in words."""
-        width = max(map(len, lines), default=0)
+        """Prints what the stage will do, before it starts."""
         self.say(f"── {self.name} " + "─" * max(3, 60 - len(self.name)))
-        for what, text in lines.items():
-            self.say(f"  {what:<{width}}  {text}")
+        self.say(as_text(make_table(["", ""], [(f"  {what}", text) for what, text in lines.items()])))
 
-    # ---------------------------------------------------------------- chance
+    # ---------------------------------------------------------------- seeds
     def derive(self, purpose: str, *counters: int) -> int:
-        """A seed for one purpose at one moment, the same in every process and after every resume."""
+        """A seed for one purpose and counters, the same in every process and after every resume."""
         return seeds.derive(self.seed, purpose, *counters)
 
     def generator(self, purpose: str, *counters: int, device: str = "cpu") -> torch.Generator:
@@ -111,8 +110,8 @@ class Run:
     def begin(self, total_steps: int, step: int = 0, *, resumable: bool = True) -> None:
         """Starts counting at ``step`` of ``total_steps``; metrics of steps that will be repeated are dropped.
 
-        Of the saved step itself only the optimizer's line stays: what else is logged there (a rollout, the closing
-        figures) comes after the state is saved and will be logged again.  ``resumable``: whether the stage saves a
+        Of the saved step itself only the optimizer's line stays: other lines of that step (a rollout, the final
+        metrics) come after the state is saved and will be logged again.  ``resumable``: whether the stage saves a
         state that a later run can continue from.
         """
         self.total_steps, self.step, self._resumable = total_steps, step, resumable
@@ -138,7 +137,7 @@ class Run:
             self._bar.add_task(self.name, total=total_steps, completed=step, note="")
 
     def tick(self, metrics: Mapping[str, float]) -> None:
-        """One optimizer step is done."""
+        """Counts one optimizer step; logs and shows its metrics."""
         self.step += 1
         if self.step % self.log_every == 0 or self.step == self.total_steps or self.step == 1:
             self.record(metrics)
@@ -175,7 +174,7 @@ class Run:
         if self.stop.raised:
             if self._progress_file:
                 self._progress_file.update(self.step, {}, last=True)
-            state = "the state is saved." if self._resumable else "this stage keeps no state and will begin anew."
+            state = "the state is saved." if self._resumable else "this stage saves no state and will start again."
             raise Interrupted(f"{self.name}: stopped at step {self.step} of {self.total_steps}; {state}")
 
     # ---------------------------------------------------------------- begin and end

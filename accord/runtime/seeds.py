@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, purpose: str, *counters: int) -> int:
-    """A seed in 0 … 2^56 − 1 for one purpose at one moment, the same in every process and after every resume."""
+    """A seed in 0 … 2^56 − 1 for one purpose and counters, the same in every process and after every resume."""
     text = ":".join([str(seed), purpose, *map(str, counters)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 

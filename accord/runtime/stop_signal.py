@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that loops can look at."""
+"""Ctrl-C and SIGTERM as a flag that loops check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accord.runtime.console import console
 
 
 class StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a flag that loops look at; the second one stops at once."""
+    """Turns the first Ctrl-C or SIGTERM into a flag that loops check; the second one stops at once."""
 
     def __init__(self) -> None:
         self.raised = False
@@ -38,6 +38,6 @@ class StopSignal:
         self.raised = True
         # In a thread: a signal comes between any two lines, those of a print or of an import among them.
         self._announcer = threading.Thread(
-            target=console.print, args=("stopping at the next step; once more stops at once",)
+            target=console.print, args=("stopping after this step; press again to stop at once",)
         )
         self._announcer.start()

@@ -13,7 +13,15 @@ from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.evaluation.comparison import Answers, Gold, Measures, Sampling, compare_with_sft, measure, sample_replies
-from accord.evaluation.report import ModelRow, markdown_samples, markdown_table, side_by_side, table, write_results
+from accord.evaluation.report import (
+    WIDE,
+    ModelRow,
+    markdown_samples,
+    markdown_table,
+    side_by_side,
+    table,
+    write_results,
+)
 from accord.evaluation.reward_models import reward_figures
 from accord.io.atomic import write_text
 from accord.models.backbone import Backbone
@@ -93,7 +101,8 @@ def write_report(
     markdown = [markdown_table(rows), markdown_samples(*page)]
     write_text(run.directory / "results.md", "\n\n".join(markdown) + "\n")
     screen = _select(prompts, replies, places[: config.samples])
-    text = f"\n{table(rows)}\n\n{side_by_side(*screen, min(console.width, 120))}"
+    wide = console.width if console.is_terminal else WIDE
+    text = f"\n{table(rows, wide)}\n\n{side_by_side(*screen, min(console.width, 120))}"
     if "reward" in results:
         reward = results["reward"]
         text += (

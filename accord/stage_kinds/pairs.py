@@ -25,7 +25,7 @@ from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
 from accord.stage_kinds.annotator import pair_up
 from accord.training.artifact import open_model, open_tokenizer
-from accord.training.describe import model_in_words
+from accord.training.describe import describe_model
 from accord.types import Generation
 
 
@@ -80,7 +80,7 @@ def run_pairs(config: PairsConfig, run: Run) -> dict[str, float]:
 def plan(config: PairsConfig, backbone: Backbone, data: PromptData) -> dict[str, str]:
     """What the stage will do, for the screen."""
     return {
-        "model": model_in_words(backbone, config.model.base_model),
+        "model": describe_model(backbone, config.model.base_model),
         "prompts": data.report.describe(),
         "replies": f"{config.replies} to each prompt, up to {config.max_new_tokens} tokens, at temperatures"
         f" {', '.join(map(str, config.temperatures))}",
@@ -101,8 +101,8 @@ def sampling_groups(config: PairsConfig, prompts: int) -> list[Group]:
 
 
 def ended_texts(generation: Generation, tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of each reply, empty where it did not end."""
-    for tokens, ended in zip(generation.replies(), generation.ended.tolist(), strict=True):
+    """The text of each reply; empty where it did not end."""
+    for tokens, ended in zip(generation.reply_tokens(), generation.ended.tolist(), strict=True):
         yield tokenizer.decode(tokens).strip() if ended else ""
 
 

@@ -8,8 +8,8 @@ from accord.config.data import PretrainedConfig
 from accord.errors import UserError
 from accord.models.open import open_backbone
 from accord.runtime.run import Run
-from accord.training.artifact import leave_artifact, open_tokenizer
-from accord.training.describe import model_in_words
+from accord.training.artifact import open_tokenizer, save_artifact
+from accord.training.describe import describe_model
 
 
 def download(name: str) -> str:
@@ -38,6 +38,6 @@ def run_pretrained(config: PretrainedConfig, run: Run) -> dict[str, float]:
     run.say(f"opening {config.source} (a .gguf file takes about a minute)")
     backbone = open_backbone(source)
     tokenizer = open_tokenizer(source)
-    run.plan({"model": model_in_words(backbone, config.source)})
-    leave_artifact(run, backbone, tokenizer, "pretrained", {})
+    run.plan({"model": describe_model(backbone, config.source)})
+    save_artifact(run, backbone, tokenizer, "pretrained", {})
     return {"parameters": float(sum(p.numel() for p in backbone.parameters()))}

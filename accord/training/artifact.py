@@ -1,4 +1,4 @@
-"""What every language-model stage does at its two ends: open a model with its tokenizer, leave one behind."""
+"""The two ends of every language-model stage: opening a model with its tokenizer, and saving one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from accord.training.checkpoint import write_pt
 
 
 class Saves(Protocol):
-    """A backbone or a reward model."""
+    """Has ``save``: a backbone or a reward model."""
 
     def save(self, directory: str) -> None: ...
 
@@ -52,19 +52,19 @@ def model_folder(text: str) -> Path:
 
 
 def open_tokenizer(source: str) -> Tokenizer:
-    """The tokenizer that lies with a model (a folder or a .gguf file)."""
+    """The tokenizer stored with a model (a folder or a .gguf file)."""
     return Tokenizer.from_gguf(source) if source.endswith(".gguf") else Tokenizer.open(source)
 
 
 def open_model(source: str, device: torch.device) -> Backbone:
     """A model on its device, dropout off.
 
-    Its parameters require gradients, as those of every opened model; who wants a fixed reference freezes it.
+    Its parameters require gradients; the caller freezes them for a fixed reference.
     """
     return open_backbone(source).to(device).eval()
 
 
-def leave_model(
+def save_model(
     run: Run,
     backbone: Backbone,
     tokenizer: Tokenizer,
@@ -72,14 +72,14 @@ def leave_model(
     metrics: Mapping[str, float],
     extra: Mapping[str, Any],
 ) -> None:
-    """``<stage>_final.pt`` as specified, and the artifact folder ``model/`` that transformers opens."""
-    leave_artifact(run, backbone, tokenizer, kind, metrics)
-    leave_pt(run, f"{kind}_final.pt", backbone, {"metrics": dict(metrics), **extra})
+    """Writes ``<kind>_final.pt`` as specified, and the artifact folder ``model/`` that transformers opens."""
+    save_artifact(run, backbone, tokenizer, kind, metrics)
+    save_pt(run, f"{kind}_final.pt", backbone, {"metrics": dict(metrics), **extra})
     run.say(f"wrote {run.directory / 'model'} (opens with transformers) and {run.directory / f'{kind}_final.pt'}")
 
 
-def leave_artifact(run: Run, model: Saves, tokenizer: Tokenizer, kind: str, metrics: Mapping[str, float]) -> None:
-    """``model/``: weights, config and tokenizer in the Hugging Face layout, with manifest and lineage."""
+def save_artifact(run: Run, model: Saves, tokenizer: Tokenizer, kind: str, metrics: Mapping[str, float]) -> None:
+    """Writes ``model/``: weights, config and tokenizer in the Hugging Face layout, with manifest and lineage."""
     family = ancestors(run.parents, run.sources)
 
     def write(directory: Path) -> None:
@@ -104,7 +104,7 @@ def leave_artifact(run: Run, model: Saves, tokenizer: Tokenizer, kind: str, metr
     publish(run.directory / "model", write, manifest)
 
 
-def leave_pt(run: Run, name: str, model: nn.Module, content: Mapping[str, Any]) -> None:
-    """A specified .pt: ``model_state_dict`` and plain values."""
+def save_pt(run: Run, name: str, model: nn.Module, content: Mapping[str, Any]) -> None:
+    """Writes a specified .pt file: ``model_state_dict`` and plain values."""
     state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     write_pt(run.directory / name, {"model_state_dict": state, **content})

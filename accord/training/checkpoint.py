@@ -1,4 +1,4 @@
-"""States that survive a kill at any instant."""
+"""Saved states, whole whenever the process is killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from accord.errors import UserError
 from accord.io.atomic import replacing_file
 
-_DAMAGE = (
+_READ_ERRORS = (
     OSError,
     RuntimeError,
     EOFError,
@@ -26,11 +26,11 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What a damaged file may raise."""
+"""Errors that a damaged file may raise."""
 
 
 class Resumable(Protocol):
-    """Anything that has a future: weights, an optimiser, a place in the data."""
+    """Has ``state_dict`` and ``load_state_dict``: weights, an optimizer, a position in the data."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -38,7 +38,7 @@ class Resumable(Protocol):
 
 
 def write_pt(path: Path, content: Mapping[str, Any]) -> None:
-    """Tensors and plain values, atomically.  ``torch.load(path)`` opens it (a safe, weights-only load)."""
+    """Writes tensors and plain values atomically.  ``torch.load(path)`` opens the file (a safe, weights-only load)."""
     try:
         with replacing_file(path) as file:
             torch.save(dict(content), file)
@@ -55,9 +55,9 @@ def read_pt(path: Path, device: str = "cpu") -> dict[str, Any]:
         content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint.") from None
-    except _DAMAGE as error:
+    except _READ_ERRORS as error:
         raise UserError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start anew."
+            f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start again."
         ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a checkpoint of ours (holds a {type(content).__name__}).")
@@ -75,7 +75,7 @@ class Checkpoint:
         write_pt(self.path, {"fingerprint": self.fingerprint, "step": step, "rng": _rng_state(), "parts": state})
 
     def restore(self) -> int:
-        """Puts every part back and returns the step; 0 where there is no state.
+        """Loads every part and returns the step; 0 where there is no saved state.
 
         Raises UserError where the state belongs to other settings.
         """
@@ -84,7 +84,7 @@ class Checkpoint:
         content = read_pt(self.path)
         if content.get("fingerprint") != self.fingerprint or content.get("parts", {}).keys() != self.parts.keys():
             raise UserError(
-                f"{self.path}: this state was made with other settings or inputs; run without --resume to start anew."
+                f"{self.path}: this state was made with other settings or inputs; run without --resume to start again."
             )
         for name, part in self.parts.items():
             part.load_state_dict(content["parts"][name])

@@ -1,4 +1,4 @@
-"""Cross-entropy on the labels of packed texts: the training that base and SFT share."""
+"""Cross-entropy on the labels of packed texts: the training shared by base and SFT."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from accord.types import LossOutput, Packed
 
 
 def labels(packed: Packed) -> torch.Tensor:
-    """(N,) the tokens that are labels and have a predecessor in their text to be predicted from."""
+    """(N,) indices of the labels that have a predecessor in their text to be predicted from."""
     return (packed.loss_mask & (packed.previous >= 0)).nonzero().squeeze(-1)
 
 
 def cross_entropy(backbone: Backbone, packed: Packed) -> LossOutput:
     """−Σ log p(label) over the count of labels."""
-    chosen = labels(packed)
-    hidden, targets = backbone(packed, packed.previous[chosen]), packed.tokens[chosen]
+    at = labels(packed)
+    hidden, targets = backbone(packed, packed.previous[at]), packed.tokens[at]
     weight = backbone.head_weight()
     if weight is None:
         return sft_loss(token_logprobs(backbone.logits, hidden, targets)[0])

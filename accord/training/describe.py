@@ -1,4 +1,4 @@
-"""The screen before training: rows, tokens, steps, batch arithmetic and memory, in words."""
+"""Lines of the plan that is printed before training: model, steps, batch arithmetic, memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 from accord.config.common import Optimizer
 
 
-def steps_in_words(rows: int, settings: Optimizer, unit: str = "rows") -> str:
-    """How rows (or prompts) become optimiser steps.
+def describe_steps(rows: int, settings: Optimizer, unit: str = "rows") -> str:
+    """One line on how rows (or prompts) become optimizer steps.
 
-    >>> steps_in_words(100, Optimizer(batch_size=32, micro_batch_size=8, num_epochs=2))
+    >>> describe_steps(100, Optimizer(batch_size=32, micro_batch_size=8, num_epochs=2))
     '100 rows / 32 a step = 4 steps an epoch x 2 epochs = 8 steps; each step in 4 passes of up to 8 rows'
     """
     size = min(settings.batch_size, rows)
@@ -26,24 +26,25 @@ def steps_in_words(rows: int, settings: Optimizer, unit: str = "rows") -> str:
     )
 
 
-def model_in_words(model: nn.Module, name: str) -> str:
+def describe_model(model: nn.Module, name: str) -> str:
+    """One line with the number of parameters, and of trained ones where some are frozen."""
     count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rest = "" if trained == count else f", {trained:,} of them trained"
     return f"{name}: {count:,} parameters{rest}"
 
 
-def memory_in_words(
+def describe_memory(
     trained: Sequence[nn.Module], frozen: Sequence[nn.Module], tokens_in_a_pass: int, width: int, layers: int
 ) -> str:
-    """An estimate: 16 bytes a trained parameter (weight, gradient, two moments), 4 a frozen one, and activations.
+    """One line with an estimate: 16 bytes a trained parameter (weight, gradient, two moments), 4 a frozen one, and activations.
 
-    Activations are taken as 40 floats of the model's width for each token and layer; measured runs lie within a
-    factor of two of it.
+    Activations are estimated as 40 floats of the model's width for each token and layer; measured runs are within a
+    factor of two.
     """
     weights = 16 * _count(trained) + 4 * _count(frozen)
     activations = 4 * 40 * tokens_in_a_pass * width * max(layers, 1)
-    return f"about {(weights + activations) / 2**20:,.0f} MB ({weights / 2**20:,.0f} weights and optimiser, rest activations)"
+    return f"about {(weights + activations) / 2**20:,.0f} MB ({weights / 2**20:,.0f} weights and optimizer, rest activations)"
 
 
 def _count(models: Sequence[nn.Module]) -> int:

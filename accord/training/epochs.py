@@ -24,7 +24,7 @@ Groups = Sequence[tuple[Sequence[nn.Parameter], float]]
 
 @dataclass(frozen=True, slots=True)
 class Epochs(Generic[B]):
-    """What is trained on, and how."""
+    """The data of a supervised stage, its loss and its settings."""
 
     lengths: Sequence[int]  # tokens of each unit of data: a text, a pair, or all pairs of a prompt
     pack: Callable[[Sequence[int]], B]  # the named units as one forward pass's batch
@@ -57,13 +57,13 @@ def train_epochs(
     run.begin(len(batches), start)
 
     def passes(units: Sequence[int]) -> list[B]:
-        return [data.pack(some) for some in forward_passes(units, settings.micro_batch_size)]
+        return [data.pack(indices) for indices in forward_passes(units, settings.micro_batch_size)]
 
-    def remember(metrics: dict[str, float]) -> None:
+    def keep_metrics(metrics: dict[str, float]) -> None:
         last.update(metrics)
         after_step(metrics)
 
-    fit(run, updater, map(passes, batches), data.loss, checkpoint, remember)
+    fit(run, updater, map(passes, batches), data.loss, checkpoint, keep_metrics)
     return last
 
 

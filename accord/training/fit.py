@@ -12,14 +12,14 @@ from accord.types import LossOutput
 B = TypeVar("B")
 
 
-class Steps(Protocol):
-    """What turns a batch and an objective into one optimizer step: ``Updater`` or ``NumpyUpdater``."""
+class StepTaker(Protocol):
+    """Takes one optimizer step on a batch and an objective: ``Updater`` or ``NumpyUpdater``."""
 
     def step(self, batch: Sequence[Any], objective: Any) -> dict[str, float]: ...
 
 
 def finish_step(run: Run, checkpoint: Checkpoint, metrics: dict[str, float]) -> None:
-    """Logs one optimizer step, saves the state where it is due, and ends the run where the user asked for it.
+    """Logs one optimizer step, saves the state where it is due, and ends the run where the user asked to stop.
 
     Raises Interrupted after the state is saved.
     """
@@ -31,7 +31,7 @@ def finish_step(run: Run, checkpoint: Checkpoint, metrics: dict[str, float]) -> 
 
 def fit(
     run: Run,
-    updater: Steps,
+    updater: StepTaker,
     batches: Iterable[Sequence[B]],
     objective: Callable[[B], LossOutput],
     checkpoint: Checkpoint,

@@ -12,11 +12,11 @@ import torch
 from accord.config.common import Optimizer
 from accord.kernels.numpy_actor_critic import LossCoefficients, NumpyActorCritic, StepBatch
 from accord.training.policy_loss import ClippedSurrogate, EntropyBonus, PolicyLoss, ValueLoss
-from accord.training.updater import adapted, not_finite, schedule_factor
+from accord.training.updater import adapt_factor, not_finite, schedule_factor
 from accord.types import PolicyBatch, VectorActions
 
 MIN_STEPS_FOR_JIT = 2000
-"""Optimizer steps from which on the compiled passes repay their loading."""
+"""Runs of fewer optimizer steps do not recover the time of loading the compiled passes."""
 
 
 class NumpyUpdater:
@@ -35,7 +35,9 @@ class NumpyUpdater:
         self.first, self.second, self.work = (np.zeros_like(networks.flat) for _ in range(3))
         self.unpacked: tuple[PolicyBatch | None, StepBatch] = (None, StepBatch(*[np.zeros(0, dtype=np.float32)] * 6))
 
-    def step(self, batch: Sequence[PolicyBatch], objective: PolicyLoss) -> dict[str, float]:
+    def step(
+        self, batch: Sequence[PolicyBatch], objective: PolicyLoss, schedule_step: int | None = None
+    ) -> dict[str, float]:
         """As ``Updater.step``; the objective gives its terms, the networks compute loss and gradient.
 
         Raises TypeError for a term that the networks do not compute.
@@ -45,7 +47,7 @@ class NumpyUpdater:
         sums: dict[str, float] = {}
         gradient = networks.gradient
         for number, micro in enumerate(batch):
-            if micro is not self.unpacked[0]:  # one batch of all rows comes again in every epoch
+            if micro is not self.unpacked[0]:  # a single minibatch of all rows is the same object in every epoch
                 self.unpacked = (micro, valid_steps(micro))
             steps = self.unpacked[1]
             count += len(steps.old_logprobs)
@@ -58,8 +60,9 @@ class NumpyUpdater:
         norm = math.sqrt(float(np.dot(gradient, gradient))) / count
         if not (math.isfinite(norm) and math.isfinite(metrics["loss"])):
             raise not_finite(self.steps + 1, metrics["loss"], norm)
+        position = self.steps if schedule_step is None else schedule_step
         rate = self.settings.learning_rate * self.adaptive
-        rate *= schedule_factor(self.settings.schedule, self.steps, self.total_steps, self.settings.warmup_steps)
+        rate *= schedule_factor(self.settings.schedule, position, self.total_steps, self.settings.warmup_steps)
         self.steps += 1
         self._adam(gradient, min(1.0, self.settings.max_grad_norm / (norm + 1e-6)) / count, rate)
         return {**metrics, "grad_norm": norm, "learning_rate": rate}
@@ -80,7 +83,7 @@ class NumpyUpdater:
         self.networks.flat -= work
 
     def adapt_to_kl(self, approx_kl: float, target: float) -> None:
-        self.adaptive = adapted(self.adaptive, approx_kl, target)
+        self.adaptive = adapt_factor(self.adaptive, approx_kl, target)
 
     def state_dict(self) -> dict[str, Any]:
         moments = {"first": torch.tensor(self.first), "second": torch.tensor(self.second)}
@@ -92,9 +95,9 @@ class NumpyUpdater:
 
 
 def coefficients_of(objective: PolicyLoss) -> LossCoefficients:
-    """The numbers of a loss of a clipped surrogate, a value loss and an entropy bonus, each once, in any order.
+    """The coefficients of a loss of a clipped surrogate, a value loss and an entropy bonus, each once, in any order.
 
-    Raises TypeError for any other term or a missing one: a term left out in silence would train something else.
+    Raises TypeError for any other or a missing term: ignoring one would train something else.
     """
     by_kind = {type(term): (weight, term) for weight, term in objective.terms}
     expected = {ClippedSurrogate, ValueLoss, EntropyBonus}
@@ -113,7 +116,7 @@ def coefficients_of(objective: PolicyLoss) -> LossCoefficients:
 
 
 def valid_steps(batch: PolicyBatch) -> StepBatch:
-    """The rows under the mask as arrays.  Raises TypeError for text, or a batch without a critic's numbers."""
+    """The rows under the mask as arrays.  Raises TypeError for text, or a batch without values and returns."""
     if not isinstance(batch.inputs, VectorActions) or batch.values is None or batch.returns is None:
         raise TypeError("the NumPy path takes observations and actions, with a critic's values and returns")
     arrays = [x.numpy() for x in (batch.inputs.observations, batch.inputs.actions)]

@@ -44,7 +44,7 @@ class ClippedSurrogate:
 
 @dataclass(frozen=True, slots=True)
 class ValueLoss:
-    """Half the squared error of the critic; ``clip_range`` 0: not clipped."""
+    """Half the squared error of the critic, clipped around the old values; ``clip_range`` 0: not clipped."""
 
     clip_range: float
 

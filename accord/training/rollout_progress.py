@@ -1,4 +1,4 @@
-"""How far training on rollouts has come: everything that a run stopped in the middle of a rollout needs to resume."""
+"""The position of training on rollouts: everything that a run stopped in the middle of a rollout needs to resume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from accord.types import PolicyBatch, TextActions, VectorActions
 
 @dataclass(frozen=True, slots=True)
 class RolloutStats:
-    """A rollout's numbers: those that steer training, and those that are only logged."""
+    """A rollout's statistics: those that set the KL coefficient, and those that are only logged."""
 
     kl: float  # nats per reply, summed over its tokens: what the KL coefficient adapts to
     replies: int  # replies (or episodes) that ended in the rollout
@@ -22,7 +22,7 @@ class RolloutStats:
 
 
 class RolloutProgress:
-    """The iteration, the batch being trained on, the minibatches of it that are done, and the KL coefficient."""
+    """The iteration, the batch being trained on, its finished minibatches, and the KL coefficient."""
 
     def __init__(self, kl: FixedKL | AdaptiveKL) -> None:
         self.iteration = 0
@@ -33,7 +33,7 @@ class RolloutProgress:
         self.kl = kl
 
     def begin_rollout(self, batch: PolicyBatch, stats: RolloutStats) -> None:
-        """Takes a new batch, none of whose minibatches is done."""
+        """Starts a new batch, with no minibatch finished."""
         self.batch, self.stats = batch, stats
         self.minibatch, self.stopped_early = 0, False
 

@@ -1,4 +1,4 @@
-"""Updater: how a batch and an objective become one optimiser step.  The only place that calls ``backward``."""
+"""Updater: one optimizer step on a batch and an objective.  The only place that calls ``backward`` of a stage's loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Objective = Callable[[B], LossOutput]
 
 
 def schedule_factor(kind: str, step: int, total_steps: int, warmup_steps: int) -> float:
-    """The share of the learning rate at a step counted from 0: a linear climb, then constant, linear or cosine fall.
+    """The share of the peak learning rate at a step counted from 0: linear warmup, then constant, linear or cosine.
 
     >>> [round(schedule_factor("linear", s, 6, 2), 2) for s in range(6)]
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
@@ -34,23 +34,23 @@ def schedule_factor(kind: str, step: int, total_steps: int, warmup_steps: int) -
     return 1.0
 
 
-def adapted(factor: float, approx_kl: float, target: float) -> float:
-    """The KL-adaptive rate of rl_games: a factor 1.5 down above twice the target, up below half of it."""
+def adapt_factor(factor: float, approx_kl: float, target: float) -> float:
+    """The KL-adaptive rate of rl_games: divided by 1.5 above twice the target, multiplied by it below half."""
     if approx_kl > 2.0 * target:
         return max(factor / 1.5, 1e-2)
     return min(factor * 1.5, 1e1) if approx_kl < 0.5 * target else factor
 
 
 def not_finite(step: int, loss: float, norm: float) -> UserError:
-    """What is raised in place of a step on numbers that are not finite."""
+    """The error raised instead of a step where loss or gradient is not finite."""
     return UserError(
-        f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}: not finite; the weights were not touched."
+        f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}: not finite; the weights were not changed."
         " Lower the learning rate, or use precision=float32."
     )
 
 
 class Updater:
-    """Owns the optimiser, the schedule and gradient clipping.
+    """Owns the optimizer, the schedule and gradient clipping.
 
     A batch is a sequence of micro-batches; their losses are sums, and the gradient is divided once by the total
     count, so that the number of micro-batches changes nothing.
@@ -63,7 +63,7 @@ class Updater:
         total_steps: int,
         precision: str = "float32",
     ) -> None:
-        """``groups``: parameters with their learning rates; the other numbers come from ``settings``."""
+        """``groups``: parameters with their peak learning rates; the rest comes from ``settings``."""
         self.settings, self.total_steps, self.precision = settings, total_steps, precision
         self.steps = 0
         self.adaptive = 1.0
@@ -72,9 +72,9 @@ class Updater:
         for parameters, rate in groups:
             trained = [p for p in parameters if p.requires_grad]
             matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
-            for some, decay in ((matrices, settings.weight_decay), (vectors, 0.0)):
-                if some:
-                    options.append({"params": some, "lr": rate, "weight_decay": decay})
+            for members, decay in ((matrices, settings.weight_decay), (vectors, 0.0)):
+                if members:
+                    options.append({"params": members, "lr": rate, "weight_decay": decay})
                     self.rates.append(rate)
         self.parameters: list[nn.Parameter] = [p for group in options for p in group["params"]]
         self.device = self.parameters[0].device
@@ -82,10 +82,15 @@ class Updater:
         betas = (0.9, settings.adam_beta2)
         self.optimizer = torch.optim.AdamW(options, betas=betas, eps=settings.adam_eps, fused=fused)
 
-    def step(self, batch: Sequence[B], objective: Objective[B]) -> dict[str, float]:
-        """One optimiser step; returns the metrics as numbers.  Raises UserError where loss or gradient is not finite."""
+    def step(self, batch: Sequence[B], objective: Objective[B], schedule_step: int | None = None) -> dict[str, float]:
+        """One optimizer step; returns the metrics as numbers.
+
+        ``schedule_step`` is the position in the schedule, counted from 0; None: the number of steps taken so far.
+        Raises UserError where loss or gradient is not finite.
+        """
+        position = self.steps if schedule_step is None else schedule_step
         factor = self.adaptive * schedule_factor(
-            self.settings.schedule, self.steps, self.total_steps, self.settings.warmup_steps
+            self.settings.schedule, position, self.total_steps, self.settings.warmup_steps
         )
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -113,7 +118,7 @@ class Updater:
         return norm
 
     def adapt_to_kl(self, approx_kl: float, target: float) -> None:
-        self.adaptive = adapted(self.adaptive, approx_kl, target)
+        self.adaptive = adapt_factor(self.adaptive, approx_kl, target)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "adaptive": self.adaptive}

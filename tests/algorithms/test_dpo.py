@@ -23,7 +23,6 @@ from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
 from accord.models.reference import FrozenReference
 from accord.training.checkpoint import read_pt
-from accord.training.last_metrics import LastMetrics
 from accord.training.updater import Updater
 from accord.types import Packed
 
@@ -201,15 +200,38 @@ def test_the_margin_may_rise_while_both_log_probs_fall() -> None:
     assert (found["chosen_logprob"], found["rejected_logprob"]) == policy
 
 
-@pytest.mark.parametrize(("chosen", "rejected", "said"), [(-0.1, -2.0, True), (0.1, -2.0, False), (0.3, 0.1, False)])
-def test_both_log_probs_falling_is_reported(
-    stage: Any, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: float, rejected: float, said: bool
-) -> None:
-    def trained(*_: object) -> LastMetrics:
-        return LastMetrics({"chosen_reward": chosen, "rejected_reward": rejected})
+NOTE = "chosen and rejected log-probs both fell"
 
-    monkeypatch.setattr(dpo, "train_epochs", trained)
-    data = {"train": world.preferences, "heldout_fraction": 0.0}
-    stage("dpo", {"model": {"base_model": world.transformer, "max_length": 96}, "data": data})
-    log = (tmp_path / "logs" / "dpo" / "dpo.log").read_text(encoding="utf-8")
-    assert ("chosen and rejected log-probs both fell" in log) is said
+
+def trained(stage: Any, world: Any, tmp_path: Path, data: dict[str, Any], name: str = "dpo") -> tuple[bool, Any]:
+    """Whether the note stands in the log, and the metrics."""
+    training = {"batch_size": 4, "num_epochs": 4, "learning_rate": 0.01}
+    model = {"base_model": world.mamba, "max_length": 96}
+    done = stage("dpo", {"model": model, "data": {"train": world.preferences, **data}, "training": training}, name)
+    log = (tmp_path / "logs" / name / f"{name}.log").read_text(encoding="utf-8")
+    return NOTE in log, done.done["metrics"]
+
+
+@pytest.mark.parametrize(("trained_as", "fell"), [("rejected", True), ("chosen", False)])
+def test_the_note_judges_the_held_out_pairs(
+    stage: Any, world: Any, tmp_path: Path, trained_as: str, fell: bool
+) -> None:
+    """Both replies of each held-out pair begin as one that training lowers, or as one that it raises."""
+    rows = [json.loads(line) for line in Path(world.preferences).read_text(encoding="utf-8").splitlines()]
+    pairs = [{"prompt": r["prompt"], "chosen": r[trained_as], "rejected": r[trained_as] * 2} for r in rows]
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    said, _ = trained(stage, world, tmp_path, {"heldout": str(heldout)})
+    assert said is fell
+
+
+def test_without_held_out_pairs_the_note_judges_training_pairs(stage: Any, world: Any, tmp_path: Path) -> None:
+    said, metrics = trained(stage, world, tmp_path, {"heldout_fraction": 0.0})
+    assert not said
+    assert metrics["chosen_reward"] > 0
+    rows = [json.loads(line) for line in Path(world.preferences).read_text(encoding="utf-8").splitlines()]
+    lowered = tmp_path / "lowered.jsonl"  # the rejected reply begins as the chosen one, which falls with it
+    pairs = [{"prompt": r["prompt"], "chosen": r["rejected"], "rejected": r["rejected"] * 2} for r in rows]
+    lowered.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    said, _ = trained(stage, world, tmp_path, {"train": str(lowered), "heldout_fraction": 0.0}, "lowered")
+    assert said

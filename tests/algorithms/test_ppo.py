@@ -76,8 +76,10 @@ class Recorder(Nothing):
     steps: list[tuple[int, list[list[int]]]] = field(default_factory=list)
     losses: list[PolicyLoss] = field(default_factory=list)
     adapted: list[tuple[float, float]] = field(default_factory=list)
+    schedule_steps: list[int] = field(default_factory=list)
 
-    def step(self, batch: Any, objective: PolicyLoss) -> dict[str, float]:
+    def step(self, batch: Any, objective: PolicyLoss, schedule_step: int) -> dict[str, float]:
+        self.schedule_steps.append(schedule_step)
         iteration = int(batch[0].advantages[0, 0])
         self.steps.append((iteration, [part.inputs.actions.tolist() for part in batch]))
         self.losses.append(objective)
@@ -195,6 +197,30 @@ def test_a_rollout_that_its_kl_stopped_stays_stopped_after_a_resume(new_run: New
     trained(new_run(resume=True), second, source, STOPPING)
     assert [iteration for iteration, _ in second.steps] == [1] * 9
     assert source.collected == [1]
+
+
+def test_the_schedule_counts_skipped_steps_as_passed(new_run: NewRun) -> None:
+    updater = Recorder(kl_of_step=large_at(4))
+    trained(new_run(), updater, Counting(), STOPPING)
+    assert updater.schedule_steps == [*range(4), *range(9, STEPS)]
+
+
+def test_without_early_stopping_the_schedule_counts_the_steps_taken(new_run: NewRun) -> None:
+    updater = Recorder()
+    trained(new_run(), updater, Counting())
+    assert updater.schedule_steps == list(range(STEPS))
+
+
+@pytest.mark.parametrize("stop", [2, 4, 6])
+def test_a_resumed_run_goes_to_the_same_place_in_the_schedule(new_run: NewRun, stop: int) -> None:
+    whole, first = Recorder(kl_of_step=large_at(4)), Recorder(kl_of_step=large_at(4), stop_after=stop)
+    trained(new_run("whole"), whole, Counting(), STOPPING)
+    first.run = new_run()
+    with pytest.raises(Interrupted):
+        trained(first.run, first, Counting(), STOPPING)
+    second = Recorder(kl_of_step=large_at(4 - stop))
+    trained(new_run(resume=True), second, Counting(), STOPPING)
+    assert first.schedule_steps + second.schedule_steps == whole.schedule_steps
 
 
 def test_an_adaptive_learning_rate_follows_the_kl_and_stops_nothing(new_run: NewRun) -> None:
@@ -427,6 +453,23 @@ def test_a_large_kl_ends_the_updates_of_a_rollout(stage: Any, world: Any, reward
         over = [r["approx_kl"] > 3e-3 for r in mine]
         assert not any(over[:-1])
         assert over[-1] or len(mine) == 8
+
+
+def test_a_linear_rate_follows_the_rollouts_where_they_stop_early(
+    stage: Any, world: Any, rewards: str, lines: Any
+) -> None:
+    """Every rollout of 8 minibatches stops early; each step has the rate of its place among all 24."""
+    training = {"target_kl": 1e-7, "learning_rate": 0.01, "num_epochs": 4, "iterations": 3, "schedule": "linear"}
+    stage("ppo", language(world, rewards, training=training))
+    rows = lines("ppo")
+    starts = [r["step"] for r in rollouts(rows)]
+    taken = steps(rows)
+    assert len(taken) < 24
+    for row in taken:
+        rollout = sum(start < row["step"] for start in starts) - 1
+        place = 8 * rollout + row["step"] - starts[rollout] - 1
+        assert row["learning_rate"] == pytest.approx(0.01 * (1 - place / 24))
+    assert taken[-1]["learning_rate"] <= 0.01 * 8 / 24
 
 
 def test_the_learning_rate_follows_the_kl(stage: Any, world: Any, rewards: str, lines: Any) -> None:

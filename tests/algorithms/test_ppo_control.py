@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from accord.algorithms.ppo_control import collector_for, loop_of, prepare_steps
+from accord.algorithms.ppo_control import new_collector, prepare_steps, rollout_loop
 from accord.config.load import load
 from accord.config.on_policy import StepsPPOOptimizer
 from accord.config.ppo import PPO
@@ -48,7 +48,7 @@ def collector(
     run: Run, model: AnyActorCritic, vectors: Vectors, normalizer: Normalizer, quick: bool = True, **training: Any
 ) -> StepCollector:
     settings = StepsPPOOptimizer(n_envs=len(vectors.observations), **training)
-    return collector_for(run, StepActor(model, numpy_networks(model) if quick else None), vectors, normalizer, settings)
+    return new_collector(run, StepActor(model, numpy_networks(model) if quick else None), vectors, normalizer, settings)
 
 
 # ------------------------------------------------------------------------------------- steps to a batch
@@ -237,11 +237,11 @@ def test_a_loop_has_as_many_rollouts_as_the_timesteps_ask_for() -> None:
     training = StepsPPOOptimizer(
         total_timesteps=130, n_steps=16, n_envs=2, num_epochs=3, batch_size=10, micro_batch_size=4
     )
-    loop = loop_of(training)
+    loop = rollout_loop(training)
     assert (loop.iterations, loop.rows, loop.epochs, loop.batch_size, loop.micro_batch_size) == (5, 32, 3, 10, 4)
     assert loop.steps == 5 * 3 * 4
     assert (loop.target_kl, loop.adaptive_rate) == (0.0, False)
-    assert loop_of(StepsPPOOptimizer(target_kl=0.1, schedule="kl_adaptive")).adaptive_rate
+    assert rollout_loop(StepsPPOOptimizer(target_kl=0.1, schedule="kl_adaptive")).adaptive_rate
 
 
 # ------------------------------------------------------------------------------------- a run
@@ -290,9 +290,9 @@ def test_the_clip_range_falls_linearly(stage: Any, monkeypatch: pytest.MonkeyPat
     found: list[float] = []
     step = NumpyUpdater.step
 
-    def noting(updater: NumpyUpdater, batch: Any, objective: PolicyLoss) -> dict[str, float]:
+    def noting(updater: NumpyUpdater, batch: Any, objective: PolicyLoss, schedule_step: int) -> dict[str, float]:
         found.extend(term.clip_range for _, term in objective.terms if isinstance(term, ClippedSurrogate))
-        return step(updater, batch, objective)
+        return step(updater, batch, objective, schedule_step)
 
     monkeypatch.setattr(NumpyUpdater, "step", noting)
     for kind, expected in (("constant", [0.2] * 4), ("linear", [0.2, 0.15, 0.1, 0.05])):
@@ -302,14 +302,22 @@ def test_the_clip_range_falls_linearly(stage: Any, monkeypatch: pytest.MonkeyPat
         assert found == pytest.approx(expected)
 
 
+def test_the_rate_and_the_clip_range_fall_over_the_rollouts_where_they_stop_early(stage: Any, lines: Any) -> None:
+    """Four rollouts of 4 minibatches; the KL of the second minibatch always exceeds the target."""
+    training = {"total_timesteps": 256, "num_epochs": 1, "learning_rate": 0.01, "target_kl": 1e-9}
+    stage("ppo", values("CartPole-v1", training={**training, "schedule": "linear"}))
+    rates = [r["learning_rate"] for r in lines("ppo") if "ratio" in r]
+    assert rates == pytest.approx([0.01 * (1 - place / 16) for place in (0, 1, 4, 5, 8, 9, 12, 13)])
+
+
 def test_weight_decay_is_trained_by_the_plain_updater(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[type] = []
     for updater in (Updater, NumpyUpdater):
         step = updater.step
 
-        def noting(self: Any, batch: Any, objective: Any, step: Any = step) -> dict[str, float]:
+        def noting(self: Any, batch: Any, objective: Any, schedule_step: int, step: Any = step) -> dict[str, float]:
             steps.append(type(self))
-            return dict(step(self, batch, objective))
+            return dict(step(self, batch, objective, schedule_step))
 
         monkeypatch.setattr(updater, "step", noting)
     for decay, kind in ((0.0, NumpyUpdater), (0.1, Updater)):

@@ -98,7 +98,7 @@ def test_groups_have_seeds_of_their_own(
     model: Backbone, data: PromptData, decoding: Decoding, written: list[Generation]
 ) -> None:
     again = sample_replies(model, data, Sampling(decoding, K, 2 * K), seeds)
-    assert [g.replies() for g in again] == [g.replies() for g in written]
+    assert [g.reply_tokens() for g in again] == [g.reply_tokens() for g in written]
     asked: list[int] = []
 
     def watched(i: int) -> torch.Generator:
@@ -117,7 +117,7 @@ def test_logprobs_of_replies_under_another_model(
     expected = [
         logprob_alone(other, prompt, reply, temperature)
         for g in written
-        for prompt, reply in zip(g.prompts, g.replies(), strict=True)
+        for prompt, reply in zip(g.prompts, g.reply_tokens(), strict=True)
     ]
     assert got == pytest.approx(expected, rel=1e-5)
 
@@ -138,7 +138,7 @@ def test_replies_are_measured_as_documented(
     model: Backbone,
     other: Backbone,
 ) -> None:
-    replies = [r for g in written for r in g.replies()]
+    replies = [r for g in written for r in g.reply_tokens()]
     asked = [p for g in written for p in g.prompts]
     assert answers.texts == [tokenizer.decode(r).strip() for r in replies]
     assert answers.lengths == [len(r) for r in replies]

@@ -8,7 +8,16 @@ import re
 import numpy as np
 import pytest
 
-from accord.evaluation.report import ModelRow, markdown_samples, markdown_table, side_by_side, table, write_results
+from accord.evaluation.report import (
+    FIRST_NUMBER,
+    HEADERS,
+    ModelRow,
+    markdown_samples,
+    markdown_table,
+    side_by_side,
+    table,
+    write_results,
+)
 
 ROWS = [
     ModelRow("sft", 0.10634, (0.05, 0.162), None, None, -0.0004, 24.31, 0.753),
@@ -42,14 +51,20 @@ def test_table_is_aligned_plain_and_fits():
     assert max(map(len, lines)) <= 110
     assert max(map(len, table(ROWS[:2]).splitlines())) <= 100
     assert table(ROWS).isascii()
-    rule = lines[1]
-    starts = [m.start() for m in re.finditer(r"-+", rule)]
-    for line in (lines[0], *lines[2:-1]):
-        assert all(line[s - 3 : s].isspace() for s in starts[1:])  # the gaps between columns stay empty in every line
-    ends = [m.end() for m in re.finditer(r"-+", rule)]
+    assert set(lines[1]) == {"-"}
+    starts = [lines[0].index(header) for header in HEADERS[1:FIRST_NUMBER]]
+    ends = [lines[0].index(header) + len(header) for header in HEADERS[FIRST_NUMBER:]]
     for line in lines[2:-1]:
-        assert line[ends[3] - 1].isdigit()  # numbers end at the right edge
-        assert line[ends[5] - 1] == "%"
+        assert all(line[s - 2 : s].isspace() and not line[s].isspace() for s in starts)
+        assert all(line[end - 1] in "0123456789%" and not line[end : end + 2].strip() for end in ends)
+
+
+def test_a_narrow_table_wraps_headers_and_names_and_no_figure():
+    text = table(ROWS, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    for figure in ("+0.547 [+0.49, +0.60]", "0.81 [0.76, 0.85]", "11.31", "256.0", "100 %"):
+        assert figure in text
+    assert words("".join(line[:13] for line in text.splitlines()[-4:-1])).endswith("longernameofamodel")
 
 
 def test_markdown_table_has_the_same_cells():

@@ -45,8 +45,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run compiled kernels on small work, too."""
-    monkeypatch.setattr(fast, "WORTH", 0)
-    monkeypatch.setattr(writing, "WORTH", 0)
+    monkeypatch.setattr(fast, "MIN_WORK_FOR_JIT", 0)
+    monkeypatch.setattr(writing, "MIN_WORK_FOR_JIT", 0)
 
 
 @torch.no_grad()
@@ -86,8 +86,8 @@ def test_returned_states_are_not_overwritten_and_threads_change_nothing(threads:
 def both_ways(monkeypatch: pytest.MonkeyPatch, decoding: Decoding, samples: int, seed: int) -> list[Any]:
     found = []
     for worth in (0, 2**60):
-        monkeypatch.setattr(fast, "WORTH", worth)
-        monkeypatch.setattr(writing, "WORTH", worth)
+        monkeypatch.setattr(fast, "MIN_WORK_FOR_JIT", worth)
+        monkeypatch.setattr(writing, "MIN_WORK_FOR_JIT", worth)
         found.append(generate(model(), PROMPTS, decoding, seeded(seed), samples)[0])
     return found
 

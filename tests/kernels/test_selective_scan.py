@@ -200,11 +200,11 @@ def test_threads_share_all_the_work() -> None:
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         parts.clear()
-        scan_numba.share(note, count=7, work=2**30)
+        scan_numba.parallel_for(note, count=7, work=2**30)
         assert sorted(i for first, last in parts for i in range(first, last)) == list(range(7))
         assert len(parts) == threads
     parts.clear()
-    scan_numba.share(note, count=7, work=100)  # too little to deal out
+    scan_numba.parallel_for(note, count=7, work=100)  # too little to deal out
     assert parts == [(0, 7)]
 
 
@@ -226,7 +226,7 @@ def test_softplus_and_gate_are_those_of_float64() -> None:
     results = []
     for dtype in (torch.float32, torch.float64):
         leaves = [v.to(dtype).requires_grad_() for v in (y.contiguous(), z)]
-        outputs = selective_scan.softplus(leaves[0]), selective_scan.gated(*leaves)
+        outputs = selective_scan.softplus(leaves[0]), selective_scan.gate(*leaves)
         results.append([*outputs, *torch.autograd.grad(outputs, leaves, [g.to(dtype)] * 2)])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-6)

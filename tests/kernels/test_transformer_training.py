@@ -114,8 +114,8 @@ def test_layout_holds_each_text_whole_and_each_token_once() -> None:
         tokens = [t for t in text if t >= 0]
         assert sum(row[: len(tokens)] == tokens and set(row[len(tokens) :]) <= {tokens[0]} for row in texts) == 1
     assert found.places[found.slots].tolist() == list(range(len(rows)))
-    assert found.places[found.again].tolist() == found.shared.tolist()
-    assert len(found.again) + len(rows) == int((rows.texts >= 0).sum())
+    assert found.places[found.duplicates].tolist() == found.shared.tolist()
+    assert len(found.duplicates) + len(rows) == int((rows.texts >= 0).sum())
     assert len(found.places) < 0.6 * rows.texts.numel()  # the longest text does not pad the shortest
 
 

@@ -16,7 +16,7 @@ def test_log_probs_and_gradients_do_not_depend_on_the_chunk_size(
     chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vocabulary_head, "CHUNK_ELEMENTS", chunk)
-    monkeypatch.setattr(vocabulary_head, "KEPT_ELEMENTS", kept)
+    monkeypatch.setattr(vocabulary_head, "MAX_STORED_PROBABILITIES", kept)
     torch.manual_seed(0)
     hidden = torch.randn(200, 12, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(97, 12, dtype=torch.float64, requires_grad=True)

@@ -19,7 +19,7 @@ from accord.kernels import decoding, transformer_training
 from accord.models import mamba as mamba_module
 from accord.models.backbone import Backbone
 from accord.models.mamba import Mamba, MambaConfig
-from accord.models.quantized import for_sampling
+from accord.models.quantized import sampling_copy
 from accord.models.transformer import Transformer
 from accord.models.transformer_config import TransformerConfig
 from accord.models.transformer_kernels import KNOWN
@@ -119,7 +119,7 @@ def kernels_forbidden() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformer_training, "run_layers", fail)
         patch.setattr(decoding.Decoder, "step", fail)
-        patch.setattr(decoding, "WORTH", 0)
+        patch.setattr(decoding, "MIN_WORK_FOR_JIT", 0)
         yield
 
 
@@ -130,7 +130,7 @@ def stepped(model: Transformer, packed: Packed) -> Tensor:
 
 
 def test_a_model_as_built_runs_in_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "WORTH", 0)
+    monkeypatch.setattr(decoding, "MIN_WORK_FOR_JIT", 0)
     model = model_of()
     with kernels_forbidden():
         with pytest.raises(AssertionError, match="a kernel"):
@@ -240,7 +240,7 @@ def test_a_config_with_an_unknown_field_turns_kernels_off() -> None:
 
 # ------------------------------------------------------------------ sampling copies
 def test_a_sampling_copy_is_stepped_in_kernels_until_a_layer_changes() -> None:
-    copy = for_sampling(model_of(), "bfloat16")
+    copy = sampling_copy(model_of(), "bfloat16")
     assert copy.has_kernels()
     copy.layers[0].mlp.down_proj.register_forward_hook(doubled)
     with kernels_forbidden():

@@ -9,7 +9,7 @@ from torch import nn
 from accord.errors import UserError
 from accord.kernels.int8 import has_int8_products
 from accord.models.open import small_backbone
-from accord.models.quantized import Bfloat16Linear, for_sampling
+from accord.models.quantized import Bfloat16Linear, sampling_copy
 from accord.models.transformer import Transformer
 from accord.models.transformer_config import TransformerConfig
 from accord.rollout.collect import pack_texts
@@ -38,7 +38,7 @@ def test_bfloat16_products_are_those_of_rounded_weights() -> None:
 )
 def test_a_copy_writes_nearly_what_the_policy_would(weights: str, kind: dict[str, object]) -> None:
     policy = model(**kind)
-    copy = for_sampling(policy, weights)  # type: ignore[arg-type]
+    copy = sampling_copy(policy, weights)  # type: ignore[arg-type]
     generation, _ = generate(copy, PROMPTS, Decoding(12, 1, 0), torch.Generator().manual_seed(0), samples=2)
     packed, chosen = pack_texts(generation.prompts, generation.responses, generation.mask)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_a_copy_writes_nearly_what_the_policy_would(weights: str, kind: dict[str
 
 def test_a_copy_holds_what_the_policy_was() -> None:
     policy = model()
-    copy = for_sampling(policy, "bfloat16")
+    copy = sampling_copy(policy, "bfloat16")
     assert not [p for n, p in copy.named_parameters() if "proj" in n]
     packed = Packed.of(PROMPTS)
     before = copy(packed)
@@ -65,10 +65,10 @@ def test_a_copy_holds_what_the_policy_was() -> None:
         for layer in policy.layers:
             layer.mlp.down_proj.weight.zero_()
     assert torch.equal(copy(packed), before)
-    assert not torch.allclose(for_sampling(policy, "bfloat16")(packed), before)
+    assert not torch.allclose(sampling_copy(policy, "bfloat16")(packed), before)
     assert isinstance(policy.layers[0].mlp.down_proj, nn.Linear)
 
 
 def test_other_families_are_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"sampling[.]weights=int8 needs a model of the Llama family"):
-        for_sampling(small_backbone("mamba", 32, 1, 50, 1, 0), "int8")
+        sampling_copy(small_backbone("mamba", 32, 1, 50, 1, 0), "int8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def test_other_stages_continue_and_the_summary_names_the_failure(
     assert not Path("checkpoints/rlhf/results.json").exists()
     assert main(["status"]) == 0
     shown = capsys.readouterr().out
-    assert "✗ failed       sft" in shown
+    assert re.search(r"✗ failed +sft ", shown)
 
     del acts["sft"]
     assert main(["run", "p.yaml"]) == 0
@@ -144,7 +145,7 @@ def test_a_stage_that_another_process_runs_is_refused(acts: dict[str, Act], caps
         assert sorted(p.name for p in out("sft").iterdir()) == [LOCK]
         assert done() == {"demo", "base", "other", "last"}
         assert main(["status"]) == 0
-        assert f"▶ running      sft      pid {child.pid}" in capsys.readouterr().out
+        assert re.search(rf"▶ running +sft +pid {child.pid}", capsys.readouterr().out)
         child.communicate(b"\n")
     assert main(["run", "p.yaml"]) == 0
 
@@ -237,7 +238,7 @@ def test_a_truncated_state_is_reported_and_left(tiny: Path, accord: Any, tmp_pat
     ended = accord(*words, "base.data.limit=0", "base.training.num_epochs=40")
     assert ended.returncode == 1
     assert "state.pt: not a readable checkpoint" in ended.stderr
-    assert "delete it to start anew" in ended.stderr
+    assert "delete it to start again" in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert len(state.read_bytes()) == len(whole) // 2
     state.unlink()

@@ -261,7 +261,7 @@ def test_after_ctrl_c_a_second_run_ends_as_if_uninterrupted(tmp_path: Path) -> N
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert "stopping at the next step; once more stops at once" in out
+    assert "stopping after this step; press again to stop at once" in out
     assert err.startswith("accord: sft: stopped at step ")
     assert err.endswith(" of 168; the state is saved. Run the same command again to resume.\n")
     at = int(err.split("step ")[1].split(" ")[0])

@@ -25,7 +25,7 @@ from accord.functional.advantages import (
     token_gae,
 )
 from accord.functional.losses.policy import entropy_bonus, kl_penalty_loss, ppo_policy_loss, ppo_value_loss
-from accord.functional.masked import centred, keep, masked_mean, masked_var, mean_over, whiten
+from accord.functional.masked import centered, keep, masked_mean, masked_var, mean_over, whiten
 from accord.models.backbone import Backbone, Cache
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.training.cross_entropy import cross_entropy
@@ -60,8 +60,8 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "masked_mean": masked_mean,
     "masked_var": masked_var,
     "masked_var, unbiased": lambda x, mask: masked_var(x, mask, unbiased=True),
-    "centred": lambda x, mask: centred(x, mask)[0],
-    "centred, the mean": lambda x, mask: centred(x, mask)[1],
+    "centered": lambda x, mask: centered(x, mask)[0],
+    "centered, the mean": lambda x, mask: centered(x, mask)[1],
     "whiten": whiten,
     "whiten, not shifted": lambda x, mask: whiten(x, mask, shift_mean=False),
     "normalize_advantages": normalize_advantages,

@@ -291,7 +291,7 @@ def test_a_damaged_state_is_reported(
     state = tmp_path / "out" / "sft" / "state.pt"
     whole = state.read_bytes()
     state.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"state\.pt: not a readable checkpoint .* delete it to start anew"):
+    with pytest.raises(UserError, match=r"state\.pt: not a readable checkpoint .* delete it to start again"):
         stage("sft", values, resume=True)
     state.write_bytes(whole)
     stage("sft", values, resume=True)  # the refusal touched nothing
@@ -366,7 +366,7 @@ def test_a_stage_that_fails_at_the_end_resumes_from_its_last_step(
         raise UserError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "leave_model", full)
+        patch.setattr(sft, "save_model", full)
         with pytest.raises(UserError, match="no space"):
             stage("sft", values, "cut", save_every=3)
     ticked: list[int] = []

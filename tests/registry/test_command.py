@@ -80,6 +80,7 @@ def test_lineage_prints_the_tree_and_writes_the_picture(
     assert "base@1" in text
     assert "<svg" in (tmp_path / "l.svg").read_text()
     assert "cannot be written" in refused(capsys, "lineage", "sft", "--svg", str(tmp_path / "l.svg" / "in_a_file"))
+    assert run(capsys, "lineage", "sft", "--mermaid").startswith("flowchart TD\n")
 
 
 def test_aliases_promotion_and_tags_change_what_names_find(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,11 +20,11 @@ from accord.io.digests import content_digest, read_manifest, verify
 from accord.models.open import open_backbone
 from accord.models.transformer import small_transformer
 from accord.registry.family import Family, Record, ancestors, from_json, of_path, read_lineage, to_json
-from accord.registry.lineage import key_settings, main_metric, tree
+from accord.registry.lineage import key_settings, main_metric, mermaid, tree
 from accord.registry.picture import Box, _crossings, _layers, _order, _place, svg
 from accord.registry.store import Store
 from accord.runtime.run import Run
-from accord.training.artifact import leave_artifact, open_tokenizer
+from accord.training.artifact import open_tokenizer, save_artifact
 
 
 def stage_folder(
@@ -127,7 +127,7 @@ def test_a_stage_leaves_an_artifact_complete_by_itself(
     parents = {k: content_digest(Path(v)) if k != "reward.source" else v for k, v in sources.items()}
     settings = {"training": {"beta": 0.1}, "out": "somewhere", "seed": 5}
     with open_run("dpo", seed=5, sources=sources, parents=parents, settings=settings) as run:
-        leave_artifact(run, small_transformer(32, 1, 50, 1, 0), small_tokenizer(), "dpo", {"accuracy": 0.7})
+        save_artifact(run, small_transformer(32, 1, 50, 1, 0), small_tokenizer(), "dpo", {"accuracy": 0.7})
     model = tmp_path / "out" / "dpo" / "model"
     manifest = read_manifest(model)
     assert manifest["settings"] == {"training": {"beta": 0.1}, "seed": 5}
@@ -182,6 +182,30 @@ def test_the_tree_shows_each_ancestor_once(world: dict[str, Path]) -> None:
     assert "model.base_model  sft@3  sft · " in text
     assert text.count("demo/base.jsonl") == 1
     assert "noise 0.4" in text
+
+
+def test_mermaid_text_has_each_ancestor_and_each_edge_once() -> None:
+    family = diamond()
+    text = mermaid("dddd", family, {})
+    nodes = re.findall(r'^  (n\d+)\["([^"]*)"\]:::\w+$', text, re.M)
+    names = {node: label.split("<br>")[0] for node, label in nodes}
+    edges = re.findall(r'^  (n\d+) -->\|"([^"]*)"\| (n\d+)$', text, re.M)
+    assert text.splitlines()[0] == "flowchart TD"
+    assert len(text.splitlines()) == 1 + len(nodes) + len(edges) + 3
+    assert sorted((names[upper], role, names[lower]) for upper, role, lower in edges) == [
+        ("a", "model.base_model", "b #60;1#62;"),
+        ("a", "reference", "d"),
+        ("b #60;1#62;", "model.base_model", "c"),
+        ("b #60;1#62;", "model.base_model", "d"),
+        ("c", "reward.source", "d"),
+        ("f.jsonl", "data.train", "c"),
+        ("m:f", "x", "d"),
+    ]
+
+
+def test_no_name_ends_a_mermaid_label() -> None:
+    text = mermaid("aaaa", {"aaaa": Record('x"] --> y', "base", "aaaa")}, {})
+    assert text.splitlines()[1] == '  n0["x#34;#93; --#62; y<br>base · aaaa"]:::model'
 
 
 # ------------------------------------------------------------------ the picture

@@ -61,7 +61,7 @@ def collected(task: TextTask, rows: Sequence[int] = ROWS, **options: object) -> 
 @torch.no_grad()
 def alone(backbone: Backbone, generation: Generation, row: int) -> Tensor:
     """Log-probs of one reply, from its text alone."""
-    prompt, reply = list(generation.prompts[row]), generation.replies()[row]
+    prompt, reply = list(generation.prompts[row]), generation.reply_tokens()[row]
     packed = Packed.of([prompt + reply])
     return reply_logprobs(backbone, packed, torch.arange(len(prompt), len(prompt) + len(reply)), 0.8)
 
@@ -76,7 +76,7 @@ def test_log_probs_and_scores_are_those_of_each_reply_alone(chunk: int) -> None:
         torch.testing.assert_close(rollout.ref_logprobs[row, :n], alone(reference, generation, row), rtol=0, atol=1e-5)
         torch.testing.assert_close(generation.logprobs[row, :n], alone(sampler, generation, row), rtol=0, atol=1e-5)
         assert (rollout.ref_logprobs[row, n:] == 0).all()
-    assert rollout.scores.tolist() == [len(TOKENIZER.decode(r)) for r in generation.replies()]
+    assert rollout.scores.tolist() == [len(TOKENIZER.decode(r)) for r in generation.reply_tokens()]
     assert set(rollout.terms) == {"length", "zero"}
     assert torch.equal(rollout.scores, rollout.terms["length"] + rollout.terms["zero"])
 
@@ -102,8 +102,8 @@ def test_the_reward_sees_the_prompt_that_each_reply_answers() -> None:
     (replies,) = seen
     assert list(replies.prompts) == [TEXTS[r] for r in ROWS for _ in range(2)]
     assert tuple(replies.prompt_tokens) == rollout.generation.prompts
-    assert list(replies.tokens) == rollout.generation.replies()
-    assert list(replies.texts) == [TOKENIZER.decode(r) for r in rollout.generation.replies()]
+    assert list(replies.tokens) == rollout.generation.reply_tokens()
+    assert list(replies.texts) == [TOKENIZER.decode(r) for r in rollout.generation.reply_tokens()]
     assert list(replies.ended) == rollout.generation.ended.tolist()
 
 

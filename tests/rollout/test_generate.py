@@ -88,7 +88,9 @@ def check_shape_of(generation: Generation, decoding: Decoding) -> None:
     assert (generation.responses[~generation.mask] == decoding.pad_id).all()
     assert (generation.logprobs[~generation.mask] == 0).all()
     assert (generation.logprobs[generation.mask] <= 0).all()
-    for reply, ended, length in zip(generation.replies(), generation.ended.tolist(), lengths.tolist(), strict=True):
+    for reply, ended, length in zip(
+        generation.reply_tokens(), generation.ended.tolist(), lengths.tolist(), strict=True
+    ):
         assert (reply[-1] == decoding.eos_id) is ended
         assert decoding.eos_id not in reply[:-1]
         assert ended or length == decoding.max_new_tokens
@@ -102,7 +104,7 @@ def test_greedy_is_the_naive_loop_while_finished_rows_leave(family: str, monkeyp
     spy = Spy(backbone, monkeypatch)
     decoding = Decoding(12, eos, PAD, temperature=0)
     generation, _ = generate(backbone, PROMPTS, decoding, seeded())
-    assert generation.replies() == [naive_greedy(backbone, p, 12, eos) for p in PROMPTS]
+    assert generation.reply_tokens() == [naive_greedy(backbone, p, 12, eos) for p in PROMPTS]
     assert len(set(spy.batches)) > 1, "no row left: this test would show nothing"
     assert spy.batches == sorted(spy.batches, reverse=True)
     assert generation.ended.any()
@@ -143,10 +145,10 @@ def test_samples_share_the_reading_of_their_prompt(family: str, monkeypatch: pyt
     generation, values = generate(backbone, PROMPTS[:3], decoding, seeded(), samples=4)
     assert spy.prompts == [3]
     assert generation.prompts == tuple(p for p in PROMPTS[:3] for _ in range(4))
-    assert len({tuple(r) for r in generation.replies()}) > 6  # samples of a prompt differ
+    assert len({tuple(r) for r in generation.reply_tokens()}) > 6  # samples of a prompt differ
     assert (values == 0).all()
     greedy, _ = generate(backbone, PROMPTS[:3], Decoding(6, VOCAB + 1, PAD, 0), seeded(), samples=2)
-    assert greedy.replies() == [naive_greedy(backbone, p, 6) for p in PROMPTS[:3] for _ in range(2)]
+    assert greedy.reply_tokens() == [naive_greedy(backbone, p, 6) for p in PROMPTS[:3] for _ in range(2)]
 
 
 def test_the_generator_decides_everything() -> None:
@@ -154,7 +156,7 @@ def test_the_generator_decides_everything() -> None:
     draws = [generate(backbone, PROMPTS, Decoding(8, 2, PAD), seeded(s))[0] for s in (0, 0, 1)]
     assert torch.equal(draws[0].responses, draws[1].responses)
     assert torch.equal(draws[0].logprobs, draws[1].logprobs)
-    assert draws[0].replies() != draws[2].replies()
+    assert draws[0].reply_tokens() != draws[2].reply_tokens()
     torch.manual_seed(0)
     before = torch.get_rng_state()
     generate(backbone, PROMPTS, Decoding(8, 2, PAD), seeded())
@@ -175,7 +177,7 @@ def test_an_eos_that_is_the_pad_token_is_still_an_action() -> None:
     """``ended`` is read under the mask: pads after a cut reply must not count as an end."""
     backbone = tiny("mamba")
     generation, _ = generate(backbone, PROMPTS * 3, Decoding(5, PAD, PAD), seeded(2))
-    assert [r[-1] == PAD for r in generation.replies()] == generation.ended.tolist()
+    assert [r[-1] == PAD for r in generation.reply_tokens()] == generation.ended.tolist()
     assert 0 < int(generation.ended.sum()) < 30
 
 
@@ -186,7 +188,7 @@ def test_a_stream_is_the_reply_without_its_end(family: str) -> None:
     for prompt in PROMPTS[:5]:
         decoding = Decoding(12, eos, PAD)
         alone, _ = generate(backbone, [prompt], decoding, seeded(7))
-        reply = alone.replies()[0]
+        reply = alone.reply_tokens()[0]
         assert list(stream(backbone, prompt, decoding, seeded(7))) == (reply[:-1] if alone.ended[0] else reply)
 
 
@@ -282,7 +284,9 @@ def test_generation_config_is_not_read(kind: str, tmp_path: Path) -> None:
         json.dumps({"eos_token_id": 1, "pad_token_id": 0, **GENERATION_CONFIG})
     )
     with_config = sample_replies(open_backbone(tmp_path))
-    assert with_config.replies() == plain.replies()
+    assert with_config.reply_tokens() == plain.reply_tokens()
     assert torch.equal(with_config.logprobs, plain.logprobs)
-    assert {3, 4, 5} <= {token for reply in plain.replies() for token in reply}  # what suppress_tokens would forbid
-    assert len({tuple(r) for r in plain.replies()[:8]}) > 4  # and top_k 1 would make alike
+    assert {3, 4, 5} <= {
+        token for reply in plain.reply_tokens() for token in reply
+    }  # what suppress_tokens would forbid
+    assert len({tuple(r) for r in plain.reply_tokens()[:8]}) > 4  # and top_k 1 would make alike

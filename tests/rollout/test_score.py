@@ -117,8 +117,8 @@ def test_a_function_sees_texts_and_gives_numbers() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([1.0], r"brief: gave 1 scores for 2 replies"),
-        ([1.0, 2.0, 3.0], r"brief: gave 3 scores for 2 replies"),
+        ([1.0], r"brief: returned 1 scores for 2 replies"),
+        ([1.0, 2.0, 3.0], r"brief: returned 3 scores for 2 replies"),
         ([1.0, math.nan], r"brief: the score of reply 1 is nan: 'second'"),
         ([-math.inf, math.nan], r"brief: the score of reply 0 is -inf: 'first'"),
     ],

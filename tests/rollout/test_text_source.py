@@ -59,7 +59,7 @@ def test_a_rollout_is_of_its_iterations_prompts_weights_and_seed(
         assert rollout.generation.prompts == tuple(made.task.prompts.prompts[row] for row in rows for _ in range(2))
         assert rollout.weight_versions.unique().tolist() == [iteration]
     assert torch.equal(found[1].generation.responses, found[2].generation.responses)
-    assert found[0].generation.replies() != found[1].generation.replies()
+    assert found[0].generation.reply_tokens() != found[1].generation.reply_tokens()
 
 
 def test_each_rollout_asks_for_the_sampler_again(new_run: NewRun, world: Any, tokenizer: Any, make_tiny: Tiny) -> None:

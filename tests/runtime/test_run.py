@@ -162,5 +162,5 @@ def test_a_run_knows_its_stage_from_the_start(make: Make) -> None:
 def test_a_stage_without_a_state_says_so_when_it_is_stopped(run: Run) -> None:
     run.begin(9, resumable=False)
     run.stop.raised = True
-    with pytest.raises(Interrupted, match="this stage keeps no state and will begin anew"):
+    with pytest.raises(Interrupted, match="this stage saves no state and will start again"):
         run.check_stop()

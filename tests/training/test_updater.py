@@ -150,6 +150,21 @@ def test_the_optimizer_uses_the_schedule() -> None:
     assert rates == pytest.approx([0.005, 0.01, 0.01, 0.00875])
 
 
+def test_a_given_place_in_the_schedule_moves_the_rate_and_nothing_else() -> None:
+    """Weight decay off: Adam's step is the rate times a direction that depends on the steps taken alone."""
+    moves = []
+    for places in ([None, None], [0, 7]):
+        net = model()
+        updater = updater_of(net, schedule="linear")
+        updater.step([rows()], lambda micro, net=net: squared(net, micro), places[0])
+        before = [p.detach().clone() for p in net.parameters()]
+        metrics = updater.step([rows()], lambda micro, net=net: squared(net, micro), places[1])
+        assert metrics["learning_rate"] == pytest.approx(0.01 * (0.9 if places[1] is None else 0.3))
+        moves.append(torch.cat([(p.detach() - b).reshape(-1) for p, b in zip(net.parameters(), before, strict=True)]))
+        assert updater.steps == 2
+    torch.testing.assert_close(moves[1], moves[0] / 3, rtol=1e-9, atol=1e-15)
+
+
 def test_the_adaptive_rate_follows_the_kl() -> None:
     net = model()
     updater = updater_of(net)
@@ -185,7 +200,7 @@ def test_what_is_not_finite_is_refused_and_touches_nothing(bad: float, where: st
         output.loss.total.register_hook(lambda grad: grad * bad)
         return output
 
-    with pytest.raises(UserError, match=r"step 2: loss .* not finite; the weights were not touched"):
+    with pytest.raises(UserError, match=r"step 2: loss .* not finite; the weights were not changed"):
         updater.step(cut(rows(), [6, 6]), broken)
     for p, old in zip(net.parameters(), before, strict=True):
         assert torch.equal(p, old)

@@ -36,7 +36,7 @@ def ppo_value_loss(
 ) -> LossOutput:
     """Half the squared error; clipped: max((v - R)^2, (clip(v, v_old - eps, v_old + eps) - R)^2) / 2.
 
-    The maximum keeps the worse of the two, as in openai/baselines and lm-human-preferences.  None: no clip.
+    The maximum takes the worse of the two, as in openai/baselines and lm-human-preferences.  None: no clip.
     """
     same_shape(mask, values=values, old_values=old_values, returns=returns)
     values, old_values, returns = (keep(wide(x), mask) for x in (values, old_values, returns))

@@ -1,4 +1,4 @@
-"""The experience of a few environments over a fixed number of steps, kept in a ring."""
+"""A ring buffer with the last steps of several environments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _array(x: Array, dtype: torch.dtype) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """``B`` steps, in whatever order they were asked for."""
+    """``B`` steps, in the order that ``get`` was asked for."""
 
     observations: Tensor  # (B, *obs_shape) float32
     actions: Tensor  # (B,) int64, or (B, action_dim) float32 for continuous ones
@@ -44,10 +44,10 @@ _COLUMNS = tuple(field.name for field in fields(RolloutBatch))
 
 
 class RolloutBuffer:
-    """At most ``n_steps`` steps of ``n_envs`` environments; once full, a new step takes the place of the oldest.
+    """At most ``n_steps`` steps of ``n_envs`` environments; once full, a new step replaces the oldest.
 
-    The arrays are public tensors, (n_steps, n_envs, …) from the first to the last, in the order of the ring.  They live
-    on the CPU, where environments do; ``get`` gives copies on ``device``, in the order of time or shuffled.
+    The arrays are public tensors, (n_steps, n_envs, …) in ring order.  They are
+    on the CPU, as environments are; ``get`` gives copies on ``device``, in the order of time or shuffled.
 
     >>> buffer = RolloutBuffer(n_steps=2, obs_dim=3)
     >>> for reward in (1.0, 2.0):
@@ -85,15 +85,17 @@ class RolloutBuffer:
         self.advantages = torch.zeros(steps)
         self.returns = torch.zeros(steps)
         names = {*_GIVEN, *_COLUMNS}
-        self._held = {name: getattr(self, name).numpy() for name in names}  # the same memory, far quicker to use
+        self._arrays = {
+            name: getattr(self, name).numpy() for name in names
+        }  # views of the same memory, much faster to index
         self.reset()
 
     def reset(self) -> None:
-        """Forgets every step."""
+        """Drops every step."""
         self._next, self._length, self._computed = 0, 0, False
 
     def __len__(self) -> int:
-        """Steps held, each of ``n_envs`` environments."""
+        """Steps stored, each of ``n_envs`` environments."""
         return self._length
 
     @property
@@ -101,15 +103,15 @@ class RolloutBuffer:
         return self._length == self.n_steps
 
     def begin(self) -> dict[str, np.ndarray]:
-        """Forgets every step; returns the memory of what ``add`` takes, by the tensor's name, to be written row by row.
+        """Drops every step; returns the arrays that ``add`` fills, by the tensor's name, to be written row by row.
 
-        For loops in which a call of ``add`` is dear; ``end`` follows when all ``n_steps`` rows are written.
+        For loops in which a call of ``add`` per step is slow; call ``end`` when all ``n_steps`` rows are written.
         """
         self.reset()
-        return self._held
+        return self._arrays
 
     def end(self) -> None:
-        """All rows are written, the oldest first."""
+        """Marks all rows as written, the oldest first."""
         self._next, self._length, self._computed = 0, self.n_steps, False
 
     def add(
@@ -122,17 +124,17 @@ class RolloutBuffer:
         done: Array,
         bootstrap: Array = 0.0,
     ) -> None:
-        """Takes in one step: what was seen, done and got, (n_envs, …) each; the first dimension may be absent for one.
+        """Adds one step: observation, action, reward and so on, (n_envs, …) each; one environment may omit the first dimension.
 
-        ``done`` is true where this very step ended the episode, be it by its end or by a limit of time; for the latter
-        ``bootstrap`` holds V(final observation) (0 elsewhere), since such an episode is cut, not over.
-        Raises ValueError for a wrong shape, and then takes in nothing.
+        ``done`` is true where this step ended the episode, by termination or by a time limit; for the latter
+        ``bootstrap`` holds V(final observation) (0 elsewhere), since such an episode is truncated, not terminated.
+        Raises ValueError for a wrong shape, and then adds nothing.
         """
         row = self._next
         cut = np.full(self.n_envs, bootstrap) if isinstance(bootstrap, float) else bootstrap
         step: list[tuple[np.ndarray, np.ndarray]] = []
         for name, given in zip(_GIVEN, (obs, action, reward, value, log_prob, done, cut), strict=True):
-            slot = self._held[name][row]
+            slot = self._arrays[name][row]
             x = _array(given, getattr(self, name).dtype)
             if x.shape != slot.shape and not (self.n_envs == 1 and x.shape == slot.shape[1:]):
                 raise ValueError(f"{name}: one step has shape {x.shape}, expected {slot.shape}")
@@ -144,7 +146,7 @@ class RolloutBuffer:
         self._computed = False
 
     def _time_order(self) -> np.ndarray | slice:
-        """(len,) rows of the ring, oldest first; the memory's own order where the ring has not turned."""
+        """(len,) rows of the ring, oldest first; a slice where the ring has not wrapped around."""
         if self._next in (0, self._length):
             return slice(self._length)
         return (np.arange(self._length) + self._next - self._length) % self.n_steps
@@ -160,20 +162,20 @@ class RolloutBuffer:
         last = _array(last_value, torch.float32)
         if last.shape not in ((), (self.n_envs,)):
             raise ValueError(f"last_value: shape {tuple(last.shape)}, expected ({self.n_envs},)")
-        order, held = self._time_order(), self._held
-        rewards, values, dones = (held[name][order] for name in ("rewards", "values", "dones"))
-        held["advantages"][order], held["returns"][order] = compute_gae(
-            rewards, values, dones, last, self.gamma, self.gae_lambda, bootstrap=held["bootstraps"][order]
+        order, arrays = self._time_order(), self._arrays
+        rewards, values, dones = (arrays[name][order] for name in ("rewards", "values", "dones"))
+        arrays["advantages"][order], arrays["returns"][order] = compute_gae(
+            rewards, values, dones, last, self.gamma, self.gae_lambda, bootstrap=arrays["bootstraps"][order]
         )
         self._computed = True
 
     def steps(self) -> dict[str, np.ndarray]:
-        """Copies of all that a ``RolloutBatch`` holds, in the order of time, environments side by side."""
+        """Copies of a ``RolloutBatch``'s arrays, in the order of time, environments side by side."""
         if not self._computed:
-            raise ValueError("advantages are not those of the steps held: call compute before get")
+            raise ValueError("advantages are not those of the stored steps: call compute before get")
         order, count = self._time_order(), self._length * self.n_envs
         return {
-            name: np.array(self._held[name][order]).reshape(count, *self._held[name].shape[2:]) for name in _COLUMNS
+            name: np.array(self._arrays[name][order]).reshape(count, *self._arrays[name].shape[2:]) for name in _COLUMNS
         }
 
     def get(self, batch_size: int | None = None, generator: Generator | None = None) -> Iterator[RolloutBatch]:
@@ -183,7 +185,7 @@ class RolloutBuffer:
         ``generator`` is a CPU one.  Raises ValueError where ``compute`` has not followed the newest ``add``.
         """
         if not self._computed:
-            raise ValueError("advantages are not those of the steps held: call compute before get")
+            raise ValueError("advantages are not those of the stored steps: call compute before get")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: {batch_size}, expected 1 or more")
         return self._batches(batch_size, generator)

@@ -23,8 +23,8 @@ class StepRollout:
     """``n_steps`` of ``n_envs`` environments; the buffer holds them without advantages, and is reused by the next one."""
 
     buffer: RolloutBuffer
-    last_values: np.ndarray  # (n_envs,) of what was observed after the last step
-    valid: np.ndarray | None  # (n_steps · n_envs,) bool: the steps whose action was taken; None: all
+    last_values: np.ndarray  # (n_envs,) values of the observations after the last step
+    valid: np.ndarray | None  # (n_steps · n_envs,) bool, false on steps that took no action (autoreset); None: all true
     ref_logprobs: np.ndarray | None  # (n_steps, n_envs) float64 of the actions under the reference, where there is one
     returns: tuple[float, ...]  # of the episodes that ended in this rollout, by the task's own rewards
     recent_returns: tuple[float, ...]  # of the last 100 episodes at most
@@ -34,7 +34,7 @@ class StepRollout:
 
 @dataclass(frozen=True, slots=True)
 class StepActor:
-    """The policy that acts, and its networks in NumPy where they serve."""
+    """The policy model, and its networks in NumPy where it has them."""
 
     model: AnyActorCritic
     networks: NumpyActorCritic | None = None
@@ -65,9 +65,9 @@ class StepCollector:
 
     @torch.no_grad()
     def collect(self, iteration: int) -> StepRollout:
-        """One rollout.  Steps whose action was not taken (an autoreset's) are marked as not valid.
+        """One rollout.  Autoreset steps, which take no action, are marked as not valid.
 
-        The loop makes as few calls as it can: on small tasks they are what a step costs.
+        The loop makes few calls: on small tasks they dominate the time of a step.
         """
         buffer, normalizer, step = self.buffer, self.normalizer, self.vectors.step
         shape = (buffer.n_steps, buffer.n_envs)
@@ -77,8 +77,8 @@ class StepCollector:
         cuts: list[tuple[int, np.ndarray, np.ndarray]] = []
         reference: list[np.ndarray] = []
         for t in range(buffer.n_steps):
-            seen = observations[t] = self.observations
-            action = actions[t] = act(t, seen)
+            observation = observations[t] = self.observations
+            action = actions[t] = act(t, observation)
             stepped: Stepped = step(action)
             rewards[t], terminated[t], truncated[t], valid[t] = stepped[:4]
             if np.count_nonzero(stepped.truncated):
@@ -92,7 +92,7 @@ class StepCollector:
         for t in range(buffer.n_steps):
             rows["rewards"][t] = normalizer.rewards(rewards[t], ended[t], valid[t])
         rows["bootstraps"][:] = 0.0
-        for t, cut, final in cuts:  # a time limit is no part of the task: the episode goes on in the value function
+        for t, cut, final in cuts:  # a time limit is not part of the task: bootstrap from the value function
             rows["bootstraps"][t, cut] = self.actor.values(final)
         if networks := self.actor.networks:
             flat = (
@@ -114,16 +114,16 @@ class StepCollector:
         )
 
     def _policy_of(self, iteration: int) -> Callable[[int, np.ndarray], np.ndarray]:
-        """The function that acts at step t of a rollout.  In NumPy, log-probs and values wait for the rollout's end."""
+        """The function that acts at step t of a rollout.  In NumPy, log-probs and values are computed after the rollout."""
         actor, buffer = self.actor, self.buffer
         generator = self.run.generator("actions", iteration, device=str(actor.device))
         if networks := actor.networks:
             noise = networks.sampling_noise((buffer.n_steps, buffer.n_envs), generator)
-            return lambda t, seen: networks.sample(seen, noise[t])
+            return lambda t, observations: networks.sample(observations, noise[t])
 
-        def act(t: int, seen: np.ndarray) -> np.ndarray:
-            observations = torch.from_numpy(seen).to(actor.device)
-            action, log_prob, value = actor.model.get_action_and_value(observations, generator=generator)
+        def act(t: int, observations: np.ndarray) -> np.ndarray:
+            on_device = torch.from_numpy(observations).to(actor.device)
+            action, log_prob, value = actor.model.get_action_and_value(on_device, generator=generator)
             buffer.log_probs[t], buffer.values[t] = log_prob.cpu(), value.cpu()
             actions: np.ndarray = action.cpu().numpy()
             return actions
@@ -133,10 +133,10 @@ class StepCollector:
     def _episode_returns(self, rewards: np.ndarray, ended: np.ndarray) -> tuple[float, ...]:
         """The sums of the task's own rewards of the episodes that ended, from (n_steps, n_envs) each."""
         returns: list[float] = []
-        over = [bool(some.any()) for some in ended]
-        for t, some in enumerate(rewards):
-            self.running_returns += some
-            if over[t]:
+        any_ended = [bool(row.any()) for row in ended]
+        for t, step_rewards in enumerate(rewards):
+            self.running_returns += step_rewards
+            if any_ended[t]:
                 returns += self.running_returns[ended[t]].tolist()
                 self.running_returns[ended[t]] = 0.0
         self.recent_returns.extend(returns)

@@ -1,4 +1,4 @@
-"""Environments side by side, stepped in one call, resumable bit-exactly: what the step collector reads from."""
+"""Environments side by side, stepped in one call, resumed bit-exactly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Spaces:
     low: np.ndarray | None = None  # (action_dim,) bounds of continuous actions
     high: np.ndarray | None = None
 
-    def acted(self, actions: np.ndarray) -> np.ndarray:
+    def to_task(self, actions: np.ndarray) -> np.ndarray:
         """The task's actions from the policy's: counted from ``start``, or clipped to the bounds."""
         if self.continuous:
             clipped: np.ndarray = np.clip(actions, self.low, self.high)
@@ -37,8 +37,8 @@ class Stepped(NamedTuple):
 
     rewards: np.ndarray  # (n,) float64
     terminated: np.ndarray  # (n,) bool: the episode is over
-    truncated: np.ndarray  # (n,) bool: the episode was cut
-    valid: np.ndarray  # (n,) bool: false where the action was not taken (``waiting`` before the step)
+    truncated: np.ndarray  # (n,) bool: a time limit cut the episode
+    valid: np.ndarray  # (n,) bool: false where no action was taken (``waiting`` before the step)
     final: np.ndarray  # (n, obs_dim) float32: the observation that the step led to, before any reset
     ref_logprobs: np.ndarray | None = None  # (n,) float64, of the actions under a reference policy, where there is one
 
@@ -48,9 +48,9 @@ class Vectors(Protocol):
 
     spaces: Spaces
     observations: np.ndarray
-    """(n, obs_dim) float32: what the next action is chosen by."""
+    """(n, obs_dim) float32: the input of the next action."""
     waiting: np.ndarray
-    """(n,) bool: where the next action will not be taken, since that step only begins an episode."""
+    """(n,) bool: true where the next step takes no action and only begins an episode."""
 
     def step(self, actions: np.ndarray) -> Stepped: ...
 
@@ -62,11 +62,11 @@ class Vectors(Protocol):
 
 
 class EpisodeVectors:
-    """Environments of one kind; where an episode ends, the next begins within the step, from its seed.
+    """Environments of one kind; where an episode ends, the next begins within the same step, from its seed.
 
-    ``gymnasium.vector.SyncVectorEnv`` would take several times as long for a step as a quick task.
-    The state is the number of each one's episode and its actions since; loading replays them from the episode's seed,
-    which serves every task that is a function of seed and actions.
+    ``gymnasium.vector.SyncVectorEnv`` takes several times as long per step on small tasks.
+    The state is each environment's episode number and the actions since; loading replays them from the episode's seed,
+    which is exact for every task that is a function of seed and actions.
     """
 
     def __init__(
@@ -95,18 +95,18 @@ class EpisodeVectors:
 
     def step(self, actions: np.ndarray) -> Stepped:
         """Acts in each; ``observations`` are the next episode's first ones where one has ended."""
-        acted, n, over = self.spaces.acted(actions), len(self.environments), []
+        task_actions, n, over = self.spaces.to_task(actions), len(self.environments), []
         final, rewards = np.empty((n, self.spaces.obs_dim), dtype=np.float32), np.empty(n)
         terminated, truncated = np.empty(n, dtype=bool), np.empty(n, dtype=bool)
         reference = np.empty(n) if self.with_reference else None
         for i, environment in enumerate(self.environments):
-            final[i], rewards[i], ended, cut, info = environment.step(acted[i])
+            final[i], rewards[i], ended, cut, info = environment.step(task_actions[i])
             terminated[i], truncated[i] = ended, cut
             if reference is not None:
                 reference[i] = info["ref_logprob"]
             if ended or cut:
                 over.append(i)
-        self.actions.append(acted)
+        self.actions.append(task_actions)
         self.observations = final
         if over:
             for i in over:
@@ -114,7 +114,7 @@ class EpisodeVectors:
                 self.starts[i] = len(self.actions)
             self.observations = self._begin_episodes(final.copy(), over)
             oldest = min(self.starts)
-            if oldest > 1000:  # what lies before every present episode is not needed again
+            if oldest > 1000:  # actions before every current episode are not needed again
                 del self.actions[:oldest]
                 self.starts = [start - oldest for start in self.starts]
         return Stepped(rewards, terminated, truncated, self.valid, final, reference)

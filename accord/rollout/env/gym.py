@@ -1,10 +1,10 @@
-"""Gymnasium tasks side by side, stepped in one call, and resumable bit for bit.
+"""Gymnasium tasks side by side, stepped in one call, and resumed bit-exactly.
 
-Gymnasium's vector environments begin an episode anew by themselves, each kind at another moment (``AutoresetMode``):
-  * ``EpisodeVectors`` does without them and resets with a seed for each episode, so that an episode can be had again
-    by acting it again from its seed; this serves every task that is a function of seed and actions;
-  * ``ArrayVectors`` is for tasks that bring an implementation of their own for many at once (``vector_entry_point``)
-    whose state is plain arrays: these and the state of its generator are saved.
+Gymnasium's vector environments reset themselves, each kind at another step (``AutoresetMode``):
+  * ``EpisodeVectors`` does without them and resets with a seed for each episode, so that an episode can be replayed
+    from its seed; this is exact for every task that is a function of seed and actions;
+  * ``ArrayVectors`` is for tasks with a vectorized implementation of their own (``vector_entry_point``) whose state
+    is plain arrays: these and the state of its generator are saved.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def make_environment(name: str, render_mode: str | None = None) -> Any:
 
 
 def spaces_of(name: str, observations: Any, actions: Any) -> Spaces:
-    """What a policy needs to know of a task's spaces.  Raises UserError for spaces of another kind."""
+    """A task's spaces as ``Spaces``.  Raises UserError for spaces that no policy here can use."""
     kinds = _gymnasium().spaces
     if not isinstance(observations, kinds.Box) or len(observations.shape) != 1:
         raise UserError(f"environment: {name!r} shows {observations}, needed is a vector (a Box of one dimension).")
@@ -69,7 +69,7 @@ def spaces_of(name: str, observations: Any, actions: Any) -> Spaces:
 def open_vectors(name: str, n: int, seed_of: SeedOf) -> Vectors:
     """``n`` environments of a Gymnasium id or a ``module:Class``, each at the start of its first episode.
 
-    Raises UserError where Gymnasium is absent, the name unknown, or the spaces of a kind that no policy here serves.
+    Raises UserError where Gymnasium is absent, the name unknown, or its spaces are such that no policy here can use them.
     """
     gymnasium = _gymnasium()
     try:
@@ -89,14 +89,14 @@ def _as_arrays(name: str, vector: Any, seed_of: SeedOf) -> ArrayVectors | None:
     """None where the state is not plain arrays, or resets are left to the caller."""
     modes = _gymnasium().vector.AutoresetMode
     found = ArrayVectors(name, vector, seed_of)
-    if found.mode in (modes.NEXT_STEP, modes.SAME_STEP) and found.plain():
+    if found.mode in (modes.NEXT_STEP, modes.SAME_STEP) and found.can_be_saved():
         return found
     vector.close()
     return None
 
 
 class ArrayVectors:
-    """A task's own implementation for many at once.
+    """A task's own vectorized implementation.
 
     With autoreset at the next step, the step after an episode's end takes no action and is marked as not valid.
     """
@@ -112,7 +112,7 @@ class ArrayVectors:
     def _attributes(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self.inner).items() if isinstance(value, _PLAIN)}
 
-    def plain(self) -> bool:
+    def can_be_saved(self) -> bool:
         """Whether nothing but arrays and numbers can change in a step."""
         gymnasium = _gymnasium()
         fixed = (*_PLAIN, type(None), str, gymnasium.Space, gymnasium.envs.registration.EnvSpec, np.random.Generator)
@@ -122,8 +122,8 @@ class ArrayVectors:
 
     def step(self, actions: np.ndarray) -> Stepped:
         """Acts in each; ``observations`` are the final ones where an episode has ended at the end of this step."""
-        seen, rewards, terminated, truncated, info = self.vector.step(self.spaces.acted(actions))
-        final = np.array(seen, dtype=np.float32, order="C")  # as after a resume: torch rounds by the layout
+        observations, rewards, terminated, truncated, info = self.vector.step(self.spaces.to_task(actions))
+        final = np.array(observations, dtype=np.float32, order="C")  # as after a resume: torch rounds by the layout
         self.observations, ended = final, terminated | truncated
         valid = ~self.waiting
         if not self.within_step:

@@ -1,6 +1,6 @@
 """Running scales of observations and rewards: "The 37 Implementation Details of PPO", continuous actions 6-9.
 
-Statistics are those of all that was seen so far, by the parallel rule of Chan et al. (1979), in float64.
+Statistics are those of all data so far, by the parallel rule of Chan et al. (1979), in float64.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ EPSILON = 1e-8
 
 
 class RunningMoments:
-    """Mean and population variance of all rows seen, one for each component; 0 and 1 before the first.
+    """Mean and population variance of all rows so far, one for each component; 0 and 1 before the first.
 
     >>> moments = RunningMoments(())
     >>> for batch in ([1.0, 2.0], [6.0]):
@@ -29,7 +29,7 @@ class RunningMoments:
         self.variance = np.ones(shape)
 
     def update(self, rows: np.ndarray) -> None:
-        """Takes in (n, *shape) rows; none at all changes nothing."""
+        """Adds (n, *shape) rows; n may be 0."""
         n = len(rows)
         if n == 0:
             return
@@ -51,8 +51,8 @@ class RunningMoments:
 class Normalizer:
     """Observations to mean 0 and deviation 1; rewards divided by the deviation of their discounted running sum.
 
-    Rewards are not shifted: that would change what is optimal.  Both are clipped at ``clip``.  What is switched off
-    passes unchanged.  ``learn=False`` leaves the statistics as they are, for evaluation.
+    Rewards are not shifted: that would change the optimal policy.  Both are clipped at ``clip``.  What is switched off
+    is returned unchanged.  ``learn=False`` leaves the statistics as they are, for evaluation.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Normalizer:
         self.discounted = np.zeros(n_envs)
 
     def observations(self, raw: np.ndarray, valid: np.ndarray | None = None, learn: bool = True) -> np.ndarray:
-        """(n, obs_dim) float32; only rows that ``valid`` (n,) bool keeps are learnt from."""
+        """(n, obs_dim) float32; only rows where ``valid`` (n,) bool is true update the statistics."""
         if self.seen is None:
             return raw
         if learn:
@@ -74,9 +74,9 @@ class Normalizer:
         return clipped
 
     def rewards(self, raw: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """(n_envs,) one step's rewards; ``ended`` (n_envs,) bool where it ended an episode, so that the sum begins anew.
+        """(n_envs,) one step's rewards; ``ended`` (n_envs,) bool where it ended an episode, which resets the sum.
 
-        Where ``valid`` is false no step was taken: neither learnt from nor counted.
+        Steps where ``valid`` is false took no action and change no statistics.
         """
         if self.returns is None:
             return raw

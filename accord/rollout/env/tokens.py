@@ -1,4 +1,4 @@
-"""Replies of a frozen language model token by token, as environments with Gymnasium's calls."""
+"""Replies token by token on a frozen language model, as environments with Gymnasium's interface."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TokenEnvironment:
     """A reply written token by token: the observation is the frozen model's hidden state, the action the next token.
 
     The episode ends with EOS or at ``max_new_tokens``; the reward is 0 until then and the reply's score at the end.
-    ``info["ref_logprob"]`` of a step is what the frozen model itself gave the chosen token, for a KL penalty.
+    ``info["ref_logprob"]`` of a step is the frozen model's log-prob of the action, for a KL penalty.
     """
 
     def __init__(

@@ -89,11 +89,11 @@ def test_closing_closes_each() -> None:
 
 def test_actions_are_counted_from_the_tasks_start_or_clipped_to_its_bounds() -> None:
     actions = np.array([0, 2])
-    assert Spaces(1, 3).acted(actions) is actions
-    assert Spaces(1, 3, start=-1).acted(actions).tolist() == [-1, 1]
+    assert Spaces(1, 3).to_task(actions) is actions
+    assert Spaces(1, 3, start=-1).to_task(actions).tolist() == [-1, 1]
     low, high = np.array([-1.0, 0.0]), np.array([1.0, 2.0])
     drawn = np.array([[-7.0, 1.5], [0.25, 9.0]])
-    assert Spaces(1, 2, True, 0, low, high).acted(drawn).tolist() == [[-1.0, 1.5], [0.25, 2.0]]
+    assert Spaces(1, 2, True, 0, low, high).to_task(drawn).tolist() == [[-1.0, 1.5], [0.25, 2.0]]
     assert drawn.tolist() == [[-7.0, 1.5], [0.25, 9.0]]
 
 
