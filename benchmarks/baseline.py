@@ -76,7 +76,7 @@ TEXT_RUNS = {  # name: stage and its settings, in this order, in one folder for 
     "ppo_int8": f"ppo {LANGUAGE} model.critic=shared sampling.weights=int8 {IN_REWARD}",
     "ppo_heads": "ppo --config configs/ppo_train.yaml model.policy=heads model.base_model=sft prompts=demo"
     f" reward.source=reward_features {PPO} training.batch_size=32 training.num_epochs=4 training.total_timesteps=192"
-    f" kl.beta=0.05 sampling.max_new_tokens=48 {IN_REWARD}",
+    f" kl.beta=0.05 sampling.max_new_tokens=48",
     "compare": "compare models.sft=sft models.dpo=dpo models.ppo=ppo_shared reference=sft reward_model=reward pairs=pairs"
     " prompts=demo limit=16 replies=2 max_new_tokens=48",
 }
