@@ -152,7 +152,7 @@ class NumpyActorCritic:
             return _log_softmax(output)[0][np.arange(len(actions)), actions], values
         return self._score_normal(output, actions)[0], values
 
-    def differentiate(self, steps: StepBatch, weights: LossCoefficients) -> dict[str, float]:
+    def differentiate(self, steps: StepBatch, coefficients: LossCoefficients) -> dict[str, float]:
         """Sets ``gradient`` to that of the loss summed over the steps; returns the sums of loss and metrics."""
         first, second, output, values = self._run(steps.observations)
         score = self._score_discrete if self.discrete else self._score_normal
@@ -160,17 +160,19 @@ class NumpyActorCritic:
         log_ratio = new - steps.old_logprobs
         ratio = np.exp(log_ratio)
         unclipped = ratio * steps.advantages
-        clipped = np.minimum(np.maximum(ratio, 1 - weights.clip_range), 1 + weights.clip_range) * steps.advantages
+        clipped = (
+            np.minimum(np.maximum(ratio, 1 - coefficients.clip_range), 1 + coefficients.clip_range) * steps.advantages
+        )
         clip_active = clipped < unclipped
         objective = np.minimum(unclipped, clipped)
-        value_loss, to_value, value_clip_active = _value_loss(values, steps, weights.clip_range_vf)
+        value_loss, to_value, value_clip_active = _value_loss(values, steps, coefficients.clip_range_vf)
         policy, value, entropy_sum = -_sum(objective), _sum(value_loss), _sum(entropy)
         unclipped[clip_active] = 0
-        unclipped *= np.float32(-weights.policy)
-        to_value *= np.float32(weights.value)
-        self._back(steps.observations, first, second, to_output(unclipped, weights), to_value)
+        unclipped *= np.float32(-coefficients.policy)
+        to_value *= np.float32(coefficients.value)
+        self._back(steps.observations, first, second, to_output(unclipped, coefficients), to_value)
         return {
-            "loss": weights.policy * policy - weights.entropy * entropy_sum + weights.value * value,
+            "loss": coefficients.policy * policy - coefficients.entropy * entropy_sum + coefficients.value * value,
             "policy_loss": policy,
             "value_loss": value,
             "clip_fraction": float(np.count_nonzero(clip_active)),
@@ -186,10 +188,10 @@ class NumpyActorCritic:
         entropies = -np.einsum("ba,ba->b", probs, logprobs)
         taken = np.arange(len(actions)), actions
 
-        def to_output(to_logprob: Array, weights: LossCoefficients) -> Array:
+        def to_output(to_logprob: Array, coefficients: LossCoefficients) -> Array:
             gradient: Array = probs * -to_logprob[:, None]
             gradient[taken] += to_logprob
-            if scale := weights.entropy:
+            if scale := coefficients.entropy:
                 gradient += np.float32(scale) * probs * (logprobs + entropies[:, None])
             return gradient
 
@@ -200,9 +202,9 @@ class NumpyActorCritic:
         scaled = (actions - means) * np.exp(-log_std)
         entropy = np.full(len(means), (log_std + np.float32(0.5) + _HALF_LOG_TWO_PI).sum(), dtype=np.float32)
 
-        def to_output(to_logprob: Array, weights: LossCoefficients) -> Array:
+        def to_output(to_logprob: Array, coefficients: LossCoefficients) -> Array:
             np.dot(to_logprob, scaled * scaled - 1, out=self._gradients[8])
-            self._gradients[8][:] -= np.float32(weights.entropy * len(means))
+            self._gradients[8][:] -= np.float32(coefficients.entropy * len(means))
             to_means: Array = to_logprob[:, None] * scaled * np.exp(-log_std)
             return to_means
 

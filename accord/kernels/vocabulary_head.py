@@ -40,9 +40,9 @@ def _probabilities_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     target_logits = wide(logits.gather(-1, targets[:, None]).squeeze(-1))
     logits = wide(logits)
     top = logits.amax(-1, keepdim=True)
-    weights = logits.sub_(top).exp_()
-    total = weights.sum(-1, keepdim=True)
-    return weights.div_(total), target_logits - (top + total.log()).squeeze(-1)
+    exponentials = logits.sub_(top).exp_()
+    total = exponentials.sum(-1, keepdim=True)
+    return exponentials.div_(total), target_logits - (top + total.log()).squeeze(-1)
 
 
 class _SumOfNLL(torch.autograd.Function):
