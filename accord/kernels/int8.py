@@ -67,14 +67,14 @@ def to_int8(weight: Tensor) -> Int8Weight:
 
 
 def int8_linear(x: Tensor, weight: Int8Weight) -> Tensor:
-    """(B, N) x @ weight.T of x (B, D) float32.
+    """(B, N) float32: x @ weight.T of x (B, D) of any float dtype, under autocast too.
 
     Each token has a scale of its own: its numbers depend on no other's.
     """
     from accord.kernels import int8_numba as kernels
 
     (rows, width), outputs, quads = x.shape, weight.outputs, weight.quads
-    x = rotate(x, weight.rotation)
+    x = rotate(x.float(), weight.rotation)
     sizes = _flat(torch.linalg.vector_norm(x, math.inf, -1))
     rounded = np.empty(rows * quads * kernels.QUAD, np.uint8)
     y = torch.empty(rows, outputs)
@@ -94,7 +94,10 @@ def _flat(tensor: Tensor) -> Any:
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """x (B, D) with each block of channels rotated; their products with weights rotated alike stay."""
-    return (x.reshape(-1, len(rotation)) @ rotation).view(x.shape)
+    rotated = torch.empty_like(x, memory_format=torch.contiguous_format)
+    blocks = rotated.view(-1, len(rotation))
+    torch.mm(x.reshape(-1, len(rotation)), rotation, out=blocks)  # autocast leaves products with ``out`` in float32
+    return rotated
 
 
 def hadamard(size: int) -> Tensor:

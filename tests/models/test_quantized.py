@@ -54,6 +54,19 @@ def test_a_copy_writes_nearly_what_the_policy_would(weights: str, kind: dict[str
     )
 
 
+@pytest.mark.parametrize("weights", [pytest.param("int8", marks=avx2), "bfloat16"])
+def test_a_copy_writes_under_autocast_too(weights: str) -> None:
+    policy = model()
+    with torch.autocast("cpu", torch.bfloat16):
+        copy = sampling_copy(policy, weights)  # type: ignore[arg-type]
+        generation, _ = generate(copy, PROMPTS, Decoding(12, 1, 0), torch.Generator().manual_seed(0))
+    packed, at = pack_texts(generation.prompts, generation.responses, generation.mask)
+    with torch.no_grad():
+        exact = policy.logits(policy(packed)[packed.previous[at]]).log_softmax(-1)
+    mismatch = generation.logprobs[generation.mask] - exact.gather(1, packed.tokens[at][:, None]).squeeze(1)
+    assert 0 < mismatch.abs().max() < 0.05
+
+
 def test_a_copy_holds_what_the_policy_was() -> None:
     policy = model()
     copy = sampling_copy(policy, "bfloat16")
