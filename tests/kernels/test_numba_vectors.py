@@ -38,7 +38,7 @@ def test_the_exponential_is_exact_to_two_ulp() -> None:
     apply(edge, edge)
     assert edge[0] == 1.0
     assert math.isnan(edge[1])
-    assert (edge[2:4] < 1.2e-38).all()
+    assert ((edge[2:4] >= 0) & (edge[2:4] < 1.2e-38)).all()
 
 
 def test_threads_share_all_the_work() -> None:
