@@ -200,7 +200,7 @@ def test_the_distance_of_weights_equals_its_hand_computed_value(tmp_path: Path) 
         weight_distance(tmp_path, tmp_path)
 
 
-def test_layers_are_told_from_the_rest() -> None:
+def test_weights_are_grouped_by_layer() -> None:
     names = {
         "model.layers.12.mlp.up_proj.weight": "layer 12",
         "backbone.layers.3.mixer.A_log": "layer 3",

@@ -91,7 +91,7 @@ def test_an_input_that_changed_since_is_not_taken_for_the_one_of_then(world: dic
     assert "base" not in {r.name for r in family.values()}
 
 
-def test_what_no_stage_made_stands_for_itself(tmp_path: Path) -> None:
+def test_what_no_stage_made_is_recorded_by_name_and_kind(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text("{}")
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text("{}")
@@ -105,7 +105,7 @@ def test_what_no_stage_made_stands_for_itself(tmp_path: Path) -> None:
     ]
 
 
-def test_records_survive_the_file(world: dict[str, Path]) -> None:
+def test_records_are_read_back_as_written(world: dict[str, Path]) -> None:
     family = of_path(world["pairs"], content_digest(world["pairs"]))
     assert from_json(json.loads(json.dumps(to_json(family))), "x") == family
     newer = to_json(family)
@@ -227,7 +227,7 @@ def diamond() -> Family:
     return {r.digest: r for r in rows}
 
 
-def test_ancestors_stand_above_and_boxes_apart() -> None:
+def test_ancestors_are_drawn_above_and_boxes_do_not_overlap() -> None:
     family = diamond()
     layers, edges = _layers("dddd", family, {})
     assert [{b.key for b in layer if b.text} for layer in layers] == [
@@ -277,7 +277,7 @@ def test_the_picture_is_whole_and_escaped() -> None:
         assert 0 <= float(rect.attrib["y"]) <= float(rect.attrib["y"]) + float(rect.attrib["height"]) <= height
 
 
-def test_a_forged_circle_ends() -> None:
+def test_a_forged_circle_of_ancestors_does_not_loop_forever() -> None:
     family = {d: Record(d, "x", d, parents={"up": u}) for d, u in (("a", "b"), ("b", "a"))}
     assert svg("a", family, {})
     assert tree("a", family, {})
