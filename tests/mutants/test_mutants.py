@@ -70,7 +70,7 @@ def test_a_survivor_and_a_fault_that_stops_the_tests_are_failures(tmp_path: Path
     broken = {
         **HARMLESS,
         "name": "no-import",
-        "old": "from accord.functional.masked import wide",
+        "old": "from torch import Tensor",
         "new": "import absent",
     }
     done = mutants("--jobs", "1", "--faults", write(tmp_path, HARMLESS, broken))
