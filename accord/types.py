@@ -210,9 +210,7 @@ class Rollout:
 
     generation: Generation  # prompts, responses, mask, behavior log-probs, ended
     prompt_rows: Tensor  # (B,) int64, the prompt's row in its dataset; replies with equal rows form a group
-    weight_versions: (
-        Tensor  # (B, T) int64, the version of the weights that sampled each token (rollouts trained on before)
-    )
+    weight_versions: Tensor  # (B, T) int64, of the weights that sampled each token: rollouts trained on before
     ref_logprobs: Tensor  # (B, T)
     scores: Tensor  # (B,) the reward of each whole reply, before shaping
     terms: Mapping[str, Tensor]  # (B,) each: the terms that the score is the sum of

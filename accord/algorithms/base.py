@@ -20,7 +20,7 @@ from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import save_model
 from accord.training.cross_entropy import train_texts
-from accord.training.describe import depth, describe_memory, describe_model, describe_steps
+from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
 
 
 def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> list[SupervisedExample]:
@@ -69,11 +69,7 @@ def train(config: BaseConfig, run: Run) -> dict[str, float]:
             "data": f"{config.data.train}: {len(examples):,} texts, {tokens:,} tokens, every token a label",
             "steps": describe_steps(len(examples), config.training),
             "memory": describe_memory(
-                [backbone],
-                [],
-                tokens * config.training.batch_size // len(examples),
-                backbone.width,
-                depth(backbone),
+                backbone, backbone.width, tokens_in_a_pass(tokens, len(examples), config.training)
             ),
         }
     )

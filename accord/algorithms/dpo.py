@@ -29,7 +29,7 @@ from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import open_model, open_tokenizer, save_model
 from accord.training.checkpoint import read_pt, write_pt
-from accord.training.describe import depth, describe_memory, describe_model, describe_steps
+from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
 from accord.training.epochs import Epochs, train_epochs
 from accord.types import LossOutput, Packed, PreferenceBatch
 
@@ -77,7 +77,7 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     pairs, heldout, report = read_pairs(config.data, config.model, tokenizer, run.seed)
     grouped = units(pairs, options.group_by_prompt)
     lengths = [unit_length(pairs, rows) for rows in grouped]
-    tokens = sum(lengths) * options.batch_size // len(grouped)
+    tokens = tokens_in_a_pass(sum(lengths), len(grouped), options)
     run.plan(
         {
             "model": describe_model(backbone, config.model.base_model),
@@ -85,7 +85,7 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
             "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
             "reference": "the same model; its log-probs are computed once and saved",
             "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
-            "memory": describe_memory([backbone], [], tokens, backbone.width, depth(backbone)),
+            "memory": describe_memory(backbone, backbone.width, tokens),
         }
     )
     saved = run.directory / "reference.pt"

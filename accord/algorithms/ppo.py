@@ -47,7 +47,7 @@ from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import open_model, open_tokenizer, save_model
 from accord.training.checkpoint import Checkpoint, Resumable
-from accord.training.describe import depth, describe_memory, describe_model
+from accord.training.describe import describe_memory, describe_model
 from accord.training.fit import finish_step
 from accord.training.policy_loss import (
     ActionScores,
@@ -225,8 +225,8 @@ def policy_pass(
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Old log-probs (B, T), values (B, T), and metrics of the mismatch between sampler and trainer.
 
-    Old log-probs come from the sampling pass where the policy itself sampled in float32, values where the critic shares
-    its trunk as well; otherwise they are recomputed in passes over whole replies.
+    Log-probs come from the sampling pass where the policy itself sampled in float32, values where it sampled and the
+    critic shares its trunk; otherwise they are computed again in passes over whole replies.
     """
     generation, temperature = rollout.generation, config.sampling.temperature
     size = config.training.micro_batch_size or config.training.batch_size
@@ -392,6 +392,6 @@ def describe(
             f" {sampling.max_new_tokens} tokens at temperature {sampling.temperature}",
             "steps": f"{loop.iterations} rollouts x {loop.epochs} epochs x {-(-loop.rows // loop.batch_size)}"
             f" minibatches of {loop.batch_size} replies = {loop.steps} steps",
-            "memory": describe_memory([policy], frozen_models, tokens, policy.policy.width, depth(policy)),
+            "memory": describe_memory(policy, policy.policy.width, tokens, frozen_models),
         }
     )

@@ -30,7 +30,7 @@ from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import open_model, open_tokenizer, save_artifact, save_pt
-from accord.training.describe import depth, describe_memory, describe_model, describe_steps
+from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
 from accord.training.epochs import Epochs, train_epochs
 from accord.types import LossOutput, PreferenceBatch
 
@@ -103,28 +103,36 @@ def fit_head(head: ScalarHead, features: Tensor, margins: Tensor, decay: float) 
     return float((chosen > rejected).float().mean())
 
 
+def new_model(config: RewardConfig, device: torch.device) -> RewardModel:
+    """The base model with a new head, initialized from torch's global generator.
+
+    Raises UserError where ``model.input_dim`` is not the base model's width.
+    """
+    settings = config.model
+    backbone = open_model(settings.base_model, device)
+    head: RewardMLP | ScalarHead = ScalarHead(backbone.width)  # drawn for both kinds, so that old seeds keep their MLP
+    if isinstance(config, LanguageRewardConfig):
+        keep_layers(backbone, config.model.layers)
+    else:
+        sizes = config.model
+        backbone.requires_grad_(False)
+        if sizes.input_dim != backbone.width:
+            raise UserError(f"model.input_dim is {sizes.input_dim}, {sizes.base_model} has width {backbone.width}.")
+        head = RewardMLP(sizes.input_dim, sizes.hidden_dim, sizes.num_layers)
+    return RewardModel(backbone, head, settings.pooling).to(device)
+
+
 def train(config: RewardConfig, run: Run) -> dict[str, float]:
     """Trains the reward model and saves it; returns ``finish``'s metrics."""
     device = resolve_device(config.device)
     settings, options = config.model, config.training
     tokenizer = open_tokenizer(settings.base_model)
     torch.manual_seed(run.derive("head"))
-    backbone = open_model(settings.base_model, device)
-    head: nn.Module = ScalarHead(backbone.width)
+    model = new_model(config, device)
     probe_decay, head_learning_rate = 0.0, options.learning_rate
     if isinstance(config, LanguageRewardConfig):
-        keep_layers(backbone, config.model.layers)
         probe_decay = config.training.probe_decay
         head_learning_rate = config.training.head_learning_rate or options.learning_rate
-    else:
-        settings = config.model
-        backbone.requires_grad_(False)
-        if settings.input_dim != backbone.width:
-            raise UserError(
-                f"model.input_dim is {settings.input_dim}, {settings.base_model} has width {backbone.width}."
-            )
-        head = RewardMLP(settings.input_dim, settings.hidden_dim, settings.num_layers)
-    model = RewardModel(backbone, head, settings.pooling).to(device)  # type: ignore[arg-type]
     pairs, heldout, report = read_pairs(config.data, config.model, tokenizer, run.seed)
     kind = settings.objective
     if kind == "auto":
@@ -139,7 +147,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
             "loss": kind,
             "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
             "memory": describe_memory(
-                [model], [], sum(lengths) * options.batch_size // len(grouped), backbone.width, depth(model)
+                model, model.backbone.width, tokens_in_a_pass(sum(lengths), len(grouped), options)
             ),
         }
     )
@@ -162,7 +170,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
 
     data = Epochs(lengths, pack, lambda batch: objective(model, batch, kind), options, config.precision)
     groups = [
-        (list(backbone.parameters()), options.learning_rate),
+        (list(model.backbone.parameters()), options.learning_rate),
         (list(model.head.parameters()), head_learning_rate),
     ]
     train_epochs(run, model, groups, data, before_first_step=prepare_head)

@@ -15,7 +15,7 @@ from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import open_model, open_tokenizer, save_model, save_pt
 from accord.training.cross_entropy import train_texts
-from accord.training.describe import depth, describe_memory, describe_model, describe_steps
+from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
 
 
 def train(config: SFTConfig, run: Run) -> dict[str, float]:
@@ -33,11 +33,7 @@ def train(config: SFTConfig, run: Run) -> dict[str, float]:
             "labels": f"{sum(sum(e.loss_mask) for e in examples):,} of {tokens:,} tokens: the assistant's, final EOS included",
             "steps": describe_steps(len(examples), config.training),
             "memory": describe_memory(
-                [backbone],
-                [],
-                tokens * config.training.batch_size // len(examples),
-                backbone.width,
-                depth(backbone),
+                backbone, backbone.width, tokens_in_a_pass(tokens, len(examples), config.training)
             ),
         }
     )

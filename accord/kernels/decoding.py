@@ -194,7 +194,7 @@ class Decoder:
         if self.alone:
             kernel(*arguments, 0, self.rows)
         else:
-            from accord.kernels.selective_scan_numba import parallel_for
+            from accord.kernels.numba_vectors import parallel_for
 
             parallel_for(kernel, *arguments, count=self.rows, work=work)
 

@@ -1,9 +1,8 @@
 """CPU kernels for generating one token per row: attention over the cache, norms, SwiGLU, products with weights that do
 not fit into a processor's cache, and the draw from the logits.
 
-They use the vectors of ``selective_scan_numba``: sixteen float32, two AVX2 registers or one of AVX-512.  Arrays are
-flat float32 views; a head's width and a row's width are multiples of ``LANES``.  Rows [first, last) are independent, so
-the number of threads changes no bit.
+Arrays are flat float32 views; a head's width and a row's width are multiples of ``LANES``.  Rows [first, last) are
+independent, so the number of threads changes no bit.
 
 Plain form: ``accord.models.transformer.Transformer.step`` without kernels and, of the draw,
 ``accord.rollout.generate.draw``; compared in ``tests/kernels/test_decoding_numba.py``.
@@ -15,7 +14,7 @@ import math
 
 import numpy as np
 
-from accord.kernels.selective_scan_numba import (
+from accord.kernels.numba_vectors import (
     LANES,
     add,
     broadcast,

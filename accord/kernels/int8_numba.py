@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import models, register_model
 
-from accord.kernels.selective_scan_numba import compiled, instruction, parallel_for
+from accord.kernels.numba_vectors import compiled, instruction, parallel_for
 
 __all__ = ["LANES", "QUAD", "multiply", "round_rows", "parallel_for"]
 

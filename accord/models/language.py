@@ -97,7 +97,7 @@ class LanguageActorCritic(nn.Module):
 
     @torch.no_grad()
     def critic_values(self, packed: Packed, at: Tensor) -> Tensor:
-        """(N,) values of a separate critic, in one pass over whole replies."""
+        """(N,) values of the state before each token at ``at``: ``score`` without log-probs and gradients."""
         trunk = self.policy if self.critic_backbone is None else self.critic_backbone
         return self.values(trunk(packed, packed.previous[at]))
 

@@ -34,16 +34,23 @@ def describe_model(model: nn.Module, name: str) -> str:
     return f"{name}: {count:,} parameters{rest}"
 
 
-def describe_memory(
-    trained: Sequence[nn.Module], frozen: Sequence[nn.Module], tokens_in_a_pass: int, width: int, layers: int
-) -> str:
-    """One line with an estimate: 16 bytes a trained parameter (weight, gradient, two moments), 4 a frozen one, and activations.
+def tokens_in_a_pass(tokens: int, rows: int, settings: Optimizer) -> int:
+    """Tokens of an average forward pass, where the data has ``tokens`` in ``rows``.
 
-    Activations are estimated as 40 floats of the model's width for each token and layer; measured runs are within a
-    factor of two.
+    >>> tokens_in_a_pass(1000, 100, Optimizer(batch_size=32, micro_batch_size=8))
+    80
     """
-    weights = 16 * _count(trained) + 4 * _count(frozen)
-    activations = 4 * 40 * tokens_in_a_pass * width * max(layers, 1)
+    return tokens * min(settings.micro_batch_size or settings.batch_size, rows) // rows
+
+
+def describe_memory(trained: nn.Module, width: int, tokens: int, frozen: Sequence[nn.Module] = ()) -> str:
+    """One line with an estimate for forward passes of so many tokens.
+
+    16 bytes a trained parameter (weight, gradient, two moments), 4 a frozen one, and activations of 40 floats of the
+    model's width for each token and layer; measured runs are within a factor of two.
+    """
+    weights = 16 * _count([trained]) + 4 * _count(frozen)
+    activations = 4 * 40 * tokens * width * _depth(trained)
     return f"about {(weights + activations) / 2**20:,.0f} MB ({weights / 2**20:,.0f} weights and optimizer, rest activations)"
 
 
@@ -52,6 +59,6 @@ def _count(models: Sequence[nn.Module]) -> int:
     return sum(seen.values())
 
 
-def depth(model: nn.Module) -> int:
+def _depth(model: nn.Module) -> int:
     """Layers of a model, as the length of its longest module list."""
     return max((len(m) for m in model.modules() if isinstance(m, nn.ModuleList)), default=1)

@@ -191,23 +191,6 @@ def test_threads_change_no_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_threads_share_all_the_work() -> None:
-    parts: list[tuple[int, int]] = []
-
-    def note(first: int, last: int) -> None:
-        parts.append((first, last))
-
-    for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        parts.clear()
-        scan_numba.parallel_for(note, count=7, work=2**30)
-        assert sorted(i for first, last in parts for i in range(first, last)) == list(range(7))
-        assert len(parts) == threads
-    parts.clear()
-    scan_numba.parallel_for(note, count=7, work=100)  # too little to deal out
-    assert parts == [(0, 7)]
-
-
 def test_half_precision_is_computed_in_float32() -> None:
     lengths, parents = SHAPES["shared prompt"]
     inputs, where = [v.bfloat16() for v in draw(lengths, 16, 4)], tree(lengths, parents)
@@ -233,27 +216,6 @@ def test_softplus_and_gate_are_those_of_float64() -> None:
     small = results[0][0][results[0][0] < 1e-3].double()  # relative, where the step sizes are smallest
     assert len(small) > 500
     torch.testing.assert_close(small, results[1][0][results[0][0] < 1e-3], rtol=1e-5, atol=1e-30)
-
-
-def test_the_exponential_is_exact_to_two_ulp() -> None:
-    import numba
-
-    @numba.njit
-    def apply(x: np.ndarray, y: np.ndarray) -> None:
-        for i in range(0, x.size, scan_numba.LANES):
-            scan_numba.store(y, i, scan_numba.exp2(scan_numba.load(x, i)))
-
-    x = np.concatenate([np.linspace(-126, 0, 2**16), -np.logspace(-12, 0, 2**14)]).astype(np.float32)
-    y = np.empty_like(x)
-    apply(x, y)
-    exact = np.exp2(x.astype(np.float64))
-    assert (np.abs(y - exact) / np.spacing(exact.astype(np.float32))).max() <= 2
-    edge = np.zeros(scan_numba.LANES, np.float32)
-    edge[:4] = 0.0, math.nan, -1e9, -math.inf
-    apply(edge, edge)
-    assert edge[0] == 1.0
-    assert math.isnan(edge[1])
-    assert (edge[2:4] < 1.2e-38).all()
 
 
 SCRIPT = """
@@ -283,21 +245,6 @@ def test_without_numba_it_says_so_once_and_runs() -> None:
     x, B = torch.rand(5, 16), torch.rand(5, 2)
     y, _ = reference_scan(x, x, -torch.ones(16, 2), B, B, torch.ones(16), *tree([5], [-1]))
     torch.testing.assert_close(torch.tensor(found), y, rtol=1e-5, atol=1e-6)
-
-
-def test_without_a_cache_folder_it_compiles_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    import numba
-
-    real = numba.njit
-
-    def refuse(function: Callable[..., object], **options: object) -> object:
-        if options.get("cache"):
-            raise RuntimeError("cannot cache function: no locator available")
-        return real(function, **options)
-
-    monkeypatch.setattr(numba, "njit", refuse)
-    twice = scan_numba.compiled(lambda x: 2 * x)
-    assert twice(21) == 42
 
 
 def test_parallel_scan_runs_where_no_kernel_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("accord", "src", "configs", "docs", "tests", "pyproject.toml", "README.md", "Makefile", "run_phase4.sh")
-KERNELS = "accord/kernels/selective_scan_numba.py"
+KERNELS = ("accord/kernels/numba_vectors.py", "accord/kernels/selective_scan_numba.py")
 PRELOADED = {
     "": ("torch", "pytest", "hypothesis"),
     "numba": ("numba",),
@@ -163,7 +163,7 @@ class Worker:
         kernels = original.parent / "kernels"
         if task.fault is not None:
             (self.copy / task.fault.file).write_text(task.fault.planted(self.copy), encoding="utf-8")
-            if task.fault.file == KERNELS:
+            if task.fault.file in KERNELS:
                 kernels = folder / "kernels"
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self.answer, theirs = context.Pipe(duplex=False)
