@@ -115,7 +115,7 @@ Stage = Callable[..., Outcome]
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
-    """Runs a stage: ``stage(kind, values, name=…, resume=…)``; results lie in out/<name>, logs in logs/<name>."""
+    """Runs a stage: ``stage(kind, values, name=…, resume=…)``; results are in out/<name>, logs in logs/<name>."""
 
     def run(kind: str, values: Mapping[str, Any], name: str = "", *, resume: bool = False, **stage: Any) -> Outcome:
         given = {"name": name or kind, "out": str(tmp_path / "out"), "logs": str(tmp_path / "logs")}

@@ -76,7 +76,7 @@ def test_a_stage_gives_its_folder_and_figures(place: Path) -> None:
     assert (other.skipped, other.folder.name) == (False, "other")
 
 
-def test_a_model_writes(place: Path) -> None:
+def test_a_loaded_model_generates(place: Path) -> None:
     model = accord.load("checkpoints/rlhf/sft")
     text = model.generate("what is red?", max_new_tokens=12)
     assert text == model.generate([{"role": "user", "content": "what is red?"}], max_new_tokens=12)  # the chat template
@@ -88,7 +88,7 @@ def test_a_model_writes(place: Path) -> None:
     assert model.tokenizer.vocab_size == model.backbone.vocab_size
 
 
-def test_a_reward_model_scores(place: Path) -> None:
+def test_a_loaded_reward_model_scores(place: Path) -> None:
     from accord.data.chat import prompt_ids, reply_ids
     from accord.data.packing import pack_continuations
 

@@ -132,7 +132,7 @@ def test_every_stage_has_a_command_and_a_help_line() -> None:
         assert re.search(rf"\n    {kind}\s+[a-zA-Z]", text)
 
 
-def test_config_show_resolves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_show_prints_resolved_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("training: {batch_size: 7, learning_rate: 1e-3}\n")
     assert main(["config", "show", "sft", "training.batch_size=9", "--config", str(path), "seed=3"]) == 0
@@ -198,7 +198,7 @@ def test_ctrl_c_outside_a_stage_is_one_sentence(
 @pytest.mark.parametrize(
     ("words", "fix"), [(["run", "x.yaml"], "Run the same command again"), (["demo"], "Add --resume to resume")]
 )
-def test_a_stopped_stage_says_how_to_go_on(
+def test_a_stopped_stage_says_how_to_resume(
     words: list[str], fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from accord.errors import Interrupted

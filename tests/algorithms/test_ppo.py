@@ -262,7 +262,7 @@ def test_the_loss_is_the_documented_formula(placement: str, weight: float) -> No
     batch = text_batch()
     new = [torch.randn(5, 3, generator=torch.Generator().manual_seed(s)) for s in (1, 2, 3)]
     for x in new:
-        x[~batch.mask] = math.nan  # whatever stands after the end reaches nothing
+        x[~batch.mask] = math.nan  # whatever comes after the end has no effect
     training = PPOOptimizer(clip_range=0.3, clip_range_vf=0.25, vf_coef=0.4, ent_coef=0.02)
     kl: list[tuple[float, LossTerm]] = [(weight * 0.6, ReferenceKL("k2"))] if placement == "loss" else []
     output = ppo_loss(lambda inputs: ActionScores(*new), training, 0.3, weight, kl)(batch)

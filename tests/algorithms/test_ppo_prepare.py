@@ -116,7 +116,7 @@ def test_recomputed_log_probs_agree_and_the_mismatch_is_logged(weights: str) -> 
     assert 0 <= mismatch["mismatch_mean"] <= mismatch["mismatch_max"] < 1e-5
     shifted = replace(rollout, generation=replace(rollout.generation, logprobs=torch.where(mask, sampled + 0.5, 0.0)))
     new, _, mismatch = policy_pass(shifted, policy, config)
-    assert torch.equal(new, old)  # whatever the sampler said
+    assert torch.equal(new, old)  # whatever the sampler's log-probs were
     assert mismatch["mismatch_mean"] == pytest.approx(0.5, abs=1e-4)
     batch, stats = prepare(shifted, policy, 0.1, config)
     assert torch.equal(batch.old_logprobs, old)

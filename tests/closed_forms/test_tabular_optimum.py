@@ -52,7 +52,7 @@ ROWS: list[Row] = [(prompt, reply) for prompt in PROMPTS for reply in REPLIES]
 
 
 class Prefixes:
-    """The cache of a table: which prefix each row stands at."""
+    """The cache of a table: the prefix of each row."""
 
     def __init__(self, at: Tensor) -> None:
         self.at = at

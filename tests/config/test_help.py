@@ -1,4 +1,4 @@
-"""What --help says of settings."""
+"""The settings that --help shows."""
 
 from __future__ import annotations
 

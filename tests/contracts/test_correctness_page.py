@@ -99,7 +99,7 @@ def test_what_a_page_names_exists(page: Path) -> None:
     assert loose == 0, f"{page.name}: {loose} names are written in a form that is not checked"
 
 
-def test_no_test_stands_for_two_things() -> None:
+def test_no_test_is_named_for_two_claims() -> None:
     twice = [f"{file}::{name}" for (file, name), count in Counter(named(PAGE)[0]).items() if count > 1]
     assert not twice, "\n".join(twice)
 
@@ -161,7 +161,7 @@ def test_a_wrong_function_is_seen(file: str, name: str) -> None:
         find_function(file, name)
 
 
-def test_right_ones_are_found() -> None:
+def test_names_that_exist_are_found() -> None:
     find_test("tests/functional/test_kl.py", "test_estimators_equal_hand_computed_numbers")
     for file, name in (
         ("accord/functional/kl.py", "AdaptiveKL.update"),

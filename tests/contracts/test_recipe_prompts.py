@@ -1,4 +1,4 @@
-"""The real-model recipe's prompts: enough, short, all different, and held-out means held out."""
+"""The real-model recipe's prompts: enough, short, all different, and none both trained on and held out."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def opening(prompt: str, words: int) -> str:
 
 
 @pytest.mark.parametrize(("name", "least"), [("prompts", 360), ("heldout", 96)])
-def test_enough_short_ascii_prompts(name, least):
+def test_there_are_enough_short_ascii_prompts(name, least):
     prompts = load(name)
     assert len(prompts) >= least
     for prompt in prompts:

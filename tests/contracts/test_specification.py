@@ -125,7 +125,7 @@ def wheel_section() -> str:
     return (REPO / "pyproject.toml").read_text().split("[tool.hatch.build.targets.wheel]")[1].split("\n[")[0]
 
 
-def test_the_command_is_installed_and_python_310_is_kept() -> None:
+def test_the_command_is_installed_and_python_310_is_supported() -> None:
     text = (REPO / "pyproject.toml").read_text()
     assert 'accord = "accord.cli:main"' in text
     assert 'requires-python = ">=3.10"' in text
@@ -158,7 +158,7 @@ def test_the_dpo_config_names_preference_pairs() -> None:
 
 
 # ------------------------------------------------------------------ the Python API
-def test_actor_critic_as_documented() -> None:
+def test_the_actor_critic_has_the_documented_calls() -> None:
     from src.rl.policy import ActorCritic
 
     torch.manual_seed(0)
@@ -226,7 +226,7 @@ def test_the_buffer_holds_what_is_named_and_is_circular() -> None:
 
 
 # ------------------------------------------------------------------ the algorithms as written
-def test_advantages_as_written() -> None:
+def test_advantages_are_the_specified_recursion() -> None:
     """advantages[t] = delta + gamma·gae_lambda·(1 − done)·advantages[t+1], written out."""
     from src.training.rl_utils import compute_gae
 
@@ -240,7 +240,7 @@ def test_advantages_as_written() -> None:
     torch.testing.assert_close(returns, advantages + values)
 
 
-def test_ppo_loss_as_written() -> None:
+def test_the_ppo_loss_is_the_specified_formula() -> None:
     """loss = −min(ratio·A, clip(ratio, 1−ε, 1+ε)·A)"""
     from accord.functional.losses.policy import ppo_policy_loss
 
@@ -252,7 +252,7 @@ def test_ppo_loss_as_written() -> None:
     assert float(loss.count) == 4
 
 
-def test_dpo_loss_as_written() -> None:
+def test_the_dpo_loss_is_the_specified_formula() -> None:
     """loss = −log_sigmoid(beta·(policy_logratios − ref_logratios))"""
     from accord.functional.losses.preference import dpo_loss
 

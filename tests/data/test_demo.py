@@ -109,7 +109,7 @@ def test_parts_add_up_and_gold_is_deterministic() -> None:
         st.lists(st.sampled_from(sorted(demo._WORDS)), max_size=60).map(" ".join),
     )
 )
-def test_garbage_stands_between_the_empty_reply_and_a_plain_answer(text: str) -> None:
+def test_garbage_scores_between_the_empty_reply_and_a_plain_answer(text: str) -> None:
     score = demo.gold(COLOR, text)
     assert math.isfinite(score)
     if demo._SPLIT.findall(text):
@@ -342,7 +342,7 @@ def test_files_hold_what_they_say(tmp_path) -> None:
     assert {tuple(r) for r in rows["preferences"]} == {("prompt", "chosen", "rejected")}
     assert {tuple(r) for r in rows["base"]} == {("text",), ("messages",)}
     assert [r["prompt"] for r in rows["heldout_prompts"]] == demo.prompts(0)[1]
-    demo.write(tmp_path, seed=0, base=1, sft=1, preference=1)  # replaces what stands there
+    demo.write(tmp_path, seed=0, base=1, sft=1, preference=1)  # replaces what is there
     assert len(paths["base"].read_text().splitlines()) == 1
 
 

@@ -64,7 +64,7 @@ def test_a_saved_tokenizer_opens_as_it_was(tmp_path: Path, chatml: Tokenizer, pl
     assert len({t.digest() for t in (chatml, plain, SMALL)}) == 3
 
 
-def test_opens_what_transformers_saves(tmp_path: Path, train_bpe: Train) -> None:
+def test_a_folder_saved_by_transformers_opens(tmp_path: Path, train_bpe: Train) -> None:
     from transformers import PreTrainedTokenizerFast
 
     backend = train_bpe(["<s>", "</s>", "<unk>"])
@@ -121,7 +121,7 @@ def test_pad_is_never_the_end_token(chatml: Tokenizer, train_bpe: Train) -> None
     assert pad(["</s>", "<|reserved_0|>", "<unk>"], eos_token="</s>", unk_token="<unk>") == "<|reserved_0|>"
     assert pad(["</s>"], eos_token="</s>", pad_token="!") == "!"  # any token of the vocabulary may be named
     only = pad(["<|endoftext|>"], bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
-    assert only not in ("", "<|endoftext|>")  # GPT-2: any other token, for it only ever stands under a mask
+    assert only not in ("", "<|endoftext|>")  # GPT-2: any other token, since it is only ever under a mask
 
 
 def test_the_end_token_is_the_templates(tmp_path: Path, train_bpe: Train, chatml_template: str) -> None:

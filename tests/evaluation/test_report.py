@@ -37,7 +37,7 @@ def words(text: str) -> str:
 
 
 # ----------------------------------------------------------------- table
-def test_table_holds_the_numbers():
+def test_the_table_holds_the_numbers():
     lines = table(ROWS).splitlines()
     assert lines[2].split() == ["sft", "+0.106", "[+0.05,", "+0.16]", "-", "0.00", "24.3", "75", "%"]
     assert lines[3].split()[4:] == ["0.81", "[0.76,", "0.85]", "5.93", "7.2", "100", "%"]

@@ -91,7 +91,7 @@ def test_arrays_are_served_as_tensors_are(steps: int) -> None:
 
 
 def test_gae_equals_hand_computed_numbers() -> None:
-    """gamma = lambda = 1/2; the second step ends an episode, so nothing of the third reaches the first two."""
+    """gamma = lambda = 1/2; the second step ends an episode, so the third does not affect the first two."""
     rewards, values = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 8.0, 16.0])
     advantages, returns = compute_gae(rewards, values, torch.tensor([0.0, 1.0, 0.0]), 32.0, 0.5, 0.5)
     # deltas: 1 + 4 - 4 = 1;  2 - 8 = -6;  3 + 16 - 16 = 3
@@ -185,7 +185,7 @@ def test_float32_is_as_good_as_the_loop_and_carries_no_gradient() -> None:
     torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=2e-5)
 
 
-def test_shapes_are_checked() -> None:
+def test_wrong_shapes_are_refused() -> None:
     x = torch.zeros(4, 2)
     with pytest.raises(ValueError, match=r"values: shape \(4,\), expected \(4, 2\)"):
         compute_gae(x, x[:, 0], x, 0.0)
@@ -202,7 +202,7 @@ def test_shapes_are_checked() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10_000), gamma=st.floats(0, 1), lam=st.floats(0, 1), holes=st.booleans())
-def test_token_gae_is_the_double_sum_of_the_kept_tokens_alone(seed: int, gamma: float, lam: float, holes: bool) -> None:
+def test_token_gae_is_the_double_sum_over_unmasked_tokens(seed: int, gamma: float, lam: float, holes: bool) -> None:
     rewards, values, scattered, _ = experience(seed, 5, 9, p_done=0.6)
     lengths = torch.arange(5) * 2 + 1
     mask = scattered if holes else torch.arange(9) < lengths[:, None]

@@ -120,7 +120,7 @@ def test_coefficients_survive_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("wrong", [(-0.1, 6.0, 10), (0.1, 0.0, 10), (0.1, 6.0, 0), (float("nan"), 6.0, 10)])
-def test_senseless_coefficients_are_refused(wrong: tuple[float, float, int]) -> None:
+def test_impossible_coefficients_are_refused(wrong: tuple[float, float, int]) -> None:
     with pytest.raises(ValueError, match="expected"):
         AdaptiveKL(*wrong)
     with pytest.raises(ValueError, match="beta: -1"):

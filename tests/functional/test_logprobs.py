@@ -52,7 +52,7 @@ def test_values_and_gradients_are_those_of_the_plain_softmax(
 
 
 @pytest.mark.parametrize("rows", [1, 4, 10])
-def test_no_more_than_a_chunk_of_logits_is_made_or_kept(rows: int) -> None:
+def test_no_more_than_a_chunk_of_logits_is_in_memory(rows: int) -> None:
     hidden, weight, targets = problem()
     made: list[int] = []
     kept: list[int] = []

@@ -53,7 +53,7 @@ def test_equal_values_whiten_to_exact_zeros(constant: float) -> None:
     assert (whiten(x, torch.ones_like(x, dtype=torch.bool)) == 0).all()
 
 
-def test_nothing_kept_is_zero_not_nan() -> None:
+def test_an_empty_mask_gives_zero_not_nan() -> None:
     x, nothing = torch.full((4,), float("nan")), torch.zeros(4, dtype=torch.bool)
     assert mean_over(x, nothing).value() == 0
     assert masked_mean(x, nothing) == 0

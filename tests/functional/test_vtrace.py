@@ -39,7 +39,7 @@ def experience(seed: int, *shape: int, p_done: float = 0.2) -> Steps:
 def plain_loop(
     steps: Steps, last: float, gamma: float, lam: float, rho_bar: float, c_bar: float
 ) -> tuple[list[float], list[float]]:
-    """Eq. 1 as it stands, a sum over the steps ahead with a product of c before each; one environment."""
+    """Eq. 1 as written, a sum over the steps ahead with a product of c before each; one environment."""
     new, old, r, v, done, boot = (x.tolist() for x in steps)
     n = len(r)
     ratio = [math.exp(a - b) for a, b in zip(new, old, strict=True)]
@@ -112,7 +112,7 @@ def test_off_policy_targets_equal_hand_computed_numbers(
 
 
 def test_an_end_and_a_truncation_equal_hand_computed_numbers() -> None:
-    """gamma = 1/2; the first step ends or is truncated, so that nothing of the second, whose ratio is 1/2, reaches it."""
+    """gamma = 1/2; the first step ends or is truncated, so that the second, whose ratio is 1/2, does not affect it."""
     new, old = torch.tensor([0.0, math.log(0.5)]), torch.zeros(2)
     rest = (torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]), 4.0, 0.5)
     advantages, targets = compute_vtrace(new, old, *rest)
@@ -221,7 +221,7 @@ def test_without_limits_the_target_is_unbiased_whatever_the_values() -> None:
     holes=st.booleans(),
     filler=st.sampled_from([NAN, math.inf, -math.inf, 1e30]),
 )
-def test_tokens_are_the_plain_loop_of_the_kept_ones_alone(
+def test_token_vtrace_is_the_plain_loop_over_unmasked_tokens(
     seed: int, gamma: float, lam: float, c_bar: float, slack: float, holes: bool, filler: float
 ) -> None:
     steps = experience(seed, 5, 9, p_done=0.6)

@@ -137,7 +137,7 @@ def test_dare_draws_afresh_for_each_seed_model_and_tensor(save: Save, tmp_path: 
     assert all(abs(float((masks[0] * m).mean()) - 0.25) < 0.06 for m in masks[1:])
 
 
-def test_slerp_goes_from_the_base_wherever_it_stands(save: Save, tmp_path: Path) -> None:
+def test_slerp_starts_at_the_base_wherever_it_is_listed(save: Save, tmp_path: Path) -> None:
     first, second = save("a", seed=1), save("b", seed=2)
     one = fuse(tmp_path / "1", [first, second], method="slerp", t=0.2)
     two = fuse(tmp_path / "2", [second, first], method="slerp", base=first, t=0.2)

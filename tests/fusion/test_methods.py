@@ -201,7 +201,7 @@ def test_dare_ties_counts_only_what_survived() -> None:
 # ------------------------------------------------------------------ what holds of any merge
 def everything(base: Tensor, models: list[Tensor], weights: list[float], seed: int = 0) -> dict[str, Tensor]:
     densities = [0.6] * len(models)
-    # DARE's draws belong to a model, wherever it stands
+    # DARE's draws belong to a model, whatever its position
     generators = [torch.Generator().manual_seed(seed + int(abs(m.sum()) * 1e6)) for m in models]
     again = [torch.Generator().manual_seed(seed + int(abs(m.sum()) * 1e6)) for m in models]
     return {

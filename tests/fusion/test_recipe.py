@@ -143,7 +143,7 @@ def test_models_by_label_or_in_a_list(models: Any) -> None:
     assert [(s.model, s.weight) for s in config.models] == [("a", 2.0), ("b", 1.0)]
 
 
-def test_overrides_by_label(tmp_path: Path) -> None:
+def test_overrides_name_models_by_their_label(tmp_path: Path) -> None:
     config = load(FuseConfig, None, ["models.x.model=a", "models.y.model=b", "models.y.weight=0.5", "normalize=false"])
     assert [(s.model, s.weight) for s in config.models] == [("a", 1.0), ("b", 0.5)]
     assert load(FuseConfig, None, ["method=ties", "base=c", "lambda=0.4", "models.x=a"]).scaling == 0.4

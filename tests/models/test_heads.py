@@ -43,7 +43,7 @@ def test_any_leading_dimensions_are_taken(shared: bool, shape: tuple[int, ...]) 
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_acting_and_evaluating_agree(shared: bool, deterministic: bool) -> None:
+def test_acting_and_evaluating_give_the_same_log_probs(shared: bool, deterministic: bool) -> None:
     net, obs = model(shared), torch.randn(50, 8)
     action, log_prob, value = net.get_action_and_value(obs, deterministic)
     log_probs, values, entropy = net.evaluate(obs, action)

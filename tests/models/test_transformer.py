@@ -61,7 +61,7 @@ def tokens(*lengths: int, seed: int = 0) -> list[list[int]]:
     return [torch.randint(3, 61, (n,), generator=generator).tolist() for n in lengths]
 
 
-def loud(model: torch.nn.Module) -> None:
+def enlarge_weights(model: torch.nn.Module) -> None:
     """Weights large enough that attention is not uniform, biases and norms that are not their defaults."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def peer_of(case: str):
     transformers = pytest.importorskip("transformers")
     kind, extra = CASES[case]
     peer = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**{**SHAPE, **extra}))
-    loud(peer)
+    enlarge_weights(peer)
     return peer.eval()
 
 
@@ -94,7 +94,7 @@ def ours(request) -> Transformer:
     if request.param == "qwen3":
         config = replace(config, family="qwen3", qk_norm=True, head_dim=16, n_kv_heads=1)
     model = Transformer(config)
-    loud(model)
+    enlarge_weights(model)
     return model
 
 

@@ -54,7 +54,7 @@ class Fault:
     name: str
     wrong: str  # what goes wrong, in a sentence
     file: str
-    old: str  # stands in the file exactly once
+    old: str  # is in the file exactly once
     new: str
     tests: tuple[str, ...]  # files or node ids that should notice
 

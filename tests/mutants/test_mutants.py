@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 QUICK = {
     "adaptive-kl-min-for-max": "functional/test_kl.py::test_the_adaptive_coefficient_equals_hand_computed_numbers",
-    "score-at-the-last-pad": "rollout/test_shaping.py::test_the_score_stands_once_at_the_last_token",
+    "score-at-the-last-pad": "rollout/test_shaping.py::test_the_score_is_at_the_last_token",
     "eos-penalty-added": "rollout/test_shaping.py::test_the_missing_eos_penalty_replaces_the_score_once",
 }
 HARMLESS = {

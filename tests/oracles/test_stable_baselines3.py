@@ -34,7 +34,7 @@ GAMMA, LAMBDA = 0.97, 0.9
 
 @dataclass(frozen=True)
 class Steps:
-    """(STEPS, ENVS, …) of one rollout, and what stands after it."""
+    """(STEPS, ENVS, …) of one rollout, and the value after it."""
 
     observations: np.ndarray
     actions: np.ndarray

@@ -60,7 +60,7 @@ def words(ids: Sequence[int]) -> str:
 
 
 def tokenizer() -> Any:
-    """One token for each word; no special tokens of its own accord."""
+    """One token for each word; no special tokens of its own."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -82,7 +82,7 @@ def survive(runs: Runs, kills: int, order: list[str], digests: Callable[[Path], 
         if died_now:
             hit += 1
             died[next((n for n in order if n not in done), "the end")] += 1
-        else:  # all is done: begin once more
+        else:  # all is done: start from the beginning
             assert digests(out) == digests(whole)
             rounds, done = rounds + 1, {}
             (runs.folder / "cut").rename(runs.folder / f"done{rounds}")

@@ -60,7 +60,7 @@ def test_where_needs_leave_a_choice_the_file_decides(tmp_path: Path) -> None:
         assert list(planned(tmp_path, {name: {"kind": "demo"} for name in names})) == list(names)
 
 
-def test_defaults_are_needs_too(tmp_path: Path) -> None:
+def test_defaults_are_dependencies_too(tmp_path: Path) -> None:
     """reward.source is 'reward' by default, and a stage of that name is taken."""
     stages = {"ppo": {"set": {"model.policy": "language"}}, **{k: CHAIN[k] for k in ("reward", "sft", "base", "demo")}}
     assert set(planned(tmp_path, stages)["ppo"].needs) == {"sft", "reward", "demo"}

@@ -80,7 +80,7 @@ def test_the_references_of_a_config_are_found(kind: str, overrides: list[str], e
     assert named(kind, *overrides) == expected
 
 
-def test_module_function_names_are_told_from_paths() -> None:
+def test_module_function_names_are_recognized_among_paths() -> None:
     assert is_function("accord.data.demo:gold_scores")
     assert not is_function("sft")
     assert not is_function("C:/models/sft")

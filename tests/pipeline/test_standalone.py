@@ -119,7 +119,7 @@ def test_what_is_there_is_taken(ran: Ran, capsys: pytest.CaptureFixture[str]) ->
     assert model == "checkpoints/rlhf/sft/model"
 
 
-def test_it_writes_where_it_is_told(ran: Ran) -> None:
+def test_a_stage_writes_to_the_folders_asked_for(ran: Ran) -> None:
     alone("sft", "out=a/b", "logs=c", "name=mine")
     assert sorted(p.name for p in Path("a/b").iterdir()) == ["base", "demo", "mine"]
     assert sorted(p.name for p in Path("c").iterdir()) == ["base", "demo", "mine"]
@@ -127,7 +127,7 @@ def test_it_writes_where_it_is_told(ran: Ran) -> None:
 
 
 def test_stages_of_a_pipeline_are_known_by_their_names(ran: Ran) -> None:
-    """``ppo_lm`` is no kind of stage; where it lies done in ``out`` it can be named."""
+    """``ppo_lm`` is no kind of stage; where it is finished in ``out`` it can be named."""
     alone("sft")
     alone("dpo", "name=ppo_lm")
     ran.clear()

@@ -58,7 +58,7 @@ def test_progress_of_an_earlier_run_is_not_shown(tmp_path: Path) -> None:
     assert "/200" not in shown(view)[0]
 
 
-def test_more_stages_than_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_stages_than_lines_fit_on_the_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"s{i}" for i in range(40)]
     view = table(names, tmp_path)
     monkeypatch.setattr(module, "console", Console(file=io.StringIO(), width=120, height=20))

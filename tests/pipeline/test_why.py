@@ -1,4 +1,4 @@
-"""What differs since a stage last ran, in words; how each stage stands; early cut-off; what --only, --force do."""
+"""What differs since a stage last ran, in words; the status of each stage; early cut-off; what --only, --force do."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_clean_lists_asks_and_leaves_what_is_named(
 
 
 def test_settings_that_a_stage_no_longer_has_are_one_sentence(ran: list[str], shows: Shows) -> None:
-    """A folder of an earlier version, whose configs held every policy's settings."""
+    """A folder of an earlier version, whose configs had every policy's settings."""
     main(["run", "p.yaml"])
     path = Path("checkpoints/rlhf/sft/done.json")
     record = json.loads(path.read_text())

@@ -11,7 +11,7 @@ from accord.models.backbone import Backbone
 from accord.models.open import small_backbone
 
 
-def _loud(family: str) -> Backbone:
+def _with_large_weights(family: str) -> Backbone:
     torch.manual_seed(11)
     backbone = small_backbone(family, 32, 2, 24, 1, 0)
     generator = torch.Generator().manual_seed(3)
@@ -26,5 +26,5 @@ def _loud(family: str) -> Backbone:
 @pytest.fixture(scope="session")
 def double() -> Callable[[str], Backbone]:
     """``double(family)``: always the same model, not a copy of it; 24 tokens, of which 1 is EOS and 0 the pad."""
-    made = {family: _loud(family) for family in ("mamba", "transformer")}
+    made = {family: _with_large_weights(family) for family in ("mamba", "transformer")}
     return made.__getitem__

@@ -226,7 +226,7 @@ def test_padding_changes_nothing_in_ppo(
     extra: int,
     side: str,
 ) -> None:
-    """Wherever the padding stands and whatever stands in it."""
+    """Wherever the padding is and whatever it holds."""
     policy = policy_of(double, family)
     weights = list(policy.parameters())
     expected = step(loss_of(policy, batch_of(rows, seed, 0, "right", 0.0)), [range(len(rows))], weights)

@@ -145,7 +145,7 @@ def serve() -> None:
     for name in {kind.function_path.partition(":")[0] for kind in STAGE_KINDS.values()}:
         importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the warming says is no answer
+    os.dup2(2, 1)  # what the warm-up prints is not an answer
     main(json.loads(sys.stdin.readline())["argv"])
     sys.stdout.flush()
     print("{}", file=answers, flush=True)

@@ -83,7 +83,7 @@ def value_and_gradient(
 @pytest.mark.parametrize("name", FUNCTIONS)
 @few
 @given(mask=masks(), seed=seeds, filler=fillers)
-def test_a_masked_element_is_as_good_as_absent(name: str, mask: Tensor, seed: int, filler: float) -> None:
+def test_what_is_masked_changes_nothing(name: str, mask: Tensor, seed: int, filler: float) -> None:
     x, slopes = drawn(seed, mask, 2)
     found, gradient = value_and_gradient(FUNCTIONS[name], x.masked_fill(~mask, filler), mask, slopes)
     everything = torch.ones_like(x[mask], dtype=torch.bool)
@@ -171,7 +171,7 @@ def assert_absent(loss: Callable[[Sequence[Tensor], Tensor], LossOutput], x: Seq
 @pytest.mark.parametrize("name", LOSSES)
 @fewer
 @given(mask=masks(), seed=seeds, filler=fillers)
-def test_a_masked_action_is_as_good_as_absent(name: str, mask: Tensor, seed: int, filler: float) -> None:
+def test_masked_actions_change_no_loss_and_no_gradient(name: str, mask: Tensor, seed: int, filler: float) -> None:
     x = [t.masked_fill(~mask, filler) for t in drawn(seed, mask)]
     assert_absent(LOSSES[name], x, mask)
 
@@ -263,7 +263,7 @@ def examples(draw: st.DrawFn) -> SupervisedExample:
 @pytest.mark.parametrize("family", ["mamba", "transformer"])
 @fewer
 @given(rows=st.lists(examples(), min_size=1, max_size=3), filler=fillers)
-def test_sft_reads_what_stands_before_a_label_only(
+def test_sft_reads_only_the_states_before_labels(
     double: Double, family: str, rows: list[SupervisedExample], filler: float
 ) -> None:
     backbone = double(family)
@@ -287,7 +287,7 @@ def packed_pairs(rows: list[PreferencePair]) -> PreferenceBatch:
 @pytest.mark.parametrize("family", ["mamba", "transformer"])
 @fewer
 @given(rows=pairs, filler=fillers)
-def test_dpo_reads_what_stands_before_a_replys_tokens_only(
+def test_dpo_reads_only_the_states_before_reply_tokens(
     double: Double, family: str, rows: list[PreferencePair], filler: float
 ) -> None:
     backbone, batch = double(family), packed_pairs(rows)

@@ -123,7 +123,7 @@ def test_a_later_token_may_be_nan(
     where = data.draw(st.integers(0, len(segments) - 1))
     cut = data.draw(st.integers(0, len(segments[where]) - 1))
     clean = [[*s] for s in segments]
-    clean[where][cut] = 1  # a token that stands nowhere else
+    clean[where][cut] = 1  # a token that is nowhere else
     sizes = [len(s) for s in segments]
     embedding = next(backbone.parameters())
     kept = embedding[1].detach().clone()

@@ -21,7 +21,7 @@ few = settings(max_examples=20, deadline=None, derandomize=True)
 kinds = pytest.mark.parametrize(
     ("family", "pooling"), [("mamba", "last"), ("mamba", "mean"), ("transformer", "last"), ("transformer", "mean")]
 )
-# few letters, so that prompts stand twice; a long beginning, so that prompts share one
+# few letters, so that prompts are repeated; a long beginning, so that prompts share one
 prompts = st.tuples(st.sampled_from(["", "tell me again: "]), st.text("ab", max_size=2)).map("".join)
 rows = st.lists(st.tuples(prompts, st.text("ab .", max_size=6)), min_size=1, max_size=6)
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # the head is in float32, as ever

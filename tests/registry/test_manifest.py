@@ -24,7 +24,7 @@ def fill(folder: Path, weights: bytes = b"weights", config: str = "{}") -> None:
 
 
 # ------------------------------------------------------------------ publishing
-def test_what_is_published(tmp_path: Path) -> None:
+def test_a_published_folder_has_files_and_a_manifest(tmp_path: Path) -> None:
     target = tmp_path / "made" / "here"
     digest = publish(target, fill, {"kind": "sft", "parents": {"a": "b"}})
     written = json.loads((target / MANIFEST).read_text())

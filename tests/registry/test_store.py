@@ -111,7 +111,7 @@ def test_a_moved_project_keeps_working(store: Store, make: Any, tmp_path: Path) 
     assert moved.folder.is_relative_to(tmp_path / "elsewhere")
 
 
-def test_where_the_registry_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registry_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCORD_REGISTRY", "shared/r.sqlite")
     assert open_store().path == Path("shared/r.sqlite")
@@ -142,7 +142,7 @@ def test_names_that_a_reference_could_not_name(store: Store, make: Any, name: st
 
 
 # ------------------------------------------------------------------ references
-def test_what_a_reference_finds(store: Store, make: Any) -> None:
+def test_a_reference_finds_a_version_alias_or_digest(store: Store, make: Any) -> None:
     one, two = store.add(make(weights=1)), store.add(make(weights=2))
     store.alias("sft@1", "good")
     found = {
@@ -276,7 +276,7 @@ def test_a_failure_within_changes_nothing(store: Store, make: Any, monkeypatch: 
     assert store.add(make(weights=2)).version == 2
 
 
-def test_what_a_killed_process_left_is_swept(store: Store, make: Any) -> None:
+def test_leftovers_of_a_killed_process_are_removed(store: Store, make: Any) -> None:
     store.add(make(weights=1))
     for name, age in ((".old.tmp", 9000), (".young.tmp", 60)):
         (store.root / "models" / name).mkdir()

@@ -126,7 +126,7 @@ def test_a_writer_that_does_not_end_is_reported_in_a_sentence(
     assert other.find("sft").aliases == ("latest",), "reading does not wait"
 
 
-def test_adding_is_quick(store: Store, make: Any) -> None:
+def test_adding_takes_a_tenth_of_a_second(store: Store, make: Any) -> None:
     """CPU seconds, without SQLAlchemy's import: 0.1 is allowed for one."""
     store.add(make(weights=0))
     models = [make(f"m{i}", weights=i) for i in range(10)]

@@ -151,7 +151,7 @@ def test_samples_share_the_reading_of_their_prompt(family: str, monkeypatch: pyt
     assert greedy.reply_tokens() == [naive_greedy(backbone, p, 6) for p in PROMPTS[:3] for _ in range(2)]
 
 
-def test_the_generator_decides_everything() -> None:
+def test_the_generator_decides_every_draw() -> None:
     backbone = tiny("mamba")
     draws = [generate(backbone, PROMPTS, Decoding(8, 2, PAD), seeded(s))[0] for s in (0, 0, 1)]
     assert torch.equal(draws[0].responses, draws[1].responses)

@@ -143,7 +143,7 @@ def test_functions_are_found_by_name() -> None:
 # ------------------------------------------------------------------------------------- reward models
 @pytest.mark.parametrize("family", ["mamba", "transformer"])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_a_reply_scores_the_same_alone_and_in_any_company(family: str, pooling: str) -> None:
+def test_a_replys_score_does_not_depend_on_the_batch(family: str, pooling: str) -> None:
     """Scores are read at the last token whatever the batch; prompts are repeated, share beginnings and differ in length."""
     model, tokenizer = tiny_reward(pooling, family), small_tokenizer()
     alone = torch.cat(
@@ -207,7 +207,7 @@ def constant(name: str, *values: float) -> Reward:
     return FunctionReward(name, lambda _prompts, _texts: values)
 
 
-def test_terms_are_weighted_summed_and_kept_apart() -> None:
+def test_terms_are_weighted_summed_and_reported_separately() -> None:
     reward = WeightedReward(((2.0, constant("a", 1.0, 10.0)), (-0.5, constant("b", 4.0, 6.0))))
     terms = reward(replies_of(small_tokenizer(), [0, 1]))
     assert {k: v.tolist() for k, v in terms.items()} == {"a": [2.0, 20.0], "b": [-2.0, -3.0]}

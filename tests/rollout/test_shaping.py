@@ -14,7 +14,7 @@ NAN = math.nan
 MASK = torch.tensor([[True, True, True, False], [True, False, False, False], [True, True, True, True]])
 
 
-def test_the_score_stands_once_at_the_last_token_and_the_kl_on_every_one() -> None:
+def test_the_score_is_at_the_last_token_and_the_kl_at_every_token() -> None:
     """Hand-computed, with NaN after every end."""
     logprobs = torch.tensor([[-1.0, -2.0, -3.0, NAN], [-0.5, NAN, NAN, NAN], [-1.0, -1.0, -1.0, -1.0]])
     reference = torch.tensor([[-1.5, -1.0, -3.0, NAN], [-0.5, NAN, NAN, NAN], [-2.0, -0.5, -1.0, -3.0]])

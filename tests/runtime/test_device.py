@@ -20,7 +20,7 @@ def test_a_device_that_is_not_there_is_named(name: str, fix: str, monkeypatch: p
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_slow_bfloat16_is_said_only_where_it_is_slow(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_bfloat16_is_reported_only_where_it_is_slow(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "has_bfloat16_instructions", lambda: fast)
     cpu = torch.device("cpu")
     assert bool(slow_precision(cpu, "bfloat16")) is not fast

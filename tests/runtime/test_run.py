@@ -110,7 +110,7 @@ def test_starting_from_the_beginning_clears_the_log(make: Make) -> None:
 def test_the_plan_is_on_the_screen_and_in_the_log(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.plan({"model": "a [big] one", "steps": "3"})
     shown = capsys.readouterr().out
-    assert "\n  model  a [big] one\n  steps  3\n" in shown  # brackets are words, no markup
+    assert "\n  model  a [big] one\n  steps  3\n" in shown  # brackets are text, not markup
     assert "a [big] one" in (run.logs / "sft.log").read_text()
 
 

@@ -21,7 +21,7 @@ def test_a_signal_is_announced_by_another_thread(monkeypatch: pytest.MonkeyPatch
     assert threads[0] is not threading.main_thread()
 
 
-def test_sigterm_asks_as_well() -> None:
+def test_sigterm_requests_a_stop() -> None:
     with StopSignal() as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop.raised

@@ -95,7 +95,7 @@ def test_compare_writes_results_and_report(
     assert {name: again[name] for name in config.models} == {name: results[name] for name in config.models}
 
 
-def test_samples_of_models_stand_beside_their_prompt(open_run: Callable[..., Run]) -> None:
+def test_samples_of_models_are_beside_their_prompt(open_run: Callable[..., Run]) -> None:
     config = CompareConfig(models={"sft": "x", "dpo": "y"}, samples=2)
     prompts = [f"question {i}?" for i in range(4)]
     shown = {name: [f"{name} answers {i}" for i in range(4)] for name in config.models}

@@ -39,7 +39,7 @@ def whole(buffer: RolloutBuffer) -> RolloutBatch:
 
 
 @pytest.mark.parametrize("count", [1, 4, 6, 7, 11, 12, 20])
-def test_the_newest_steps_are_kept_and_computed_in_the_order_of_time(count: int) -> None:
+def test_the_newest_steps_are_stored_and_read_in_time_order(count: int) -> None:
     buffer = filled(count)
     held = range(max(0, count - 6), count)
     assert len(buffer) == len(held)
@@ -130,7 +130,7 @@ def test_a_stale_bootstrap_does_not_survive_its_row() -> None:
     assert whole(buffer).returns.tolist() == [1.0]
 
 
-def test_reset_forgets() -> None:
+def test_reset_empties_the_buffer() -> None:
     buffer = filled(6)
     buffer.compute(0.0)
     buffer.reset()

@@ -116,7 +116,7 @@ def test_building_a_collector_leaves_the_models_storage_alone(new_run: NewRun) -
 
 
 # ------------------------------------------------------------------------------------- between rollouts
-def test_returns_run_across_rollouts(new_run: NewRun) -> None:
+def test_returns_continue_across_rollouts(new_run: NewRun) -> None:
     made = collector(new_run(), policy(), episodes(), n_steps=4)
     found = [made.collect(i) for i in range(3)]
     assert [r.returns for r in found] == [(6.0,), (6.0,), (6.0, 6.0)]
@@ -138,9 +138,7 @@ def contents(rollout: StepRollout) -> list[Any]:
 
 @PATHS
 @pytest.mark.parametrize("name", ["CartPole-v1", "Acrobot-v1"])
-def test_a_saved_state_gives_the_same_rollouts_bit_for_bit(
-    new_run: NewRun, tmp_path: Path, name: str, quick: bool
-) -> None:
+def test_a_saved_state_resumes_bit_exactly(new_run: NewRun, tmp_path: Path, name: str, quick: bool) -> None:
     def made(number: str) -> StepCollector:
         vectors = open_vectors(name, 2, lambda i, episode: 10 * i + episode)
         spaces = vectors.spaces

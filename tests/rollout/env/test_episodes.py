@@ -104,7 +104,7 @@ def cartpoles(n: int = 2) -> EpisodeVectors:
 
 
 @pytest.mark.parametrize("before", [0, 1, 40, 73])
-def test_a_saved_state_gives_the_same_future_bit_for_bit(before: int, tmp_path: Path) -> None:
+def test_a_saved_state_resumes_bit_exactly(before: int, tmp_path: Path) -> None:
     actions = torch.randint(0, 2, (120, 2), generator=torch.Generator().manual_seed(1)).numpy()
     whole = cartpoles()
     for a in actions[:before]:

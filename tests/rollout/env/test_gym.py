@@ -259,7 +259,7 @@ def drawn(vectors: Vectors, steps: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "name", ["CartPole-v1", "ShortCartPole-v0", "ShortCartPoleOneByOne-v0", "Pendulum-v1", "LunarLander-v3"]
 )
-def test_a_saved_state_gives_the_same_future_bit_for_bit(name: str, before: int, tmp_path: Path) -> None:
+def test_a_saved_state_resumes_bit_exactly(name: str, before: int, tmp_path: Path) -> None:
     import torch
 
     if name == "LunarLander-v3":

@@ -94,7 +94,7 @@ def test_what_is_off_passes_unchanged() -> None:
     assert normalizer.rewards(rewards, nothing, ~nothing) is rewards
 
 
-def test_a_saved_state_gives_the_same_scales_bit_for_bit() -> None:
+def test_a_saved_state_resumes_bit_exactly() -> None:
     def steps(normalizer: Normalizer, seed: int) -> list[Any]:
         rng = np.random.default_rng(seed)
         found = []
