@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -72,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings to override, as dotted keys")
+    command.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="settings to override, as dotted keys"
+    )
     command.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
@@ -141,8 +144,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 1 (a stage failed), 2 (a user error) or 130 (interrupted)."""
-    options = parse(sys.argv[1:] if argv is None else argv)
+    """Runs a command; returns the exit code.
+
+    0, 1 (a stage failed), 2 (a user error), 130 (interrupted) or 141 (the reader of the output, such as ``head``, closed it).
+    """
+    try:
+        try:
+            return _run(parse(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at exit
+        return 141
+
+
+def _run(options: argparse.Namespace) -> int:
     act: Callable[[argparse.Namespace], int] = options.act
     try:
         return act(options)
