@@ -152,6 +152,10 @@ def test_config_show_prints_resolved_paths(tmp_path: Path, capsys: pytest.Captur
         (["sft", "model.base_model=./x/y"], "model.base_model: './x/y' does not exist"),
         (["dpo", "data.train=x.jsonl"], "data.train: 'x.jsonl' does not exist"),
         (["compare", "prompts=x.jsonl"], "prompts: 'x.jsonl' does not exist"),
+        (["ppo", "reward.source=nowhere:brief"], "reward.source: 'nowhere:brief' cannot be imported"),
+        (["pairs", "annotator=nowhere:brief"], "annotator: 'nowhere:brief' cannot be imported"),
+        (["compare", "gold=nowhere:brief"], "gold: 'nowhere:brief' cannot be imported"),
+        (["compare", "reward_model=reward", "pairs=''"], "the config: reward_model needs pairs"),
         (["demo", "base_rows=1", "out=file/x"], "file/x/demo: cannot be created (Not a directory)"),
         (["demo", "base_rows=1", "out=x", "logs=file/x"], "file/x/demo: cannot be created (Not a directory)"),
         (["chat", "nowhere"], "nowhere: no such model"),
@@ -175,6 +179,19 @@ def test_a_mistake_is_one_sentence_and_exit_2(
     assert said.err.count("\n") == 1
     assert said.out == ""
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("words", [["ppo", "--help"], ["--help"], ["config", "schema", "ppo"]], ids=" ".join)
+def test_a_reader_that_ends_early_ends_the_command_silently(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "accord.cli", *words]
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}  # argparse ignores a failed write, but not a failed flush
+    try:
+        ended = subprocess.run(command, env=env, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from accord.config.common import Positive, Stage
 
@@ -54,3 +54,9 @@ class CompareConfig(Stage):
             if "." in label or label in reserved:
                 raise ValueError(f"the label {label!r} cannot be a key of results.json; choose another, without dots")
         return models
+
+    @model_validator(mode="after")
+    def _pairs_for_the_reward_model(self) -> CompareConfig:
+        if self.reward_model and not self.pairs:
+            raise ValueError("reward_model needs pairs, the held-out pairs to check it on")
+        return self

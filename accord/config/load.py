@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -93,7 +94,8 @@ def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default
     found = "" if error["type"] in ("missing", "value_error") else f", found {error['input']!r}"
     if error["type"] == "missing":
         return f"{where}: the required key {key!r} is missing."
-    return f"{where}: {key or 'config'}: {expected}{message}{found}."
+    subject = f"{where}: {key}" if key else where
+    return f"{subject}: {expected}{message}{found}."
 
 
 def _hint(cls: type[BaseModel], path: tuple[str, ...]) -> str:
@@ -121,8 +123,7 @@ def to_yaml(config: Section) -> str:
 def load_function(name: str, key: str) -> Callable[..., Any]:
     """``module:function`` as an object; the working directory is on the path.  Raises UserError naming ``key``."""
     module, colon, function = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    _search_working_directory()
     try:
         found = getattr(importlib.import_module(module), function) if colon else None
     except (ImportError, AttributeError) as error:
@@ -130,3 +131,16 @@ def load_function(name: str, key: str) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"{key}: {name!r} is not module:function.")
     return found  # type: ignore[no-any-return]
+
+
+def require_module(name: str, key: str) -> None:
+    """Raises UserError where the module (the top-level package) of ``module:function`` does not exist; runs no code."""
+    package = name.partition(":")[0].partition(".")[0]
+    _search_working_directory()
+    if package not in sys.modules and (not package or importlib.util.find_spec(package) is None):
+        raise UserError(f"{key}: {name!r} cannot be imported (No module named {package!r}).")
+
+
+def _search_working_directory() -> None:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.config.common import Stage
+from accord.config.load import require_module
 from accord.errors import UserError
 from accord.stage_kinds.kind import Reference
 from accord.stage_kinds.table import STAGE_KINDS
@@ -99,8 +100,10 @@ def is_function(value: str) -> bool:
 def require(config: Stage, kind: str, known: Collection[str], made: Collection[str] = (), where: str = "") -> None:
     """Raises UserError for a name that is not in ``made`` and not an existing path, with the closest of ``known``.
 
-    Empty files are refused here too, before stages run for them.
+    Empty files and functions of missing modules are refused here too, before stages run for them.
     """
+    for key in STAGE_KINDS[kind].functions:
+        require_module(str(value_at(config.model_dump(), key)), f"{where}{key}")
     try:
         paths = [value for _, value in references(kind, resolve(kind, config, lambda name: None))]
     except UserError as error:
@@ -110,6 +113,8 @@ def require(config: Stage, kind: str, known: Collection[str], made: Collection[s
             continue
         if reference.sort not in ("model", "reward") and Path(value).is_file() and Path(value).stat().st_size == 0:
             raise UserError(f"{where}{reference.key}: {value} is empty; give a file with at least one row.")
+        if is_function(value) and not Path(value).exists():
+            require_module(value, f"{where}{reference.key}")
         looks_like_path = reference.sort not in ("model", "reward") or "/" not in value or value.startswith((".", "/"))
         if is_function(value) or Path(value).exists() or not looks_like_path:
             continue

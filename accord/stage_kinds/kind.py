@@ -45,6 +45,8 @@ class StageKind:
     references: tuple[Reference, ...] = ()
     files: tuple[str, ...] = ()
     """Settings that may name a file or folder, whose content is then part of the stage's key."""
+    functions: tuple[str, ...] = ()
+    """Settings that are always ``module:function``; those among ``references`` may be."""
 
     @property
     def settings(self) -> type[Stage] | Variants[Stage]:

@@ -67,6 +67,7 @@ _KINDS = (
         version=4,
         next_step="accord reward data.train={folder}",
         references=(_MODEL, Reference("prompts", "prompts")),
+        functions=("annotator",),
     ),
     StageKind(
         name="reward",
@@ -116,6 +117,7 @@ _KINDS = (
             Reference("prompts", "heldout_prompts"),
             Reference("models.*", "model"),
         ),
+        functions=("gold",),
     ),
     StageKind(
         name="fuse",

@@ -116,7 +116,7 @@ def test_a_language_model_has_the_defaults_that_suit_it() -> None:
         (
             PPO,
             ["model.policy=control"],
-            "the config: config: model.policy=control needs environment, a Gymnasium id such as CartPole-v1",
+            "the config: model.policy=control needs environment, a Gymnasium id such as CartPole-v1",
         ),
         (
             PPO,

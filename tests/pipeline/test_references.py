@@ -159,7 +159,7 @@ def test_names_of_stages_files_and_folders_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
     for override in ("model.base_model=org/name", f"data.train={tmp_path}/rows.jsonl", "seed=1"):
         require(config("sft", "model.base_model=base", override), "sft", ["demo"], made=["demo", "base"])
-    require(config("ppo", "reward.source=m:f"), "ppo", [], made=["sft", "demo"])
+    require(config("ppo", "reward.source=json:dumps"), "ppo", [], made=["sft", "demo"])
 
 
 def test_a_stage_without_the_file_that_is_wanted(tmp_path: Path) -> None:
