@@ -64,7 +64,7 @@ class Report:
             "tokenized separately from the prompt": self.retokenized,
         }
         notes.extend(f"{name}: {count}" for name, count in counts.items() if count)
-        first = f"Used {self.used} of {self.rows} rows, {self.tokens} tokens."
+        first = f"Used {self.used} of {self.rows} rows, {self.tokens:,} tokens."
         text = "; ".join(notes)
         return f"{first} {text[0].upper()}{text[1:]}." if text else first
 

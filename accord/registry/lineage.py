@@ -89,7 +89,7 @@ def tree(root: str, family: Family, labels: Mapping[str, str]) -> Tree:
         if digest in seen:
             return text.append("  (see above)", "dim")
         first, *rest = lines(record)
-        return text.append(f"  {first}").append("   " + ", ".join(rest) if rest else "", "dim")
+        return text.append(f"  {first}").append("   " + ", ".join(rest).replace(", →", " →") if rest else "", "dim")
 
     def grow(branch: Tree, digest: str) -> None:
         if digest in seen:

@@ -118,6 +118,8 @@ class Run:
         rows = read_appended_rows(self._metrics)
         before = [r for r in rows if r["step"] < step or (r["step"] == step and "learning_rate" in r)]
         write_jsonl(self._metrics, before)
+        if step:
+            console.print(f"  resumed at step {step} of {total_steps}", markup=False)
         if self._progress_file:
             self._progress_file.close()
         self._progress_file = ProgressFile(self.directory, step, total_steps)

@@ -13,13 +13,13 @@ def describe_steps(rows: int, settings: Optimizer, unit: str = "rows") -> str:
     """One line on how rows (or prompts) become optimizer steps.
 
     >>> describe_steps(100, Optimizer(batch_size=32, micro_batch_size=8, num_epochs=2))
-    '100 rows / 32 a step = 4 steps an epoch x 2 epochs = 8 steps; each step in 4 passes of up to 8 rows'
+    '100 rows / 32 a step = 4 steps an epoch x 2 epochs = 8 steps; each step accumulates 4 micro-batches of up to 8 rows'
     """
     size = min(settings.batch_size, rows)
     steps = -(-rows // settings.batch_size)
     micro = settings.micro_batch_size or settings.batch_size
     passes = -(-size // micro)
-    how = "one pass a step" if passes == 1 else f"each step in {passes} passes of up to {micro} {unit}"
+    how = "no accumulation" if passes == 1 else f"each step accumulates {passes} micro-batches of up to {micro} {unit}"
     return (
         f"{rows} {unit} / {settings.batch_size} a step = {steps} steps an epoch x {settings.num_epochs} epochs"
         f" = {steps * settings.num_epochs} steps; {how}"
