@@ -6,16 +6,23 @@ import torch
 
 from accord.data.chat import prompt_ids
 from accord.data.rows import Message
+from accord.errors import UserError
 from accord.models.open import open_backbone
+from accord.models.reward import is_reward_model
 from accord.rollout.generate import Decoding, stream
 from accord.runtime.console import console
 
 
 def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed: int, system: str) -> int:
-    """Replies to each line until an empty line or the end of the input; returns the exit code."""
+    """Replies to each line until an empty line or the end of the input; returns the exit code.
+
+    Raises UserError where there is no language model.
+    """
     from accord.training.artifact import model_folder, open_tokenizer
 
     source = model_folder(path)
+    if is_reward_model(source):
+        raise UserError(f"{path}: is a reward model, which scores replies and writes none; give a language model.")
     tokenizer = open_tokenizer(str(source))
     backbone = open_backbone(source).requires_grad_(False).eval()
     decoding = Decoding(max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, temperature, top_p)

@@ -15,6 +15,7 @@ import yaml
 from accord.cli import main, parse, parser
 from accord.config.load import load
 from accord.config.sft import SFTConfig
+from accord.models.reward import HEAD_CONFIG
 from accord.stage_kinds.table import STAGE_KINDS
 
 REPO = Path(__file__).parents[1]
@@ -162,6 +163,7 @@ def test_config_show_prints_resolved_paths(tmp_path: Path, capsys: pytest.Captur
         (["chat", "."], ".: no language model here"),
         (["chat", "file"], "file: no language model here"),
         (["chat", "stage"], "stage: no language model here"),
+        (["chat", "scores"], "scores: is a reward model, which scores replies and writes none"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
@@ -173,6 +175,9 @@ def test_a_mistake_is_one_sentence_and_exit_2(
     (tmp_path / "file").write_text("text")
     (tmp_path / "stage").mkdir()
     (tmp_path / "stage" / "ppo_final.pt").write_text("heads")
+    (tmp_path / "scores").mkdir()
+    for name in ("config.json", HEAD_CONFIG):
+        (tmp_path / "scores" / name).write_text("{}")
     assert main(words) == 2
     said = capsys.readouterr()
     assert said.err.startswith(f"accord: {message}")

@@ -78,8 +78,9 @@ def _stages_to_run(planned: Sequence[Planned], folders: Mapping[str, Path], opti
     for stage in planned:
         missing = [n for n in stage.needs if n not in names and not _usable(folders[n])]
         if stage.name in names and missing:
+            words = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
             raise UserError(
-                f"--only {','.join(options.only)}: {stage.name} takes {' and '.join(missing)}, which"
+                f"--only {','.join(options.only)}: {stage.name} takes {words}, which"
                 f" {'is' if len(missing) == 1 else 'are'} not done; name {'it' if len(missing) == 1 else 'them'} too, or"
                 " leave --only out."
             )

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accord.config.evaluation import CompareConfig
-from accord.config.load import load, parse_override, put, to_yaml
+from accord.config.load import load, parse_override, put, require_module, to_yaml
 from accord.config.on_policy import LanguagePPOConfig
 from accord.config.ppo import PPO
 from accord.config.section import Section
@@ -277,3 +277,15 @@ def test_yaml_that_is_shown_is_plain() -> None:
     shown = to_yaml(PPO())
     assert yaml.safe_load(shown) == PPO().model_dump(mode="json")
     assert list(yaml.safe_load(shown)) == list(LanguagePPOConfig.model_fields)  # in the order of the settings
+
+
+def test_a_function_of_a_missing_module_is_found_without_importing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fails_when_imported.py").write_text("raise RuntimeError")
+    require_module("fails_when_imported:score", "gold")
+    with pytest.raises(
+        UserError, match=r"^gold: 'nowhere\.at:all' cannot be imported \(No module named 'nowhere'\)\.$"
+    ):
+        require_module("nowhere.at:all", "gold")
