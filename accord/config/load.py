@@ -89,7 +89,9 @@ def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default
     if error["type"] in ("model_type", "dict_type"):
         found = "nothing" if error["input"] is None else repr(error["input"])
         return f"{where}: {key}: expected 'key: value' lines below it, found {found}."
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").replace("a valid tuple", "a list")
+    message = (
+        error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").replace("a valid tuple", "a list")
+    )
     expected = "" if error["type"] == "value_error" else "expected "
     found = "" if error["type"] in ("missing", "value_error") else f", found {error['input']!r}"
     if error["type"] == "missing":
