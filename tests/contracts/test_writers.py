@@ -8,6 +8,7 @@ from pathlib import Path
 
 REPO = Path(__file__).parents[2]
 ALLOWED = {
+    ("accord/cli.py", "os.open"): "the null device replaces an output that its reader has closed",
     (
         "accord/pipeline/records.py",
         "os.open",
