@@ -30,6 +30,7 @@ from accord.config.on_policy import StepsPPOOptimizer
 from accord.evaluation.policies import evaluate, write_curve, write_video
 from accord.functional.advantages import explained_variance, normalize_advantages
 from accord.functional.kl import AdaptiveKL, FixedKL
+from accord.kernels.numpy_actor_critic import NumpyActorCritic
 from accord.models.heads import ActorCritic, AnyActorCritic, GaussianActorCritic, numpy_networks
 from accord.rollout.env.buffer import RolloutBuffer
 from accord.rollout.env.collect import StepActor, StepCollector, StepRollout
@@ -130,6 +131,8 @@ def new_collector(
 
 
 NO_PENALTY = FixedKL(0.0)
+MAX_NOISE = 2**24
+"""Numbers of a rollout's sampling noise in NumPy, which draws it at once (64 MB); beyond it torch samples step by step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +146,18 @@ class StepTask:
     evaluate: Callable[[int], None] = lambda timesteps: None  # called before each rollout
 
 
+def networks_for(model: AnyActorCritic, training: StepsPPOOptimizer) -> NumpyActorCritic | None:
+    """The model's networks in NumPy; None where NumPy does not train them, or a rollout's noise would be too large."""
+    loop = rollout_loop(training)
+    if training.weight_decay or loop.rows * model.action_dim > MAX_NOISE:
+        return None
+    return numpy_networks(model, compiled=loop.steps >= MIN_STEPS_FOR_JIT)
+
+
 def train_on_steps(run: Run, model: AnyActorCritic, task: StepTask, training: StepsPPOOptimizer) -> dict[str, float]:
     """Trains ``model`` in the task's environments; returns the last rollout's metrics."""
     loop = rollout_loop(training)
-    networks = None if training.weight_decay else numpy_networks(model, compiled=loop.steps >= MIN_STEPS_FOR_JIT)
+    networks = networks_for(model, training)
     updater: PolicyUpdater = (
         NumpyUpdater(networks, training, loop.steps)
         if networks

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from accord.algorithms.ppo_control import new_collector, prepare_steps, rollout_loop
+from accord.algorithms.ppo_control import networks_for, new_collector, prepare_steps, rollout_loop
 from accord.config.load import load
 from accord.config.on_policy import StepsPPOOptimizer
 from accord.config.ppo import PPO
@@ -396,3 +396,10 @@ def test_mountain_car_stays_at_the_bottom_without_normalization(tmp_path: Path) 
     """The known negative control: a PPO that solves it this way has a fault, or explores differently."""
     plain = ("normalize.observations=false", "normalize.rewards=false")
     assert trained("mountain_car", tmp_path, *plain)["eval_return"] == -200
+
+
+def test_a_rollout_over_a_large_vocabulary_does_not_draw_its_noise_at_once() -> None:
+    model = ActorCritic(4, 2**16, 8)
+    small, large = (StepsPPOOptimizer(n_steps=steps, n_envs=1) for steps in (256, 257))
+    assert networks_for(model, small) is not None
+    assert networks_for(model, large) is None
