@@ -201,6 +201,7 @@ def _ours(kind: str, model: Any, folder: str) -> tuple[Callable[[Rows], Any], Ca
     from accord.data.packing import pack_preferences, pack_supervised
     from accord.data.preferences import PreferencePair
     from accord.data.supervised import SupervisedExample
+    from accord.models.reference import FrozenReference
     from accord.models.reward import RewardMLP, RewardModel
     from accord.models.transformer import Transformer
     from accord.training.cross_entropy import cross_entropy
@@ -225,7 +226,7 @@ def _ours(kind: str, model: Any, folder: str) -> tuple[Callable[[Rows], Any], Ca
 
     def loss(batch: Any) -> Any:
         with torch.no_grad():  # in every step, as TRL does without precomputing
-            known = torch.stack(dpo.pair_logprobs(reference, batch), 1)
+            known = torch.stack(dpo.pair_logprobs(FrozenReference(reference).logprobs, batch), 1)
         return dpo.objective(model, batch, known, 0.1, 0.0)
 
     return pairs, loss, list(model.parameters())

@@ -84,7 +84,7 @@ def run_accord(folder: str) -> dict[str, Any]:
     from accord.io.readers import read_yaml
     from accord.rollout.env.gym import open_vectors
     from accord.rollout.env.normalization import Normalizer
-    from accord.runtime.run import Run
+    from accord.runtime.run import Run, StageIdentity
     from accord.training.numpy_updater import NumpyUpdater
 
     class Silent(Run):
@@ -112,7 +112,8 @@ def run_accord(folder: str) -> dict[str, Any]:
     found = (sizes["obs_dim"], sizes["action_dim"], sizes["hidden_dim"], training.n_steps)
     assert found == (SEEN, ACTIONS, WIDTH, N_STEPS), "configs/ppo_train.yaml is not what the peer is given"
     began = time.process_time()
-    with Silent("ppo", Path(folder) / "ppo", Path(folder) / "logs", config.seed, 10**9, 10**9) as run:
+    identity = StageIdentity("ppo", Path(folder) / "ppo", Path(folder) / "logs", config.seed)
+    with Silent(identity, log_every=10**9, save_every=10**9) as run:
         vectors = open_vectors(config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e))
         model = new_policy(vectors.spaces, config)
         normalizer = Normalizer(SEEN, training.n_envs, training.gamma, observations=False, rewards=False)

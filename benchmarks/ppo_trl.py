@@ -277,7 +277,7 @@ def run_accord(kind: str, folder: Path, precision: str, critic: str, seed: int) 
 
     from accord.algorithms import ppo
     from accord.runtime.allocator import keep_memory
-    from accord.runtime.run import Run
+    from accord.runtime.run import Run, StageIdentity
 
     keep_memory()  # as every stage does
     torch.set_num_threads(threads())
@@ -299,8 +299,10 @@ def run_accord(kind: str, folder: Path, precision: str, critic: str, seed: int) 
             if self.step % case.epochs == 0:
                 clock.update()
 
-    with tempfile.TemporaryDirectory() as place, Watched("ppo", Path(place), Path(place), seed, 1, 10**6) as run:
-        ppo.train(settings(kind, folder, precision, critic), run)
+    with tempfile.TemporaryDirectory() as place:
+        identity = StageIdentity("ppo", Path(place), Path(place), seed)
+        with Watched(identity, log_every=1, save_every=10**6) as run:
+            ppo.train(settings(kind, folder, precision, critic), run)
     return clock.result()
 
 

@@ -2,10 +2,12 @@
 
     python benchmarks/run.py                      all of it: an hour and a half, SmolLM2 takes most of it
     python benchmarks/run.py --quick              small models, fewer seeds: ten minutes; writes nothing
+    python benchmarks/run.py --quick --record     the same, and keeps its ratios as the recorded figures of quick runs
     python benchmarks/run.py --only growth.py     one file; the page keeps the other files' rows
 
-Exits with 1 if a row falls more than 15 % below the figure that docs/performance.md records for it, if a comparison
-fails, or if the two sides do not compute the same.  A row below its target is shown as unmet, which alone is not a
+Exits with 1 if a row falls more than 15 % below its recorded figure, if a comparison fails, or if the two sides do not
+compute the same.  The recorded figures are those of docs/performance.md and, for quick runs, whose work is smaller, of
+``benchmarks/quick.json``.  A row below its target is shown as unmet, which alone is not a
 failure.  A full run writes the raw rows to ``.bench/rows.jsonl``; the environments of other libraries are created in
 ``.bench`` too, once (minutes).
 """
@@ -27,6 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / ".bench" / "rows.jsonl"
 PAGE = ROOT / "docs" / "performance.md"
+QUICK = ROOT / "benchmarks" / "quick.json"
 ALLOWED = 0.15
 """How far below its recorded figure a row may fall: runs on a shared machine differ by about as much."""
 FILES = (
@@ -66,6 +69,13 @@ def rows(name: str, quick: bool) -> list[Row]:
 def recorded(page: str) -> dict[str, float]:
     """The ratio of each row in the table of ``page``, the text of docs/performance.md."""
     return {row: float(ratio) for row, ratio in re.findall(r"^\| (\w+) \| ([\d.]+) × \|", page, re.MULTILINE)}
+
+
+def record_quick(found: list[Row]) -> None:
+    """Puts the rows' ratios into ``quick.json``; the figures of other rows stay."""
+    figures = json.loads(QUICK.read_text(encoding="utf-8")) if QUICK.exists() else {}
+    figures |= {row["row"]: round(row["ratio"], 2) for row in found if not row.get("broken")}
+    QUICK.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def fault(row: Row, figure: float | None) -> str:
@@ -178,10 +188,15 @@ def merged(new: list[Row], files: list[str]) -> list[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small models, fewer seeds; prints and writes nothing")
+    parser.add_argument("--record", action="store_true", help="with --quick: keep the ratios as the recorded figures")
     parser.add_argument("--only", choices=FILES, action="append", metavar="FILE", help="one file; may be given again")
     options = parser.parse_args()
     files = options.only or [name for name in FILES if not (options.quick and name in LONG)]
-    figures = recorded(PAGE.read_text(encoding="utf-8"))
+    if options.record and not options.quick:
+        parser.error("--record is for --quick; a full run records in docs/performance.md")
+    figures = (
+        json.loads(QUICK.read_text(encoding="utf-8")) if options.quick else recorded(PAGE.read_text(encoding="utf-8"))
+    )
     new: list[Row] = []
     began = os.times()
     for name in files:
@@ -198,6 +213,9 @@ def main() -> int:
     )
     if not options.quick:
         print("wrote docs/performance.md")
+    if options.record:
+        record_quick(new)
+        print("wrote benchmarks/quick.json")
     if failed:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
