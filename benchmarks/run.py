@@ -36,7 +36,7 @@ FILES = (
     *("startup.py", "ppo_specified.py", "ppo_gym.py", "mamba_peers.py", "rollout_hf.py"),
     *("losses_trl.py", "growth.py", "ppo_trl.py", "threads.py"),
 )
-LONG = ("growth.py", "threads.py")  # not part of a quick run; tests/performance counts what growth times
+LONG = ("growth.py", "ppo_trl.py", "threads.py")  # not part of a quick run; tests/performance counts what growth times
 PACKAGES = ("torch", "numpy", "numba", "transformers", "trl", "stable-baselines3", "gymnasium")
 Row = dict[str, Any]
 

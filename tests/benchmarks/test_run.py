@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module, with a page of its own that records ``sft`` at 4.00 and ``ppo`` at 2.00."""
+    """The module, with recorded figures of its own: ``sft`` 4.00 and ``ppo`` 2.00, in full and in quick runs."""
     spec = importlib.util.spec_from_file_location("benchmarks_run", ROOT / "benchmarks" / "run.py")
     assert spec is not None
     assert spec.loader is not None
@@ -24,6 +25,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     head = "| row | ratio | spread |\n|---|---|---|\n"
     page.write_text(f"# Performance\n\n{head}| sft | 4.00 × | 3.9 – 4.1 |\n| ppo | 2.00 × | 1.9 – 2.1 |\n")
     monkeypatch.setattr(module, "PAGE", page)
+    quick = tmp_path / "quick.json"
+    quick.write_text(json.dumps({"sft": 4.0, "ppo": 2.0}))
+    monkeypatch.setattr(module, "QUICK", quick)
     monkeypatch.setattr(module, "KEPT", tmp_path / "bench" / "rows.jsonl")
     return module
 
@@ -47,10 +51,13 @@ def test_the_recorded_figures_are_read_from_the_page_that_a_full_run_writes(benc
     assert bench.recorded(bench.page(rows)) == {"sft": 4.13, "ppo": 0.5}
 
 
-def test_the_page_of_this_repository_records_every_row_of_a_quick_run(bench: ModuleType) -> None:
-    figures = bench.recorded((ROOT / "docs" / "performance.md").read_text(encoding="utf-8"))
-    assert len(figures) == 40
-    assert figures["ppo_specified"] > 1
+def test_this_repository_records_every_row_of_a_quick_run(bench: ModuleType) -> None:
+    full = bench.recorded((ROOT / "docs" / "performance.md").read_text(encoding="utf-8"))
+    quick = json.loads((ROOT / "benchmarks" / "quick.json").read_text(encoding="utf-8"))
+    assert len(full) == 40
+    assert len(quick) == 11
+    assert quick.keys() <= full.keys()
+    assert min(quick.values()) > 1
 
 
 @pytest.mark.parametrize(("ratio", "fails"), [(4.0, False), (9.0, False), (3.41, False), (3.39, True), (0.1, True)])
@@ -94,9 +101,9 @@ def test_a_new_row_is_judged_by_nothing_recorded(bench: ModuleType, monkeypatch:
 
 
 def test_a_quick_run_writes_nothing(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = bench.PAGE.read_text()
+    before = bench.PAGE.read_text(), bench.QUICK.read_text()
     run(bench, monkeypatch, [row("sft", 5.0)], "--quick")
-    assert bench.PAGE.read_text() == before
+    assert (bench.PAGE.read_text(), bench.QUICK.read_text()) == before
     assert not bench.KEPT.parent.exists()
 
 
@@ -104,3 +111,11 @@ def test_a_full_run_writes_the_page(bench: ModuleType, monkeypatch: pytest.Monke
     assert run(bench, monkeypatch, [row("sft", 5.0), row("ppo", 2.5, at_least=3.0)]) == 0
     assert bench.recorded(bench.PAGE.read_text()) == {"sft": 5.0, "ppo": 2.5}
     assert "| ppo | 2.50 × | 2.50 – 2.50 | 3 | 9 | **unmet** |" in bench.PAGE.read_text()
+
+
+def test_a_quick_run_records_its_figures_only_when_asked_to(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = {"row": "dpo.py", "broken": True, "met": False, "file": "startup.py"}
+    assert run(bench, monkeypatch, [row("sft", 5.128), broken], "--quick", "--record") == 1
+    assert json.loads(bench.QUICK.read_text()) == {"sft": 5.13, "ppo": 2.0}
+    with pytest.raises(SystemExit):
+        run(bench, monkeypatch, [row("sft", 5.0)], "--record")
