@@ -6,18 +6,12 @@ skips nor repeats a row.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from accord.data.packing import length_buckets
-
-
-def epoch_generator(seed: int, purpose: str, epoch: int) -> np.random.Generator:
-    """A generator for (seed, purpose, epoch), the same in every process."""
-    digest = hashlib.blake2b(f"{seed}/{purpose}/{epoch}".encode(), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(digest, "little"))
+from accord.runtime.seeds import derive
 
 
 class Batches:
@@ -45,7 +39,8 @@ class Batches:
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """The batches of one epoch."""
-        return length_buckets(self.lengths, self.batch_size, epoch_generator(self.seed, "batches", epoch))
+        order = np.random.default_rng(derive(self.seed, "batches", epoch))
+        return length_buckets(self.lengths, self.batch_size, order)
 
     def __iter__(self) -> Iterator[list[int]]:
         while self._epoch < self.epochs:

@@ -36,6 +36,7 @@ from accord.data.demo_text import (
     VALUES,
 )
 from accord.io.atomic import write_jsonl
+from accord.runtime.seeds import derive
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789 .,?!'-:\n"
 TEMPERATURE = 0.4  # of the annotator: the better of two demonstrations wins about .87 of the time
@@ -62,7 +63,7 @@ _FACT_OF = {
 
 def prompts(seed: int) -> tuple[list[str], list[str]]:
     """(training prompts, held-out prompts): of every fact, two of six phrasings are held out, chosen by ``seed``."""
-    rng = random.Random(f"prompts {seed}")
+    rng = random.Random(derive(seed, "prompts"))
     train: list[str] = []
     heldout: list[str] = []
     for thing in FACTS:
@@ -112,13 +113,13 @@ def answers(prompt: str, rng: random.Random) -> str:
 
 def demonstrations(seed: int, n: int) -> list[dict[str, str]]:
     """``n`` rows ``{"prompt", "completion"}``; every training prompt occurs before one is repeated."""
-    rng = random.Random(f"demonstrations {seed}")
+    rng = random.Random(derive(seed, "demonstrations"))
     return [{"prompt": prompt, "completion": answers(prompt, rng)} for prompt in _cycle(prompts(seed)[0], n, rng)]
 
 
 def preferences(seed: int, n: int) -> list[dict[str, str]]:
     """``n`` rows ``{"prompt", "chosen", "rejected"}``: two different replies, labeled by the annotator."""
-    rng = random.Random(f"preferences {seed}")
+    rng = random.Random(derive(seed, "preferences"))
     rows = []
     for prompt in _cycle(prompts(seed)[0], n, rng):
         a = b = answers(prompt, rng)
@@ -134,7 +135,7 @@ def corpus(seed: int, n: int) -> list[dict[str, object]]:
 
     Facts are always right here and held-out prompts never occur.
     """
-    rng = random.Random(f"corpus {seed}")
+    rng = random.Random(derive(seed, "corpus"))
     train = prompts(seed)[0]
     rows: list[dict[str, object]] = []
     for _ in range(n):

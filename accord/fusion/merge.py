@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from accord.models.hf_format import WEIGHTS, read_json, write_json
 from accord.models.reward import is_reward_model
 from accord.registry.family import ancestors, plain_settings, write_lineage
 from accord.registry.manifest import publish, versions
+from accord.runtime.seeds import generator
 
 COPIED = (
     "tokenizer.json",
@@ -84,9 +84,7 @@ class Recipe:
         made = []
         for place, digest in enumerate(self.digests):
             copy = self.digests[:place].count(digest)
-            text = f"{self.config.seed}\0{name}\0{digest}\0{copy}"
-            seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
-            made.append(torch.Generator().manual_seed(seed))
+            made.append(generator(self.config.seed, f"thinning {name} {digest}", copy))
         return made
 
 
