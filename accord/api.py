@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UserError
+from accord.runtime.seeds import derive
 
 if TYPE_CHECKING:
     from accord.data.rows import Prompt
@@ -76,15 +77,13 @@ class LoadedModel:
 
         ``temperature`` 0 is greedy.  Raises UserError for messages where the model has no chat template.
         """
-        import torch
-
         from accord.data.chat import prompt_ids
         from accord.rollout.generate import Decoding, stream
 
         tokenizer = self.tokenizer
         decoding = Decoding(max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, temperature, top_p)
-        generator = torch.Generator().manual_seed(seed)
-        return tokenizer.decode(list(stream(self.backbone, prompt_ids(tokenizer, prompt), decoding, generator)))
+        tokens = stream(self.backbone, prompt_ids(tokenizer, prompt), decoding, derive(seed, "generate"))
+        return tokenizer.decode(list(tokens))
 
 
 @dataclass(frozen=True, slots=True)

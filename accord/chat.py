@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from accord.data.chat import prompt_ids
 from accord.data.rows import Message
 from accord.errors import UserError
@@ -11,6 +9,7 @@ from accord.models.open import open_backbone
 from accord.models.reward import is_reward_model
 from accord.rollout.generate import Decoding, stream
 from accord.runtime.console import console
+from accord.runtime.seeds import derive
 
 
 def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed: int, system: str) -> int:
@@ -26,7 +25,6 @@ def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed:
     tokenizer = open_tokenizer(str(source))
     backbone = open_backbone(source).requires_grad_(False).eval()
     decoding = Decoding(max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, temperature, top_p)
-    generator = torch.Generator().manual_seed(seed)
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     console.print(f"{path}: type a message; an empty line ends the chat", markup=False)
     while line := _read_line():
@@ -34,7 +32,7 @@ def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed:
         prompt = prompt_ids(tokenizer, messages if tokenizer.chat_template else line)
         tokens: list[int] = []
         shown = ""
-        for token in stream(backbone, prompt, decoding, generator):
+        for token in stream(backbone, prompt, decoding, derive(seed, "chat", len(messages))):
             tokens.append(token)
             text = tokenizer.decode(tokens)
             if not text.endswith("\ufffd"):  # an incomplete character: it takes several tokens

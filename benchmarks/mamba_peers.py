@@ -115,11 +115,10 @@ def run_accord(kind: str, folder: str, steps: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     model = Mamba.open(folder)
     if kind == "generate":
-        chance = torch.Generator().manual_seed(0)
         decoding = Decoding(NEW, -1, 0, temperature=0)
-        generate(model, drawn(PROMPTS, PROMPT, 0).tolist(), decoding, chance)
+        generate(model, drawn(PROMPTS, PROMPT, 0).tolist(), decoding, [0] * PROMPTS)
         prompts, began = drawn(PROMPTS, PROMPT, 1).tolist(), time.process_time()
-        generation, _ = generate(model, prompts, decoding, chance)
+        generation, _ = generate(model, prompts, decoding, [0] * PROMPTS)
         return {"tokens": generation.responses.tolist(), **spent(began)}
     parts = batches(steps)
     updater = Updater([(model.parameters(), RATE)], Optimizer(learning_rate=RATE, max_grad_norm=1.0), len(parts))

@@ -67,13 +67,14 @@ class Measures:
 
 
 def sample_replies(
-    backbone: Backbone, data: PromptData, sampling: Sampling, generator: Callable[[int], torch.Generator]
+    backbone: Backbone, data: PromptData, sampling: Sampling, keys: Callable[[Sequence[int], int], list[int]]
 ) -> list[Generation]:
-    """A model's replies to all prompts; ``generator`` returns the generator of the group starting at a prompt index."""
-    step = max(1, sampling.batch_size // sampling.per_prompt)
+    """A model's replies to all prompts; ``keys`` maps (prompt indices, samples) to the replies' keys."""
+    step, k = max(1, sampling.batch_size // sampling.per_prompt), sampling.per_prompt
+    groups = [range(i, min(i + step, len(data))) for i in range(0, len(data), step)]
     return [
-        generate(backbone, data.prompts[i : i + step], sampling.decoding, generator(i), sampling.per_prompt)[0]
-        for i in range(0, len(data.prompts), step)
+        generate(backbone, [data.prompts[i] for i in group], sampling.decoding, keys(group, k), k)[0]
+        for group in groups
     ]
 
 

@@ -62,17 +62,18 @@ def collect(
     task: TextTask,
     sampler: Backbone,
     rows: Sequence[int],
-    generator: torch.Generator,
+    keys: Sequence[int],
     version: int = 0,
     readout: Callable[[Tensor], Tensor] | None = None,
 ) -> Rollout:
     """Replies of ``sampler`` to the task's prompts ``rows``, scored by the reward and the reference.
 
-    ``version`` numbers the sampler's weights.  ``readout`` maps the hidden states (B, D) from which tokens are
-    sampled to numbers (B,) stored in the rollout: a value head on the sampler's trunk needs no pass of its own.
+    ``keys`` hold the sampling noise of each reply (``reply_keys``).  ``version`` numbers the sampler's weights.
+    ``readout`` maps the hidden states (B, D) from which tokens are sampled to numbers (B,) stored in the rollout: a
+    value head on the sampler's trunk needs no pass of its own.
     """
     prompts = [task.prompts.prompts[row] for row in rows]
-    generation, read = generate(sampler, prompts, task.decoding, generator, task.samples_per_prompt, readout)
+    generation, read = generate(sampler, prompts, task.decoding, keys, task.samples_per_prompt, readout)
     ref_logprobs = read_replies(generation, task.chunk, task.reference.logprobs)
     prompt_rows = torch.tensor(rows).repeat_interleave(task.samples_per_prompt)
     tokens = generation.reply_tokens()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from accord.models.backbone import Backbone
+from accord.rollout.noise import uniforms
 from accord.types import Generation, Packed
 
 MIN_WORK_FOR_JIT = 2**22  # logits of a whole job; smaller ones do not recover the time of loading the compiled draw
@@ -26,13 +27,13 @@ class Decoding:
     top_p: float = 1.0
 
 
-Draw = Callable[[Tensor, Decoding, torch.Generator], tuple[Tensor, Tensor]]
+Draw = Callable[[Tensor, Decoding, Tensor], tuple[Tensor, Tensor]]
 
 
-def draw(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, decoding: Decoding, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens (B,) from logits (B, V), and their log-probs (B,) under the distribution they were drawn from.
 
-    One uniform number per row, by inverting the cumulative distribution.
+    ``uniform`` (B,) in [0, 1): one number per row, at which the cumulative distribution is inverted.
     """
     if decoding.temperature == 0:
         logprobs = logits.float().log_softmax(-1)
@@ -42,21 +43,19 @@ def draw(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> tupl
     if decoding.top_p < 1.0:
         logprobs = _keep_nucleus(logprobs, decoding.top_p)
     cumulative = logprobs.exp().cumsum(-1)
-    uniform = torch.rand(len(logits), 1, generator=generator, device=generator.device).to(logits.device)
-    tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(-1)
+    tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 
-def draw_compiled(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_compiled(logits: Tensor, decoding: Decoding, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """``draw`` on a CPU without top-p, in two passes over each row; a token differs only where rounding moves a boundary."""
     from accord.kernels import decoding_numba as kernels
 
     rows = len(logits)
     greedy = decoding.temperature == 0
-    uniform = torch.zeros(rows) if greedy else torch.rand(rows, 1, generator=generator).squeeze(-1)
     tokens, logprobs = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
-    arrays = (logits.detach().float().contiguous().numpy(), uniform.numpy())
+    arrays = (logits.detach().float().contiguous().numpy(), uniform.contiguous().numpy())
     settings = (1.0 if greedy else 1.0 / decoding.temperature, greedy)
     results = (tokens.numpy(), logprobs.numpy())
     kernels.parallel_for(kernels.sample, *arrays, *settings, *results, count=rows, work=logits.numel())
@@ -83,18 +82,22 @@ def generate(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
-    generator: torch.Generator,
+    keys: Sequence[int],
     samples: int = 1,
     value: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Generation, Tensor]:
     """``samples`` replies to each prompt (row b answers prompt b // samples), and their values (B, T).
 
-    A prompt is read once for all its samples.  ``value`` maps hidden states (B, D) to values (B,) of the state before
-    each token; without it the values are zeros.  EOS is an action with a log-prob; after it the mask is
-    false.
+    ``keys`` (B) hold the sampling noise of the replies (``reply_keys``): a reply is a function of its prompt, its key
+    and the weights, up to rounding.  A prompt is read once for all its samples.  ``value`` maps hidden states (B, D)
+    to values (B,) of the state before each token; without it the values are zeros.  EOS is an action with a log-prob;
+    after it the mask is false.
     """
     device = next(backbone.parameters()).device
     rows, steps = len(prompts) * samples, decoding.max_new_tokens
+    if len(keys) != rows:
+        raise ValueError(f"{len(keys)} keys for {rows} replies")
+    noise = uniforms(keys, steps).to(device)
     responses = torch.full((rows, steps), decoding.pad_id, device=device)
     logprobs = torch.zeros(rows, steps, device=device)
     values = torch.zeros(rows, steps, device=device)
@@ -106,7 +109,7 @@ def generate(
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
     pick = _draw_for(decoding, device, rows * steps * backbone.vocab_size)
     for t in range(steps):
-        tokens, token_logprobs = pick(backbone.logits(hidden), decoding, generator)
+        tokens, token_logprobs = pick(backbone.logits(hidden), decoding, noise[live, t])
         going = ~finished
         open_rows = live[going]
         responses[open_rows, t] = tokens[going]
@@ -130,13 +133,14 @@ def generate(
 
 
 @torch.no_grad()
-def stream(backbone: Backbone, prompt: Sequence[int], decoding: Decoding, generator: torch.Generator) -> Iterator[int]:
-    """The tokens of one reply as they are sampled, without the final EOS."""
+def stream(backbone: Backbone, prompt: Sequence[int], decoding: Decoding, key: int) -> Iterator[int]:
+    """The tokens of one reply as they are sampled, without the final EOS: those of ``generate`` with the same key."""
     device = next(backbone.parameters()).device
     hidden, cache = backbone.prefill(Packed.of([prompt]).to(device), decoding.max_new_tokens)
     pick = _draw_for(decoding, device, decoding.max_new_tokens * backbone.vocab_size)
-    for _ in range(decoding.max_new_tokens):
-        tokens, _ = pick(backbone.logits(hidden), decoding, generator)
+    noise = uniforms([key], decoding.max_new_tokens).to(device)
+    for t in range(decoding.max_new_tokens):
+        tokens, _ = pick(backbone.logits(hidden), decoding, noise[:, t])
         if int(tokens) == decoding.eos_id:
             return
         yield int(tokens)

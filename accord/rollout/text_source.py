@@ -11,6 +11,7 @@ from torch import Tensor
 
 from accord.models.backbone import Backbone
 from accord.rollout.collect import TextTask, collect
+from accord.rollout.noise import reply_keys
 from accord.runtime.device import autocast
 from accord.runtime.run import Run
 from accord.types import Rollout
@@ -31,8 +32,9 @@ class TextSource:
     def collect(self, iteration: int) -> Rollout:
         """The rollout of an iteration."""
         with autocast(self.device, self.precision):
-            rows, generator = self.prompt_rows(iteration), self.run.generator("sampling", iteration)
-            return collect(self.task, self.sampler(), rows, generator, iteration, self.readout)
+            rows = self.prompt_rows(iteration)
+            keys = reply_keys(self.run.seed, "sampling", iteration, rows, self.task.samples_per_prompt)
+            return collect(self.task, self.sampler(), rows, keys, iteration, self.readout)
 
     def prompt_rows(self, iteration: int) -> list[int]:
         """The prompts of an iteration: each once before any repeats, in a new order every round."""

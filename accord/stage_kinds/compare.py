@@ -28,6 +28,7 @@ from accord.models.backbone import Backbone
 from accord.models.open import open_backbone
 from accord.registry.manifest import versions
 from accord.rollout.generate import Decoding
+from accord.rollout.noise import reply_keys
 from accord.runtime.console import console
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
@@ -59,7 +60,7 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     run.begin(len(folders), resumable=False)
     for name, folder in folders.items():
         model = reference if folder == config.reference else _open(folder, device)
-        generations = sample_replies(model, data, sampling, partial(run.generator, f"replies {name}"))
+        generations = sample_replies(model, data, sampling, partial(reply_keys, run.seed, f"replies {name}", 0))
         answers[name] = measure(generations, tokenizer, data, measures)
         run.tick({"gold": sum(map(sum, answers[name].gold)) / (config.replies * len(data))})
         run.check_stop()

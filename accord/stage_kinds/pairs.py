@@ -20,6 +20,7 @@ from accord.errors import UserError
 from accord.io.atomic import write_jsonl
 from accord.models.backbone import Backbone
 from accord.rollout.generate import Decoding, generate
+from accord.rollout.noise import reply_keys
 from accord.rollout.score import TextReward, call_function
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
@@ -35,8 +36,6 @@ class Group:
 
     round: int
     """Index among the distinct temperatures."""
-    number: int
-    """Index among the groups of the round."""
     prompts: range
     temperature: float
     samples: int
@@ -59,10 +58,10 @@ def run_pairs(config: PairsConfig, run: Run) -> dict[str, float]:
     run.begin(len(groups), resumable=False)
     for group in groups:
         decoding = Decoding(config.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, group.temperature)
-        generator = run.generator("replies", group.round, group.number)
+        keys = reply_keys(run.seed, "replies", group.round, group.prompts, group.samples)
         with autocast(device, config.precision):
             asked = [prompts[i] for i in group.prompts]
-            generation, _ = generate(backbone, asked, decoding, generator, group.samples)
+            generation, _ = generate(backbone, asked, decoding, keys, group.samples)
         owners = [i for i in group.prompts for _ in range(group.samples)]
         for i, text in zip(owners, ended_texts(generation, tokenizer), strict=True):
             if text:
@@ -94,9 +93,9 @@ def sampling_groups(config: PairsConfig, prompts: int) -> list[Group]:
     samples = Counter(config.temperatures[r % len(config.temperatures)] for r in range(config.replies))
     size = max(1, config.batch_size // max(samples.values()))  # prompts
     return [
-        Group(r, g, range(first, min(first + size, prompts)), temperature, n)
+        Group(r, range(first, min(first + size, prompts)), temperature, n)
         for r, (temperature, n) in enumerate(samples.items())
-        for g, first in enumerate(range(0, prompts, size))
+        for first in range(0, prompts, size)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from accord.evaluation.comparison import (
 from accord.models.backbone import Backbone
 from accord.models.open import small_backbone
 from accord.rollout.generate import Decoding
+from accord.rollout.noise import reply_keys
 from accord.types import Generation, Packed
 
 K = 3
@@ -69,13 +71,13 @@ def decoding(tokenizer: Tokenizer) -> Decoding:
     return Decoding(12, tokenizer.eos_id, tokenizer.pad_id)
 
 
-def seeds(i: int) -> torch.Generator:
-    return torch.Generator().manual_seed(100 + i)
+def keys(prompts: Sequence[int], samples: int) -> list[int]:
+    return reply_keys(100, "the test", 0, prompts, samples)
 
 
 @pytest.fixture(scope="module")
 def written(model: Backbone, data: PromptData, decoding: Decoding) -> list[Generation]:
-    return sample_replies(model, data, Sampling(decoding, K, 2 * K), seeds)
+    return sample_replies(model, data, Sampling(decoding, K, 2 * K), keys)
 
 
 @torch.no_grad()
@@ -94,19 +96,13 @@ def test_k_replies_to_each_prompt_in_order(written: list[Generation], data: Prom
     assert asked == [p for p in data.prompts for _ in range(K)]
 
 
-def test_groups_have_seeds_of_their_own(
-    model: Backbone, data: PromptData, decoding: Decoding, written: list[Generation]
+@pytest.mark.parametrize("batch_size", [1, K, 100])
+def test_replies_do_not_depend_on_the_groups(
+    model: Backbone, data: PromptData, decoding: Decoding, written: list[Generation], batch_size: int
 ) -> None:
-    again = sample_replies(model, data, Sampling(decoding, K, 2 * K), seeds)
-    assert [g.reply_tokens() for g in again] == [g.reply_tokens() for g in written]
-    asked: list[int] = []
-
-    def watched(i: int) -> torch.Generator:
-        asked.append(i)
-        return seeds(i)
-
-    sample_replies(model, data, Sampling(decoding, K, 1), watched)  # fewer than k at once: still one prompt at a time
-    assert asked == [0, 1, 2, 3, 4]
+    again = sample_replies(model, data, Sampling(decoding, K, batch_size), keys)
+    assert len(again) == (1 if batch_size == 100 else len(PROMPTS))  # with fewer than K at once, one prompt at a time
+    assert [r for g in again for r in g.reply_tokens()] == [r for g in written for r in g.reply_tokens()]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -171,7 +167,7 @@ def test_log_probs_are_at_the_sampling_temperature(
 ) -> None:
     """KL is between what was sampled and what the reference would sample: the temperature divides both."""
     cold = Decoding(decoding.max_new_tokens, decoding.eos_id, decoding.pad_id, 0.5)
-    written = sample_replies(model, data, Sampling(cold, K, 100), seeds)
+    written = sample_replies(model, data, Sampling(cold, K, 100), keys)
     itself = measure(written, tokenizer, data, Measures(GOLD, model, None, 0.5))
     assert itself.kl == pytest.approx([0.0] * len(itself.kl), abs=1e-4)
 

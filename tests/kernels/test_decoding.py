@@ -82,13 +82,13 @@ def test_replies_are_those_of_torchs_products(tied: bool, monkeypatch: pytest.Mo
     model.eval()
     prompts = [tuple(range(3, 6 + i % 4)) for i in range(64)]
     greedy = Decoding(40, 1, 0, temperature=0.0)
-    plain, _ = generate(model, prompts, greedy, torch.Generator())
+    plain, _ = generate(model, prompts, greedy, [0] * len(prompts))
     used = []
     monkeypatch.setattr(decoding, "STREAMED", 1)
     monkeypatch.setattr(decoding, "MKL", True)
     real = decoding.product
     monkeypatch.setattr(decoding, "product", lambda *given: (used.append(len(given[0])), real(*given))[1])
-    ours, _ = generate(model, prompts, greedy, torch.Generator())
+    ours, _ = generate(model, prompts, greedy, [0] * len(prompts))
     assert len(used) > 100
     assert torch.equal(ours.responses, plain.responses)
     torch.testing.assert_close(ours.logprobs, plain.logprobs, rtol=0, atol=2e-5)

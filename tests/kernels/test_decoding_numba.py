@@ -17,6 +17,7 @@ from accord.models.transformer_config import TransformerConfig
 from accord.rollout import generate as writing
 from accord.rollout.collect import pack_texts
 from accord.rollout.generate import Decoding, draw, draw_compiled, generate
+from accord.rollout.noise import reply_keys
 from accord.types import Packed
 
 VOCAB = 97
@@ -83,12 +84,20 @@ def test_returned_states_are_not_overwritten_and_threads_change_nothing(threads:
     assert torch.equal(first, kept)
 
 
+def keys(samples: int, seed: int) -> list[int]:
+    return reply_keys(seed, "the test", 0, range(len(PROMPTS)), samples)
+
+
 def both_ways(monkeypatch: pytest.MonkeyPatch, decoding: Decoding, samples: int, seed: int) -> list[Any]:
     found = []
     for worth in (0, 2**60):
         monkeypatch.setattr(fast, "MIN_WORK_FOR_JIT", worth)
         monkeypatch.setattr(writing, "MIN_WORK_FOR_JIT", worth)
-        found.append(generate(model(), PROMPTS, decoding, seeded(seed), samples)[0])
+        found.append(
+            generate(
+                model(), PROMPTS, decoding, reply_keys(seed, "the test", 0, range(len(PROMPTS)), samples), samples
+            )[0]
+        )
     return found
 
 
@@ -106,7 +115,9 @@ def test_replies_are_those_of_the_plain_steps(temperature: float, monkeypatch: p
 @pytest.mark.parametrize("kind", KINDS)
 def test_sampled_logprobs_are_the_trainers(kind: str) -> None:
     ours = model(kind)
-    generation, _ = generate(ours, PROMPTS, Decoding(24, 1, 0, 0.8), seeded(2), samples=4)
+    generation, _ = generate(
+        ours, PROMPTS, Decoding(24, 1, 0, 0.8), reply_keys(2, "the test", 0, range(len(PROMPTS)), 4), samples=4
+    )
     packed, chosen = pack_texts(generation.prompts, generation.responses, generation.mask)
     with torch.no_grad():
         known = reply_logprobs(ours, packed, chosen, 0.8)
@@ -136,7 +147,8 @@ def rows_of(vocabulary: int) -> Tensor:
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
 def test_a_draw_falls_where_the_plain_one_does(vocabulary: int, temperature: float) -> None:
     logits, decoding = rows_of(vocabulary), Decoding(1, 0, 0, temperature)
-    plain, compiled = draw(logits, decoding, seeded()), draw_compiled(logits, decoding, seeded())
+    uniform = torch.rand(len(logits), generator=seeded())
+    plain, compiled = draw(logits, decoding, uniform), draw_compiled(logits, decoding, uniform)
     apart = plain[0] != compiled[0]
     assert apart.sum() <= 1  # where rounding moves a bound across the uniform number
     exact = (logits.double() / (temperature or 1.0)).log_softmax(-1).gather(1, compiled[0][:, None]).squeeze(1)
@@ -145,13 +157,10 @@ def test_a_draw_falls_where_the_plain_one_does(vocabulary: int, temperature: flo
 
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-24])
 @pytest.mark.parametrize("vocabulary", [8, 300, 1000])
-def test_the_ends_of_the_unit_interval_fall_on_possible_tokens(
-    uniform: float, vocabulary: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, uniform))
+def test_the_ends_of_the_unit_interval_fall_on_possible_tokens(uniform: float, vocabulary: int) -> None:
     logits = torch.full((1, vocabulary), -math.inf)
     logits[0, [2, 5, vocabulary - 2]] = torch.tensor([1.0, 0.0, 0.5])
-    tokens, logprobs = draw_compiled(logits, Decoding(1, 0, 0), seeded())
+    tokens, logprobs = draw_compiled(logits, Decoding(1, 0, 0), torch.tensor([uniform]))
     assert int(tokens) == (2 if uniform == 0 else vocabulary - 2)
     assert logprobs.isfinite().all()
 
@@ -159,6 +168,6 @@ def test_the_ends_of_the_unit_interval_fall_on_possible_tokens(
 def test_a_nan_logit_shows_in_the_logprob() -> None:
     logits = torch.zeros(2, 40)
     logits[1, 7] = math.nan
-    logprobs = draw_compiled(logits, Decoding(1, 0, 0), seeded())[1]
+    logprobs = draw_compiled(logits, Decoding(1, 0, 0), torch.tensor([0.5, 0.5]))[1]
     assert logprobs[0] == pytest.approx(-math.log(40), rel=1e-6)
     assert logprobs[1].isnan()

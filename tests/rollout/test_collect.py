@@ -17,6 +17,7 @@ from accord.models.open import small_backbone
 from accord.models.reference import FrozenReference
 from accord.rollout.collect import TextTask, collect, read_replies, to_rows
 from accord.rollout.generate import Decoding
+from accord.rollout.noise import reply_keys
 from accord.rollout.score import FunctionReward, Replies, Reward, WeightedReward
 from accord.types import Generation, Packed, Rollout
 
@@ -55,7 +56,8 @@ def task_of(reward: Reward = REWARD, reference: int = 1, samples: int = 3, chunk
 
 
 def collected(task: TextTask, rows: Sequence[int] = ROWS, **options: object) -> Rollout:
-    return collect(task, tiny(0), rows, torch.Generator().manual_seed(2), **options)  # type: ignore[arg-type]
+    keys = reply_keys(2, "the test", 0, rows, task.samples_per_prompt)
+    return collect(task, tiny(0), rows, keys, **options)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -144,7 +146,7 @@ def test_numbers_of_valid_tokens_go_row_after_row() -> None:
     assert to_rows(torch.tensor([1.0, 2.0, 3.0]), mask).tolist() == [[1, 0, 2], [0, 0, 3]]
 
 
-def test_a_rollout_is_a_function_of_the_generator() -> None:
+def test_a_rollout_is_a_function_of_the_keys() -> None:
     first, second = collected(task_of()), collected(task_of())
     assert torch.equal(first.generation.responses, second.generation.responses)
     assert torch.equal(first.ref_logprobs, second.ref_logprobs)

@@ -17,6 +17,7 @@ from accord.models.language import LanguageActorCritic
 from accord.models.open import open_backbone, small_backbone
 from accord.rollout.collect import pack_texts, to_rows
 from accord.rollout.generate import Decoding, draw, generate, stream
+from accord.rollout.noise import reply_keys
 from accord.types import Generation, Packed
 
 VOCAB, PAD = 23, 0
@@ -37,6 +38,14 @@ def tiny(family: str) -> Backbone:
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def keys(prompts: int = len(PROMPTS), samples: int = 1, seed: int = 0) -> list[int]:
+    return reply_keys(seed, "the test", 0, range(prompts), samples)
+
+
+def uniform(rows: int, seed: int = 0) -> Tensor:
+    return torch.rand(rows, generator=seeded(seed))
 
 
 @torch.no_grad()
@@ -103,7 +112,7 @@ def test_greedy_is_the_naive_loop_while_finished_rows_leave(family: str, monkeyp
     eos = leaving_eos(backbone, 12)
     spy = Spy(backbone, monkeypatch)
     decoding = Decoding(12, eos, PAD, temperature=0)
-    generation, _ = generate(backbone, PROMPTS, decoding, seeded())
+    generation, _ = generate(backbone, PROMPTS, decoding, keys())
     assert generation.reply_tokens() == [naive_greedy(backbone, p, 12, eos) for p in PROMPTS]
     assert len(set(spy.batches)) > 1, "no row left: this test would show nothing"
     assert spy.batches == sorted(spy.batches, reverse=True)
@@ -121,7 +130,7 @@ def test_sampled_logprobs_and_values_are_those_of_the_trainer(family: str, tempe
     nn.init.normal_(policy.value_head.linear.weight, generator=seeded(5))
     eos = leaving_eos(backbone, 12)
     decoding = Decoding(12, eos, PAD, temperature)
-    generation, values = generate(backbone, PROMPTS, decoding, seeded(1), samples=2, value=policy.values)
+    generation, values = generate(backbone, PROMPTS, decoding, keys(samples=2, seed=1), samples=2, value=policy.values)
     check_shape_of(generation, decoding)
     assert 0 < int(generation.ended.sum()) < 20
     packed, chosen = pack_texts(generation.prompts, generation.responses, generation.mask)
@@ -142,41 +151,41 @@ def test_samples_share_the_reading_of_their_prompt(family: str, monkeypatch: pyt
     backbone = tiny(family)
     spy = Spy(backbone, monkeypatch)
     decoding = Decoding(6, VOCAB + 1, PAD)
-    generation, values = generate(backbone, PROMPTS[:3], decoding, seeded(), samples=4)
+    generation, values = generate(backbone, PROMPTS[:3], decoding, keys(3, 4), samples=4)
     assert spy.prompts == [3]
     assert generation.prompts == tuple(p for p in PROMPTS[:3] for _ in range(4))
     assert len({tuple(r) for r in generation.reply_tokens()}) > 6  # samples of a prompt differ
     assert (values == 0).all()
-    greedy, _ = generate(backbone, PROMPTS[:3], Decoding(6, VOCAB + 1, PAD, 0), seeded(), samples=2)
+    greedy, _ = generate(backbone, PROMPTS[:3], Decoding(6, VOCAB + 1, PAD, 0), keys(3, 2), samples=2)
     assert greedy.reply_tokens() == [naive_greedy(backbone, p, 6) for p in PROMPTS[:3] for _ in range(2)]
 
 
-def test_the_generator_decides_every_draw() -> None:
+def test_the_keys_decide_every_draw() -> None:
     backbone = tiny("mamba")
-    draws = [generate(backbone, PROMPTS, Decoding(8, 2, PAD), seeded(s))[0] for s in (0, 0, 1)]
+    draws = [generate(backbone, PROMPTS, Decoding(8, 2, PAD), keys(seed=s))[0] for s in (0, 0, 1)]
     assert torch.equal(draws[0].responses, draws[1].responses)
     assert torch.equal(draws[0].logprobs, draws[1].logprobs)
     assert draws[0].reply_tokens() != draws[2].reply_tokens()
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    generate(backbone, PROMPTS, Decoding(8, 2, PAD), seeded())
+    generate(backbone, PROMPTS, Decoding(8, 2, PAD), keys())
     assert torch.equal(torch.get_rng_state(), before)  # torch's own state is not touched
 
 
 def test_a_reply_may_be_the_end_token_alone_or_one_token() -> None:
     backbone = tiny("transformer")
     first = naive_greedy(backbone, PROMPTS[0], 1)[0]
-    generation, _ = generate(backbone, [PROMPTS[0]], Decoding(5, first, PAD, 0), seeded())
+    generation, _ = generate(backbone, [PROMPTS[0]], Decoding(5, first, PAD, 0), keys(1))
     assert generation.responses.tolist() == [[first]]
     assert generation.ended.tolist() == [True]
-    generation, _ = generate(backbone, PROMPTS, Decoding(1, first, PAD), seeded())
+    generation, _ = generate(backbone, PROMPTS, Decoding(1, first, PAD), keys())
     check_shape_of(generation, Decoding(1, first, PAD))
 
 
 def test_an_eos_that_is_the_pad_token_is_still_an_action() -> None:
     """``ended`` is read under the mask: pads after a cut reply must not count as an end."""
     backbone = tiny("mamba")
-    generation, _ = generate(backbone, PROMPTS * 3, Decoding(5, PAD, PAD), seeded(2))
+    generation, _ = generate(backbone, PROMPTS * 3, Decoding(5, PAD, PAD), keys(30, seed=2))
     assert [r[-1] == PAD for r in generation.reply_tokens()] == generation.ended.tolist()
     assert 0 < int(generation.ended.sum()) < 30
 
@@ -187,9 +196,9 @@ def test_a_stream_is_the_reply_without_its_end(family: str) -> None:
     eos = leaving_eos(backbone, 12)
     for prompt in PROMPTS[:5]:
         decoding = Decoding(12, eos, PAD)
-        alone, _ = generate(backbone, [prompt], decoding, seeded(7))
+        alone, _ = generate(backbone, [prompt], decoding, [7])
         reply = alone.reply_tokens()[0]
-        assert list(stream(backbone, prompt, decoding, seeded(7))) == (reply[:-1] if alone.ended[0] else reply)
+        assert list(stream(backbone, prompt, decoding, 7)) == (reply[:-1] if alone.ended[0] else reply)
 
 
 # ------------------------------------------------------------------------------------- one draw
@@ -199,7 +208,7 @@ LOGITS = torch.tensor([-math.inf, 2.0, 0.5, -math.inf, -1.0, 1.0, 0.0, -math.inf
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_draws_follow_softmax_and_never_take_what_is_impossible(temperature: float) -> None:
     n = 40_000
-    tokens, logprobs = draw(LOGITS.expand(n, -1), Decoding(1, 0, 0, temperature), seeded(4))
+    tokens, logprobs = draw(LOGITS.expand(n, -1), Decoding(1, 0, 0, temperature), uniform(n, 4))
     expected = torch.softmax(LOGITS / temperature, -1)
     counts = torch.bincount(tokens, minlength=8).double()
     possible = expected > 0
@@ -209,41 +218,40 @@ def test_draws_follow_softmax_and_never_take_what_is_impossible(temperature: flo
     torch.testing.assert_close(logprobs, expected.log()[tokens])
 
 
-@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-24])
-def test_the_ends_of_the_unit_interval_fall_on_possible_tokens(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, uniform))
+@pytest.mark.parametrize("at", [0.0, 1.0 - 2.0**-24])
+def test_the_ends_of_the_unit_interval_fall_on_possible_tokens(at: float) -> None:
     for scale in torch.linspace(0.1, 30, 50):
-        tokens, logprobs = draw((scale * LOGITS)[None], Decoding(1, 0, 0), seeded())
-        assert int(tokens) in ({1} if uniform == 0 else {1, 2, 4, 5, 6})
+        tokens, logprobs = draw((scale * LOGITS)[None], Decoding(1, 0, 0), torch.tensor([at]))
+        assert int(tokens) in ({1} if at == 0 else {1, 2, 4, 5, 6})
         assert logprobs.isfinite().all()
-        assert uniform == 0 or scale > 1 or int(tokens) == 6  # the last possible one
+        assert at == 0 or scale > 1 or int(tokens) == 6  # the last possible one
 
 
 def test_rows_draw_independently() -> None:
     certain = torch.full((6, 6), -math.inf)
     certain.fill_diagonal_(3.0)
-    tokens, logprobs = draw(certain.flip(0), Decoding(1, 0, 0), seeded())
+    tokens, logprobs = draw(certain.flip(0), Decoding(1, 0, 0), uniform(6))
     assert tokens.tolist() == [5, 4, 3, 2, 1, 0]
     assert (logprobs == 0).all()
-    tokens, _ = draw(torch.zeros(200, 50), Decoding(1, 0, 0), seeded())
+    tokens, _ = draw(torch.zeros(200, 50), Decoding(1, 0, 0), uniform(200))
     assert len(set(tokens.tolist())) > 40  # not one number for all
 
 
 def test_top_p_keeps_the_nucleus_and_says_so_in_the_logprobs() -> None:
     probabilities = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15])
-    tokens, logprobs = draw(probabilities.log().expand(5000, -1), Decoding(1, 0, 0, top_p=0.7), seeded())
+    tokens, logprobs = draw(probabilities.log().expand(5000, -1), Decoding(1, 0, 0, top_p=0.7), uniform(5000))
     assert set(tokens.tolist()) == {1, 3}  # 0.4 + 0.3 reach 0.7
     expected = {1: math.log(4 / 7), 3: math.log(3 / 7)}
     torch.testing.assert_close(logprobs, torch.tensor([expected[int(t)] for t in tokens]))
-    tokens, _ = draw(probabilities.log().expand(5000, -1), Decoding(1, 0, 0, top_p=0.71), seeded())
+    tokens, _ = draw(probabilities.log().expand(5000, -1), Decoding(1, 0, 0, top_p=0.71), uniform(5000))
     assert set(tokens.tolist()) == {1, 3, 4}
-    tokens, _ = draw(probabilities.log().expand(50, -1), Decoding(1, 0, 0, top_p=1e-6), seeded())
+    tokens, _ = draw(probabilities.log().expand(50, -1), Decoding(1, 0, 0, top_p=1e-6), uniform(50))
     assert set(tokens.tolist()) == {1}  # the likeliest always stays
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
     logits = torch.randn(40, 9, generator=seeded())
-    tokens, logprobs = draw(logits, Decoding(1, 0, 0, 0), seeded())
+    tokens, logprobs = draw(logits, Decoding(1, 0, 0, 0), uniform(40))
     assert torch.equal(tokens, logits.argmax(-1))
     torch.testing.assert_close(logprobs, logits.log_softmax(-1).amax(-1))
 
@@ -262,7 +270,7 @@ SHORT_PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12)]
 def sample_replies(backbone: Backbone) -> Generation:
     backbone.eval()
     decoding = Decoding(8, eos_id=1, pad_id=0)
-    return generate(backbone, SHORT_PROMPTS, decoding, torch.Generator().manual_seed(0), samples=8)[0]
+    return generate(backbone, SHORT_PROMPTS, decoding, keys(3, 8), samples=8)[0]
 
 
 def save_model(folder: Path, kind: str) -> None:

@@ -62,6 +62,17 @@ def test_a_rollout_is_of_its_iterations_prompts_weights_and_seed(
     assert found[0].generation.reply_tokens() != found[1].generation.reply_tokens()
 
 
+def test_a_prompt_gets_other_replies_in_a_later_iteration(
+    new_run: NewRun, world: Any, tokenizer: Any, make_tiny: Tiny
+) -> None:
+    made = source(new_run(), world, tokenizer, make_tiny("transformer"))
+    replies: dict[int, list[tuple[int, ...]]] = {}
+    for rollout in map(made.collect, range(4)):  # each of the eight prompts twice
+        for row, reply in zip(rollout.prompt_rows.tolist(), rollout.generation.reply_tokens(), strict=True):
+            replies.setdefault(row, []).append(tuple(reply))
+    assert all(len(found) == 4 and set(found[:2]) != set(found[2:]) for found in replies.values())
+
+
 def test_each_rollout_asks_for_the_sampler_again(new_run: NewRun, world: Any, tokenizer: Any, make_tiny: Tiny) -> None:
     """The sampling copy is made from the policy's weights of that iteration."""
     backbone, made = make_tiny("mamba"), []
@@ -116,7 +127,7 @@ def test_ppo_samples_from_all_of_it_where_a_nucleus_would_tilt_the_first_ratio(
     whole = logits.log_softmax(-1)
     plain = decoding_of_ppo(stage, world, rewards, monkeypatch)
     for decoding, mean in ((plain, 1.0), (Decoding(1, 7, 0, top_p=0.7), 0.7)):
-        tokens, sampled = draw(logits, decoding, torch.Generator().manual_seed(0))
+        tokens, sampled = draw(logits, decoding, torch.rand(len(logits), generator=torch.Generator().manual_seed(0)))
         ratio = (whole.gather(1, tokens[:, None])[:, 0] - sampled).exp()
         assert float(ratio.mean()) == pytest.approx(mean, abs=1e-6)
         assert (len(set(tokens.tolist())) == 5) is (mean == 1.0)

@@ -17,7 +17,7 @@ from accord.stage_kinds.pairs import sampling_groups
 def test_every_prompt_is_answered_once_at_each_temperature() -> None:
     config = PairsConfig(replies=5, temperatures=(1.0, 0.7), batch_size=6)
     groups = sampling_groups(config, 5)
-    assert [(g.round, g.number) for g in groups] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert [g.round for g in groups] == [0, 0, 0, 1, 1, 1]
     assert [list(g.prompts) for g in groups] == [[0, 1], [2, 3], [4]] * 2
     assert [(g.temperature, g.samples) for g in groups] == [(1.0, 3)] * 3 + [(0.7, 2)] * 3
 
@@ -64,7 +64,9 @@ def test_the_files_hold_what_the_annotator_prefers(
     metrics = outcome.done["metrics"]
     assert metrics["preferences"] == len(train)
     assert metrics["heldout_preferences"] == len(heldout)
-    again = stage("pairs", values(world, talker, rewards, batch_size=3), "again")
+    again = stage(
+        "pairs", values(world, talker, rewards, batch_size=100), "again"
+    )  # replies do not depend on the groups
     assert rows(tmp_path / "out" / "again" / "preferences.jsonl") == train
     assert again.done["metrics"] == metrics
     assert all("<eos>" not in r["chosen"] + r["rejected"] for r in train)
