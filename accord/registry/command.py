@@ -36,7 +36,8 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
         description=OVERVIEW,
         formatter_class=formatter,
     )
-    inner = top.add_subparsers(dest="models_command", metavar="COMMAND", required=True)
+    top.set_defaults(act=lambda options: top.print_help() or 0, debug=False)
+    inner = top.add_subparsers(dest="models_command", metavar="COMMAND")
 
     def add(
         name: str, act: Callable[[argparse.Namespace], int], help: str, *references: str
