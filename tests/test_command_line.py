@@ -21,7 +21,6 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "c.yaml").write_text(STAGE)
     (tmp_path / "ppo_x.yaml").write_text("training: {gamma: 0.9}\nmodel: {hidden_dim: 8}\nenvironment: CartPole-v1\n")
     (tmp_path / "p.yaml").write_text(PIPELINE)
-    (tmp_path / "list.yaml").write_text("colors: 3\n")
 
     def run(*given: Any) -> None:
         raise AssertionError("a stage was started")
@@ -108,7 +107,6 @@ MISTAKES: list[tuple[str, str]] = [
     ("sft --config c.yaml --config p.yaml", "--config: given twice; a stage reads one file."),
     ("run c.yaml", "c.yaml: the config of one stage, not a pipeline; type accord sft --config c.yaml."),
     ("status ppo_x.yaml", "ppo_x.yaml: the config of one stage, not a pipeline; type accord ppo --config ppo_x.yaml."),
-    ("run list.yaml", "list.yaml: not a pipeline; a pipeline has its stages under 'stages:'."),
     ("run sft", "sft: a stage, not a pipeline's file; type accord sft for the stage alone, or accord run"),
     ("run p.yaml base", "'base': settings are typed as KEY=VALUE; to run only one stage, type --only base."),
     ("run p.yaml c.yaml", "'c.yaml': accord run reads one pipeline's file; leave one of them out."),

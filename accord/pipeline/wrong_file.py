@@ -12,14 +12,12 @@ from accord.stage_kinds.table import STAGE_KINDS
 
 
 def require_pipeline(path: str | Path, values: Mapping[str, Any]) -> None:
-    """Raises UserError where the values of a file are not those of a pipeline."""
+    """Raises UserError where the values of a file are none, or settings of a stage that no pipeline has."""
     if not values:
         raise UserError(f"{path}: no stages; write at least one under 'stages:'.")
-    if "stages" in values:
-        return
-    kinds = kinds_with(values)
+    kinds = [] if {*values} <= {"seed", "out", "logs", "device", "threads", "stages"} else kinds_with(values)
     if not kinds:
-        raise UserError(f"{path}: not a pipeline; a pipeline has its stages under 'stages:'.")
+        return
     kind = max(kinds, key=lambda name: (name == values.get("name"), name in Path(path).stem, name == "sft"))
     raise UserError(f"{path}: the config of one stage, not a pipeline; type accord {kind} --config {path}.")
 
