@@ -52,7 +52,7 @@ def test_every_kind_has_a_function() -> None:
         assert (stage.__name__, f"Runs the stage {kind}: {row.help}." in stage.__doc__) == (kind, True)
         assert getattr(accord.stages, kind) is stage
     assert set(dir(accord.stages)) == set(STAGE_KINDS)
-    with pytest.raises(AttributeError, match="has no 'stf'; the stages are demo, .*; did you mean 'sft'?"):
+    with pytest.raises(AttributeError, match=r"has no 'stf'; the stages are demo, .*; did you mean 'sft'\?"):
         accord.stages.stf  # noqa: B018
 
 

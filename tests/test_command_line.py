@@ -117,7 +117,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("sft -x", "sft: no option '-x'; see 'accord sft --help'."),
     ("models show x --jsn", "models: no option '--jsn'; did you mean '--json'?"),
     ("run p.yaml --jobs many", "run: --jobs: expected a whole number, found 'many'; see 'accord run --help'."),
-    ("run p.yaml --jobs 0", "--jobs: expected 1 or more, found 0."),
+    ("run p.yaml --jobs 0", "--jobs 0: at least one stage runs at a time."),
     ("chat x --temperature warm", "chat: --temperature: expected a number, found 'warm'; see 'accord chat --help'."),
     ("run", "run: FILE is missing; type accord run FILE."),
     ("config", "config: WHAT and STAGE are missing; type accord config WHAT STAGE."),

@@ -238,7 +238,7 @@ def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
     last = train_on_steps(run, model, task, training)
     vectors.close()
     if not last["episodes"]:
-        run.say(f"no episode ended in {int(last['timesteps'])} steps: returns are unknown; {NO_END}")
+        run.say(f"no episode ended in {int(last['timesteps'])} steps: returns are unknown; train longer, or {NO_END}")
     if evaluation.episodes:
         numbers = evaluate(config, run, model, normalizer)
         run.record({"timesteps": last["timesteps"], **numbers}, prefix="rollout/")

@@ -73,8 +73,6 @@ def add_pipeline(commands: Any, formatter: Any, common: Callable[[argparse.Argum
 def run_all(options: argparse.Namespace) -> int:
     from accord.pipeline.orchestrator import Options, run_pipeline
 
-    if options.jobs < 1:
-        raise UserError(f"--jobs: expected 1 or more, found {options.jobs}.")
     if options.dry_run or options.emit:
         return _emit(options) if options.emit else _dry_run(options)
     run_options = Options(tuple(options.only), tuple(options.force), options.jobs)
