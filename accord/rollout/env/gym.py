@@ -21,9 +21,9 @@ import torch
 
 from accord.config.load import load_function
 from accord.errors import UserError
-from accord.rollout.env.checked import CheckedEnvironment, raised_in_words
+from accord.rollout.env.checked import CheckedEnvironment, all_finite, raised_in_words
 from accord.rollout.env.episodes import EpisodeVectors, SeedOf, Stepped, Vectors
-from accord.rollout.env.spaces import spaces_of
+from accord.rollout.env.spaces import is_vector, spaces_of
 
 _NEEDS = "model.policy=control needs Gymnasium (1.1 or later): pip install 'accord[control]'."
 NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
@@ -103,7 +103,7 @@ def _as_arrays(name: str, vector: Any, seed_of: SeedOf) -> ArrayVectors | None:
     """None where observations are no vectors, the state is not plain arrays, or resets are left to the caller."""
     gymnasium, space = _gymnasium(), vector.single_observation_space
     modes = (gymnasium.vector.AutoresetMode.NEXT_STEP, gymnasium.vector.AutoresetMode.SAME_STEP)
-    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
+    if is_vector(space):
         found = ArrayVectors(name, vector, seed_of)
         if found.mode in modes and found.can_be_saved():
             return found
@@ -150,8 +150,9 @@ class ArrayVectors:
         final = np.array(observations, dtype=np.float32, order="C")  # as after a resume: torch rounds by the layout
         self.observations, ended = final, terminated | truncated
         valid = ~self.waiting
-        self._require_finite(observation=final, reward=rewards)
-        for i in np.flatnonzero(ended).tolist():
+        if not (all_finite(final.reshape(-1)) and all_finite(rewards)):
+            self._require_finite(observation=final, reward=rewards)
+        for i in np.flatnonzero(ended).tolist() if np.count_nonzero(ended) else ():
             self.episodes[i] += 1
             self.starts[i] = self.steps + (not self.within_step)  # the next step takes no action
         if not self.within_step:

@@ -121,7 +121,7 @@ def _observation_size(name: str, space: Any) -> tuple[int, tuple[str, ...]]:
     size = int(spaces.utils.flatdim(space))
     if not size:
         raise UserError(f"environment: {name!r} shows {_line(space)}, which has no numbers to learn from.")
-    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+    if is_vector(space):
         return size, ()
     if size > MAX_NUMBERS:
         raise UserError(
@@ -132,6 +132,13 @@ def _observation_size(name: str, space: Any) -> tuple[int, tuple[str, ...]]:
         shape = " x ".join(map(str, space.shape))
         return size, (f"observations of {shape} are flattened to {size} numbers; there are no convolutions here",)
     return size, ()
+
+
+def is_vector(space: Any) -> bool:
+    """Whether a space's observations are vectors of numbers already."""
+    from gymnasium import spaces
+
+    return isinstance(space, spaces.Box) and len(space.shape) == 1
 
 
 def _not_flat(space: Any) -> str:

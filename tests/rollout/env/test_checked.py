@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 
 from accord.errors import UserError
-from accord.rollout.env.checked import CheckedEnvironment
+from accord.rollout.env.checked import CheckedEnvironment, all_finite
 from accord.rollout.env.episodes import EpisodeVectors
 
 SEEN = np.zeros(2)
@@ -73,13 +73,20 @@ def test_a_reward_is_any_single_number(reward: Any) -> None:
 @pytest.mark.parametrize("flag", [True, np.bool_(True), 1, np.array([True]), np.array(1)], ids=repr)
 def test_an_end_is_anything_that_is_true_or_false(flag: Any) -> None:
     environment = CheckedEnvironment(Task(then=lambda: (SEEN, 0.0, flag, not flag, {})), "a task")
-    assert environment.step(0)[2:4] == (True, False)
+    assert tuple(map(bool, environment.step(0)[2:4])) == (True, False)
 
 
 def test_reset_needs_no_options_and_observations_are_float32() -> None:
     environment = CheckedEnvironment(WithoutOptions(first=lambda: ([1, 2], {})), "a task")
     seen, info = environment.reset(seed=3, options={"episode": 4})
     assert (seen.dtype, seen.tolist(), info) == (np.float32, [1, 2], {})
+
+
+def test_a_vector_is_finite_where_its_square_is_not() -> None:
+    large = np.array([3e38, -1.0], dtype=np.float32)
+    assert all_finite(large)
+    for wrong in (math.nan, math.inf, -math.inf):
+        assert not all_finite(np.array([1.0, wrong], dtype=np.float32))
 
 
 def test_an_environment_that_cannot_be_closed_costs_nothing() -> None:
