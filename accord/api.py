@@ -139,15 +139,22 @@ def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half of a surrogate pair is no character."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _prompt(value: Any, what: str) -> Prompt:
     """A prompt: a text, or messages.  Raises UserError where it is neither."""
     if isinstance(value, str):
+        _require(_is_unicode(value), f"{what} is a text without lone surrogates", value)
         return value
     form = '[{"role": "user", "content": "…"}]'
     _require(_is_list(value) and len(value) > 0, f"{what} is a text, or messages as {form}", value)
     for message in value:
         good = isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
         _require(good, f"{what} is a text, or messages as {form}", message)
+        _require(_is_unicode(message["content"]), f"{what} is messages without lone surrogates", message)
     return list(value)
 
 
@@ -183,7 +190,7 @@ class LoadedReward:
         for name, given in (("prompts", prompts), ("replies", replies)):
             _require(_is_list(given), f"scores: {name} is a list; for one reply use score(prompt, reply)", given)
         for i, reply in enumerate(replies):
-            _require(isinstance(reply, str), f"scores: reply {i} is a text", reply)
+            _require(isinstance(reply, str) and _is_unicode(reply), f"scores: reply {i} is a text", reply)
         prompts = [_prompt(prompt, f"scores: prompt {i}") for i, prompt in enumerate(prompts)]
         if not prompts and not replies:
             return []

@@ -107,6 +107,8 @@ def test_a_list_of_prompts_gives_a_list_of_replies_each_the_same_as_alone(place:
         (None, {}, "generate: the prompt is a text, or messages as .*; found None"),
         (3, {}, "generate: the prompt is a text, or messages as .*; found 3"),
         ([], {}, r"generate: the prompt is a text, or messages as .*; found \[\]"),
+        ("a\ud800b", {}, "generate: the prompt is a text without lone surrogates"),
+        ([{"role": "user", "content": "\udfff"}], {}, "generate: the prompt is messages without lone surrogates"),
         (b"text", {}, "generate: the prompt is a text, or messages as .*; found b'text'"),
         (["a", None], {}, "generate: prompt 1 is a text, or messages as .*; found None"),
         (["a", []], {}, r"generate: prompt 1 is a text, or messages as .*; found \[\]"),
