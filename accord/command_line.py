@@ -89,6 +89,7 @@ def parse_words(top: Parser, argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(_unknown_option(top, words, unknown[0]))
     if getattr(options, "stage", "").endswith((".yaml", ".yml")) and not options.pipeline:
         raise UserError(f"{words[0]}: STAGE is missing; type accord {words[0]} STAGE {shlex.quote(options.stage)}.")
+    _refuse_without_folder(getattr(options, "config", None) or getattr(options, "pipeline", None) or "")
     if not getattr(options, "help", False):
         for stray in options.overrides:
             if "=" not in stray:
@@ -134,6 +135,13 @@ def _refuse_spaces(words: Sequence[str]) -> None:
             raise UserError(f"{word!r}: a setting has no spaces around '='; type {before or 'KEY'}={value}.")
         if word.endswith("=") and after:
             raise UserError(f"{word!r}: a setting has no spaces around '='; type {word}{after}.")
+
+
+def _refuse_without_folder(file: str) -> None:
+    """Raises UserError for a file that is not here but, by the same name, in the folder of configs."""
+    for folder in () if not file or Path(file).exists() else (Path("configs"), Path("configs/recipes")):
+        if (folder / Path(file).name).is_file():
+            raise UserError(f"{file}: no such config file; type {folder / Path(file).name}.")
 
 
 def _unknown_option(top: Parser, words: Sequence[str], unknown: str) -> str:
@@ -223,6 +231,7 @@ def _stray_file(options: argparse.Namespace, words: Sequence[str], file: str) ->
         return f"{file!r}: accord {options.command} reads one pipeline's file; leave one of them out."
     if options.config:
         return f"{file!r}: a stage reads one file, and --config {options.config} is given; leave one of them out."
+    _refuse_without_folder(file)
     values, _ = read_yaml(file)
     if "stages" in values:
         return f"{file!r}: a pipeline, not the config of one stage; type accord run {shlex.quote(file)}."

@@ -21,6 +21,8 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "c.yaml").write_text(STAGE)
     (tmp_path / "ppo_x.yaml").write_text("training: {gamma: 0.9}\nmodel: {hidden_dim: 8}\nenvironment: CartPole-v1\n")
     (tmp_path / "p.yaml").write_text(PIPELINE)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "there.yaml").write_text(STAGE)
 
     def run(*given: Any) -> None:
         raise AssertionError("a stage was started")
