@@ -82,7 +82,7 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
         {
             "model": describe_model(backbone, config.model.base_model),
             "data": f"{config.data.train}: {report}",
-            "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
+            "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out",
             "reference": "the same model; its log-probs are computed once and saved",
             "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
             "memory": describe_memory(backbone, backbone.width, tokens),
@@ -115,7 +115,8 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     log_ratios = logprobs - reference[first : first + len(judged)].cpu()
     if heldout:
         last["heldout_accuracy"] = float((0.5 * (log_ratios[:, 0] - log_ratios[:, 1]).sign() + 0.5).mean())
-        run.record({"heldout_accuracy": last["heldout_accuracy"]})
+        last["heldout_margin"] = options.beta * float((log_ratios[:, 0] - log_ratios[:, 1]).mean())
+        run.record({name: last[name] for name in ("heldout_accuracy", "heldout_margin")})
     if bool((log_ratios.mean(0) < 0).all()):
         run.say(
             f"note: on {len(judged)} {'held-out' if heldout else 'training'} pairs chosen and rejected log-probs both"

@@ -143,7 +143,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
         {
             "model": describe_model(model, f"{settings.base_model}, {settings.kind}, {settings.pooling} pooling"),
             "data": report,
-            "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
+            "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out",
             "loss": kind,
             "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
             "memory": describe_memory(

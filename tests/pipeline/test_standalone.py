@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from accord.cli import main
-from accord.config.common import Optimizer, Stage, TextData, TextModel
+from accord.config.common import Optimizer, Stage, TextModel
 from accord.config.data import DemoConfig
 from accord.config.load import load
-from accord.config.sft import BaseConfig, SFTConfig
+from accord.config.sft import BaseConfig, SFTConfig, TextData
 from accord.errors import Interrupted, UserError
 from accord.pipeline import standalone
 from accord.pipeline.standalone import prepare, run_alone
