@@ -227,6 +227,8 @@ class TinyDemo(DemoConfig):
     base_rows: int = 120
     sft_rows: int = 24
     preference_rows: int = 12
+    heldout_base_rows: int = 8
+    heldout_sft_rows: int = 8
 
 
 class TinyBase(BaseConfig):

@@ -89,14 +89,17 @@ def test_the_held_out_loss_is_that_of_transformers(world: Any, tokenizer: Tokeni
     assert loss == pytest.approx(total / count, rel=1e-5)
 
 
-def test_measuring_draws_no_random_number_and_leaves_no_gradient(
+def test_measuring_draws_no_random_number_and_builds_no_graph(
     world: Any, tokenizer: Tokenizer, make_tiny: Callable[..., Backbone]
 ) -> None:
     backbone = make_tiny("mamba")
     examples = load_supervised(world.sft, tokenizer, 64).examples
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     state, others, python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    with_graph: list[bool] = []
+    backbone.register_forward_hook(lambda *_: with_graph.append(torch.is_grad_enabled()))
     mean_cross_entropy(backbone, examples, "float32", 4)
+    assert with_graph == [False, False]
     assert torch.equal(torch.get_rng_state(), state)
     assert random.getstate() == python
     assert np.array_equal(np.random.get_state()[1], others[1])  # type: ignore[index]
