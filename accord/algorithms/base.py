@@ -11,7 +11,7 @@ import torch
 from accord.config.sft import BaseConfig
 from accord.data.chat import render
 from accord.data.rows import Tally, Where, messages_field, text_field
-from accord.data.supervised import SupervisedData, SupervisedExample, opening_text, split_texts
+from accord.data.supervised import SupervisedData, SupervisedExample, describe_split, opening_text, split_texts
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.io.readers import read_jsonl
 from accord.models.open import small_backbone
@@ -72,7 +72,7 @@ def train(config: BaseConfig, run: Run) -> dict[str, float]:
         {
             "model": describe_model(backbone, settings.base_model),
             "data": f"{config.data.train}: {len(examples):,} texts, {tokens:,} tokens, every token a label",
-            "held out": data.describe_heldout(config.eval_every),
+            "texts": describe_split(data, config.eval_every),
             "steps": describe_steps(len(examples), config.training),
             "memory": describe_memory(
                 backbone, backbone.width, tokens_in_a_pass(tokens, len(examples), config.training)

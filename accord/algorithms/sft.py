@@ -11,7 +11,7 @@ Ouyang et al. 2022 (arXiv 2203.02155), section 3.5, first step.  Numbered detail
 from __future__ import annotations
 
 from accord.config.sft import SFTConfig
-from accord.data.supervised import load_supervised, split_texts
+from accord.data.supervised import describe_split, load_supervised, split_texts
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import open_model, open_tokenizer, save_model, save_pt
@@ -32,7 +32,7 @@ def train(config: SFTConfig, run: Run) -> dict[str, float]:
             "model": describe_model(backbone, config.model.base_model),
             "data": f"{config.data.train}: {data.report}",
             "labels": f"{sum(sum(e.loss_mask) for e in examples):,} of {tokens:,} tokens: the assistant's, final EOS included",
-            "held out": data.describe_heldout(config.eval_every),
+            "texts": describe_split(data, config.eval_every),
             "steps": describe_steps(len(examples), config.training),
             "memory": describe_memory(
                 backbone, backbone.width, tokens_in_a_pass(tokens, len(examples), config.training)

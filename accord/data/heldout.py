@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from accord.config.common import SplitData
 from accord.errors import UserError
@@ -34,28 +35,51 @@ def split_by_prompt(
     return train, [row for row, heldout in zip(rows, sides, strict=True) if heldout]
 
 
+@dataclass(frozen=True, slots=True)
+class Split(Generic[Row]):
+    """The rows of a stage: those to train on, and those held out."""
+
+    train: Sequence[Row]
+    heldout: Sequence[Row]
+    report: str
+    """What was read of the training file."""
+    shared: int = 0
+    """Held-out rows whose prompt is also trained on."""
+
+    def describe(self) -> str:
+        """Both numbers, and whether a prompt is on both sides, for the screen.
+
+        >>> Split([], [], "").describe()
+        '0 to train on, none held out'
+        """
+        train, heldout = f"{len(self.train):,} to train on", f"{len(self.heldout):,} held out"
+        if not self.heldout:
+            return f"{train}, none held out"
+        if not self.shared:
+            return f"{train}, {heldout}, no prompt on both sides"
+        return f"{train}, {heldout}, but the prompts of {self.shared:,} of these are trained on as well"
+
+
 def read_split(
     data: SplitData, read: Callable[[str], tuple[Sequence[Row], Sequence[str], str]], seed: int
-) -> tuple[list[Row], list[Row], str]:
-    """(training rows, held-out rows, report as text) for a stage.
+) -> Split[Row]:
+    """The rows of ``data.train`` and those held out.
 
     ``read`` turns a path into usable rows, the text of each row's prompt, and a report.  ``data.limit`` is one of
     training rows.  Raises UserError where no training row is left.
     """
     found, texts, report = read(data.train)
-    rows, texts = list(found[: data.limit or None]), texts[: data.limit or None]
+    rows, texts = found[: data.limit or None], texts[: data.limit or None]
     if data.heldout:
         heldout, asked, _ = read(data.heldout)
         trained = set(texts)
-        if shared := sum(text in trained for text in asked):
-            report += f" Of the {len(heldout):,} held-out rows {shared:,} have a prompt that is also trained on."
-        return rows, list(heldout), report
+        return Split(rows, heldout, report, sum(text in trained for text in asked))
     if data.heldout_fraction == 0:
-        return rows, [], report
-    train, split = split_by_prompt(rows, texts, data.heldout_fraction, seed)
-    if not train:
+        return Split(rows, [], report)
+    split = Split(*split_by_prompt(rows, texts, data.heldout_fraction, seed), report)
+    if not split.train:
         raise UserError(
             f"data.heldout_fraction={data.heldout_fraction:g} leaves none of the {len(rows):,} rows of {data.train} to"
             " train on; make it smaller."
         )
-    return train, split, report
+    return split

@@ -10,7 +10,7 @@ from typing import Literal
 
 from accord.config.common import PromptedModel, SplitData
 from accord.data.chat import exchange
-from accord.data.heldout import read_split
+from accord.data.heldout import Split, read_split
 from accord.data.prompts import Side, is_blank, plain_text, rows_by_prompt, tokens_to_keep
 from accord.data.rows import Prompt, Report, Row, Tally, Where, preference_fields
 from accord.data.tokenizer import Tokenizer
@@ -131,13 +131,8 @@ def _pair(
     return prompt, PreferencePair(tuple(prompt_tokens[i] for i in places), replies[0], replies[1], margin)
 
 
-def read_pairs(
-    data: SplitData, model: PromptedModel, tokenizer: Tokenizer, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair], str]:
-    """(training pairs, held-out pairs, report as text) for a stage.
-
-    Raises UserError where no training pair is left.
-    """
+def read_pairs(data: SplitData, model: PromptedModel, tokenizer: Tokenizer, seed: int) -> Split[PreferencePair]:
+    """The pairs of a stage.  Raises UserError where no training pair is left."""
     lengths = PairLengths(model.prompt_room, model.max_length)
 
     def read(path: str) -> tuple[Sequence[PreferencePair], Sequence[str], str]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from accord.config.common import SplitData
 from accord.data.chat import chat_tokens, document_ids, exchange
-from accord.data.heldout import read_split
+from accord.data.heldout import Split, read_split
 from accord.data.prompts import is_blank, plain_text, tokens_to_keep
 from accord.data.rows import (
     Message,
@@ -99,24 +99,7 @@ def load_supervised(
     return SupervisedData(tuple(examples), tuple(texts), tally.report(path))
 
 
-@dataclass(frozen=True, slots=True)
-class SupervisedSplit:
-    """A stage's training and held-out examples, and a report as text."""
-
-    train: Sequence[SupervisedExample]
-    heldout: Sequence[SupervisedExample]
-    report: str
-
-    def describe_heldout(self, eval_every: int) -> str:
-        """How many texts and labels are held out, and when their loss is measured, for the screen before training."""
-        if not self.heldout:
-            return "nothing; data.heldout names held-out rows, data.heldout_fraction splits them off data.train"
-        labels = sum(sum(e.loss_mask) for e in self.heldout)
-        between = f", every {eval_every} steps" if eval_every else ""
-        return f"{len(self.heldout):,} texts, {labels:,} labels; loss measured before the first step{between}, after the last"
-
-
-def split_texts(data: SplitData, read: Callable[[str], SupervisedData], seed: int) -> SupervisedSplit:
+def split_texts(data: SplitData, read: Callable[[str], SupervisedData], seed: int) -> Split[SupervisedExample]:
     """The examples of ``data.train`` and those held out, each file read by ``read``.
 
     Raises UserError where no row is left to train on.
@@ -126,7 +109,16 @@ def split_texts(data: SplitData, read: Callable[[str], SupervisedData], seed: in
         found = read(path)
         return found.examples, found.texts, found.report.describe()
 
-    return SupervisedSplit(*read_split(data, parts, seed))
+    return read_split(data, parts, seed)
+
+
+def describe_split(split: Split[SupervisedExample], eval_every: int) -> str:
+    """How many texts are held out, and when their loss is measured, for the screen before training."""
+    if not split.heldout:
+        return f"{split.describe()}; data.heldout or data.heldout_fraction gives a held-out loss"
+    labels = sum(sum(e.loss_mask) for e in split.heldout)
+    between = f", every {eval_every} steps" if eval_every else ""
+    return f"{split.describe()}; loss of its {labels:,} labels before the first step{between} and after the last"
 
 
 def opening_text(messages: Sequence[Message]) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from accord.config.sft import TextStage
+from accord.data.heldout import Split
 from accord.data.packing import pack_supervised
-from accord.data.supervised import SupervisedExample, SupervisedSplit
+from accord.data.supervised import SupervisedExample
 from accord.functional.logprobs import token_logprobs
 from accord.functional.losses.supervised import nll_loss, sft_loss
 from accord.kernels.vocabulary_head import label_nll
@@ -57,7 +58,7 @@ def mean_cross_entropy(
 def train_texts(
     run: Run,
     backbone: Backbone,
-    data: SupervisedSplit,
+    data: Split[SupervisedExample],
     config: TextStage,
     after_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
 ) -> LastMetrics:

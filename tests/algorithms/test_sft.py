@@ -77,7 +77,7 @@ def test_a_held_out_loss_is_logged_returned_and_said_and_changes_no_weight(
     training = {"batch_size": 4, "num_epochs": 2, "learning_rate": 0.01}
     stage(kind, {"model": model, "data": {"train": rows}, "training": training}, "without")
     assert held_out(lines, "without") == []
-    assert "nothing; data.heldout names held-out rows" in capsys.readouterr().out
+    assert "none held out; data.heldout or data.heldout_fraction" in capsys.readouterr().out
     data = {"train": rows, "heldout": rows}
     done = stage(kind, {"model": model, "data": data, "training": training, "eval_every": 2}, "with").done
     said = capsys.readouterr().out
@@ -90,9 +90,8 @@ def test_a_held_out_loss_is_logged_returned_and_said_and_changes_no_weight(
     assert done["metrics"]["heldout/loss"] == found[-1][1] < found[0][1]  # it has learned these very rows
     assert [r for r in lines("with") if "heldout/loss" not in r] == lines("without")
     assert f"held-out loss {found[-1][1]:.4f} nats per token (perplexity {math.exp(found[-1][1]):.4g})" in said
-    assert (
-        "have a prompt that is also trained on." in said if kind == "sft" else "loss measured before the first" in said
-    )
+    assert "before the first step, every 2 steps and after the last" in said
+    assert "of these are trained on as well" in said
     manifest = json.loads((tmp_path / "out" / "with" / "model" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["metrics"]["heldout/loss"] == found[-1][1]
 

@@ -152,7 +152,10 @@ def test_a_config_is_immutable() -> None:
         # 'model' is near by, and model.base_model is the very name
         ("base_model: x\n", " line 1: unknown key 'base_model'; did you mean 'model.base_model'?"),
         ("data: {limits: 3}\n", " line 1: unknown key 'data.limits'; did you mean 'data.limit'?"),
-        ("data: {zzz: 3}\n", " line 1: unknown key 'data.zzz'; known keys here: data.train, data.limit, data.heldout, data.heldout_fraction."),
+        (
+            "data: {zzz: 3}\n",
+            " line 1: unknown key 'data.zzz'; known keys here: data.train, data.limit, data.heldout, data.heldout_fraction.",
+        ),
         (
             "training:\n  learning_rate: fast\n",
             " line 2: training.learning_rate: expected a valid number, unable to parse string as a number, found 'fast'.",

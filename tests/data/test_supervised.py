@@ -9,7 +9,14 @@ import tokenizers
 
 from accord.config.sft import TextData
 from accord.data.chat import chat_tokens, prompt_ids, reply_ids
-from accord.data.supervised import SupervisedData, SupervisedExample, load_supervised, opening_text, split_texts
+from accord.data.supervised import (
+    SupervisedData,
+    SupervisedExample,
+    describe_split,
+    load_supervised,
+    opening_text,
+    split_texts,
+)
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 
@@ -180,13 +187,11 @@ def test_a_split_says_how_many_held_out_prompts_are_trained_on(rows: Rows, small
 
     found = split_texts(TextData(train=str(train), heldout=str(other)), read, 0)
     assert (len(found.train), len(found.heldout)) == (3, 2)
-    assert "Of the 2 held-out rows 1 have a prompt that is also trained on." in found.report
+    assert found.describe() == "3 to train on, 2 held out, but the prompts of 1 of these are trained on as well"
     found = split_texts(TextData(train=str(train), heldout=str(other), limit=2), read, 0)
     assert (len(found.train), len(found.heldout)) == (2, 2)  # the limit is one of training rows
-    assert "trained on" not in found.report
-    assert (
-        found.describe_heldout(25)
-        == "2 texts, 4 labels; loss measured before the first step, every 25 steps, after the last"
-    )
+    assert found.describe() == "2 to train on, 2 held out, no prompt on both sides"
+    words = describe_split(found, 25)
+    assert words.endswith("; loss of its 4 labels before the first step, every 25 steps and after the last")
     found = split_texts(TextData(train=str(train)), read, 0)
-    assert (len(found.train), len(found.heldout)) == (3, 0)
+    assert describe_split(found, 0).startswith("3 to train on, none held out; data.heldout or data.heldout_fraction")
