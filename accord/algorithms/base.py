@@ -71,7 +71,7 @@ def train(config: BaseConfig, run: Run) -> dict[str, float]:
     run.plan(
         {
             "model": describe_model(backbone, settings.base_model),
-            "data": f"{config.data.train}: {len(examples):,} texts, {tokens:,} tokens, every token a label",
+            "data": f"{config.data.train}: {data.report} Every token is a label.",
             "texts": describe_split(data, config.eval_every),
             "steps": describe_steps(len(examples), config.training),
             "memory": describe_memory(

@@ -76,10 +76,12 @@ def read_split(
         return Split(rows, heldout, report, sum(text in trained for text in asked))
     if data.heldout_fraction == 0:
         return Split(rows, [], report)
-    split = Split(*split_by_prompt(rows, texts, data.heldout_fraction, seed), report)
-    if not split.train:
+    train, split_off = split_by_prompt(rows, texts, data.heldout_fraction, seed)
+    if not split_off:
+        report += f" data.heldout_fraction={data.heldout_fraction:g} of these prompts is none."
+    if not train:
         raise UserError(
             f"data.heldout_fraction={data.heldout_fraction:g} leaves none of the {len(rows):,} rows of {data.train} to"
             " train on; make it smaller."
         )
-    return split
+    return Split(train, split_off, report)

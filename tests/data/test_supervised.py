@@ -194,4 +194,6 @@ def test_a_split_says_how_many_held_out_prompts_are_trained_on(rows: Rows, small
     words = describe_split(found, 25)
     assert words.endswith("; loss of its 4 labels before the first step, every 25 steps and after the last")
     found = split_texts(TextData(train=str(train)), read, 0)
+    few = split_texts(TextData(train=str(train), heldout_fraction=1e-6), read, 0)
+    assert few.report.endswith(" data.heldout_fraction=1e-06 of these prompts is none.")
     assert describe_split(found, 0).startswith("3 to train on, none held out; data.heldout or data.heldout_fraction")
