@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from accord.errors import UserError
-from accord.io.readers import read_json_if_present
+from accord.io.records import Manifest, read_record
 
 MANIFEST = "manifest.json"
 LINEAGE = "lineage.json"
@@ -63,13 +63,7 @@ def content_digest(path: Path) -> str:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """A folder's manifest, empty where there is none.  Raises UserError where it is damaged."""
-    path, remedy = folder / MANIFEST, "run the stage that wrote it again."
-    found = read_json_if_present(path, remedy)
-    if found is None:
-        return {}
-    if not isinstance(found.get("digest"), str):
-        raise UserError(f"{path}: has no digest; {remedy}")
-    return found
+    return read_record(folder / MANIFEST, Manifest, "run the stage that wrote it again.")
 
 
 def verify(folder: Path, only: Collection[str] = ()) -> None:
@@ -82,8 +76,6 @@ def verify(folder: Path, only: Collection[str] = ()) -> None:
     files = manifest.get("files")
     if files is None:
         return
-    if not isinstance(files, dict):
-        raise UserError(f"{folder / MANIFEST}: 'files' must map names to digests; run the stage that wrote it again.")
     remedy = "copy the folder again, or run the stage that wrote it again (accord run FILE --force STAGE)."
     listed = {name: digest for name, digest in files.items() if not only or name in only}
     for name, digest in listed.items():

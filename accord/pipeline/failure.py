@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.errors import UserError
-from accord.io.readers import read_record
+from accord.io.records import Failure, read_record_to_show
 
 FAILED = "failed.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -56,4 +56,4 @@ def in_words(error: BaseException, log: Path) -> str:
 
 def read_failure(directory: Path) -> dict[str, Any]:
     """The content of ``failed.json``, empty where there is none."""
-    return read_record(directory / FAILED)
+    return read_record_to_show(directory / FAILED, Failure)

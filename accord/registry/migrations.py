@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from accord.errors import UserError
 from accord.io.digests import LINEAGE, MANIFEST
-from accord.io.readers import read_record
+from accord.io.records import Lineage, Manifest, read_record_to_show
 from accord.registry.schema import FORMAT, format_of, writing
 
 
@@ -64,10 +64,10 @@ def _one_to_two(connection: sa.Connection, folder: Path) -> None:
     )
     for row in run("SELECT * FROM versions ORDER BY id").mappings().all():
         place = folder / row["folder"]
-        manifest = read_record(place / MANIFEST)
+        manifest = read_record_to_show(place / MANIFEST, Manifest)
         values = (
             *(row[key] for key in ("id", "name", "version", "kind", "digest", "created", "code", "seed", "metrics")),
-            *(json.dumps(x) for x in (manifest.get("settings", {}), manifest, read_record(place / LINEAGE))),
+            *(json.dumps(x) for x in (manifest.get("settings", {}), manifest, read_record_to_show(place / LINEAGE, Lineage))),
             row["folder"],
         )
         run("INSERT INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
