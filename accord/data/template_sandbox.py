@@ -111,10 +111,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         for name in ("lipsum", "cycler", "joiner"):
             del self.globals[name]
 
-    def count_step(self) -> str:
-        """Called by the compiled template at each step of a loop and each call of a macro."""
-        _used().step()
-        return ""
+    def count_step(self, size: int) -> None:
+        """Called by the compiled template at each step of a loop or call of a macro; ``size``: of the plain text in it."""
+        budget = _used()
+        budget.step()
+        budget.produce(size)
 
     def counted(self, value: Any) -> Any:
         """Called by the compiled template with the result of each concatenation."""
@@ -125,28 +126,26 @@ class Sandbox(ImmutableSandboxedEnvironment):
         tree = super()._parse(source, name, filename)
         for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
             size = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-            count = nodes.Call(nodes.EnvironmentAttribute("count_step"), [], [], None, None)
-            produce = nodes.Call(nodes.EnvironmentAttribute("counted"), [nodes.Const(" " * size)], [], None, None)
-            node.body[:0] = [nodes.ExprStmt(count), nodes.ExprStmt(produce)]
-            for made in node.body[:2]:
-                made.set_lineno(node.lineno)
-                made.set_environment(self)
+            count = nodes.Call(nodes.EnvironmentAttribute("count_step"), [nodes.Const(size)], [], None, None)
+            node.body.insert(0, nodes.ExprStmt(count))
+            node.body[0].set_lineno(node.lineno)
+            node.body[0].set_environment(self)
         _wrap_concatenations(tree, self)
         return tree
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **named: Any) -> Any:  # noqa: N805  (jinja2's interface)
         owner = getattr(__obj, "__self__", None)
-        if owner is not __self:
-            _require_small([*args, *named.values()])
-            name = getattr(__obj, "__name__", "")
-            if isinstance(owner, str) and name == "replace":
-                _count_replacement(owner, *args)
-            elif isinstance(owner, str) and name == "join":
-                _used().produce(_size(owner) * max(map(_size, args), default=0))
-            _used().step()
+        if owner is __self:
+            return __obj(*args)  # named: the template's variables, for functions that take its context
+        budget = _used()
+        budget.step()
+        _require_small([*args, *named.values()])
+        if isinstance(owner, str) and __obj.__name__ == "replace":
+            _count_replacement(owner, *args)
+        elif isinstance(owner, str) and __obj.__name__ == "join":
+            budget.produce(len(owner) * max(map(_size, args), default=0))
         result = super().call(__context, __obj, *args, **named)
-        if owner is not __self:
-            _used().produce(_size(result))
+        budget.produce(_size(result))
         return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, Required, TypedDict
@@ -28,6 +28,8 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e12)] | Annotated[int, Field(ge=0, le=10**12)]
 Figure = Annotated[float | Annotated[int, Field(ge=-(2**63), lt=2**63)], BeforeValidator(_nan_for_null)]
 _NUMBERS = ("int", "float", "constrained-int", "constrained-float")
+Size = Annotated[int, Field(ge=1, le=2**31)]
+Positive = Annotated[float, Field(allow_inf_nan=False, gt=0)] | Annotated[int, Field(gt=0, le=2**62)]
 Digests = dict[str, str]
 
 
@@ -163,6 +165,97 @@ class RegistryRow(_Shape):
     manifest: dict[str, Any]
     lineage: dict[str, Any]
     folder: str
+
+
+class ShardIndex(_Shape):
+    """``model.safetensors.index.json``: the shard of each tensor."""
+
+    weight_map: dict[str, str]
+
+
+class Head(_Shape):
+    """``reward_head.json``."""
+
+    kind: Literal["mlp", "scalar"]
+    pooling: Literal["last", "mean"]
+    widths: Annotated[list[Size], Field(min_length=1, max_length=64)]
+
+
+class ModelConfig(_Shape, total=False):
+    """``config.json`` of the Llama and Mamba families; the sizes are those of Hugging Face."""
+
+    model_type: Required[str]
+    vocab_size: Required[Size]
+    hidden_size: Required[Size]
+    num_hidden_layers: Required[Size]
+    num_attention_heads: Size
+    num_key_value_heads: Size | None
+    head_dim: Size | None
+    intermediate_size: Size
+    max_position_embeddings: Size
+    rms_norm_eps: Positive
+    rope_theta: Positive | None
+    rope_scaling: dict[str, Any] | None
+    rope_parameters: dict[str, Any] | None
+    tie_word_embeddings: bool
+    use_sliding_window: bool | None
+    sliding_window: Size | None
+    max_window_layers: Count
+    layer_types: list[str] | None
+    state_size: Size
+    conv_kernel: Size
+    expand: Size
+    time_step_rank: Size | Literal["auto"]
+    layer_norm_epsilon: Positive
+    use_bias: bool
+    use_conv_bias: bool
+    bos_token_id: Count | None
+    eos_token_id: Count | list[Count] | None
+    pad_token_id: int | None
+
+
+class RopeParameters(_Shape, total=False):
+    """``rope_parameters`` or ``rope_scaling`` in ``config.json``."""
+
+    rope_theta: Positive | None
+    rope_type: str
+    type: str
+    partial_rotary_factor: Positive | None
+    factor: Positive
+    low_freq_factor: Positive
+    high_freq_factor: Positive
+    original_max_position_embeddings: Size
+
+
+class _SpecialToken(_Shape, total=False):
+    content: Required[str]
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+    special: bool
+
+
+class _NamedTemplate(_Shape):
+    name: str
+    template: str
+
+
+_Special = str | _SpecialToken | None
+
+
+class TokenizerConfig(_Shape, total=False):
+    """``tokenizer_config.json`` and ``special_tokens_map.json``."""
+
+    bos_token: _Special
+    eos_token: _Special
+    unk_token: _Special
+    sep_token: _Special
+    pad_token: _Special
+    cls_token: _Special
+    mask_token: _Special
+    added_tokens_decoder: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], _SpecialToken] | None
+    chat_template: str | dict[str, str] | list[_NamedTemplate] | None
 
 
 def read_record(path: Path, shape: Any, remedy: str) -> dict[str, Any]:

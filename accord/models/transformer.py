@@ -32,7 +32,7 @@ from accord.kernels.decoding import (
     to_blocks,
 )
 from accord.models.backbone import Backbone
-from accord.models.hf_format import read_json, read_weights, write_json, write_weights
+from accord.models.hf_format import read_json, read_weights, require_layers, write_json, write_weights
 from accord.models.plain import are_plain
 from accord.models.transformer_config import TransformerConfig, one_or_many
 from accord.models.transformer_kernels import (
@@ -252,6 +252,7 @@ class Transformer(Backbone):
 
         Raises UserError naming a tensor that is missing, unexpected or of another shape.
         """
+        require_layers(config.n_layers, state)
         with torch.device("meta"):
             model = cls(config)
         wanted = unfuse(config, model.state_dict())
