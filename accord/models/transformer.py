@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accord.errors import UserError
+from accord.io.gguf_header import check_gguf
+from accord.io.readers import shorten
 from accord.kernels import transformer_training
 from accord.kernels.decoding import (
     Decoder,
@@ -377,8 +379,7 @@ def open_gguf(path: str | Path) -> Transformer:
     Raises UserError naming the file when it is absent, damaged or of another family.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the path of a .gguf file")
+    check_gguf(path)
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -386,8 +387,9 @@ def open_gguf(path: str | Path) -> Transformer:
         logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{path}: transformers cannot read this GGUF file ({error})") from None
+    except Exception as error:  # transformers raises whatever a damaged file leads it to
+        why = shorten(str(error) or type(error).__name__, 300)
+        raise UserError(f"{path}: transformers cannot read this GGUF file ({why})") from error
     try:
         return Transformer.from_state(TransformerConfig.from_hf(model.config.to_dict()), model.state_dict())
     except UserError as error:
