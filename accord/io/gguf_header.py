@@ -45,7 +45,7 @@ def check_gguf(path: Path) -> None:
         raise UserError(f"{path}: no such file; give the path of a .gguf file") from None
     except (_Damaged, OSError) as error:
         raise UserError(f"{path}: not a readable GGUF file ({error}); write or download it again") from None
-    if (words := _contradiction(header)) is not None:
+    if header.shapes and (words := _contradiction(header)) is not None:  # without tensors: a tokenizer alone
         raise UserError(f"{path}: {words}; write or download it again")
 
 
@@ -151,7 +151,7 @@ def _contradiction(header: Header) -> str | None:
     architecture = header.values.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         return "has no key 'general.architecture', so its family is unknown"
-    blocks = {int(parts[1]) for name in header.shapes if (parts := name.split("."))[0] == "blk" and parts[1:2] and parts[1].isdecimal()}
+    blocks = {name.split(".")[1] for name in header.shapes if name.startswith("blk.")}
     wanted: dict[str, int | None] = {"block_count": len(blocks)}
     for key, (tensor, dimension) in SIZES.items():
         shape = header.shapes.get(tensor, ())

@@ -324,5 +324,6 @@ def _fault(error: ValidationError) -> str:
     key = shorten(".".join(parts), 80)
     if first["type"] == "missing":
         return f"has no {key!r}"
-    wanted = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{key}: expected {wanted}, found {shorten(first['input'], 60)}".removeprefix(": ")
+    wanted = first["msg"].removeprefix("Input should be ").replace("String should match pattern", "text of the form")
+    value = shorten(first["input"], 60)
+    return f"{key}: expected {wanted}, found {value!r}" if isinstance(first["input"], str) else f"{key}: expected {wanted}, found {value}"

@@ -114,7 +114,7 @@ def show_list(options: argparse.Namespace) -> int:
         return 0
     rows = []
     for v in found:
-        name, value = main_metric(v.kind, v.metrics) or ("", None)
+        name, value = ("damaged", None) if v.damage else main_metric(v.kind, v.metrics) or ("", None)
         figure = "" if value is None else f"{value:.4g}"
         size = in_bytes(sizes(v.folder))
         rows.append((v.label, ", ".join(v.aliases), v.kind, name, figure, size, age(v.created), v.digest[:8]))
@@ -129,6 +129,7 @@ def show_list(options: argparse.Namespace) -> int:
         "digest",
     ]
     show(make_table(columns, rows))
+    _print(*(v.damage for v in found if v.damage))
     return 0
 
 
@@ -280,7 +281,7 @@ def remove(options: argparse.Namespace) -> int:
     from accord.registry.compare import sizes
 
     store = _store()
-    found = store.find(options.model)
+    found = store.find(options.model, damaged=True)
     if not options.yes:
         if not sys.stdin.isatty():
             raise UserError(f"{found.label}: removing needs confirmation, and there is no terminal; add --yes.")

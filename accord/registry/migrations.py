@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from accord.errors import UserError
 from accord.io.digests import LINEAGE, MANIFEST
+from accord.io.readers import require_file
 from accord.io.records import Lineage, Manifest, read_record_to_show
 from accord.registry.schema import FORMAT, format_of, writing
 
@@ -21,6 +22,7 @@ from accord.registry.schema import FORMAT, format_of, writing
 def upgrade(path: Path, engine: sa.Engine) -> None:
     """Upgrades an older registry.  Raises UserError for a newer one, and for a file that is not a registry."""
     try:
+        require_file(path)
         with engine.connect() as connection:
             found = format_of(connection)
         if found < FORMAT:
