@@ -26,7 +26,7 @@ from accord.models.open import open_backbone, small_backbone
 from accord.models.reward import HEAD_CONFIG, HEAD_FILE, RewardModel, RewardMLP
 from accord.registry.family import read_lineage
 from accord.training.checkpoint import Checkpoint, read_pt, write_pt
-from tests.properties.fuzz import changed, damaged, quick, refused_or_read
+from tests.properties.fuzz import changed, damaged, few, quick, refused_or_read
 
 YAML = b"model:\n  base_model: &a base\n  layers: [1, 2.5, true]\nother: *a\nname: 'x'\n"
 ROWS = b'{"prompt": "a", "n": [1, {"b": null}]}\n{"prompt": "\\u00e9"}\n'
@@ -83,7 +83,7 @@ def test_any_config_file(place: Path, content: bytes) -> None:
 @example("!!bool maybe")
 @example("\ud800")
 def test_any_override(text: str) -> None:
-    refused_or_read(lambda: parse_override(f"seed={text}"), "override 'seed=")
+    refused_or_read(lambda: parse_override(f"seed={text}"), "override ")
 
 
 @quick
@@ -131,7 +131,7 @@ class Part:
         torch.zeros(3).copy_(state["weight"])
 
 
-@quick
+@few
 @given(data=st.data())
 def test_any_saved_state(place: Path, data: st.DataObject) -> None:
     path = place / "state.pt"
@@ -157,7 +157,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-@quick
+@few
 @given(data=st.data())
 def test_any_config_of_a_model(model: Path, data: st.DataObject) -> None:
     path = model / "config.json"
@@ -204,18 +204,27 @@ def test_any_index_of_shards(tmp_path: Path, content: Any) -> None:
     refused_or_read(lambda: read_weights(tmp_path), tmp_path)
 
 
-@quick
-@given(data=st.data())
-def test_any_reward_head(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reward")
     RewardModel(small_backbone("transformer", 32, 1, 50, 1, 0), RewardMLP(32, 4, 2), "mean").save(str(folder))
+    return folder
+
+
+@few
+@given(data=st.data())
+def test_any_reward_head(reward: Path, data: st.DataObject) -> None:
     for name in (HEAD_CONFIG, HEAD_FILE):
-        path = folder / name
+        path = reward / name
         valid = path.read_bytes()
-        as_json = st.deferred(lambda valid=valid: changed(json.loads(valid)).map(lambda x: json.dumps(x).encode()))
-        path.write_bytes(data.draw(as_json if name == HEAD_CONFIG else damaged(valid)))
-        refused_or_read(lambda: RewardModel.open(folder), path)
-        path.write_bytes(valid)
+        try:
+            if name == HEAD_CONFIG:
+                path.write_text(json.dumps(data.draw(changed(json.loads(valid)))))
+            else:
+                path.write_bytes(data.draw(damaged(valid)))
+            refused_or_read(lambda: RewardModel.open(reward), reward)
+        finally:
+            path.write_bytes(valid)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +258,7 @@ def test_any_gguf_header(place: Path, gguf_file: bytes, data: st.DataObject) -> 
 
 # ------------------------------------------------------------------ tokenizers and templates
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-@quick
+@few
 @given(data=st.data())
 def test_any_tokenizer(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("tokenizer")
