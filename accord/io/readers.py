@@ -22,8 +22,8 @@ from accord.errors import UserError
 
 MAX_DEPTH = 64
 """Levels of nesting in a YAML or JSON file; what reads them later is recursive."""
-MAX_YAML_BYTES = 4 << 20
-MAX_YAML_NODES = 50_000
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_NODES = 20_000
 """Keys and values of a YAML file, those of each alias counted again."""
 MAX_JSON_BYTES = 512 << 20
 MAX_ROW_BYTES = 64 << 20
@@ -334,6 +334,20 @@ class _Loader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in found if not tag.endswith((":timestamp", ":value"))]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    level = count = 0
+    """Of the node that is read: its depth, and how many were before it."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.level += 1
+        self.count += 1
+        if self.level > MAX_DEPTH + 2:  # before PyYAML, which is slow there, has read all of it
+            raise RecursionError
+        if self.count > MAX_YAML_NODES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_YAML_NODES:,} values", problem_mark=self.get_mark())
+        node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        self.level -= 1
+        return node  # type: ignore[no-any-return]
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         short = node.tag.removeprefix("tag:yaml.org,2002:")
