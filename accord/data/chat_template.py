@@ -28,14 +28,12 @@ def render_template(
     """
     import jinja2
 
-    from accord.data.template_sandbox import Exceeded, render_within_budget
+    from accord.data.template_sandbox import Exceeded, within_budget
 
     compiled = _compiled(template)
     values = {"messages": [dict(m) for m in messages], "tools": None, "documents": None, **specials}
     try:
-        text = render_within_budget(
-            lambda: str(compiled.render(add_generation_prompt=add_generation_prompt, **values))
-        )
+        text = within_budget(lambda: str(compiled.render(add_generation_prompt=add_generation_prompt, **values)))
         text.isascii() or text.encode("utf-8")
         return text
     except Exceeded as error:
@@ -84,7 +82,7 @@ def _compiled(template: str) -> jinja2.Template:
     """Sandboxed, since templates are not trusted, with the functions that they expect.  Raises UserError."""
     import jinja2
 
-    from accord.data.template_sandbox import Exceeded, make_sandbox, render_within_budget
+    from accord.data.template_sandbox import Exceeded, make_sandbox, within_budget
 
     def refuse(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
@@ -103,7 +101,7 @@ def _compiled(template: str) -> jinja2.Template:
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
-        return render_within_budget(lambda: environment.from_string(template))
+        return within_budget(lambda: environment.from_string(template))
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"the chat template is broken at line {error.lineno}: {error.message}") from None
     except (Exceeded, jinja2.TemplateError, TypeError, SyntaxError, *_FAULTS) as error:

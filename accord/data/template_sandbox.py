@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from jinja2 import nodes, pass_eval_context
 from jinja2.ext import Extension, loopcontrols
@@ -25,6 +25,7 @@ MAX_SECONDS = 2.0
 MAX_NUMBER = 1_000_000
 """A width, a precision or a count that a template gives to a filter or method."""
 MAX_BITS = 4096
+T = TypeVar("T")
 _WIDTH = re.compile(r"\d{6,}|\*")
 
 
@@ -58,8 +59,8 @@ class Budget:
 _budget: ContextVar[Budget] = ContextVar("budget")
 
 
-def render_within_budget(render: Callable[[], str]) -> str:
-    """Calls ``render`` with a new budget.  Raises Exceeded."""
+def within_budget(render: Callable[[], T]) -> T:
+    """Renders or compiles with a new budget.  Raises Exceeded."""
     token = _budget.set(Budget())
     try:
         return render()
@@ -124,7 +125,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
+        for found in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
+            node = cast(nodes.For, found)
             size = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
             count = nodes.Call(nodes.EnvironmentAttribute("count_step"), [nodes.Const(size)], [], None, None)
             node.body.insert(0, nodes.ExprStmt(count))
@@ -133,7 +135,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         _wrap_concatenations(tree, self)
         return tree
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **named: Any) -> Any:  # noqa: N805  (jinja2's interface)
+    def call(__self, __context: Any, __obj: Any, *args: Any, **named: Any) -> Any:
         owner = getattr(__obj, "__self__", None)
         if owner is __self:
             return __obj(*args)  # named: the template's variables, for functions that take its context
@@ -157,7 +159,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if operator == "%" and isinstance(left, str):
             _require_widths(left)
         elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * max(abs(right), 1) if operator == "**" else left.bit_length() + right.bit_length()
+            bits = (
+                left.bit_length() * max(abs(right), 1) if operator == "**" else left.bit_length() + right.bit_length()
+            )
             if bits > MAX_BITS:
                 raise Exceeded("it computes a number of thousands of digits")
         elif operator == "*":

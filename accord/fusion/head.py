@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accord.errors import UserError
 from accord.io.atomic import write_text
 from accord.io.records import Head, read_record
 from accord.models.hf_format import read_tensors, write_tensors

@@ -80,16 +80,13 @@ def open_weights(folder: Path) -> ModelTensors:
 
 def _layouts(path: Path) -> dict[str, Layout]:
     found = {}
-    with checked_tensors(path):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  (a handle, not a dict)
-                part = file.get_slice(name)
-                kind = str(part.get_dtype())
-                if kind not in DTYPES:
-                    raise UserError(
-                        f"{path}: tensor {name} is {kind}, which cannot be merged; merge before quantizing."
-                    )
-                found[name] = Layout(tuple(part.get_shape()), DTYPES[kind])
+    with checked_tensors(path), safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118  (a handle, not a dict)
+            part = file.get_slice(name)
+            kind = str(part.get_dtype())
+            if kind not in DTYPES:
+                raise UserError(f"{path}: tensor {name} is {kind}, which cannot be merged; merge before quantizing.")
+            found[name] = Layout(tuple(part.get_shape()), DTYPES[kind])
     return found
 
 

@@ -303,7 +303,7 @@ def _parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
         if node is None:
             return None, None
         _require_bounds(node, where)
-        values: Any = loader.construct_document(node)  # type: ignore[no-untyped-call]
+        values: Any = loader.construct_document(node)
         return values, node
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -317,7 +317,7 @@ def _parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
         raise UserError(f"{where}: nested too deeply, at most {MAX_DEPTH} levels are read.") from None
     finally:
         if loader is not None:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
 
 
 def _problem(error: yaml.YAMLError) -> str:
@@ -342,12 +342,13 @@ class _Loader(yaml.SafeLoader):
         self.level += 1
         self.count += 1
         if self.level > MAX_DEPTH + 2:  # before PyYAML, which is slow there, has read all of it
-            raise RecursionError
+            problem = f"nested too deeply, at most {MAX_DEPTH} levels are read"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.get_mark())
         if self.count > MAX_YAML_NODES:
             raise yaml.MarkedYAMLError(problem=f"more than {MAX_YAML_NODES:,} values", problem_mark=self.get_mark())
-        node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
         self.level -= 1
-        return node  # type: ignore[no-any-return]
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         short = node.tag.removeprefix("tag:yaml.org,2002:")
@@ -356,7 +357,7 @@ class _Loader(yaml.SafeLoader):
                 problem=f"the tag {node.tag!r} is not read here; write a plain value", problem_mark=node.start_mark
             )
         try:
-            found = super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            found = super().construct_object(node, deep)
             if isinstance(found, int) and found.bit_length() > MAX_INT_BITS:
                 raise ValueError
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
@@ -377,7 +378,7 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(
                     problem=f"the key {shorten(shown, 40)} is not text; put it in quotes", problem_mark=key.start_mark
                 )
-        return super().construct_mapping(node, deep)  # type: ignore[no-any-return, no-untyped-call]
+        return super().construct_mapping(node, deep)
 
 
 def _require_bounds(node: yaml.Node, where: str) -> None:

@@ -19,7 +19,6 @@ from accord.errors import UserError
 from accord.io.readers import parse_json, read_appended_rows, read_json_if_present, shorten
 
 
-
 def _nan_for_null(value: Any) -> Any:
     return math.nan if value is None else value
 
@@ -326,4 +325,5 @@ def _fault(error: ValidationError) -> str:
         return f"has no {key!r}"
     wanted = first["msg"].removeprefix("Input should be ").replace("String should match pattern", "text of the form")
     value = shorten(first["input"], 60)
-    return f"{key}: expected {wanted}, found {value!r}" if isinstance(first["input"], str) else f"{key}: expected {wanted}, found {value}"
+    found = repr(value) if isinstance(first["input"], str) else value
+    return f"{key}: expected {wanted}, found {found}"

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accord.errors import UserError
-from accord.io.records import ModelConfig, check
 from accord.functional.selective_scan import causal_windows
+from accord.io.records import ModelConfig, check
 from accord.kernels.selective_scan import (
     causal_conv,
     conv_step,

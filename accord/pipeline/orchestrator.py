@@ -165,7 +165,9 @@ def remember(path: str | Path, overrides: Sequence[str], pipeline: PipelineConfi
 
 
 def _stages(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    return {name: {key: o.done[key] for key in ("seconds", "peak_rss_mb") if key in o.done} for name, o in outcomes.items()}
+    return {
+        name: {key: o.done[key] for key in ("seconds", "peak_rss_mb") if key in o.done} for name, o in outcomes.items()
+    }
 
 
 def collect_results(

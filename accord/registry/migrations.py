@@ -69,7 +69,10 @@ def _one_to_two(connection: sa.Connection, folder: Path) -> None:
         manifest = read_record_to_show(place / MANIFEST, Manifest)
         values = (
             *(row[key] for key in ("id", "name", "version", "kind", "digest", "created", "code", "seed", "metrics")),
-            *(json.dumps(x) for x in (manifest.get("settings", {}), manifest, read_record_to_show(place / LINEAGE, Lineage))),
+            *(
+                json.dumps(x)
+                for x in (manifest.get("settings", {}), manifest, read_record_to_show(place / LINEAGE, Lineage))
+            ),
             row["folder"],
         )
         run("INSERT INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)

@@ -293,7 +293,7 @@ def _versions(c: sa.Connection, root: Path, wanted: sa.ColumnElement[bool]) -> l
     latest = {name: number for name, number in c.execute(sa.select(names.c.name, names.c.latest))}  # noqa: C416 (rows)
     return [
         Version(
-            **_checked(row, root),
+            **_checked(dict(row), root),
             parents=dict(of["parents"][row["id"]]),
             aliases=tuple(sorted(a for a, _ in of["aliases"][row["id"]]))
             + ((LATEST,) if latest.get(row["name"]) == row["version"] else ()),
@@ -309,13 +309,23 @@ def _checked(row: Mapping[str, Any], root: Path) -> dict[str, Any]:
     remedy = f"remove it (accord models rm {label} --force) and import its folder again"
     try:
         plain = {c.name: row[c.name] for c in models.c if not isinstance(c.type, sa.JSON)}
-        json = {c.name: check_json(row[c.name], f"{label}: its {c.name}", remedy) for c in models.c if c.name not in plain}
+        json = {
+            c.name: check_json(row[c.name], f"{label}: its {c.name}", remedy) for c in models.c if c.name not in plain
+        }
         found = check({**plain, **json}, RegistryRow, label, remedy)
         lineage, folder = found.pop("lineage"), found.pop("folder")
         ancestors = from_json(lineage, f"{label}: its lineage") if lineage else {}
         return {**found, "ancestors": ancestors, "folder": root / folder}
     except UserError as error:
-        empty = {"metrics": {}, "settings": {}, "manifest": {}, "ancestors": {}, "seed": None, "created": "", "code": ""}
+        empty: dict[str, Any] = {
+            "metrics": {},
+            "settings": {},
+            "manifest": {},
+            "ancestors": {},
+            "seed": None,
+            "created": "",
+            "code": "",
+        }
         known = {"id": row["id"], "name": str(row["name"]), "version": row["version"], "digest": str(row["digest"])}
         folder = root / artifact_files.FOLDER / "damaged"
         return {**empty, **known, "kind": str(row["kind"]), "folder": folder, "damage": str(error)}

@@ -51,8 +51,14 @@ WEIGHT = tensor(b"token_embd.weight", 4, 4)
         (gguf(KEYS, [WEIGHT], head=b"ABCD"), "it does not begin with 'GGUF'"),
         (gguf(KEYS, [WEIGHT], version=9), "version 9 is not 2 or 3"),
         (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60), "its header claims 1,152,921,504,606,846,976 tensors"),
-        (gguf([text(b"a") + struct.pack("<IIQ", 9, 4, 2**60)], [WEIGHT]), "the key 'a' claims 1,152,.* values, more than"),
-        (gguf([text(b"a") + struct.pack("<IIQ", 9, 8, 2**60)], [WEIGHT]), "the key 'a' claims 1,152,.* strings, more than"),
+        (
+            gguf([text(b"a") + struct.pack("<IIQ", 9, 4, 2**60)], [WEIGHT]),
+            "the key 'a' claims 1,152,.* values, more than",
+        ),
+        (
+            gguf([text(b"a") + struct.pack("<IIQ", 9, 8, 2**60)], [WEIGHT]),
+            "the key 'a' claims 1,152,.* strings, more than",
+        ),
         (gguf([text(b"a") + struct.pack("<I", 99)], [WEIGHT]), "the key 'a' has the unknown type 99"),
         (gguf([string(b"a", b"\xff")], [WEIGHT]), "the key 'a' is not UTF-8"),
         (gguf([*KEYS, KEYS[0]], [WEIGHT]), "the key 'general.architecture' occurs twice"),

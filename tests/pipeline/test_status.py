@@ -33,7 +33,8 @@ def pipeline(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["done.json", "begun.json"])
 @pytest.mark.parametrize(
-    "content", ["{", "[]", "\\xff", '{"key": 1}', json.dumps({**DONE, "settings": None}), json.dumps({**DONE, "inputs": [1]})]
+    "content",
+    ["{", "[]", "\\xff", '{"key": 1}', json.dumps({**DONE, "settings": None}), json.dumps({**DONE, "inputs": [1]})],
 )
 def test_a_damaged_record_is_shown_and_the_others_too(
     pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
@@ -73,4 +74,7 @@ def test_damaged_progress_is_no_progress(tmp_path: Path, change: dict[str, Any])
 def test_the_last_run_is_read_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pipeline.json").write_text('{"file": 5, "overrides": []}')
     assert main(["status", f"out={tmp_path}"]) == 2
-    assert f"{tmp_path / 'pipeline.json'}: file: expected a valid string, found 5; give the pipeline's file" in capsys.readouterr().err
+    assert (
+        f"{tmp_path / 'pipeline.json'}: file: expected a valid string, found 5; give the pipeline's file"
+        in capsys.readouterr().err
+    )

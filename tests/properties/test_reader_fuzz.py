@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -23,7 +22,7 @@ from accord.io.readers import read_appended_rows, read_json, read_jsonl, read_ya
 from accord.io.records import Begun, Done, Failure, LastRun, Lock, Manifest, Progress, read_metrics, read_record
 from accord.models.hf_format import INDEX, read_weights
 from accord.models.open import open_backbone, small_backbone
-from accord.models.reward import HEAD_CONFIG, HEAD_FILE, RewardModel, RewardMLP
+from accord.models.reward import HEAD_CONFIG, HEAD_FILE, RewardMLP, RewardModel
 from accord.registry.family import read_lineage
 from accord.training.checkpoint import Checkpoint, read_pt, write_pt
 from tests.properties.fuzz import changed, damaged, few, quick, refused_or_read
@@ -31,12 +30,22 @@ from tests.properties.fuzz import changed, damaged, few, quick, refused_or_read
 YAML = b"model:\n  base_model: &a base\n  layers: [1, 2.5, true]\nother: *a\nname: 'x'\n"
 ROWS = b'{"prompt": "a", "n": [1, {"b": null}]}\n{"prompt": "\\u00e9"}\n'
 DONE = {
-    **{"kind": "sft", "key": "k", "inputs": {"a": "b"}, "sources": {"a": "b"}, "settings": {"x": {"y": [1]}}, "version": 1},
+    **{
+        "kind": "sft",
+        "key": "k",
+        "inputs": {"a": "b"},
+        "sources": {"a": "b"},
+        "settings": {"x": {"y": [1]}},
+        "version": 1,
+    },
     **{"why": ["new"], "metrics": {"loss": 1.5}, "seconds": 2.0, "peak_rss_mb": 1.0, "outputs": {"m": "d"}},
     **{"versions": {"accord": "1"}, "started": 1.0, "finished": 2.0},
 }
 MANIFEST = {"digest": "ab" * 16, "files": {"x": "ab"}, "name": "m", "kind": "sft", "parents": {}, "metrics": {"a": 1}}
-LINEAGE = {"format": 1, "records": [{"name": "a", "kind": "sft", "digest": "ab", "parents": {"x": "cd"}, "metrics": {}}]}
+LINEAGE = {
+    "format": 1,
+    "records": [{"name": "a", "kind": "sft", "digest": "ab", "parents": {"x": "cd"}, "metrics": {}}],
+}
 RECORDS: dict[str, tuple[Any, Any]] = {
     "done": (Done, DONE),
     "begun": (Begun, DONE),
@@ -272,7 +281,12 @@ PIECES = ("{{", "}}", "{%", "%}", "for x in messages", "endfor", "x", "1/0", "10
 
 
 @quick
-@given(st.one_of(st.lists(st.sampled_from(PIECES)).map(" ".join), damaged(SMALL_TEMPLATE.encode()).map(lambda b: b.decode("utf-8", "replace"))))
+@given(
+    st.one_of(
+        st.lists(st.sampled_from(PIECES)).map(" ".join),
+        damaged(SMALL_TEMPLATE.encode()).map(lambda b: b.decode("utf-8", "replace")),
+    )
+)
 def test_any_template(template: str) -> None:
     messages = [{"role": "user", "content": "hi"}]
     refused_or_read(lambda: render_template(template, {"eos_token": "</s>"}, messages, True), "the chat template")
