@@ -326,4 +326,4 @@ def _fault(error: ValidationError) -> str:
     wanted = first["msg"].removeprefix("Input should be ").replace("String should match pattern", "text of the form")
     value = shorten(first["input"], 60)
     found = repr(value) if isinstance(first["input"], str) else value
-    return f"{key}: expected {wanted}, found {found}"
+    return f"{key}: expected {wanted}, found {found}".removeprefix(": ")

@@ -68,13 +68,6 @@ def test_a_fault_of_a_template_is_a_sentence(template: str, said: str) -> None:
 
 def test_what_templates_use_still_works() -> None:
     assert rendered("{{ 'a' ~ 1 ~ 'b' + 'c' }}{{ '%s-%02d' % ('x', 7) }}{{ '{:>3}'.format('y') }}") == "a1bcx-07  y"
-    assert (
-        rendered("{% macro m(x) %}<{{ x|upper }}{{ caller() }}>{% endmacro %}{% call m('a') %}b{% endcall %}") == "<Ab>"
-    )
-    assert (
-        rendered(
-            "{% filter upper %}{% for m in messages %}{{ m.content.replace('h', 'j') }}{% endfor %}{% endfilter %}"
-        )
-        == "JI"
-    )
+    loop = "{% for m in messages %}{{ m.content.replace('h', 'j') }}{% endfor %}"
+    assert rendered("{% filter upper %}" + loop + "{% endfilter %}") == "JI"
     assert rendered("{% for i in range(20000) %}x{% endfor %}") == "x" * 20000

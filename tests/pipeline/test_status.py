@@ -74,7 +74,5 @@ def test_damaged_progress_is_no_progress(tmp_path: Path, change: dict[str, Any])
 def test_the_last_run_is_read_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pipeline.json").write_text('{"file": 5, "overrides": []}')
     assert main(["status", f"out={tmp_path}"]) == 2
-    assert (
-        f"{tmp_path / 'pipeline.json'}: file: expected a valid string, found 5; give the pipeline's file"
-        in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'pipeline.json'}: file: expected a valid string, found 5; give the pipeline's file" in said

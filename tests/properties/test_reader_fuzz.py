@@ -278,15 +278,12 @@ def test_any_tokenizer(tmp_path_factory: pytest.TempPathFactory, name: str, data
 
 
 PIECES = ("{{", "}}", "{%", "%}", "for x in messages", "endfor", "x", "1/0", "10**9", "range(10**9)", "'a'*10**9", "{#")
+OF_PIECES = st.lists(st.sampled_from(PIECES)).map(" ".join)
+DAMAGED = damaged(SMALL_TEMPLATE.encode()).map(lambda content: content.decode("utf-8", "replace"))
 
 
 @quick
-@given(
-    st.one_of(
-        st.lists(st.sampled_from(PIECES)).map(" ".join),
-        damaged(SMALL_TEMPLATE.encode()).map(lambda b: b.decode("utf-8", "replace")),
-    )
-)
+@given(st.one_of(OF_PIECES, DAMAGED))
 def test_any_template(template: str) -> None:
     messages = [{"role": "user", "content": "hi"}]
     refused_or_read(lambda: render_template(template, {"eos_token": "</s>"}, messages, True), "the chat template")
