@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from accord.errors import UserError
+from accord.io.readers import require_file
 from accord.io.records import Manifest, read_record
 
 MANIFEST = "manifest.json"
@@ -56,6 +58,8 @@ def content_digest(path: Path) -> str:
     if path.is_file():
         return file_digest(path)
     if not path.is_dir():
+        with suppress(FileNotFoundError, NotADirectoryError):
+            require_file(path)
         raise UserError(f"{path}: no such file or folder.")
     manifest = read_manifest(path)
     return str(manifest["digest"]) if manifest else digest_of_files(file_digests(path))

@@ -271,13 +271,13 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise UserError(f"{path}: no such config file" + (f"; did you mean {near[0]!r}?" if near else ".")) from None
     except UserError as error:
         raise UserError(f"{error}.") from None
-    values, node = _parse_yaml(text, str(path))
+    values, places = _parse_yaml(text, str(path))
     if values is None:
         return {}, {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected 'key: value' lines at the top level, found {type(values).__name__}.")
     lines: dict[str, int] = {}
-    for key, line in _key_lines(node, "") if node is not None else ():
+    for key, line in places:
         if key in lines:
             raise UserError(
                 f"{path} line {line}: the key {shorten(key)!r} occurs twice (first on line {lines[key]}); remove one."
@@ -295,16 +295,18 @@ def parse_yaml(text: str, where: str) -> Any:
     return _parse_yaml(text, where)[0]
 
 
-def _parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
+def _parse_yaml(text: str, where: str) -> tuple[Any, list[tuple[str, int]]]:
+    """The value, and the line of every dotted key as it is written."""
     loader = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
-            return None, None
+            return None, []
         _require_bounds(node, where)
+        lines = list(_key_lines(node, ""))  # before merges (<<) are put in place
         values: Any = loader.construct_document(node)
-        return values, node
+        return values, lines
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         code = error.character if isinstance(error.character, int) else ord(error.character)

@@ -26,7 +26,7 @@ def _nan_for_null(value: Any) -> Any:
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e12)] | Annotated[int, Field(ge=0, le=10**12)]
 Figure = Annotated[float | Annotated[int, Field(ge=-(2**63), lt=2**63)], BeforeValidator(_nan_for_null)]
-_NUMBERS = ("int", "float", "constrained-int", "constrained-float")
+_MEMBERS = ("int", "float", "str", "constrained-int", "constrained-float")
 Size = Annotated[int, Field(ge=1, le=2**31)]
 Positive = Annotated[float, Field(allow_inf_nan=False, gt=0)] | Annotated[int, Field(gt=0, le=2**62)]
 Digests = dict[str, str]
@@ -318,7 +318,7 @@ def _fault(error: ValidationError) -> str:
     """``metrics.loss: expected a valid number, found 'x'``."""
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"] if part != "[key]"]
-    if len(parts) > 1 and parts[-1] in _NUMBERS:  # pydantic's names of the members of a union
+    if len(parts) > 1 and parts[-1] in _MEMBERS:  # pydantic's names of the members of a union
         parts.pop()
     key = shorten(".".join(parts), 80)
     if first["type"] == "missing":

@@ -162,8 +162,8 @@ def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path) -> None:
 
 def test_a_date_is_text(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("name: 2026-11-27\n'2026-11-27': x\nb: &b {c: 1}\nd: {<<: *b, e: 2}\n")
-    assert read_yaml(path)[0] == {"name": "2026-11-27", "2026-11-27": "x", "b": {"c": 1}, "d": {"c": 1, "e": 2}}
+    path.write_text("name: 2026-11-27\n'2026-11-27': x\nb: &b {c: 1}\nd:\n  <<: *b\n  c: 3\n  e: 2\n")
+    assert read_yaml(path)[0] == {"name": "2026-11-27", "2026-11-27": "x", "b": {"c": 1}, "d": {"c": 3, "e": 2}}
 
 
 # ------------------------------------------------------------------ what is no file of text
