@@ -71,3 +71,8 @@ def test_what_templates_use_still_works() -> None:
     loop = "{% for m in messages %}{{ m.content.replace('h', 'j') }}{% endfor %}"
     assert rendered("{% filter upper %}" + loop + "{% endfilter %}") == "JI"
     assert rendered("{% for i in range(20000) %}x{% endfor %}") == "x" * 20000
+
+
+def test_steps_are_counted_over_all_loops() -> None:
+    with pytest.raises(UserError, match="it takes more than 100,000 steps"):
+        rendered("{% for i in range(60000) %}{% endfor %}" * 2)
