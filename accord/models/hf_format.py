@@ -50,19 +50,19 @@ def read_weights(directory: str | Path) -> dict[str, Tensor]:
     missing = sorted(set(places) - set(state))
     if missing:
         shard = places[missing[0]]
-        raise UserError(f"{folder / INDEX}: tensor {missing[0]} is not in {shard}; download the folder again")
+        raise UserError(f"{folder / INDEX}: tensor {missing[0]} is not in {shard}; download the folder again.")
     return state
 
 
 def read_index(folder: Path) -> dict[str, str]:
     """The shard of each tensor, a file name in ``folder``.  Raises UserError where the index is missing or damaged."""
     if not (folder / INDEX).exists():
-        raise UserError(f"{folder / WEIGHTS}: no such file, nor {INDEX}; save the model as safetensors first")
-    places = check(read_json(folder, INDEX), ShardIndex, str(folder / INDEX), "download it again")["weight_map"]
+        raise UserError(f"{folder / WEIGHTS}: no such file, nor {INDEX}; save the model as safetensors first.")
+    places = check(read_json(folder, INDEX), ShardIndex, str(folder / INDEX), "download it again.")["weight_map"]
     for name in set(places.values()):
         if Path(name).name != name:
             raise UserError(
-                f"{folder / INDEX}: shard {shorten(name)!r} is not a plain file name; shards must be beside the index"
+                f"{folder / INDEX}: shard {shorten(name)!r} is not a plain file name; shards must be beside the index."
             )
     return dict(places)
 
@@ -115,7 +115,7 @@ def checked_tensors(path: Path) -> Iterator[None]:
         require_file(path)
         yield
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file; download the folder again") from None
+        raise UserError(f"{path}: no such file; download the folder again.") from None
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
         why = shorten(str(error) or type(error).__name__)
-        raise UserError(f"{path}: damaged or not safetensors ({why}); write or download it again") from None
+        raise UserError(f"{path}: damaged or not safetensors ({why}); write or download it again.") from None
