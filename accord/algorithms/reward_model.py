@@ -5,7 +5,7 @@ Numbered details:
 2. a scalar head, N(0, 1/√(d+1)), on features pooled over the reply (mean, or its last token), layer-normalized, then
    each feature centered and scaled by its statistics over training replies before the first step;
 3. one epoch by default: a second one overfits;
-4. held-out accuracy by prompt: no prompt is on both sides;
+4. held-out accuracy; where pairs are split off, no prompt is on both sides;
 5. mean and deviation of the scores are measured *after* training on the training replies and stored with the model.
 Departure: ``features`` regresses +1 for chosen and −1 for rejected replies by MSE with an MLP on a frozen model's
 features, as this package's specification asks.
@@ -133,7 +133,8 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     if isinstance(config, LanguageRewardConfig):
         probe_decay = config.training.probe_decay
         head_learning_rate = config.training.head_learning_rate or options.learning_rate
-    pairs, heldout, report = read_pairs(config.data, config.model, tokenizer, run.seed)
+    data = read_pairs(config.data, config.model, tokenizer, run.seed)
+    pairs, heldout = data.train, data.heldout
     kind = settings.objective
     if kind == "auto":
         kind = "mse" if settings.kind == "features" else "bradley_terry"
@@ -142,8 +143,8 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     run.plan(
         {
             "model": describe_model(model, f"{settings.base_model}, {settings.kind}, {settings.pooling} pooling"),
-            "data": report,
-            "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
+            "data": data.report,
+            "pairs": data.describe(),
             "loss": kind,
             "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
             "memory": describe_memory(
@@ -168,12 +169,12 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
         rows = [row for unit in unit_indices for row in grouped[unit]]
         return pack_preferences([pairs[r] for r in rows], rows).to(device)
 
-    data = Epochs(lengths, pack, lambda batch: objective(model, batch, kind), options, config.precision)
+    epochs = Epochs(lengths, pack, lambda batch: objective(model, batch, kind), options, config.precision)
     groups = [
         (list(model.backbone.parameters()), options.learning_rate),
         (list(model.head.parameters()), head_learning_rate),
     ]
-    train_epochs(run, model, groups, data, before_first_step=prepare_head)
+    train_epochs(run, model, groups, epochs, before_first_step=prepare_head)
     return finish(run, model, tokenizer, pairs, heldout, device, config)
 
 

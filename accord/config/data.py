@@ -21,6 +21,10 @@ class DemoConfig(Stage):
     """Rows of demonstrations."""
     preference_rows: Positive = 600
     """Preference pairs, made without a model."""
+    heldout_base_rows: Positive = 200
+    """Rows of base text about held-out prompts."""
+    heldout_sft_rows: Positive = 180
+    """Rows of demonstrations of held-out prompts."""
 
 
 class PretrainedConfig(Stage):

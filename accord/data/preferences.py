@@ -10,7 +10,7 @@ from typing import Literal
 
 from accord.config.common import PromptedModel, SplitData
 from accord.data.chat import exchange
-from accord.data.heldout import is_heldout
+from accord.data.heldout import Split, read_split
 from accord.data.prompts import Side, is_blank, plain_text, rows_by_prompt, tokens_to_keep
 from accord.data.rows import Prompt, Report, Row, Tally, Where, preference_fields
 from accord.data.tokenizer import Tokenizer
@@ -131,33 +131,15 @@ def _pair(
     return prompt, PreferencePair(tuple(prompt_tokens[i] for i in places), replies[0], replies[1], margin)
 
 
-def split_by_prompt(
-    pairs: Sequence[PreferencePair], texts: Sequence[str], heldout_fraction: float, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """(train, held out), by the text of each pair's prompt, so that all pairs of a prompt fall on the same side."""
-    sides = [is_heldout(text, heldout_fraction, seed) for text in texts]
-    train = [pair for pair, heldout in zip(pairs, sides, strict=True) if not heldout]
-    return train, [pair for pair, heldout in zip(pairs, sides, strict=True) if heldout]
-
-
-def read_pairs(
-    data: SplitData, model: PromptedModel, tokenizer: Tokenizer, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair], str]:
-    """(training pairs, held-out pairs, report as text) for a stage.
-
-    Raises UserError where no training pair is left.
-    """
+def read_pairs(data: SplitData, model: PromptedModel, tokenizer: Tokenizer, seed: int) -> Split[PreferencePair]:
+    """The pairs of a stage.  Raises UserError where no training pair is left."""
     lengths = PairLengths(model.prompt_room, model.max_length)
-    found = load_preferences(data.train, tokenizer, lengths)
-    pairs, report = list(found.pairs)[: data.limit or None], found.report.describe()
-    if data.heldout:
-        return pairs, list(load_preferences(data.heldout, tokenizer, lengths).pairs), report
-    if data.heldout_fraction == 0:
-        return pairs, [], report
-    train, heldout = split_by_prompt(pairs, found.texts[: len(pairs)], data.heldout_fraction, seed)
-    if not train:
-        raise UserError("data.heldout_fraction leaves no pair to train on; make it smaller.")
-    return train, heldout, report
+
+    def read(path: str) -> tuple[Sequence[PreferencePair], Sequence[str], str]:
+        found = load_preferences(path, tokenizer, lengths)
+        return found.pairs, found.texts, found.report.describe()
+
+    return read_split(data, read, seed)
 
 
 def units(pairs: Sequence[PreferencePair], by_prompt: bool) -> list[list[int]]:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accord.data.chat import prompt_ids, reply_ids
-from accord.data.preferences import PairLengths, PreferencePair, load_preferences, split_by_prompt
+from accord.data.heldout import split_by_prompt
+from accord.data.preferences import PairLengths, PreferencePair, load_preferences
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 
