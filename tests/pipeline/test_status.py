@@ -66,9 +66,9 @@ def test_a_run_never_replaces_a_damaged_record_in_silence(pipeline: Path, tmp_pa
 def test_damaged_progress_is_no_progress(tmp_path: Path, change: dict[str, Any]) -> None:
     sound = {"step": 5, "total": 10, "first": 0, "begun": 1.0, "updated": 2.0, "metrics": {"loss": 1.0}}
     (tmp_path / "progress.json").write_text(json.dumps(sound))
-    assert progress_in_words(tmp_path) == "step 5 of 10, 1 s left, loss 1"
+    assert progress_in_words("sft", tmp_path) == "step 5 of 10, 1 s left, loss 1"
     (tmp_path / "progress.json").write_text(json.dumps({**sound, **change}))
-    assert progress_in_words(tmp_path) == "no step yet"
+    assert progress_in_words("sft", tmp_path) == "no step yet"
 
 
 def test_the_last_run_is_read_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
