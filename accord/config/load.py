@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from accord.config.section import Section, known_keys, section_of
 from accord.config.variants import Variants
 from accord.errors import UserError
-from accord.io.readers import read_yaml
+from accord.io.readers import MAX_DEPTH, parse_yaml, read_yaml, shorten
 
 C = TypeVar("C", bound="Section")
 
@@ -37,7 +37,7 @@ def load(settings: type[C] | Variants[C], path: str | Path | None, overrides: Se
     sources = {key: f"{path} line {line}" for key, line in lines.items()}
     for override in overrides:
         key, value = parse_override(override)
-        sources[key] = f"override {override!r}"
+        sources[key] = f"override {shorten(override)!r}"
         put(values, key, value, sources[key])
     return build(settings, values, sources, default_source=str(path) if path is not None else "the config")
 
@@ -59,12 +59,16 @@ def parse_override(text: str) -> tuple[str, Any]:
     """``training.learning_rate=3e-5`` → key and value (read as YAML).  Raises UserError."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"override {text!r}: write it as key=value, e.g. training.learning_rate=3e-5.")
-    try:
-        return key.strip().lstrip("-"), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", error)
-        raise UserError(f"override {text!r}: the value is not valid YAML: {problem}.") from None
+        raise UserError(f"override {shorten(text)!r}: write it as key=value, e.g. training.learning_rate=3e-5.")
+    where = f"override {shorten(text)!r}"
+    return parse_key(key.strip().lstrip("-"), where), parse_yaml(value, where)
+
+
+def parse_key(key: str, where: str) -> str:
+    """A dotted key.  Raises UserError for one that no setting has: too deep, or with characters that no terminal shows."""
+    if key.count(".") >= MAX_DEPTH or not key.isprintable():
+        raise UserError(f"{where}: not a setting's dotted key.")
+    return key
 
 
 def put(values: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -74,7 +78,7 @@ def put(values: dict[str, Any], key: str, value: Any, where: str) -> None:
         inner = values.get(part)
         if inner is not None and not isinstance(inner, Mapping):
             section = ".".join(parents[: i + 1])
-            raise UserError(f"{where}: {key!r} cannot be set: {section!r} is the value {inner!r}, not a section.")
+            raise UserError(f"{where}: {key!r} cannot be set: {section!r} is the value {_shown(inner)}, not a section.")
         values[part] = dict(inner or {})
         values = values[part]
     values[last] = value
@@ -90,24 +94,28 @@ def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default
         file = where.rpartition(" line ")[0] or "FILE"
         return f"{where}: 'stages' makes this a pipeline, not the config of one stage; type accord run {file}."
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}; {_hint(cls, path)}"
+        return f"{where}: unknown key {shorten(key)!r}; {_hint(cls, path)}"
     if error["type"] == "model_type" and where.startswith("override "):
         example = nearest_key(key, cls)
         return f"{where}: {key!r} is a section; set one of its keys, such as {example}."
     if error["type"] in ("model_type", "dict_type"):
-        found = "nothing" if error["input"] is None else repr(error["input"])
+        found = "nothing" if error["input"] is None else _shown(error["input"])
         return f"{where}: {key}: expected 'key: value' lines below it, found {found}."
     message = (
         error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").replace("a valid tuple", "a list")
     )
     expected = "" if error["type"] == "value_error" else "expected "
-    found = "" if error["type"] in ("missing", "value_error") else f", found {error['input']!r}"
+    found = "" if error["type"] in ("missing", "value_error") else f", found {_shown(error['input'])}"
     if error["type"] == "missing":
         return f"{where}: the required key {key!r} is missing."
     if error["input"] is None and where.startswith("override "):
         return f"{where}: {key}: there is no value after '='; expected {message}."
     subject = f"{where}: {key}" if key else where
     return f"{subject}: {expected}{message}{found}."
+
+
+def _shown(value: Any) -> str:
+    return f"{shorten(value)!r}" if isinstance(value, str) else shorten(value)
 
 
 def _hint(cls: type[BaseModel], path: tuple[str, ...]) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from accord.errors import UserError
-from accord.io.readers import read_record
+from accord.io.readers import shorten
+from accord.io.records import Failure, read_record_to_show
 
 FAILED = "failed.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -27,7 +28,7 @@ def sentence(error: BaseException) -> str:
             " is kept."
         )
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; fix this and run again. The last saved state is kept."
+        return f"{shorten(error.filename)}: {error.strerror}; fix this and run again. The last saved state is kept."
     if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory|not enough memory", text):
         return (
             "out of memory; lower training.micro_batch_size, batch_size or max_length.  The last saved state is kept."
@@ -56,4 +57,4 @@ def in_words(error: BaseException, log: Path) -> str:
 
 def read_failure(directory: Path) -> dict[str, Any]:
     """The content of ``failed.json``, empty where there is none."""
-    return read_record(directory / FAILED)
+    return read_record_to_show(directory / FAILED, Failure)
