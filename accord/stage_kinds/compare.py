@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from accord.config.evaluation import CompareConfig
-from accord.config.load import load_function
+from accord.config.functions import load_scores
 from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
@@ -44,7 +44,7 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     Raises UserError for fewer than two prompts.
     """
     device = resolve_device(config.device)
-    gold = Gold(load_function(config.gold, "gold"), config.gold)
+    gold = Gold(load_scores(config.gold, "gold"), config.gold)
     tokenizer = Tokenizer.open(config.models["sft"])
     data = load_prompts(config.prompts, tokenizer, PROMPT_TOKENS, limit=config.limit)
     if len(data) < 2:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from accord.config.data import PairsConfig
-from accord.config.load import load_function
+from accord.config.functions import TextScores, load_scores, scores_of
 from accord.data.chat import prompt_ids
 from accord.data.heldout import is_heldout
 from accord.data.prompts import PromptData, load_prompts
@@ -21,7 +21,6 @@ from accord.io.atomic import write_jsonl
 from accord.models.backbone import Backbone
 from accord.rollout.generate import Decoding, generate
 from accord.rollout.noise import reply_keys
-from accord.rollout.score import TextReward, call_function
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
 from accord.stage_kinds.annotator import pair_up
@@ -50,7 +49,7 @@ def run_pairs(config: PairsConfig, run: Run) -> dict[str, float]:
     prompts = data.prompts
     if config.instruction:
         prompts = tuple(tuple(prompt_ids(tokenizer, f"{text} {config.instruction}")) for text in data.texts)
-    annotator = load_function(config.annotator, "annotator")
+    annotator = load_scores(config.annotator, "annotator")
     run.plan(plan(config, backbone, data))
     groups = sampling_groups(config, len(prompts))
     replies: list[list[str]] = [[] for _ in prompts]
@@ -106,7 +105,7 @@ def ended_texts(generation: Generation, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def write_rows(
-    config: PairsConfig, run: Run, prompts: Sequence[str], replies: Sequence[Sequence[str]], annotator: TextReward
+    config: PairsConfig, run: Run, prompts: Sequence[str], replies: Sequence[Sequence[str]], annotator: TextScores
 ) -> dict[str, float]:
     """Writes the stage's files; returns the rows in each.  Raises UserError where a file would be empty."""
     if config.keep == "demonstrations":
@@ -122,11 +121,11 @@ def write_rows(
 
 
 def _preferences(
-    config: PairsConfig, run: Run, prompts: Sequence[str], replies: Sequence[Sequence[str]], annotator: TextReward
+    config: PairsConfig, run: Run, prompts: Sequence[str], replies: Sequence[Sequence[str]], annotator: TextScores
 ) -> dict[str, list[dict[str, str]]]:
     rng = random.Random(run.derive("annotator"))
     flat = [(p, t) for p, some in zip(prompts, replies, strict=True) for t in some]
-    scores = iter(call_function(annotator, config.annotator, [p for p, _ in flat], [t for _, t in flat]).tolist())
+    scores = iter(scores_of(annotator, config.annotator, [p for p, _ in flat], [t for _, t in flat]))
     files: dict[str, list[dict[str, str]]] = {"preferences.jsonl": []}
     if config.heldout_fraction > 0:
         files["heldout_preferences.jsonl"] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -13,7 +12,6 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models
 from torch import Tensor, nn
 
-from accord.config.load import load_function
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.tokenizer import SMALL_ALPHABET, SMALL_SPECIALS, SMALL_TEMPLATE, Tokenizer, small_tokenizer
 from accord.errors import UserError
@@ -25,7 +23,6 @@ from accord.rollout.score import (
     Replies,
     Reward,
     WeightedReward,
-    call_function,
     open_reward,
     total,
 )
@@ -112,32 +109,8 @@ def test_a_function_sees_texts_and_gives_numbers() -> None:
     assert list(scores) == ["length"]
     assert scores["length"].tolist() == [1604.0, 205.0]
     assert scores["length"].dtype is torch.float32
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ([1.0], r"brief: returned 1 scores for 2 replies"),
-        ([1.0, 2.0, 3.0], r"brief: returned 3 scores for 2 replies"),
-        ([1.0, math.nan], r"brief: the score of reply 1 is nan: 'second'"),
-        ([-math.inf, math.nan], r"brief: the score of reply 0 is -inf: 'first'"),
-    ],
-)
-def test_a_wrong_function_is_named_with_its_reply(given: list[float], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        call_function(lambda _prompts, _texts: given, "brief", ["p", "p"], ["first", "second"])
-
-
-def test_functions_are_found_by_name() -> None:
-    assert load_function("math:sqrt", "reward.source") is math.sqrt
-    for name, message in (
-        ("nowhere_at_all:f", r"reward\.source: 'nowhere_at_all:f' cannot be imported"),
-        ("math:no_such_thing", r"reward\.source: 'math:no_such_thing' cannot be imported"),
-        ("math:pi", r"reward\.source: 'math:pi' is not module:function"),
-        ("math", r"reward\.source: 'math' is not module:function"),
-    ):
-        with pytest.raises(UserError, match=message):
-            load_function(name, "reward.source")
+    with pytest.raises(UserError, match=r"^the function length: the score of reply 1 \('hello'\) is None"):
+        FunctionReward("length", lambda _prompts, _texts: [1.0, None])(replies_of(small_tokenizer(), [0, 3]))
 
 
 # ------------------------------------------------------------------------------------- reward models
