@@ -74,15 +74,16 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     options = config.training
     tokenizer = open_tokenizer(config.model.base_model)
     backbone = open_model(config.model.base_model, device)
-    pairs, heldout, report = read_pairs(config.data, config.model, tokenizer, run.seed)
+    data = read_pairs(config.data, config.model, tokenizer, run.seed)
+    pairs, heldout = data.train, data.heldout
     grouped = units(pairs, options.group_by_prompt)
     lengths = [unit_length(pairs, rows) for rows in grouped]
     tokens = tokens_in_a_pass(sum(lengths), len(grouped), options)
     run.plan(
         {
             "model": describe_model(backbone, config.model.base_model),
-            "data": f"{config.data.train}: {report}",
-            "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
+            "data": f"{config.data.train}: {data.report}",
+            "pairs": data.describe(),
             "reference": "the same model; its log-probs are computed once and saved",
             "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
             "memory": describe_memory(backbone, backbone.width, tokens),
@@ -101,7 +102,7 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
         rows = [row for unit in unit_indices for row in grouped[unit]]
         return pack_preferences([pairs[r] for r in rows], rows).to(device)
 
-    data = Epochs(
+    epochs = Epochs(
         lengths,
         pack,
         lambda batch: objective(backbone, batch, reference, options.beta, options.label_smoothing),
@@ -109,7 +110,7 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
         config.precision,
     )
     groups = [(list(backbone.parameters()), options.learning_rate)]
-    last = train_epochs(run, backbone, groups, data)
+    last = train_epochs(run, backbone, groups, epochs)
     judged, first = (heldout, len(pairs)) if heldout else (pairs[:MAX_JUDGED_PAIRS], 0)
     logprobs = reference_logprobs(FrozenReference(backbone), judged, device, config.precision, options.batch_size)
     log_ratios = logprobs - reference[first : first + len(judged)].cpu()

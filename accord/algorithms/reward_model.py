@@ -5,7 +5,7 @@ Numbered details:
 2. a scalar head, N(0, 1/√(d+1)), on features pooled over the reply (mean, or its last token), layer-normalized, then
    each feature centered and scaled by its statistics over training replies before the first step;
 3. one epoch by default: a second one overfits;
-4. held-out accuracy by prompt: no prompt is on both sides;
+4. held-out accuracy; where pairs are split off, no prompt is on both sides;
 5. mean and deviation of the scores are measured *after* training on the training replies and stored with the model.
 Departure: ``features`` regresses +1 for chosen and −1 for rejected replies by MSE with an MLP on a frozen model's
 features, as this package's specification asks.
@@ -23,11 +23,12 @@ from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair, read_pairs, unit_length, units
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
+from accord.evaluation.reward_models import accuracy, reply_features, score_pairs
 from accord.functional.losses.preference import bradley_terry_loss
 from accord.functional.losses.supervised import mse_loss
 from accord.models.open import keep_layers
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
-from accord.runtime.device import autocast, resolve_device
+from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import open_model, open_tokenizer, save_artifact, save_pt
 from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
@@ -51,31 +52,6 @@ def objective(model: RewardModel, batch: PreferenceBatch, kind: str) -> LossOutp
     target = torch.cat([torch.ones_like(chosen), -torch.ones_like(rejected)])
     output = mse_loss(torch.cat([chosen, rejected]), target)
     return LossOutput(output.loss, {**output.metrics, **bradley_terry_loss(chosen, rejected, batch.margins).metrics})
-
-
-@torch.no_grad()
-def reply_features(
-    model: RewardModel, pairs: Sequence[PreferencePair], device: torch.device, precision: str, size: int = 32
-) -> Tensor:
-    """Pooled features of the chosen replies of n pairs, then of the rejected ones: (2n, D)."""
-    chosen, rejected = [], []
-    for rows in torch.split(torch.arange(len(pairs)), size):
-        batch = pack_preferences([pairs[int(r)] for r in rows], rows.tolist()).to(device)
-        with autocast(device, precision):
-            features = model.features(batch.packed, torch.cat([batch.chosen, batch.rejected]))
-        chosen.append(features[: len(rows)])
-        rejected.append(features[len(rows) :])
-    return torch.cat([*chosen, *rejected])
-
-
-@torch.no_grad()
-def score_pairs(
-    model: RewardModel, pairs: Sequence[PreferencePair], device: torch.device, precision: str, size: int = 32
-) -> tuple[Tensor, Tensor]:
-    """Raw scores of chosen and rejected replies, (n,) each, on the CPU."""
-    features = reply_features(model, pairs, device, precision, size)
-    chosen, rejected = model.head(features).float().cpu().chunk(2)
-    return chosen, rejected
 
 
 def fit_head(head: ScalarHead, features: Tensor, margins: Tensor, decay: float) -> float:
@@ -133,7 +109,8 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     if isinstance(config, LanguageRewardConfig):
         probe_decay = config.training.probe_decay
         head_learning_rate = config.training.head_learning_rate or options.learning_rate
-    pairs, heldout, report = read_pairs(config.data, config.model, tokenizer, run.seed)
+    data = read_pairs(config.data, config.model, tokenizer, run.seed)
+    pairs, heldout = data.train, data.heldout
     kind = settings.objective
     if kind == "auto":
         kind = "mse" if settings.kind == "features" else "bradley_terry"
@@ -142,8 +119,8 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     run.plan(
         {
             "model": describe_model(model, f"{settings.base_model}, {settings.kind}, {settings.pooling} pooling"),
-            "data": report,
-            "pairs": f"{len(pairs):,} to train on, {len(heldout):,} held out, no prompt on both sides",
+            "data": data.report,
+            "pairs": data.describe(),
             "loss": kind,
             "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
             "memory": describe_memory(
@@ -168,12 +145,12 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
         rows = [row for unit in unit_indices for row in grouped[unit]]
         return pack_preferences([pairs[r] for r in rows], rows).to(device)
 
-    data = Epochs(lengths, pack, lambda batch: objective(model, batch, kind), options, config.precision)
+    epochs = Epochs(lengths, pack, lambda batch: objective(model, batch, kind), options, config.precision)
     groups = [
         (list(model.backbone.parameters()), options.learning_rate),
         (list(model.head.parameters()), head_learning_rate),
     ]
-    train_epochs(run, model, groups, data, before_first_step=prepare_head)
+    train_epochs(run, model, groups, epochs, before_first_step=prepare_head)
     return finish(run, model, tokenizer, pairs, heldout, device, config)
 
 
@@ -195,7 +172,7 @@ def finish(
     metrics = {"train_accuracy": float((chosen > rejected).float().mean())}
     if heldout:
         chosen, rejected = score_pairs(model, heldout, device, config.precision)
-        metrics["heldout_accuracy"] = float(((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean())
+        metrics["heldout_accuracy"] = accuracy(chosen, rejected)
         metrics["heldout_pairs"] = float(len(heldout))
     run.record(metrics)
 

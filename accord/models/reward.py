@@ -15,7 +15,7 @@ from accord.errors import UserError
 from accord.io.atomic import write_text
 from accord.models.backbone import Backbone
 from accord.models.hf_format import read_json, write_tensors
-from accord.models.open import open_backbone
+from accord.models.open import open_backbone, require_finite
 from accord.types import Packed
 
 HEAD_FILE = "reward_head.safetensors"
@@ -133,8 +133,10 @@ class RewardModel(nn.Module):
 
         source = Path(directory)
         if not (source / HEAD_CONFIG).exists():
+            what = "a language model" if (source / "config.json").exists() else "no model"
             raise UserError(
-                f"{source}: no {HEAD_CONFIG} here, so this is not a reward model; train one with 'accord reward'."
+                f"{source}: no {HEAD_CONFIG} here, so this is not a reward model but {what}; name a reward model, or"
+                " train one with 'accord reward'."
             )
         shape = read_json(source, HEAD_CONFIG)
         backbone = open_backbone(source)
@@ -144,6 +146,7 @@ class RewardModel(nn.Module):
             head = RewardMLP(backbone.width, widths[0] if len(widths) > 1 else 1, len(widths))
         model = cls(backbone, head, shape["pooling"])
         state = load_file(str(source / HEAD_FILE))
+        require_finite(source / HEAD_FILE, state.items())
         missing, unexpected = model.load_state_dict(state, strict=False)
         if unexpected or any(not m.startswith("backbone.") for m in missing):
             raise UserError(f"{source / HEAD_FILE}: does not fit the head that {HEAD_CONFIG} describes.")

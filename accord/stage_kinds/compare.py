@@ -10,7 +10,6 @@ import torch
 from accord.config.evaluation import CompareConfig
 from accord.config.functions import load_scores
 from accord.data.prompts import PromptData, load_prompts
-from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.evaluation.comparison import Answers, Gold, Measures, Sampling, compare_with_sft, measure, sample_replies
 from accord.evaluation.report import (
@@ -24,14 +23,13 @@ from accord.evaluation.report import (
 )
 from accord.evaluation.reward_models import reward_figures
 from accord.io.atomic import write_text
-from accord.models.backbone import Backbone
-from accord.models.open import open_backbone
 from accord.registry.manifest import versions
 from accord.rollout.generate import Decoding
 from accord.rollout.noise import reply_keys
 from accord.runtime.console import console
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
+from accord.training.artifact import open_model, open_tokenizer, require_same_tokens
 
 PROMPT_TOKENS = 1024
 RESAMPLED = "sft again"
@@ -45,21 +43,25 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     """
     device = resolve_device(config.device)
     gold = Gold(load_scores(config.gold, "gold"), config.gold)
-    tokenizer = Tokenizer.open(config.models["sft"])
+    sft = config.models["sft"]
+    tokenizer = open_tokenizer(sft)
+    named = {f"models.{label}": folder for label, folder in config.models.items()}
+    for key, folder in {**named, "reference": config.reference, "base": config.base or sft}.items():
+        require_same_tokens(key, folder, sft, tokenizer)
     data = load_prompts(config.prompts, tokenizer, PROMPT_TOKENS, limit=config.limit)
     if len(data) < 2:
         raise UserError(f"{config.prompts}: intervals over prompts need at least 2 of them, found {len(data)}.")
     run.plan(plan(config, data))
     decoding = Decoding(config.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, config.temperature)
     sampling = Sampling(decoding, config.replies, config.batch_size)
-    reference = _open(config.reference, device)
-    base = _open(config.base, device) if config.base else None
+    reference = open_model(config.reference, device).requires_grad_(False)
+    base = open_model(config.base, device).requires_grad_(False) if config.base else None
     measures = Measures(gold, reference, base, config.temperature)
     folders = {**config.models, **({RESAMPLED: config.models["sft"]} if config.redraw else {})}
     answers: dict[str, Answers] = {}
     run.begin(len(folders), resumable=False)
     for name, folder in folders.items():
-        model = reference if folder == config.reference else _open(folder, device)
+        model = reference if folder == config.reference else open_model(folder, device).requires_grad_(False)
         generations = sample_replies(model, data, sampling, partial(reply_keys, run.seed, f"replies {name}", 0))
         answers[name] = measure(generations, tokenizer, data, measures)
         run.tick({"gold": sum(map(sum, answers[name].gold)) / (config.replies * len(data))})
@@ -68,7 +70,7 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     if RESAMPLED in results:
         results["sft_again"] = results.pop(RESAMPLED)
     if config.reward_model:
-        results["reward"] = reward_figures(config.reward_model, config.pairs, PROMPT_TOKENS, gold)
+        results["reward"] = reward_figures(config.reward_model, config.pairs, gold, device)
     results |= {"seed": config.seed, "versions": versions(), "prompts": len(data), "replies_per_prompt": config.replies}
     first = {name: answers[name].texts[:: config.replies] for name in config.models}
     write_report(run, config, results, list(data.texts), first)
@@ -83,10 +85,6 @@ def plan(config: CompareConfig, data: PromptData) -> dict[str, str]:
         "replies": f"{config.replies} to each prompt, up to {config.max_new_tokens} tokens, temperature {config.temperature}",
         "gold": f"{config.gold}, which no trainer sees",
     }
-
-
-def _open(folder: str, device: torch.device) -> Backbone:
-    return open_backbone(folder).requires_grad_(False).to(device).eval()
 
 
 def write_report(

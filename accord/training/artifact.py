@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from accord.data.tokenizer import Tokenizer
+from accord.data.vocabulary import difference_of_ids
 from accord.errors import UserError
 from accord.models.backbone import Backbone
 from accord.models.open import open_backbone
+from accord.models.reward import is_reward_model
 from accord.registry.family import ancestors, plain_settings, write_lineage
 from accord.registry.manifest import publish, versions
 from accord.runtime.run import Run
@@ -57,11 +59,31 @@ def open_tokenizer(source: str) -> Tokenizer:
 
 
 def open_model(source: str, device: torch.device) -> Backbone:
-    """A model on its device, dropout off.
+    """A language model on its device, dropout off.
 
-    Its parameters require gradients; the caller freezes them for a fixed reference.
+    Its parameters require gradients; the caller freezes them for a fixed reference.  Raises UserError for a reward model.
     """
+    if is_reward_model(source):
+        raise UserError(
+            f"{source}: is a reward model, which scores replies and writes none; name a language model, such as the one"
+            " that it was trained from."
+        )
     return open_backbone(source).to(device).eval()
+
+
+def require_same_tokens(key: str, folder: str, policy: str, tokenizer: Tokenizer) -> None:
+    """Raises UserError where the token ids of the model at ``folder``, named by ``key``, are not those of the policy.
+
+    ``tokenizer`` is the policy's.  Chat templates may differ: both models read the policy's tokens.
+    """
+    if folder == policy:
+        return
+    other = open_tokenizer(folder)
+    if other.digest() != tokenizer.digest() and (found := difference_of_ids(other, tokenizer)):
+        raise UserError(
+            f"{key}: {folder} has another tokenizer than {policy} ({found}), but both read the same tokens; name a model"
+            " that was trained from the same base."
+        )
 
 
 def save_model(

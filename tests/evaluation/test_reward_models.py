@@ -58,7 +58,7 @@ def test_figures_are_those_of_each_text_scored_alone(tmp_path: Path) -> None:
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    got = reward_figures(str(folder), str(path), 1024, Gold(share_of_a, "share"))
+    got = reward_figures(str(folder), str(path), Gold(share_of_a, "share"), torch.device("cpu"))
 
     def score(prompt: str, reply: str) -> float:
         before, after = prompt_ids(tokenizer, prompt), reply_ids(tokenizer, prompt, reply)

@@ -349,8 +349,8 @@ def refused(tmp_path: Path, stages: str, *overrides: str) -> str:
         ),
         (
             "stages:\n  demo: {}\n  base:\n    set: { training.batch_size: none }\n",
-            "/pipeline.yaml line 6, stage 'base': training.batch_size: expected a valid integer, unable to parse string as"
-            " an integer, found 'none'.",
+            "/pipeline.yaml line 6, stage 'base': training.batch_size: expected a whole number, without point"
+            " and exponent, found 'none'.",
         ),
         (
             "stages:\n  demo: { inpts: {} }\n",

@@ -96,7 +96,7 @@ def test_nothing_to_compare_is_an_error(stage: Any, world: Any, talker: str, rew
     with pytest.raises(UserError, match=r"no rows for preferences\.jsonl"):
         stage("pairs", values(world, talker, rewards, min_gap=1e6))
     assert not (tmp_path / "out" / "pairs" / "done.json").exists()
-    with pytest.raises(UserError, match="the score of reply 0 .* is nan"):
+    with pytest.raises(UserError, match=r"the score of reply 0 .* is nan"):
         stage("pairs", values(world, talker, rewards, annotator=f"{rewards}:nan"))
     with pytest.raises(UserError, match="annotator: 'nowhere:f' cannot be imported"):
         stage("pairs", values(world, talker, rewards, annotator="nowhere:f"))
