@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from accord.config.common import PrecisionStage, PromptedModel, Stage
 from accord.config.numbers import Coefficient, Count, CountOrZero, Share, Temperature, Tokens
@@ -66,3 +66,9 @@ class PairsConfig(PrecisionStage):
     """Use only the first prompts; 0: all."""
     keep: Literal["pairs", "demonstrations"] = "pairs"
     """pairs: preferences.jsonl; demonstrations: sft.jsonl with the replies that ended (self-distillation)."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> PairsConfig:
+        if self.keep == "pairs" and self.replies < 2:
+            raise ValueError("replies=1 gives nothing to compare; use at least 2, or keep=demonstrations")
+        return self

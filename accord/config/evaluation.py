@@ -10,6 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from accord.config.common import Stage
 from accord.config.numbers import Count, CountOrZero, Temperature, Tokens
 
+RESAMPLED = "sft again"
+"""Label of a second sample of the SFT model's replies (null baseline): how much figures differ by chance."""
+
 
 class CompareConfig(Stage):
     """Compares models on held-out prompts: gold reward, win rate, KL, reply length and share of ended replies."""
@@ -50,10 +53,12 @@ class CompareConfig(Stage):
     def _labels(cls, models: dict[str, str]) -> dict[str, str]:
         if "sft" not in models:
             raise ValueError("name one of them 'sft': the win rates compare the others with it")
-        reserved = ("reward", "sft_again", "stages", "seed", "versions", "prompts", "replies_per_prompt")
+        reserved = ("reward", "sft_again", RESAMPLED, "stages", "seed", "versions", "prompts", "replies_per_prompt")
         for label in models:
-            if "." in label or label in reserved:
-                raise ValueError(f"the label {label!r} cannot be a key of results.json; choose another, without dots")
+            if "." in label or label in reserved or not (label.strip() and label.isprintable()):
+                raise ValueError(
+                    f"the label {label!r:.60} cannot be a key of results.json; choose another, without dots"
+                )
         return models
 
     @model_validator(mode="after")

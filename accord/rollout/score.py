@@ -16,6 +16,7 @@ from accord.data.packing import pack_continuations
 from accord.data.prompts import plain_text
 from accord.data.rows import Prompt
 from accord.data.tokenizer import Tokenizer
+from accord.errors import UserError
 from accord.models.reward import RewardModel
 
 
@@ -97,9 +98,20 @@ class WeightedReward:
         return result
 
 
-def total(terms: dict[str, Tensor]) -> Tensor:
-    """(B,) the sum of the terms."""
-    return torch.stack(list(terms.values())).sum(0)
+def total(terms: dict[str, Tensor], texts: Sequence[str]) -> Tensor:
+    """(B,) the sum of the terms of replies with these texts.
+
+    Raises UserError naming term and reply where a term or the sum is not finite.
+    """
+    summed = torch.stack(list(terms.values())).sum(0)
+    for name, scores in {**terms, "the sum of all terms": summed}.items():
+        if not bool(scores.isfinite().all()):
+            row = int((~scores.isfinite()).nonzero()[0])
+            raise UserError(
+                f"the reward {name}: the score of reply {row} ({texts[row][:60]!r}) is {float(scores[row])}; a reward must"
+                " be finite: look for huge numbers in the reward model's weights, and in reward.terms.*.weight."
+            )
+    return summed
 
 
 def open_reward(source: str, policy_tokenizer: Tokenizer, device: torch.device | str, key: str) -> Reward:

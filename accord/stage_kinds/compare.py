@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from accord.config.evaluation import CompareConfig
+from accord.config.evaluation import RESAMPLED, CompareConfig
 from accord.config.functions import load_scores
 from accord.data.prompts import PromptData, load_prompts
 from accord.errors import UserError
@@ -32,8 +32,6 @@ from accord.runtime.run import Run
 from accord.training.artifact import open_model, open_tokenizer, require_same_tokens
 
 PROMPT_TOKENS = 1024
-RESAMPLED = "sft again"
-"""A second sample of the SFT model's replies (null baseline): how much figures differ by chance."""
 
 
 def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:

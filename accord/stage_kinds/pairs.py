@@ -115,9 +115,24 @@ def write_rows(
         files = _preferences(config, run, prompts, replies, annotator)
     for name, rows in files.items():
         if not rows:
-            raise UserError(f"{run.name}: no rows for {name}; use more prompts, more replies or a smaller min_gap.")
+            raise UserError(f"{run.name}: no rows for {name}: {_why_empty(name, config, replies)}.")
         write_jsonl(run.directory / name, rows)
     return {name.removesuffix(".jsonl"): float(len(rows)) for name, rows in files.items()}
+
+
+def _why_empty(name: str, config: PairsConfig, replies: Sequence[Sequence[str]]) -> str:
+    """Why a file has no rows, and what to change."""
+    ended, comparable = sum(map(len, replies)), sum(len(set(some)) > 1 for some in replies)
+    if not ended:
+        return f"no reply ended within {config.max_new_tokens} tokens; raise max_new_tokens, or train the model longer"
+    if not comparable:
+        return f"{ended} replies ended, and no prompt has two different ones; use more replies or a higher temperature"
+    if name == "heldout_preferences.jsonl":
+        return f"heldout_fraction is {config.heldout_fraction}; raise it or use more prompts, or set it to 0"
+    return (
+        f"{comparable} of {len(replies)} prompts have two different replies that ended, but their scores are equal, differ"
+        f" by less than min_gap ({config.min_gap}), or their prompts are held out; use another annotator or more prompts"
+    )
 
 
 def _preferences(

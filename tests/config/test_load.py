@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accord.config.evaluation import CompareConfig
-from accord.config.load import load, parse_override, put, to_yaml
+from accord.config.load import build, load, parse_override, put, to_yaml
 from accord.config.on_policy import LanguagePPOConfig
 from accord.config.ppo import PPO
 from accord.config.section import Section
@@ -244,12 +244,30 @@ def test_mistakes_inside_lists_name_the_item(write: Write) -> None:
         (CompareConfig, "models={dpo: dpo}", "name one of them 'sft'"),
         (CompareConfig, "models={sft: a, ppo.v2: b}", "the label 'ppo.v2' cannot be a key of results.json"),
         (CompareConfig, "models={sft: a, reward: b}", "the label 'reward' cannot be a key of results.json"),
+        (CompareConfig, "models={sft: a, sft again: b}", "the label 'sft again' cannot be a key of results.json"),
+        (CompareConfig, "models={sft: a, '': b}", "the label '' cannot be a key of results.json"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(cls: Any, override: str, words: str) -> None:
     said = refusal(cls, None, override)
     assert said.startswith(f"override {override!r}: ")
     assert words in said
+
+
+def test_wrong_items_and_long_values_are_named_once(write: Write) -> None:
+    settings = STAGE_KINDS["pairs"].settings
+    assert (
+        refusal(settings, write("temperatures: []\n"))
+        == " line 1: temperatures: expected a list of at least 1, found []."
+    )
+    said = refusal(settings, None, "temperatures=[1.0, yes]")
+    assert said.endswith(
+        "temperatures.1: expected a number, not a boolean (yes, no, on, off, true, false), found True."
+    )
+    with pytest.raises(UserError, match=r"seed: expected .*, found a number of more than 4,300 digits"):
+        build(SFTConfig, {"seed": 10**5000}, {}, "here")
+    said = refusal(SFTConfig, write(f"training:\n  schedule: {'x' * 5000}\n"))
+    assert said.endswith(f"found '{'x' * 99} … (5,002 characters).")
 
 
 # ------------------------------------------------------------------ pieces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -184,7 +185,7 @@ def test_terms_are_weighted_summed_and_reported_separately() -> None:
     reward = WeightedReward(((2.0, constant("a", 1.0, 10.0)), (-0.5, constant("b", 4.0, 6.0))))
     terms = reward(replies_of(small_tokenizer(), [0, 1]))
     assert {k: v.tolist() for k, v in terms.items()} == {"a": [2.0, 20.0], "b": [-2.0, -3.0]}
-    assert total(terms).tolist() == [0.0, 17.0]
+    assert total(terms, "ab").tolist() == [0.0, 17.0]
 
 
 def test_terms_of_the_same_name_all_count() -> None:
@@ -192,9 +193,20 @@ def test_terms_of_the_same_name_all_count() -> None:
     reward = WeightedReward(((1.0, constant("a", 1.0)), (1.0, constant("a", 20.0)), (1.0, constant("a", 300.0))))
     terms = reward(replies_of(small_tokenizer(), [0]))
     assert len(terms) == 3
-    assert total(terms).tolist() == [321.0]
+    assert total(terms, "a").tolist() == [321.0]
 
 
 def test_the_sum_of_one_term_is_that_term() -> None:
     scores: dict[str, Tensor] = {"a": torch.tensor([1.0, -2.0])}
-    assert torch.equal(total(scores), scores["a"])
+    assert torch.equal(total(scores, "ab"), scores["a"])
+
+
+def test_a_reward_that_is_not_finite_is_named_with_its_reply() -> None:
+    """Before it becomes a loss that is blamed on the learning rate: a reward model's NaN, and weighted sums that overflow."""
+    good = torch.tensor([1.0, 2.0])
+    with pytest.raises(
+        UserError, match=r"^the reward reward_model: the score of reply 1 \('second'\) is nan; a reward must"
+    ):
+        total({"length": good, "reward_model": torch.tensor([1.0, math.nan])}, ["first", "second"])
+    with pytest.raises(UserError, match=r"^the reward the sum of all terms: the score of reply 0 \('first'\) is inf"):
+        total({"a": torch.tensor([3e38, 1.0]), "b": torch.tensor([3e38, 1.0])}, ["first", "second"])
