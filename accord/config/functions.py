@@ -25,6 +25,8 @@ from accord.errors import Interrupted, UserError
 TextScores = Callable[[list[str], list[str]], Any]
 """A function of prompts and replies that returns one number for each reply."""
 
+LARGEST_SCORE = 1e18
+"""The squares of larger scores overflow in float32."""
 _PARAMETERS = ("prompts", "replies")
 
 
@@ -116,7 +118,7 @@ def _missing(module: str) -> str:
     known = [path.stem for path in parent.glob("*.py")] if parent.is_dir() else []
     near = difflib.get_close_matches(module.rpartition(".")[2], known, 1)
     hint = f"did you mean {'.'.join([*module.split('.')[:-1], near[0]])!r}?" if near else ""
-    return f"there is no module {module!r} in {Path.cwd()} or on Python's path{'; ' + hint if hint else '.'}"
+    return f"there is no module {module!r} in {_working_directory()} or on Python's path{'; ' + hint if hint else '.'}"
 
 
 def _absence(module: str, function: str) -> str:
@@ -131,8 +133,17 @@ def _absence(module: str, function: str) -> str:
 
 
 def _search_working_directory() -> None:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    here = _working_directory()
+    if here and str(here) not in sys.path:
+        sys.path.append(str(here))
+
+
+def _working_directory() -> Path | None:
+    """None where it has been deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return None
 
 
 # ------------------------------------------------------------------ calling
@@ -195,11 +206,9 @@ def _score(value: Any, what: str, text: str) -> float:
         number = math.inf
     except Exception:  # of the value's own __float__
         raise UserError(f"{what} {where} is {_kind(value)}; it must be a number.") from None
-    rounded = ctypes.c_float(number).value
-    if not math.isfinite(rounded):
-        large = ", which is too large for float32" if math.isfinite(number) else ""
-        raise UserError(f"{what} {where} is {number}{large}; it must be finite.")
-    return rounded
+    if not abs(number) <= LARGEST_SCORE:
+        raise UserError(f"{what} {where} is {number}; it must be finite, and at most {LARGEST_SCORE:g}.")
+    return ctypes.c_float(number).value
 
 
 def _kind(value: Any) -> str:
@@ -234,14 +243,12 @@ def _place(error: BaseException, source: str) -> str:
     file = getattr(sys.modules.get(source), "__file__", None)
     package = os.path.dirname(os.path.dirname(__file__)) + os.sep
     frames = [f for f in frames if not f.filename.startswith((package, importlib.__file__))]
-    here = [f for f in frames if f.filename == file] or [
-        f for f in frames if Path(f.filename).is_relative_to(Path.cwd())
-    ]
+    here = [f for f in frames if f.filename == file] or [f for f in frames if _short(f.filename) != f.filename]
     last = (here or frames)[-1:]
     return f" ({_short(last[0].filename)} line {last[0].lineno})" if last else ""
 
 
 def _short(file: str) -> str:
     """A path relative to the working directory where it is below it."""
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+    here = _working_directory()
+    return str(Path(file).relative_to(here)) if here and Path(file).is_relative_to(here) else file

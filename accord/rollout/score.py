@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from accord.config.functions import TextScores, is_function, load_scores, scores_of
+from accord.config.functions import LARGEST_SCORE, TextScores, is_function, load_scores, scores_of
 from accord.config.on_policy import RewardSettings
 from accord.data.chat import reply_ids
 from accord.data.packing import pack_continuations
@@ -41,12 +41,15 @@ class Reward(Protocol):
 class FunctionReward:
     """A Python function of texts."""
 
-    name: str
+    name: str  # of its term among the metrics
     function: TextScores
+    source: str = ""  # as in the config, for messages
 
     def __call__(self, replies: Replies) -> dict[str, Tensor]:
         """Raises UserError where the function fails, or does not return one finite number for each reply."""
-        scores = scores_of(self.function, self.name, [plain_text(p) for p in replies.prompts], replies.texts)
+        scores = scores_of(
+            self.function, self.source or self.name, [plain_text(p) for p in replies.prompts], replies.texts
+        )
         return {self.name: torch.tensor(scores, dtype=torch.float32)}
 
 
@@ -101,15 +104,15 @@ class WeightedReward:
 def total(terms: dict[str, Tensor], texts: Sequence[str]) -> Tensor:
     """(B,) the sum of the terms of replies with these texts.
 
-    Raises UserError naming term and reply where a term or the sum is not finite.
+    Raises UserError naming term and reply where a term or the sum is not finite, or too large.
     """
     summed = torch.stack(list(terms.values())).sum(0)
     for name, scores in {**terms, "the sum of all terms": summed}.items():
-        if not bool(scores.isfinite().all()):
-            row = int((~scores.isfinite()).nonzero()[0])
+        if bool((wrong := ~(scores.abs() <= LARGEST_SCORE)).any()):  # true of NaN as well
+            row = int(wrong.nonzero()[0])
             raise UserError(
-                f"the reward {name}: the score of reply {row} ({texts[row][:60]!r}) is {float(scores[row])}; a reward must"
-                " be finite: look for huge numbers in the reward model's weights, and in reward.terms.*.weight."
+                f"the reward {name}: the score of reply {row} ({texts[row][:60]!r}) is {float(scores[row])}; it must be"
+                f" finite, and at most {LARGEST_SCORE:g}: look for huge numbers in the reward model's weights, and in reward.terms.*.weight."
             )
     return summed
 
@@ -117,7 +120,7 @@ def total(terms: dict[str, Tensor], texts: Sequence[str]) -> Tensor:
 def open_reward(source: str, policy_tokenizer: Tokenizer, device: torch.device | str, key: str) -> Reward:
     """A reward from ``module:function`` or a reward model's folder.  Raises UserError."""
     if is_function(source):
-        return FunctionReward(source.partition(":")[2], load_scores(source, key))
+        return FunctionReward(source.partition(":")[2], load_scores(source, key), source)
     model = RewardModel.open(source)
     model.to(device).eval().requires_grad_(False)
     tokenizer = Tokenizer.open(source)

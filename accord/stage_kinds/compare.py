@@ -37,7 +37,7 @@ PROMPT_TOKENS = 1024
 def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     """Writes ``results.json``, ``results.md`` and ``results.txt``, prints table and samples; returns the gold means.
 
-    Raises UserError for fewer than two prompts.
+    Raises UserError for fewer than two different prompts, and where the models do not read the same tokens.
     """
     device = resolve_device(config.device)
     gold = Gold(load_scores(config.gold, "gold"), config.gold)
@@ -47,8 +47,8 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     for key, folder in {**named, "reference": config.reference, "base": config.base or sft}.items():
         require_same_tokens(key, folder, sft, tokenizer)
     data = load_prompts(config.prompts, tokenizer, PROMPT_TOKENS, limit=config.limit)
-    if len(data) < 2:
-        raise UserError(f"{config.prompts}: intervals over prompts need at least 2 of them, found {len(data)}.")
+    if (different := len(set(data.texts))) < 2:
+        raise UserError(f"{config.prompts}: intervals over prompts need at least 2 different ones, found {different}.")
     run.plan(plan(config, data))
     decoding = Decoding(config.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, config.temperature)
     sampling = Sampling(decoding, config.replies, config.batch_size)
