@@ -112,7 +112,8 @@ def total(terms: dict[str, Tensor], texts: Sequence[str]) -> Tensor:
             row = int(wrong.nonzero()[0])
             raise UserError(
                 f"the reward {name}: the score of reply {row} ({texts[row][:60]!r}) is {float(scores[row])}; it must be"
-                f" finite, and at most {LARGEST_SCORE:g}: look for huge numbers in the reward model's weights, and in reward.terms.*.weight."
+                f" finite, and at most {LARGEST_SCORE:g}: look for huge numbers in the reward model's weights, and in"
+                " reward.terms.*.weight."
             )
     return summed
 
