@@ -26,11 +26,11 @@ from accord.errors import UserError
 from accord.evaluation.reward_models import accuracy, reply_features, score_pairs
 from accord.functional.losses.preference import bradley_terry_loss
 from accord.functional.losses.supervised import mse_loss
-from accord.models.open import keep_layers
+from accord.models.open import keep_layers, open_backbone
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import open_model, open_tokenizer, save_artifact, save_pt
+from accord.training.artifact import open_tokenizer, save_artifact, save_pt
 from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
 from accord.training.epochs import Epochs, train_epochs
 from accord.types import LossOutput, PreferenceBatch
@@ -85,7 +85,7 @@ def new_model(config: RewardConfig, device: torch.device) -> RewardModel:
     Raises UserError where ``model.input_dim`` is not the base model's width.
     """
     settings = config.model
-    backbone = open_model(settings.base_model, device)
+    backbone = open_backbone(settings.base_model).to(device).eval()  # may be another reward model's
     head: RewardMLP | ScalarHead = ScalarHead(backbone.width)  # drawn for both kinds, so that old seeds keep their MLP
     if isinstance(config, LanguageRewardConfig):
         keep_layers(backbone, config.model.layers)

@@ -1,11 +1,18 @@
-"""Which prompts are held out of training."""
+"""Which rows are held out of training: those of a file, or of a share of the prompts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from accord.config.common import SplitData
 from accord.errors import UserError
 from accord.runtime.seeds import derive
 
 _PARTS = 10**6
+
+Row = TypeVar("Row")
 
 
 def is_heldout(prompt: str, fraction: float, seed: int) -> bool:
@@ -17,3 +24,64 @@ def is_heldout(prompt: str, fraction: float, seed: int) -> bool:
     if not 0 <= fraction <= 1:
         raise UserError(f"heldout_fraction: {fraction}, expected a number from 0 to 1")
     return derive(seed, f"held out {prompt}") % _PARTS < fraction * _PARTS
+
+
+def split_by_prompt(
+    rows: Sequence[Row], texts: Sequence[str], heldout_fraction: float, seed: int
+) -> tuple[list[Row], list[Row]]:
+    """(train, held out), by the text of each row's prompt, so that all rows of a prompt fall on the same side."""
+    sides = [is_heldout(text, heldout_fraction, seed) for text in texts]
+    train = [row for row, heldout in zip(rows, sides, strict=True) if not heldout]
+    return train, [row for row, heldout in zip(rows, sides, strict=True) if heldout]
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Generic[Row]):
+    """The rows of a stage: those to train on, and those held out."""
+
+    train: Sequence[Row]
+    heldout: Sequence[Row]
+    report: str
+    """What was read of the training file."""
+    shared: int = 0
+    """Held-out rows whose prompt is also trained on."""
+
+    def describe(self) -> str:
+        """Both numbers, and whether a prompt is on both sides, for the screen.
+
+        >>> Split([], [], "").describe()
+        '0 to train on, none held out'
+        """
+        train, heldout = f"{len(self.train):,} to train on", f"{len(self.heldout):,} held out"
+        if not self.heldout:
+            return f"{train}, none held out"
+        if not self.shared:
+            return f"{train}, {heldout}, no prompt on both sides"
+        return f"{train}, {heldout}, but the prompts of {self.shared:,} of these are trained on as well"
+
+
+def read_split(
+    data: SplitData, read: Callable[[str], tuple[Sequence[Row], Sequence[str], str]], seed: int
+) -> Split[Row]:
+    """The rows of ``data.train`` and those held out.
+
+    ``read`` turns a path into usable rows, the text of each row's prompt, and a report.  ``data.limit`` is one of
+    training rows.  Raises UserError where no training row is left.
+    """
+    found, texts, report = read(data.train)
+    rows, texts = found[: data.limit or None], texts[: data.limit or None]
+    if data.heldout:
+        heldout, asked, _ = read(data.heldout)
+        trained = set(texts)
+        return Split(rows, heldout, report, sum(text in trained for text in asked))
+    if data.heldout_fraction == 0:
+        return Split(rows, [], report)
+    train, split_off = split_by_prompt(rows, texts, data.heldout_fraction, seed)
+    if not split_off:
+        report += f" data.heldout_fraction={data.heldout_fraction:g} of these prompts is none."
+    if not train:
+        raise UserError(
+            f"data.heldout_fraction={data.heldout_fraction:g} leaves none of the {len(rows):,} rows of {data.train} to"
+            " train on; make it smaller."
+        )
+    return Split(train, split_off, report)

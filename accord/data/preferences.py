@@ -10,7 +10,7 @@ from typing import Literal
 
 from accord.config.common import PromptedModel, SplitData
 from accord.data.chat import exchange
-from accord.data.heldout import is_heldout
+from accord.data.heldout import Split, read_split
 from accord.data.prompts import Side, is_blank, plain_text, rows_by_prompt, tokens_to_keep
 from accord.data.rows import Prompt, Report, Tally, Where, preference_fields
 from accord.data.tokenizer import Tokenizer
@@ -136,56 +136,15 @@ def _pair(
     return PreferencePair(tuple(prompt_tokens[i] for i in places), replies[0], replies[1], margin)
 
 
-def split_by_prompt(
-    pairs: Sequence[PreferencePair], texts: Sequence[str], heldout_fraction: float, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """(train, held out), by the text of each pair's prompt, so that all pairs of a prompt fall on the same side."""
-    sides = [is_heldout(text, heldout_fraction, seed) for text in texts]
-    train = [pair for pair, heldout in zip(pairs, sides, strict=True) if not heldout]
-    return train, [pair for pair, heldout in zip(pairs, sides, strict=True) if heldout]
-
-
-@dataclass(frozen=True, slots=True)
-class PairSplit:
-    """The pairs of a stage: those to train on, and those held out."""
-
-    train: list[PreferencePair]
-    heldout: list[PreferencePair]
-    report: str
-    """What was read of the training file."""
-    shared: int = 0
-    """Held-out pairs whose prompt is also trained on."""
-
-    def describe(self) -> str:
-        """Both numbers, and whether a prompt is on both sides, for the screen.
-
-        >>> PairSplit([], [], "").describe()
-        '0 to train on, none held out'
-        """
-        train, heldout = f"{len(self.train):,} to train on", f"{len(self.heldout):,} held out"
-        if not self.heldout:
-            return f"{train}, none held out"
-        if not self.shared:
-            return f"{train}, {heldout}, no prompt on both sides"
-        return f"{train}, {heldout}, but the prompts of {self.shared:,} of these are trained on as well"
-
-
-def read_pairs(data: SplitData, model: PromptedModel, tokenizer: Tokenizer, seed: int) -> PairSplit:
+def read_pairs(data: SplitData, model: PromptedModel, tokenizer: Tokenizer, seed: int) -> Split[PreferencePair]:
     """The pairs of a stage.  Raises UserError where no training pair is left."""
     lengths = PairLengths(model.prompt_room, model.max_length)
-    found = load_preferences(data.train, tokenizer, lengths)
-    pairs, texts = list(found.pairs)[: data.limit or None], found.texts[: data.limit or None]
-    report = found.report.describe()
-    if data.heldout:
-        heldout = load_preferences(data.heldout, tokenizer, lengths)
-        trained = set(texts)
-        return PairSplit(pairs, list(heldout.pairs), report, sum(text in trained for text in heldout.texts))
-    if data.heldout_fraction == 0:
-        return PairSplit(pairs, [], report)
-    split = PairSplit(*split_by_prompt(pairs, texts, data.heldout_fraction, seed), report)
-    if not split.train:
-        raise UserError("data.heldout_fraction leaves no pair to train on; make it smaller.")
-    return split
+
+    def read(path: str) -> tuple[Sequence[PreferencePair], Sequence[str], str]:
+        found = load_preferences(path, tokenizer, lengths)
+        return found.pairs, found.texts, found.report.describe()
+
+    return read_split(data, read, seed)
 
 
 def units(pairs: Sequence[PreferencePair], by_prompt: bool) -> list[list[int]]:

@@ -23,6 +23,7 @@ from accord.evaluation.report import (
 )
 from accord.evaluation.reward_models import reward_figures
 from accord.io.atomic import write_text
+from accord.models.backbone import Backbone
 from accord.registry.manifest import versions
 from accord.rollout.generate import Decoding
 from accord.rollout.noise import reply_keys
@@ -52,14 +53,14 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     run.plan(plan(config, data))
     decoding = Decoding(config.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, config.temperature)
     sampling = Sampling(decoding, config.replies, config.batch_size)
-    reference = open_model(config.reference, device).requires_grad_(False)
-    base = open_model(config.base, device).requires_grad_(False) if config.base else None
+    reference = _open(config.reference, device)
+    base = _open(config.base, device) if config.base else None
     measures = Measures(gold, reference, base, config.temperature)
     folders = {**config.models, **({RESAMPLED: config.models["sft"]} if config.redraw else {})}
     answers: dict[str, Answers] = {}
     run.begin(len(folders), resumable=False)
     for name, folder in folders.items():
-        model = reference if folder == config.reference else open_model(folder, device).requires_grad_(False)
+        model = reference if folder == config.reference else _open(folder, device)
         generations = sample_replies(model, data, sampling, partial(reply_keys, run.seed, f"replies {name}", 0))
         answers[name] = measure(generations, tokenizer, data, measures)
         run.tick({"gold": sum(map(sum, answers[name].gold)) / (config.replies * len(data))})
@@ -83,6 +84,10 @@ def plan(config: CompareConfig, data: PromptData) -> dict[str, str]:
         "replies": f"{config.replies} to each prompt, up to {config.max_new_tokens} tokens, temperature {config.temperature}",
         "gold": f"{config.gold}, which no trainer sees",
     }
+
+
+def _open(folder: str, device: torch.device) -> Backbone:
+    return open_model(folder, device).requires_grad_(False)
 
 
 def write_report(

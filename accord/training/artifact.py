@@ -53,24 +53,6 @@ def model_folder(text: str) -> Path:
         ) from None
 
 
-def open_tokenizer(source: str) -> Tokenizer:
-    """The tokenizer stored with a model (a folder or a .gguf file)."""
-    return Tokenizer.from_gguf(source) if source.endswith(".gguf") else Tokenizer.open(source)
-
-
-def open_model(source: str, device: torch.device) -> Backbone:
-    """A language model on its device, dropout off.
-
-    Its parameters require gradients; the caller freezes them for a fixed reference.  Raises UserError for a reward model.
-    """
-    if is_reward_model(source):
-        raise UserError(
-            f"{source}: is a reward model, which scores replies and writes none; name a language model, such as the one"
-            " that it was trained from."
-        )
-    return open_backbone(source).to(device).eval()
-
-
 def require_same_tokens(key: str, folder: str, policy: str, tokenizer: Tokenizer) -> None:
     """Raises UserError where the token ids of the model at ``folder``, named by ``key``, are not those of the policy.
 
@@ -84,6 +66,23 @@ def require_same_tokens(key: str, folder: str, policy: str, tokenizer: Tokenizer
             f"{key}: {folder} has another tokenizer than {policy} ({found}), but both read the same tokens; name a model"
             " that was trained from the same base."
         )
+
+
+def open_tokenizer(source: str) -> Tokenizer:
+    """The tokenizer stored with a model (a folder or a .gguf file)."""
+    return Tokenizer.from_gguf(source) if source.endswith(".gguf") else Tokenizer.open(source)
+
+
+def open_model(source: str, device: torch.device) -> Backbone:
+    """A language model on its device, dropout off.
+
+    Its parameters require gradients; the caller freezes them for a fixed reference.  Raises UserError for a reward model.
+    """
+    if is_reward_model(source):
+        raise UserError(
+            f"{source}: a reward model scores replies and writes none; name the language model it was made from."
+        )
+    return open_backbone(source).to(device).eval()
 
 
 def save_model(

@@ -99,7 +99,7 @@ def values(world: Any, kind: str, **changes: Any) -> dict[str, Any]:
 
 
 def raw_training_scores(model: RewardModel, world: Any, tokenizer: Tokenizer, seed: int) -> Tensor:
-    from accord.data.preferences import split_by_prompt
+    from accord.data.heldout import split_by_prompt
 
     found = load_preferences(world.preferences, tokenizer, PairLengths(72, 96))
     pairs, _ = split_by_prompt(found.pairs, found.texts, 0.3, seed)

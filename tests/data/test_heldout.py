@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from accord.data.heldout import is_heldout
-from accord.data.preferences import PairLengths, load_preferences, split_by_prompt
+from accord.data.heldout import is_heldout, split_by_prompt
+from accord.data.preferences import PairLengths, load_preferences
 from accord.data.prompts import load_prompts
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError

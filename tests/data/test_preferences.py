@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from accord.config.common import PromptedModel, SplitData
 from accord.data.chat import prompt_ids, reply_ids
-from accord.data.preferences import PairLengths, PreferencePair, load_preferences, read_pairs, split_by_prompt
+from accord.data.heldout import split_by_prompt
+from accord.data.preferences import PairLengths, PreferencePair, load_preferences, read_pairs
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 
