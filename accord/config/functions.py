@@ -76,7 +76,7 @@ def load_function(name: str, key: str) -> Callable[..., Any]:
     if found is None:
         raise UserError(f"{key}: {name!r} cannot be imported: {_absence(module, function)}")
     if not callable(found):
-        raise UserError(f"{key}: {name!r} is of type {type(found).__name__}, not a function.")
+        raise UserError(f"{key}: {name!r} is not module:function, since it is of type {type(found).__name__}.")
     return found  # type: ignore[no-any-return]
 
 

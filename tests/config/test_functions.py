@@ -103,7 +103,7 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         ("usres:raises", "on Python's path; did you mean 'users'?"),
         ("nowhere.at.all:raises", "cannot be imported: there is no module 'nowhere' in"),
         ("users:riases", "/users.py) has no 'riases'; did you mean 'raises'?"),
-        ("users:size", "is of type int, not a function."),
+        ("users:size", "is not module:function, since it is of type int."),
         ("users:Scorer", "is a class; name a function, or an instance with __call__."),
         ("users:waits", "is an async function, which returns no scores; write it with 'def' alone."),
         ("users:one", "takes (prompts); it is called with two arguments, prompts and replies."),
