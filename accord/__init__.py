@@ -53,8 +53,12 @@ def __getattr__(name: str) -> Any:
             return version("accord")
         except PackageNotFoundError:  # a checkout that is not installed
             return "0.0.0"
+    if name != "stages" and name not in _MODULE_OF:
+        raise AttributeError(f"module 'accord' has no attribute {name!r}")
+    if name not in ("UserError", "Failed", "Interrupted"):
+        from accord.errors import require_platform
+
+        require_platform()
     if name == "stages":
         return importlib.import_module("accord.stages")
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'accord' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULE_OF[name]), name)

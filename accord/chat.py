@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from accord.config.reply import reply_settings
 from accord.data.chat import prompt_ids
 from accord.data.rows import Message
 from accord.errors import UserError
@@ -19,12 +20,14 @@ def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed:
     """
     from accord.training.artifact import model_folder, open_tokenizer
 
+    settings = reply_settings("chat", temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
     source = model_folder(path)
     if is_reward_model(source):
         raise UserError(f"{path}: is a reward model, which scores replies and writes none; give a language model.")
     tokenizer = open_tokenizer(str(source))
     backbone = open_backbone(source).requires_grad_(False).eval()
-    decoding = Decoding(max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, temperature, top_p)
+    ids = (tokenizer.eos_id, tokenizer.pad_id)
+    decoding = Decoding(settings.max_new_tokens, *ids, settings.temperature, settings.top_p)
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     console.print(f"{path}: type a message; an empty line ends the chat", markup=False)
     while line := _read_line():
@@ -32,7 +35,7 @@ def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed:
         prompt = prompt_ids(tokenizer, messages if tokenizer.chat_template else line)
         tokens: list[int] = []
         shown = ""
-        for token in stream(backbone, prompt, decoding, derive(seed, "chat", len(messages))):
+        for token in stream(backbone, prompt, decoding, derive(settings.seed, "chat", len(messages))):
             tokens.append(token)
             text = tokenizer.decode(tokens)
             if not text.endswith("\ufffd"):  # an incomplete character: it takes several tokens

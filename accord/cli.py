@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from accord.errors import Failed, Interrupted, UserError
+from accord.command_line import Parser, parse_words
+from accord.errors import Failed, Interrupted, UserError, require_platform
 from accord.pipeline.command import add_pipeline
 from accord.registry.command import add_commands as add_models
 from accord.stage_kinds.table import STAGE_KINDS
@@ -35,10 +37,12 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=28, width=110)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The parser of all commands."""
-    top = argparse.ArgumentParser("accord", description=OVERVIEW, formatter_class=Formatter)
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    top = Parser("accord", description=OVERVIEW, formatter_class=Formatter)
+    top.add_argument("--version", action="store_true", help="show the versions of accord, Python and torch")
+    top.set_defaults(act=show_help, debug=False)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for kind in STAGE_KINDS.values():
         stage = commands.add_parser(kind.name, help=kind.help, formatter_class=Formatter, add_help=False)
         stage.add_argument("-h", "--help", action="store_true", help="show this help and every setting")
@@ -63,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     config = commands.add_parser(
         "config", help="show a stage's resolved config or its JSON Schema", formatter_class=Formatter
     )
-    config.add_argument("what", choices=("show", "schema"))
+    config.add_argument("what", choices=("show", "schema"), metavar="WHAT", help="show or schema")
     config.add_argument("stage", choices=tuple(STAGE_KINDS), metavar="STAGE", help=", ".join(STAGE_KINDS))
     config.add_argument("--config", metavar="FILE", help="YAML file with settings (default: all defaults)")
     _common(config)
@@ -126,21 +130,33 @@ def show_config(options: argparse.Namespace) -> int:
     return 0
 
 
+def show_help(options: argparse.Namespace) -> int:
+    """What ``accord`` alone shows, and ``accord --version``."""
+    if options.version:
+        print(version_line())
+    else:
+        parser().print_help()
+    return 0
+
+
+def version_line() -> str:
+    """The versions of accord and what results depend on, read without importing it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import accord
+
+    found = [f"accord {accord.__version__}", f"Python {platform.python_version()}"]
+    for package in ("torch", "transformers"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"no {package}")
+    return f"{', '.join(found)} ({platform.system()} {platform.machine()})"
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line; overrides may be anywhere in it, which argparse does not support."""
-    words, overrides = list(argv), []
-    if words[:1] not in (["chat"], ["models"]):  # these take no overrides
-        overrides = [
-            w
-            for before, w in zip(["", *words], words, strict=False)
-            if "=" in w and w[0] != "-" and before not in ("--config", "--set")
-        ]
-        words = [w for before, w in zip(["", *words], words, strict=False) if w not in overrides or before == "--set"]
-    options = parser().parse_args(words)
-    overrides += getattr(options, "set", [])
-    if overrides:
-        options.overrides = [*options.overrides, *overrides]
-    return options
+    """The options of a command line.  Raises UserError for every mistake in it."""
+    return parse_words(parser(), argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,9 +164,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0, 1 (a stage failed), 2 (a user error), 130 (interrupted) or 141 (the reader of the output, such as ``head``, closed it).
     """
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
         try:
-            return _run(parse(sys.argv[1:] if argv is None else argv))
+            return _run(words)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -158,12 +175,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _run(options: argparse.Namespace) -> int:
-    act: Callable[[argparse.Namespace], int] = options.act
+def _run(words: Sequence[str]) -> int:
+    debug = False
     try:
+        require_platform()
+        options = parse(words)
+        debug = options.debug
+        act: Callable[[argparse.Namespace], int] = options.act
         return act(options)
     except UserError as error:
-        if options.debug:
+        if debug:
             raise
         print(f"accord: {error}", file=sys.stderr)
         return 2
@@ -171,7 +192,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"accord: {failed}", file=sys.stderr)
         return 1
     except Interrupted as stopped:
-        again = "run the same command again to resume" if options.command == "run" else "add --resume to resume"
+        again = "run the same command again to resume" if words[0] == "run" else "add --resume to resume"
         print(f"accord: {stopped} {again[0].upper()}{again[1:]}.", file=sys.stderr)
         return 130
     except KeyboardInterrupt:

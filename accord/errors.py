@@ -1,6 +1,8 @@
-"""Exceptions that end a run, with their exit codes.  Imports nothing, so that the command line starts fast."""
+"""Exceptions that end a run, with their exit codes.  Imports next to nothing, so that the command line starts fast."""
 
 from __future__ import annotations
+
+import sys
 
 
 class UserError(Exception):
@@ -13,3 +15,11 @@ class Interrupted(Exception):
 
 class Failed(Exception):
     """A stage of a pipeline failed; those that do not need it have run.  The command line exits with 1."""
+
+
+def require_platform() -> None:
+    """Raises UserError on Windows, which has neither the signals nor the file locks that a run relies on."""
+    if sys.platform == "win32":
+        raise UserError(
+            "accord runs on Linux and macOS; on Windows, install WSL (type 'wsl --install' in a terminal) and use accord in it."
+        )

@@ -7,6 +7,7 @@ There is one function for each stage kind.  It takes a YAML file, a mapping or a
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from accord.config.common import Stage
 from accord.config.load import build, put
 from accord.config.variants import Variants
+from accord.errors import UserError
 from accord.io.readers import read_yaml
 from accord.stage_kinds.kind import StageKind
 from accord.stage_kinds.table import STAGE_KINDS
@@ -73,7 +75,12 @@ def _config(kind: StageKind, config: Given, overrides: Mapping[str, Any]) -> Sta
         sources = {key: f"{config} line {line}" for key, line in lines.items()}
         where = str(config)
     else:
-        given = config.model_dump() if isinstance(config, Stage) else config or {}
+        given = config.model_dump() if isinstance(config, Stage) else {} if config is None else config
+        if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+            found = repr(config) if not isinstance(config, Mapping) else f"the keys {', '.join(map(repr, config))}"
+            raise UserError(
+                f"{kind.name}: a config is a YAML file, a mapping of settings by name, or a config; found {found}."
+            )
         for key, value in given.items():
             put(values, key, value, where)
     for key, value in overrides.items():
@@ -100,7 +107,9 @@ def _cached(name: str) -> StageFunction:
 
 def __getattr__(name: str) -> StageFunction:
     if name not in STAGE_KINDS:
-        raise AttributeError(f"accord.stages has no {name!r}; the stages are {', '.join(STAGE_KINDS)}")
+        near = difflib.get_close_matches(name, STAGE_KINDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise AttributeError(f"accord.stages has no {name!r}; the stages are {', '.join(STAGE_KINDS)}{hint}")
     return _cached(name)
 
 

@@ -245,7 +245,7 @@ class VectorActions(_Tensors):
     """Observations and actions as inputs of a policy on vectors that scores them again."""
 
     observations: Tensor  # (B, obs_dim)
-    actions: Tensor  # (B,), or (B, action_dim) for continuous actions
+    actions: Tensor  # (B,), or (B, length) where an action is a vector
 
     def __getitem__(self, rows: Tensor) -> VectorActions:
         return VectorActions(self.observations[rows], self.actions[rows])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +52,7 @@ def test_every_kind_has_a_function() -> None:
         assert (stage.__name__, f"Runs the stage {kind}: {row.help}." in stage.__doc__) == (kind, True)
         assert getattr(accord.stages, kind) is stage
     assert set(dir(accord.stages)) == set(STAGE_KINDS)
-    with pytest.raises(AttributeError, match="has no 'stf'"):
+    with pytest.raises(AttributeError, match=r"has no 'stf'; the stages are demo, .*; did you mean 'sft'\?"):
         accord.stages.stf  # noqa: B018
 
 
@@ -86,6 +88,101 @@ def test_a_loaded_model_generates(place: Path) -> None:
     assert len({model.generate("what is red?", 12, 0.0, 1.0, seed) for seed in range(3)}) == 1
     assert model.backbone.width == 32
     assert model.tokenizer.vocab_size == model.backbone.vocab_size
+
+
+def test_a_list_of_prompts_gives_a_list_of_replies_each_the_same_as_alone(place: Path) -> None:
+    model = accord.load("checkpoints/rlhf/sft")
+    turns = [{"role": "user", "content": "name a cat"}]
+    replies = model.generate(["what is red?", turns, "what is red?"], 12, 1.0, 1.0, seed=3)
+    assert replies[:2] == [model.generate(prompt, 12, 1.0, 1.0, seed=3) for prompt in ("what is red?", turns)]
+    assert replies[2] != replies[0]  # another sample
+    assert replies[2] == model.generate(["what is red?"] * 2, 12, 1.0, 1.0, seed=3)[1]
+    assert model.generate(["what is red?"], 12) == [model.generate("what is red?", 12)]
+    assert isinstance(model.generate(turns, 12), str)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        (None, {}, "generate: the prompt is a text, or messages as .*; found None"),
+        (3, {}, "generate: the prompt is a text, or messages as .*; found 3"),
+        ([], {}, r"generate: the prompt is a text, or messages as .*; found \[\]"),
+        ("a\ud800b", {}, "generate: the prompt is a text without lone surrogates"),
+        ([{"role": "user", "content": "\udfff"}], {}, "generate: the prompt is messages without lone surrogates"),
+        (b"text", {}, "generate: the prompt is a text, or messages as .*; found b'text'"),
+        (["a", None], {}, "generate: prompt 1 is a text, or messages as .*; found None"),
+        (["a", []], {}, r"generate: prompt 1 is a text, or messages as .*; found \[\]"),
+        ([{"role": "user"}], {}, "generate: the prompt is a text, or messages as .*; found {'role': 'user'}"),
+        (["a", [{"role": 1, "content": ""}]], {}, "generate: prompt 1 is a text, or messages as .*; found {'role': 1"),
+        ("a", {"max_new_tokens": 0}, "generate: max_new_tokens: expected .*greater than or equal to 1, found 0"),
+        ("a", {"max_new_tokens": -5}, "generate: max_new_tokens: .*found -5"),
+        ("a", {"max_new_tokens": 1.5}, "generate: max_new_tokens: .*found 1.5"),
+        ("a", {"temperature": math.nan}, "generate: temperature: expected a finite number, found nan"),
+        ("a", {"temperature": -1}, "generate: temperature: .*found -1"),
+        ("a", {"temperature": None}, "generate: temperature: "),
+        ("a", {"temperature": math.inf}, "generate: temperature: expected a finite number, found inf"),
+        ("a", {"top_p": 0}, "generate: top_p: .*found 0"),
+        ("a", {"top_p": 1.1}, "generate: top_p: .*found 1.1"),
+        ("a", {"seed": -1}, "generate: seed: .*found -1"),
+        ("a", {"seed": 10**30}, "generate: seed: "),
+        ("a", {"seed": "x"}, "generate: seed: .*found 'x'"),
+    ],
+)
+def test_a_wrong_call_of_generate_is_a_sentence(
+    prompt: Any, settings: dict[str, Any], message: str, world: Any
+) -> None:
+    with pytest.raises(UserError, match=message):
+        accord.load(world.transformer).generate(prompt, **settings)
+
+
+def test_a_wrong_call_of_a_reward_model_is_a_sentence(world: Any) -> None:
+    reward, model = accord.load(world.reward), accord.load(world.transformer)
+    with pytest.raises(
+        UserError, match="is a reward model, which scores replies and writes none; give a language model"
+    ):
+        reward.generate("a")
+    for call in (lambda: model.score("a", "b"), lambda: model.scores(["a"], ["b"])):
+        with pytest.raises(
+            UserError, match="a language model, which writes replies and scores none; load a reward model"
+        ):
+            call()
+    for prompts, replies, message in (
+        ("a", "b", r"scores: prompts is a list; for one reply use score\(prompt, reply\); found 'a'"),
+        (["a"], "b", "scores: replies is a list; .*found 'b'"),
+        (["a"], [None], "scores: reply 0 is a text; found None"),
+        (["a", 3], ["b", "c"], "scores: prompt 1 is a text, or messages as .*; found 3"),
+        (None, ["b"], "scores: prompts is a list; .*found None"),
+    ):
+        with pytest.raises(UserError, match=message):
+            reward.scores(prompts, replies)
+    assert reward.scores([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: accord.load(None), "load: a model is a folder, a file or a name; found None"),
+        (lambda: accord.load(""), "load: a model is a folder, a file or a name; found ''"),
+        (lambda: accord.load("sft", device=0), "load: device is auto, cpu, cuda, cuda:1 or mps; found 0"),
+        (lambda: accord.load("sft", device="gpu"), "device: 'gpu' is no device"),
+        (lambda: accord.run(None), "run: the pipeline is a YAML file's path; found None"),
+        (lambda: accord.run("p.yaml", "seed=1"), r"run: overrides is a list of texts, as \['seed=1'\]; found 'seed=1'"),
+        (lambda: accord.run("p.yaml", {"seed": 1}), "run: overrides is a list of texts"),
+        (lambda: accord.run("p.yaml", [1]), r"run: overrides is a list of texts.*found \[1\]"),
+        (lambda: accord.run("p.yaml", only="sft"), r"run: only is a list of texts, as \['sft'\]; found 'sft'"),
+        (lambda: accord.run("p.yaml", jobs=0), "run: jobs is a whole number from 1; found 0"),
+        (lambda: accord.run("p.yaml", jobs=True), "run: jobs is a whole number from 1; found True"),
+        (
+            lambda: accord.stages.sft(5),
+            "sft: a config is a YAML file, a mapping of settings by name, or a config; found 5",
+        ),
+        (lambda: accord.stages.sft(["seed=1"]), "sft: a config is a YAML file, .*found .'seed=1'."),
+        (lambda: accord.stages.sft({1: 2}), "sft: a config is a YAML file, .*found the keys 1"),
+    ],
+)
+def test_a_wrong_call_is_a_sentence(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        call()
 
 
 def test_a_loaded_reward_model_scores(place: Path) -> None:

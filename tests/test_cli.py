@@ -45,6 +45,10 @@ def test_help_and_mistakes_need_no_torch(tmp_path: Path) -> None:
         ["run", "stages.yaml"],
         ["run", "nowhere.yaml"],
         ["sft", "data.train=nowhere.jsonl"],
+        ["sft", "--learning_rate", "1"],
+        ["sft", "sft.yaml"],
+        ["sfft"],
+        ["run", "sft.yaml"],
     ]
     code = (
         "import sys, io, contextlib\n"
@@ -58,7 +62,7 @@ def test_help_and_mistakes_need_no_torch(tmp_path: Path) -> None:
     )
     done = fresh(code, tmp_path)
     assert done.stderr == ""
-    assert done.stdout.splitlines() == ["0 False False True"] * 5 + ["2 False False False"] * 6
+    assert done.stdout.splitlines() == ["0 False False True"] * 5 + ["2 False False False"] * 10
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sft.yaml", "stages.yaml"]
 
 
@@ -121,10 +125,8 @@ def test_options_are_parsed_and_mistakes_exit_with_2() -> None:
     assert parse(["dpo", "--resume"]).resume is True
     assert parse(["dpo"]).resume is False
     assert parse(["chat", "x", "--temperature", "0", "--seed", "3"]).temperature == 0
-    for words in ([], ["stf"], ["config", "show", "stf"], ["config", "edit", "sft"], ["run"], ["sft", "--confg", "x"]):
-        with pytest.raises(SystemExit) as left:
-            parse(words)
-        assert left.value.code == 2
+    for words in (["stf"], ["config", "show", "stf"], ["config", "edit", "sft"], ["run"], ["sft", "--confg", "x"]):
+        assert main(words) == 2
 
 
 def test_every_stage_has_a_command_and_a_help_line() -> None:
@@ -148,7 +150,7 @@ def test_config_show_prints_resolved_paths(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sft", "nonsense"], "override 'nonsense': write it as key=value"),
+        (["sft", "nonsense"], "'nonsense': write it as key=value"),
         (["sft", "model.base_model=stf"], "model.base_model: 'stf' does not exist; did you mean 'sft'?"),
         (["sft", "model.base_model=./x/y"], "model.base_model: './x/y' does not exist"),
         (["dpo", "data.train=x.jsonl"], "data.train: 'x.jsonl' does not exist"),
@@ -199,6 +201,62 @@ def test_a_reader_that_ends_early_ends_the_command_silently(words: list[str]) ->
     assert (ended.returncode, ended.stderr) == (141, "")
 
 
+def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert shown == parser().format_help()
+    with pytest.raises(SystemExit) as left:
+        main(["help"])
+    assert (left.value.code, capsys.readouterr().out) == (0, shown)
+    assert main(["models"]) == 0
+    assert capsys.readouterr().out.startswith("usage: accord models")
+    assert main(["help", "sft"]) == 0
+    assert "training.learning_rate=0.0001" in capsys.readouterr().out
+
+
+def test_the_version_is_a_line_with_what_results_depend_on(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    import accord
+
+    assert main(["--version"]) == 0
+    shown = capsys.readouterr().out
+    assert re.fullmatch(
+        rf"accord {re.escape(accord.__version__)}, Python [\d.]+\S*, torch {re.escape(torch.__version__)}, transformers [\d.]+\S*"
+        r" \(\w+ \w+\)\n",
+        shown,
+    )
+
+
+def test_an_empty_config_says_that_the_defaults_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("", "# only a comment\n", "---\n"):
+        (tmp_path / "c.yaml").write_text(text)
+        assert main(["config", "show", "sft", "--config", str(tmp_path / "c.yaml")]) == 0
+        said = capsys.readouterr()
+        assert yaml.safe_load(said.out) == SFTConfig().model_dump(mode="json")
+        assert said.err == f"accord: note: {tmp_path / 'c.yaml'} has no settings; all have their defaults.\n"
+
+
+@pytest.mark.parametrize("code", ["main(['--help'])", "main(['sft'])", "__import__('accord').load('x')"])
+def test_on_windows_it_names_wsl(code: str, tmp_path: Path) -> None:
+    """Modules that only Unix has are absent there; Python's own ones are loaded before the platform changes."""
+    prepare = (
+        "import sys, argparse, json, pathlib, platform, importlib.metadata\n"
+        "for name in ('fcntl', 'resource', 'termios', 'pwd', 'grp'): sys.modules[name] = None\n"
+        "sys.platform = 'win32'\n"
+        "from accord.cli import main\n"
+        "from accord import UserError\n"
+        f"try: print({code})\n"
+        "except UserError as error: print('accord:', error, file=sys.stderr)\n"
+    )
+    done = fresh(prepare, tmp_path)
+    assert done.stdout.strip() in ("2", "")
+    assert done.stderr.startswith(
+        "accord: accord runs on Linux and macOS; on Windows, install WSL (type 'wsl --install'"
+    )
+    assert done.stderr.count("\n") == 1
+
+
 def test_debug_shows_the_traceback() -> None:
     from accord.errors import UserError
 
@@ -245,6 +303,6 @@ def test_a_stage_ends_with_what_to_run_next(
     assert got == [(kind, STAGE_KINDS[kind].settings(seed=3, name="mine"), True)]
     shown = capsys.readouterr().out
     assert shown.startswith("next: accord ")
-    for command in shown.removeprefix("next: ").strip().split(", or "):
+    for command in re.split(", or |; reward models: ", shown.removeprefix("next: ").strip()):
         if " with " not in command:  # a sentence
             parse(command.split()[1:])

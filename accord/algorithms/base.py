@@ -10,10 +10,9 @@ import torch
 
 from accord.config.sft import BaseConfig
 from accord.data.chat import render
-from accord.data.rows import Where, messages_field, text_field
-from accord.data.supervised import SupervisedExample
+from accord.data.rows import Tally, Where, messages_field, text_field
+from accord.data.supervised import SupervisedData, SupervisedExample, describe_split, opening_text, split_texts
 from accord.data.tokenizer import Tokenizer, small_tokenizer
-from accord.errors import UserError
 from accord.io.readers import read_jsonl
 from accord.models.open import small_backbone
 from accord.runtime.device import resolve_device
@@ -23,26 +22,32 @@ from accord.training.cross_entropy import train_texts
 from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
 
 
-def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> list[SupervisedExample]:
+def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> SupervisedData:
     """Examples from rows ``{"text"}`` (EOS added) or ``{"messages"}`` (rendered); every token but the first is a label.
 
     Texts without a label are dropped.  Raises UserError, naming file and row.
     """
-    examples = []
+    tally = Tally()
+    examples, texts = [], []
     for number, row in read_jsonl(path):
         where = Where(path, number)
+        tally.rows += 1
         if "messages" in row:
+            messages = messages_field(row, "messages", where)
             with where.named():
-                text = render(tokenizer, messages_field(row, "messages", where), add_generation_prompt=False)
-            tokens = tokenizer.encode(text)
+                text = render(tokenizer, messages, add_generation_prompt=False)
+            tokens, source = tokenizer.encode(text), opening_text(messages)
         else:
-            tokens = [*tokenizer.encode(text_field(row, "text", where)), tokenizer.eos_id]
+            source = text_field(row, "text", where)
+            tokens = [*tokenizer.encode(source), tokenizer.eos_id]
         tokens = tokens[:max_length]
-        if len(tokens) > 1:
-            examples.append(SupervisedExample(tuple(tokens), (False, *[True] * (len(tokens) - 1))))
-    if not examples:
-        raise UserError(f"{path}: no row is usable; expected texts of at least one character.")
-    return examples
+        if len(tokens) < 2:
+            tally.dropped["no character"] += 1
+            continue
+        tally.tokens += len(tokens)
+        examples.append(SupervisedExample(tuple(tokens), (False, *[True] * (len(tokens) - 1))))
+        texts.append(source)
+    return SupervisedData(tuple(examples), tuple(texts), tally.report(path))
 
 
 def train(config: BaseConfig, run: Run) -> dict[str, float]:
@@ -60,19 +65,20 @@ def train(config: BaseConfig, run: Run) -> dict[str, float]:
         tokenizer.pad_id,
     )
     backbone.to(device)
-    examples = read_texts(config.data.train, tokenizer, settings.max_length)
-    examples = examples[: config.data.limit or None]
+    data = split_texts(config.data, lambda path: read_texts(path, tokenizer, settings.max_length), run.seed)
+    examples = data.train
     tokens = sum(len(e.tokens) for e in examples)
     run.plan(
         {
             "model": describe_model(backbone, settings.base_model),
-            "data": f"{config.data.train}: {len(examples):,} texts, {tokens:,} tokens, every token a label",
+            "data": f"{config.data.train}: {data.report} Every token is a label.",
+            "texts": describe_split(data, config.eval_every),
             "steps": describe_steps(len(examples), config.training),
             "memory": describe_memory(
                 backbone, backbone.width, tokens_in_a_pass(tokens, len(examples), config.training)
             ),
         }
     )
-    metrics = train_texts(run, backbone, examples, config.training, config.precision)
+    metrics = train_texts(run, backbone, data, config)
     save_model(run, backbone, tokenizer, "base", metrics, {})
     return metrics

@@ -116,7 +116,8 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     log_ratios = logprobs - reference[first : first + len(judged)].cpu()
     if heldout:
         last["heldout_accuracy"] = float((0.5 * (log_ratios[:, 0] - log_ratios[:, 1]).sign() + 0.5).mean())
-        run.record({"heldout_accuracy": last["heldout_accuracy"]})
+        last["heldout_margin"] = options.beta * float((log_ratios[:, 0] - log_ratios[:, 1]).mean())
+        run.record({name: last[name] for name in ("heldout_accuracy", "heldout_margin")})
     if bool((log_ratios.mean(0) < 0).all()):
         run.say(
             f"note: on {len(judged)} {'held-out' if heldout else 'training'} pairs chosen and rejected log-probs both"

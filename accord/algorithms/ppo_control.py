@@ -31,12 +31,19 @@ from accord.evaluation.policies import evaluate, write_curve, write_video
 from accord.functional.advantages import explained_variance, normalize_advantages
 from accord.functional.kl import AdaptiveKL, FixedKL
 from accord.kernels.numpy_actor_critic import NumpyActorCritic
-from accord.models.heads import ActorCritic, AnyActorCritic, GaussianActorCritic, numpy_networks
+from accord.models.heads import (
+    ActorCritic,
+    AnyActorCritic,
+    GaussianActorCritic,
+    MultiDiscreteActorCritic,
+    numpy_networks,
+)
 from accord.rollout.env.buffer import RolloutBuffer
 from accord.rollout.env.collect import StepActor, StepCollector, StepRollout
-from accord.rollout.env.episodes import Spaces, Vectors
+from accord.rollout.env.episodes import Vectors
 from accord.rollout.env.gym import open_vectors
 from accord.rollout.env.normalization import Normalizer
+from accord.rollout.env.spaces import Spaces
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import save_pt
@@ -125,12 +132,12 @@ def new_collector(
 ) -> StepCollector:
     """A collector with a buffer of the rollout's size."""
     spaces = vectors.spaces
-    width = spaces.action_dim if spaces.continuous else 0
     sizes = (training.n_steps, spaces.obs_dim, training.n_envs, training.gamma, training.gae_lambda)
-    return StepCollector(run, actor, vectors, normalizer, RolloutBuffer(*sizes, continuous=width))
+    return StepCollector(run, actor, vectors, normalizer, RolloutBuffer(*sizes, continuous=spaces.action_length))
 
 
 NO_PENALTY = FixedKL(0.0)
+NO_END = "give the environment a time limit (environment_args.max_episode_steps=…, or truncated=True from a class of your own)"
 MAX_NOISE = 2**24
 """Numbers of a rollout's sampling noise in NumPy, which draws it at once (64 MB); beyond it torch samples step by step."""
 
@@ -191,6 +198,8 @@ def new_policy(spaces: Spaces, config: ControlPPOConfig) -> AnyActorCritic:
     """A new policy and critic for a task's spaces."""
     if spaces.continuous:
         return GaussianActorCritic(spaces.obs_dim, spaces.action_dim, config.model.hidden_dim, config.model.log_std)
+    if spaces.sizes:
+        return MultiDiscreteActorCritic(spaces.obs_dim, spaces.sizes, config.model.hidden_dim)
     return ActorCritic(spaces.obs_dim, spaces.action_dim, config.model.hidden_dim)
 
 
@@ -201,8 +210,12 @@ def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
     Returns the last rollout's metrics and the evaluation's.
     """
     training, normalize, evaluation = config.training, config.normalize, config.evaluation
-    vectors = open_vectors(config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e))
+    vectors = open_vectors(
+        config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e), config.environment_args
+    )
     spaces = vectors.spaces
+    for note in spaces.notes:
+        run.say(note)
     torch.manual_seed(run.derive("init"))
     model = new_policy(spaces, config).to(resolve_device(config.device))
     normalizer = Normalizer(
@@ -217,14 +230,15 @@ def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
             run.record({"timesteps": float(timesteps), **numbers}, prefix="rollout/")
 
     scaled = " and ".join(name for name in ("observations", "rewards") if getattr(normalize, name))
-    kind = f"vectors of {spaces.action_dim} reals" if spaces.continuous else f"{spaces.action_dim} actions"
     description = {
-        "acts in": f"{config.environment}: observations of {spaces.obs_dim} numbers, {kind}",
+        "acts in": f"{config.environment}: {spaces.words()}",
         "normalized": scaled or "nothing",
     }
     task = StepTask(vectors, normalizer, description, evaluate=evaluate_if_due)
     last = train_on_steps(run, model, task, training)
     vectors.close()
+    if not last["episodes"]:
+        run.say(f"no episode ended in {int(last['timesteps'])} steps: returns are unknown; train longer, or {NO_END}")
     if evaluation.episodes:
         numbers = evaluate(config, run, model, normalizer)
         run.record({"timesteps": last["timesteps"], **numbers}, prefix="rollout/")
@@ -232,9 +246,22 @@ def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
             f"evaluation: return {numbers['eval_return']:.1f} ± {numbers['eval_return_std']:.1f} over"
             f" {evaluation.episodes} episodes (from {numbers['eval_return_min']:.1f})"
         )
+        if cut := int(numbers["eval_cut"]):
+            run.say(
+                f"{cut} of these episodes were cut off after evaluation.max_steps={evaluation.max_steps} steps, so that their"
+                f" returns are those so far; raise it, or {NO_END}"
+            )
         last = {**last, **numbers}
     sizes = {"obs_dim": spaces.obs_dim, "action_dim": spaces.action_dim, "hidden_dim": config.model.hidden_dim}
-    more = {"environment": config.environment, "continuous": spaces.continuous, "normaliser": normalizer.state_dict()}
+    more: dict[str, Any] = {
+        "environment": config.environment,
+        "continuous": spaces.continuous,
+        "normaliser": normalizer.state_dict(),
+    }
+    if spaces.sizes:
+        more["sizes"] = list(spaces.sizes)
+    if spaces.scale is not None and spaces.offset is not None:
+        more |= {"action_scale": torch.from_numpy(spaces.scale), "action_offset": torch.from_numpy(spaces.offset)}
     save_pt(run, "ppo_final.pt", model, {**sizes, **more, "metrics": last})
     run.say(f"wrote {run.directory / 'ppo_final.pt'} (load_state_dict of {type(model).__name__})")
     write_curve(config, run)

@@ -14,8 +14,9 @@ from accord.config.on_policy import HeadsPPOConfig
 from accord.data.prompts import load_prompts
 from accord.errors import UserError
 from accord.models.heads import ActorCritic
-from accord.rollout.env.episodes import EpisodeVectors, Spaces
+from accord.rollout.env.episodes import EpisodeVectors
 from accord.rollout.env.normalization import Normalizer
+from accord.rollout.env.spaces import Spaces
 from accord.rollout.env.tokens import TokenEnvironment
 from accord.rollout.score import Replies, open_rewards, total
 from accord.runtime.device import resolve_device

@@ -4,13 +4,14 @@ Ouyang et al. 2022 (arXiv 2203.02155), section 3.5, first step.  Numbered detail
 1. labels are the assistant's tokens and the EOS that ends the turn; prompt tokens carry no loss;
 2. texts are packed without padding; attention and state never cross from text to text;
 3. the loss is a sum over the number of labels of the whole step, however many forward passes that takes;
-4. a checkpoint after each epoch (``sft_epoch_0.pt``, …) and ``sft_final.pt``.
+4. a checkpoint after each epoch (``sft_epoch_0.pt``, …) and ``sft_final.pt``;
+5. the held-out loss is one mean over all labels of the held-out rows, and draws no random number.
 """
 
 from __future__ import annotations
 
 from accord.config.sft import SFTConfig
-from accord.data.supervised import load_supervised
+from accord.data.supervised import describe_split, load_supervised, split_texts
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import open_model, open_tokenizer, save_model, save_pt
@@ -23,14 +24,15 @@ def train(config: SFTConfig, run: Run) -> dict[str, float]:
     device = resolve_device(config.device)
     tokenizer = open_tokenizer(config.model.base_model)
     backbone = open_model(config.model.base_model, device)
-    data = load_supervised(config.data.train, tokenizer, config.model.max_length)
-    examples = data.examples[: config.data.limit or None]
+    data = split_texts(config.data, lambda path: load_supervised(path, tokenizer, config.model.max_length), run.seed)
+    examples = data.train
     tokens = sum(len(e.tokens) for e in examples)
     run.plan(
         {
             "model": describe_model(backbone, config.model.base_model),
-            "data": f"{config.data.train}: {data.report.describe()}",
+            "data": f"{config.data.train}: {data.report}",
             "labels": f"{sum(sum(e.loss_mask) for e in examples):,} of {tokens:,} tokens: the assistant's, final EOS included",
+            "texts": describe_split(data, config.eval_every),
             "steps": describe_steps(len(examples), config.training),
             "memory": describe_memory(
                 backbone, backbone.width, tokens_in_a_pass(tokens, len(examples), config.training)
@@ -41,6 +43,6 @@ def train(config: SFTConfig, run: Run) -> dict[str, float]:
     def after_epoch(epoch: int, metrics: dict[str, float]) -> None:
         save_pt(run, f"sft_epoch_{epoch}.pt", backbone, {"epoch": epoch, "metrics": dict(metrics)})
 
-    metrics = train_texts(run, backbone, examples, config.training, config.precision, after_epoch)
+    metrics = train_texts(run, backbone, data, config, after_epoch)
     save_model(run, backbone, tokenizer, "sft", metrics, {"base_model": config.model.base_model})
     return metrics

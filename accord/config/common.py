@@ -105,18 +105,13 @@ class PromptedModel(TextModel):
         return self.max_prompt_length or max(1, self.max_length * 3 // 4)
 
 
-class TextData(Section):
-    """Where training rows come from."""
+class SplitData(Section):
+    """Training rows and held-out rows."""
 
     train: str = "demo"
     """demo (the small world), a stage, a folder, or a JSON Lines file."""
     limit: CountOrZero = 0
-    """Use only the first rows; 0: all."""
-
-
-class SplitData(TextData):
-    """Training rows and held-out rows."""
-
+    """Use only the first rows of train; 0: all."""
     heldout: str = ""
     """Held-out rows: a stage, folder or JSON Lines file; empty: split off heldout_fraction of train's prompts."""
     heldout_fraction: Share = 0.1

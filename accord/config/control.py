@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from accord.config.common import Stage
 from accord.config.numbers import Count, CountOrZero, LogDeviation, PositiveCoefficient, Width
@@ -14,7 +14,7 @@ from accord.config.section import Section
 
 
 class ControlPolicy(Section):
-    """ActorCritic, or GaussianActorCritic for continuous actions, on a task's observations."""
+    """ActorCritic, or MultiDiscreteActorCritic or GaussianActorCritic by the task's actions, on its observations."""
 
     policy: Literal["control"] = "control"
     """language: a whole language model; heads: ActorCritic on a frozen language model's features; control: a Gymnasium task."""
@@ -43,7 +43,7 @@ class Evaluation(Section):
     every: CountOrZero = 0
     """Environment steps between evaluations; 0: only at the end of training."""
     max_steps: Count = 10000
-    """Steps after which an evaluation episode is cut off; its return so far counts."""
+    """Steps after which an evaluation episode is cut off; its return so far counts, and eval_cut says how many were."""
     curve: bool = True
     """Write curve.png: returns over environment steps."""
     video: bool = False
@@ -59,6 +59,8 @@ class ControlPPOConfig(Stage):
     training: StepsPPOOptimizer = StepsPPOOptimizer()
     environment: str = ""
     """A Gymnasium id, e.g. CartPole-v1, or a class of your own as module:Class."""
+    environment_args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of gymnasium.make or of the class, e.g. environment_args.max_episode_steps=200."""
     normalize: Normalization = Normalization()
     evaluation: Evaluation = Evaluation()
 

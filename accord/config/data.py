@@ -22,6 +22,10 @@ class DemoConfig(Stage):
     """Rows of demonstrations."""
     preference_rows: Count = 600
     """Preference pairs, made without a model."""
+    heldout_base_rows: Count = 200
+    """Rows of base text about held-out prompts."""
+    heldout_sft_rows: Count = 180
+    """Rows of demonstrations of held-out prompts."""
 
 
 class PretrainedConfig(Stage):

@@ -6,6 +6,7 @@ Neither this module nor its imports load torch, so that a wrong key is reported 
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +43,8 @@ def load(settings: type[C] | Variants[C], path: str | Path | None, overrides: Se
     Raises UserError for a missing or malformed file, an unknown key (with the nearest known one) or a bad value.
     """
     values, lines = read_yaml(path) if path is not None else ({}, {})
+    if path is not None and not values:
+        print(f"accord: note: {path} has no settings; all have their defaults.", file=sys.stderr)
     sources = {key: f"{path} line {line}" for key, line in lines.items()}
     for override in overrides:
         key, value = parse_override(override)
@@ -98,8 +101,14 @@ def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default
     below = [k for k in sources if k.startswith(f"{key}.")]
     above = [".".join(path[:i]) for i in range(len(path) - 1, 0, -1)]
     where = next((sources[k] for k in (key, *below, *above) if k in sources), default_source)
+    if key == "stages" and error["type"] == "extra_forbidden":
+        file = where.rpartition(" line ")[0] or "FILE"
+        return f"{where}: 'stages' makes this a pipeline, not the config of one stage; type accord run {file}."
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key {key!r}; {_hint(cls, path)}"
+    if error["type"] == "model_type" and where.startswith("override "):
+        example = nearest_key(key, cls)
+        return f"{where}: {key!r} is a section; set one of its keys, such as {example}."
     if error["type"] in ("model_type", "dict_type"):
         return f"{where}: {key}: expected 'key: value' lines below it, found {_shown(error['input'])}."
     message = _EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, ").removeprefix("Input should be "))
@@ -109,6 +118,8 @@ def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default
     found = "" if error["type"] in ("missing", "value_error") else f", found {_shown(error['input'])}"
     if error["type"] == "missing":
         return f"{where}: the required key {key!r} is missing."
+    if error["input"] is None and where.startswith("override "):
+        return f"{where}: {key}: there is no value after '='; expected {message}."
     subject = f"{where}: {key}" if key else where
     return f"{subject}: {expected}{message}{found}."
 
@@ -138,7 +149,26 @@ def _hint(cls: type[BaseModel], path: tuple[str, ...]) -> str:
     near = [anywhere[last]] if last in anywhere else []
     near = near or [siblings[n] for n in difflib.get_close_matches(last, siblings, 1, 0.6)]
     near = near or [anywhere[n] for n in difflib.get_close_matches(last, anywhere, 1, 0.75)]
+    near = near or [*filter(None, [nearest_key(last, cls)])]
     return f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(here) or 'none'}."
+
+
+def nearest_key(name: str, cls: type[BaseModel]) -> str:
+    """The setting that a name in another form means: its last part, misspelled, its initials or one of its words; for a
+    section the first setting in it.
+
+    Empty where there is none.  ``lr`` and ``learning_rat`` mean training.learning_rate, ``epochs`` training.num_epochs.
+    """
+    sections = {key.rpartition(".")[0] for key in known_keys(cls)}
+    keys = [key for key in known_keys(cls) if "*" not in key and key not in sections]
+    by_last = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    last = name.rpartition(".")[2]
+    if name in sections:
+        return next((key for key in keys if key.startswith(f"{name}.")), "")
+    near = [last] if last in by_last else difflib.get_close_matches(last, by_last, 1, 0.75)
+    near = near or [n for n in by_last if len(last) > 1 and last == "".join(word[0] for word in n.split("_") if word)]
+    near = near or [n for n in by_last if len(last) > 3 and last in n.split("_")]
+    return by_last[near[0]] if near else ""
 
 
 def to_yaml(config: Section) -> str:

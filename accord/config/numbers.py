@@ -55,6 +55,8 @@ DecayRate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _NUMBER]
 FlippedShare = Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False), _NUMBER]
 Temperature = Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False), _NUMBER]
 """Divides logits; smaller ones overflow, and are greedy in all but name."""
+TemperatureOrZero = Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False), _NUMBER]
+"""0 is greedy."""
 GradientNorm = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False), _NUMBER]
 LogDeviation = Annotated[float, Field(ge=-20, le=20, allow_inf_nan=False), _NUMBER]
 """The logarithm of a standard deviation."""

@@ -5,7 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from accord.config.common import Optimizer, PrecisionStage, TextData, TextModel
+from pydantic import model_validator
+
+from accord.config.common import Optimizer, PrecisionStage, SplitData, Stage, TextModel
+from accord.config.numbers import CountOrZero, Share
+
+
+class TextData(SplitData):
+    """Training rows and held-out rows; without a setting all rows of train are trained on."""
+
+    heldout: str = ""
+    """Held-out rows, for the held-out loss: a stage, folder or JSON Lines file; empty: the held-out rows of the stage or
+    folder that train names, where it has any and heldout_fraction is 0."""
+    heldout_fraction: Share = 0.0
+    """Fraction of train's prompts (of plain texts: of the texts) to hold out; all rows of a prompt fall on the same side."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TextData:
+        if self.heldout and self.heldout_fraction:
+            raise ValueError(
+                "heldout names a file of held-out rows and heldout_fraction splits them off train; set only one of them"
+            )
+        return self
+
+
+class TextStage(PrecisionStage):
+    """Settings of stages that learn texts by cross-entropy."""
+
+    runtime: ClassVar[frozenset[str]] = Stage.runtime | {"eval_every"}
+    retired: ClassVar[Mapping[str, Any]] = {"model.max_prompt_length": 0}
+
+    eval_every: CountOrZero = 0
+    """Steps between held-out losses; 0: before the first step and after the last one only."""
+    model: TextModel = TextModel()
+    data: TextData = TextData()
+    training: Optimizer = Optimizer()
 
 
 class BaseModelSettings(TextModel):
@@ -14,23 +48,14 @@ class BaseModelSettings(TextModel):
     base_model: Literal["mamba", "transformer"] = "mamba"
 
 
-class BaseConfig(PrecisionStage):
+class BaseConfig(TextStage):
     """Trains a small base model on plain text and chats."""
 
-    retired: ClassVar[Mapping[str, Any]] = {"model.max_prompt_length": 0}
-
     model: BaseModelSettings = BaseModelSettings()
-    data: TextData = TextData()
     training: Optimizer = Optimizer(
         batch_size=16, learning_rate=3e-3, schedule="linear", warmup_steps=30, weight_decay=0.05, adam_beta2=0.95
     )
 
 
-class SFTConfig(PrecisionStage):
+class SFTConfig(TextStage):
     """Supervised fine-tuning on demonstrations."""
-
-    retired: ClassVar[Mapping[str, Any]] = {"model.max_prompt_length": 0}
-
-    model: TextModel = TextModel()
-    data: TextData = TextData()
-    training: Optimizer = Optimizer()

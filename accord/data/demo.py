@@ -18,6 +18,7 @@ from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 
+from accord.config.data import DemoConfig
 from accord.data.demo_text import (
     ATTRIBUTES,
     BASE_SHARES,
@@ -117,6 +118,12 @@ def demonstrations(seed: int, n: int) -> list[dict[str, str]]:
     return [{"prompt": prompt, "completion": answers(prompt, rng)} for prompt in _cycle(prompts(seed)[0], n, rng)]
 
 
+def heldout_demonstrations(seed: int, n: int) -> list[dict[str, str]]:
+    """``n`` rows as in ``demonstrations``, of held-out prompts and from another random stream."""
+    rng = random.Random(derive(seed, "heldout demonstrations"))
+    return [{"prompt": prompt, "completion": answers(prompt, rng)} for prompt in _cycle(prompts(seed)[1], n, rng)]
+
+
 def preferences(seed: int, n: int) -> list[dict[str, str]]:
     """``n`` rows ``{"prompt", "chosen", "rejected"}``: two different replies, labeled by the annotator."""
     rng = random.Random(derive(seed, "preferences"))
@@ -149,9 +156,19 @@ def corpus(seed: int, n: int) -> list[dict[str, object]]:
         else:
             thing = rng.choice(list(FACTS))
             user, assistant = (line.format(t=thing) for line in rng.choice(SMALL_TALK))
-        turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        rows.append({"messages": turns})
+        rows.append(_conversation(user, assistant))
     return rows
+
+
+def heldout_corpus(seed: int, n: int) -> list[dict[str, object]]:
+    """``n`` exchanges as in ``corpus``, on held-out prompts: statements and small talk would repeat the corpus."""
+    rng = random.Random(derive(seed, "heldout corpus"))
+    asked = _cycle(prompts(seed)[1], n, rng)
+    return [_conversation(user, compose(_style(BASE_SHARES, rng), user, rng, wrong=0.0)) for user in asked]
+
+
+def _conversation(user: str, assistant: str) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]}
 
 
 def _statements(rng: random.Random) -> str:
@@ -297,21 +314,23 @@ def annotate(prompt: str, a: str, b: str, rng: random.Random, temperature: float
 
 
 # ------------------------------------------------------------------ files
-def write(
-    directory: str | Path, seed: int = 0, base: int = 20_000, sft: int = 2_400, preference: int = 3_000
-) -> dict[str, Path]:
-    """Writes the world's files, the same bytes for the same arguments; returns their paths by name.
+def write(directory: str | Path, config: DemoConfig) -> dict[str, Path]:
+    """Writes the world's files, the same bytes for the same seed and numbers of rows; returns their paths by name.
 
     base.jsonl ``{"text"}`` or ``{"messages"}``, sft.jsonl ``{"prompt", "completion"}``, preferences.jsonl ``{"prompt",
-    "chosen", "rejected"}``, prompts.jsonl and heldout_prompts.jsonl ``{"prompt"}``.
+    "chosen", "rejected"}``, prompts.jsonl ``{"prompt"}``; heldout_base.jsonl, heldout_sft.jsonl and
+    heldout_prompts.jsonl, on prompts that none of the others has.
     """
+    seed = config.seed
     train, heldout = prompts(seed)
     tables: dict[str, Sequence[Mapping[str, object]]] = {
-        "base": corpus(seed, base),
-        "sft": demonstrations(seed, sft),
-        "preferences": preferences(seed, preference),
+        "base": corpus(seed, config.base_rows),
+        "sft": demonstrations(seed, config.sft_rows),
+        "preferences": preferences(seed, config.preference_rows),
         "prompts": [{"prompt": prompt} for prompt in train],
         "heldout_prompts": [{"prompt": prompt} for prompt in heldout],
+        "heldout_base": heldout_corpus(seed, config.heldout_base_rows),
+        "heldout_sft": heldout_demonstrations(seed, config.heldout_sft_rows),
     }
     paths = {name: Path(directory) / f"{name}.jsonl" for name in tables}
     for name, rows in tables.items():

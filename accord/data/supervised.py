@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Literal
 
+from accord.config.common import SplitData
 from accord.data.chat import chat_tokens, document_ids, exchange
-from accord.data.prompts import tokens_to_keep
+from accord.data.heldout import Split, read_split
+from accord.data.prompts import is_blank, plain_text, tokens_to_keep
 from accord.data.rows import (
+    Message,
     Report,
     Row,
     Tally,
@@ -54,6 +58,7 @@ class SupervisedData:
     """The usable rows of a file, in file order."""
 
     examples: tuple[SupervisedExample, ...]
+    texts: tuple[str, ...]  # of each example's prompt, whole; of a text without a prompt the text itself
     report: Report
 
     def __len__(self) -> int:
@@ -71,11 +76,11 @@ def load_supervised(
     if max_length < 2:
         raise UserError(f"max_length: {max_length}, expected at least 2")
     tally = Tally()
-    examples = []
+    examples, texts = [], []
     for number, row in islice(read_jsonl(path), limit or None):
         where = Where(str(path), number)
         tally.rows += 1
-        tokens, mask, split = _tokens(row, tokenizer, where)
+        tokens, mask, split, text = _tokens(row, tokenizer, where)
         if not tokens:
             tally.dropped["empty reply"] += 1
             continue
@@ -90,31 +95,60 @@ def load_supervised(
         tally.retokenized += split
         tally.tokens += len(tokens)
         examples.append(SupervisedExample(tuple(tokens), tuple(mask)))
-    return SupervisedData(tuple(examples), tally.report(path))
+        texts.append(text)
+    return SupervisedData(tuple(examples), tuple(texts), tally.report(path))
 
 
-def _tokens(row: Row, tokenizer: Tokenizer, where: Where) -> tuple[list[int], list[bool], bool]:
-    """(tokens, loss mask, whether tokenized separately); no tokens where there is no reply."""
+def split_texts(data: SplitData, read: Callable[[str], SupervisedData], seed: int) -> Split[SupervisedExample]:
+    """The examples of ``data.train`` and those held out, each file read by ``read``.
+
+    Raises UserError where no row is left to train on.
+    """
+
+    def parts(path: str) -> tuple[Sequence[SupervisedExample], Sequence[str], str]:
+        found = read(path)
+        return found.examples, found.texts, found.report.describe()
+
+    return read_split(data, parts, seed)
+
+
+def describe_split(split: Split[SupervisedExample], eval_every: int) -> str:
+    """How many texts are held out, and when their loss is measured, for the screen before training."""
+    if not split.heldout:
+        return f"{split.describe()}; data.heldout or data.heldout_fraction gives a held-out loss"
+    labels = sum(sum(e.loss_mask) for e in split.heldout)
+    between = f", every {eval_every} steps" if eval_every else ""
+    return f"{split.describe()}; loss of its {labels:,} labels before the first step{between} and after the last"
+
+
+def opening_text(messages: Sequence[Message]) -> str:
+    """The turns before the first reply as plain text, by which a conversation is held out; all turns where none is there."""
+    return plain_text(list(takewhile(lambda m: m["role"] != "assistant", messages)) or messages)
+
+
+def _tokens(row: Row, tokenizer: Tokenizer, where: Where) -> tuple[list[int], list[bool], bool, str]:
+    """(tokens, loss mask, whether tokenized separately, text of the prompt); no tokens where there is no reply."""
     if "messages" in row:
         messages = messages_field(row, "messages", where)
         if any(m["role"] == "assistant" and not m["content"].strip() and "tool_calls" not in m for m in messages):
-            return [], [], False
+            return [], [], False, ""
         with where.named():
             chat = chat_tokens(tokenizer, messages)
-        return chat.ids, _but_first(chat.loss_mask), chat.split
+        return chat.ids, _but_first(chat.loss_mask), chat.split, opening_text(messages)
     if "prompt" not in row and "completion" not in row and "text" in row:
         text = text_field(row, "text", where)
         ids = document_ids(tokenizer, text) if text.strip() else []
-        return ids, _but_first([True] * len(ids)), False
+        return ids, _but_first([True] * len(ids)), False, text
     if "prompt" not in row and "completion" not in row:
         require(row, "messages" if _looks_like_chat(row) else "prompt", where)
     prompt, completion = prompt_field(row, "prompt", where), reply_field(row, "completion", where)
     if not completion.strip():
-        return [], [], False
+        return [], [], False, ""
     with where.named():
         turn = exchange(tokenizer, prompt, completion)
     mask = [False] * len(turn.prompt) + [True] * len(turn.reply)
-    return turn.prompt + turn.reply, _but_first(mask), turn.split
+    text = completion if is_blank(prompt) else plain_text(prompt)
+    return turn.prompt + turn.reply, _but_first(mask), turn.split, text
 
 
 def _looks_like_chat(row: Row) -> bool:

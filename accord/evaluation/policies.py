@@ -13,7 +13,8 @@ from accord.config.control import ControlPPOConfig
 from accord.io.atomic import replacing
 from accord.io.readers import read_appended_rows
 from accord.models.heads import AnyActorCritic
-from accord.rollout.env.gym import make_environment, open_vectors, spaces_of
+from accord.rollout.env.checked import CheckedEnvironment
+from accord.rollout.env.gym import make_environment, open_vectors
 from accord.rollout.env.normalization import Normalizer
 from accord.runtime.run import Run
 
@@ -35,27 +36,37 @@ def evaluate(config: ControlPPOConfig, run: Run, model: AnyActorCritic, normaliz
 
     Environments and seeds are the same each time and separate from training, whose random state is not used.
     """
-    episodes, returns, lengths = config.evaluation.episodes, [], []
+    episodes, returns, lengths, cut = config.evaluation.episodes, [], [], 0
     for first in range(0, episodes, PARALLEL):
         numbers = range(first, min(first + PARALLEL, episodes))
-        part, steps = _run_episodes(config, run, model, normalizer, numbers)
+        part, steps, active = _run_episodes(config, run, model, normalizer, numbers)
         returns.append(part)
         lengths.append(steps)
+        cut += int(active.sum())
     all_returns = np.concatenate(returns)
     return {
         "eval_return": float(all_returns.mean()),
         "eval_return_std": float(all_returns.std()),
         "eval_return_min": float(all_returns.min()),
         "eval_length": float(np.concatenate(lengths).mean()),
+        "eval_cut": float(cut),
     }
 
 
 def _run_episodes(
     config: ControlPPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer, numbers: range
-) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) returns and (n,) lengths: one episode in each of n environments, so that short episodes are not overrepresented."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) returns, (n,) lengths, and (n,) bool, true where ``max_steps`` cut the episode off.
+
+    One episode in each of n environments, so that short episodes are not overrepresented.
+    """
     n = len(numbers)
-    vectors = open_vectors(config.environment, n, lambda i, episode: run.derive("evaluation", numbers[i], episode))
+    vectors = open_vectors(
+        config.environment,
+        n,
+        lambda i, episode: run.derive("evaluation", numbers[i], episode),
+        config.environment_args,
+    )
     returns, lengths, active = np.zeros(n), np.zeros(n), np.ones(n, dtype=bool)
     for _ in range(config.evaluation.max_steps):
         stepped = vectors.step(_act(model, normalizer, vectors.observations))
@@ -65,7 +76,7 @@ def _run_episodes(
         if not active.any():
             break
     vectors.close()
-    return returns, lengths
+    return returns, lengths, active
 
 
 def write_curve(config: ControlPPOConfig, run: Run) -> None:
@@ -106,7 +117,7 @@ def write_video(config: ControlPPOConfig, run: Run, model: AnyActorCritic, norma
     except ImportError:
         run.say("no episode.gif: Pillow is not installed (pip install 'accord[control]')")
         return
-    environment = make_environment(config.environment, render_mode="rgb_array")
+    environment = make_environment(config.environment, config.environment_args, render_mode="rgb_array")
     try:
         frames = [
             Image.fromarray(np.asarray(frame)).reduce(2)
@@ -125,15 +136,14 @@ def write_video(config: ControlPPOConfig, run: Run, model: AnyActorCritic, norma
 
 
 def _frames(
-    config: ControlPPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer, environment: Any
+    config: ControlPPOConfig, run: Run, model: AnyActorCritic, normalizer: Normalizer, environment: CheckedEnvironment
 ) -> Iterator[Any]:
     """Every second frame of one episode."""
-    spaces = spaces_of(config.environment, environment.observation_space, environment.action_space)
     observation, _ = environment.reset(seed=run.derive("evaluation", 0, 0) % 2**31)
     for step in range(config.evaluation.max_steps):
         if step % 2 == 0 and (frame := environment.render()) is not None:
             yield frame
-        action = spaces.to_task(_act(model, normalizer, np.asarray(observation, dtype=np.float32)[None]))[0]
+        action = environment.spaces.to_task(_act(model, normalizer, observation[None]))[0]
         observation, _, terminated, truncated, _ = environment.step(action)
         if terminated or truncated:
             return

@@ -1,6 +1,7 @@
 """Policy and value networks on vectors: an environment's observations or a language model's hidden states.
 
-``ActorCritic`` has discrete actions, ``GaussianActorCritic`` continuous ones.
+``ActorCritic`` has discrete actions, ``MultiDiscreteActorCritic`` several discrete ones at once, ``GaussianActorCritic``
+continuous ones.
 
 Two tanh layers a trunk; orthogonal weights of gain sqrt 2 in the trunk, 0.01 for the policy's last layer (so that the
 first policy is close to uniform) and 1 for the value's; zero biases.  "The 37 Implementation Details of PPO", 2 and 13.
@@ -9,6 +10,7 @@ first policy is close to uniform) and 1 for the value's; zero biases.  "The 37 I
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias, cast
 
 import torch
@@ -203,12 +205,68 @@ class GaussianActorCritic(nn.Module):
         return cast(Tensor, self.critic(obs))
 
 
-AnyActorCritic: TypeAlias = "ActorCritic | GaussianActorCritic"
+class MultiDiscreteActorCritic(nn.Module):
+    """``ActorCritic`` for actions of several independent discrete components, of ``sizes`` choices each.
+
+    The distribution is a product: log-probabilities and entropies of the components add up ("The 37 Implementation
+    Details of PPO", MultiDiscrete).  A binary component is one of two choices, its probability a logistic function of
+    the difference of two logits.
+    """
+
+    def __init__(self, obs_dim: int, sizes: Sequence[int], hidden_dim: int = 64) -> None:
+        super().__init__()
+        _check_sizes(components=len(sizes), **{f"sizes[{i}]": size for i, size in enumerate(sizes)})
+        self.obs_dim, self.sizes, self.action_dim = obs_dim, tuple(sizes), sum(sizes)
+        self.policy = PolicyNetwork(obs_dim, self.action_dim, hidden_dim)
+        self.critic = ValueNetwork(obs_dim, hidden_dim)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits (…, action_dim), component after component, values (…,))."""
+        return self.policy(obs), self.critic(obs)
+
+    def _components(self, logits: Tensor) -> list[Tensor]:
+        """Log-probabilities (…, size) of each component's choices."""
+        return [torch.log_softmax(part, -1) for part in torch.split(logits, list(self.sizes), -1)]
+
+    def get_action_and_value(
+        self, obs: Tensor, deterministic: bool = False, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(action (…, components) int64, log_prob (…,), value (…,)) for observations (…, obs_dim).
+
+        Deterministic: the likeliest choice of each.  ``generator`` must live on the observations' device.
+        """
+        logits, values = self(obs)
+        drawn = [_select_action(part, deterministic, generator) for part in self._components(logits)]
+        actions, log_probs = zip(*drawn, strict=True)
+        return torch.stack(actions, -1), torch.stack(log_probs, -1).sum(-1), values
+
+    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(log_probs, values, entropy), (…,) each, of ``actions`` (…, components) taken at ``obs`` (…, obs_dim).
+
+        Raises ValueError for a wrong shape, naming what was expected and what was found.
+        """
+        logits, values = self(obs)
+        expected = (*values.shape, len(self.sizes))
+        if actions.shape != expected:
+            raise ValueError(f"actions: shape {tuple(actions.shape)}, expected {expected}")
+        parts = self._components(logits)
+        log_probs = [_gather(part, choice) for part, choice in zip(parts, actions.long().unbind(-1), strict=True)]
+        entropies = [-(part.exp() * part).sum(-1) for part in parts]
+        return torch.stack(log_probs, -1).sum(-1), values, torch.stack(entropies, -1).sum(-1)
+
+    def value(self, obs: Tensor) -> Tensor:
+        """(…,) the values alone."""
+        return cast(Tensor, self.critic(obs))
+
+
+AnyActorCritic: TypeAlias = "ActorCritic | MultiDiscreteActorCritic | GaussianActorCritic"
 _LAYERS = (ActorCritic, GaussianActorCritic, PolicyNetwork, ValueNetwork, nn.Sequential, nn.Linear, nn.Tanh)
 
 
 def numpy_networks(model: AnyActorCritic, compiled: bool = False) -> NumpyActorCritic | None:
     """The model's networks in NumPy, for a float32 model on the CPU with two trunks and no hooks; None for any other.
+
+    NumPy computes one discrete action or real-valued ones, and not several discrete ones at once.
 
     The model's parameters move into one flat array, which both use from then on: each sees the other's changes.
     ``compiled``: see ``NumpyActorCritic``.

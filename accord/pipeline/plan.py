@@ -19,6 +19,7 @@ from accord.errors import UserError
 from accord.io.readers import read_yaml
 from accord.pipeline.grid import Point, Value, filled, gathered, matching, partner, points
 from accord.pipeline.references import references, renamed, require
+from accord.pipeline.wrong_file import require_file, require_pipeline
 from accord.stage_kinds.table import STAGE_KINDS
 
 
@@ -70,7 +71,9 @@ def plan(path: str | Path, overrides: Sequence[str] = ()) -> tuple[PipelineConfi
     Stages are in topological order, otherwise in the file's.  Overrides are ``seed=1`` for the pipeline, or
     ``ppo.kl.beta=0.1`` for the stage (or all stages of the grid) named ppo.  Raises UserError.
     """
-    _, lines = read_yaml(path)
+    require_file(path)
+    values, lines = read_yaml(path)
+    require_pipeline(path, values)
     heads = [parse_override(o)[0].split(".")[0] for o in overrides]
     own = [o for o, head in zip(overrides, heads, strict=True) if head in PipelineConfig.model_fields]
     pipeline = load(PipelineConfig, path, own)

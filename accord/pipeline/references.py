@@ -51,9 +51,24 @@ def value_at(values: Any, key: str) -> Any:
 def resolve(kind: str, config: Stage, folder_of: Callable[[str], Path | None]) -> Stage:
     """The config with every reference replaced by a path, except ``module:function`` and model ids.
 
-    ``folder_of`` returns a stage's folder, or None for other names.
+    A reference that is empty and has a file beside another (``Reference.beside``) is filled in.  ``folder_of`` returns a
+    stage's folder, or None for other names.
     """
+    config = with_files_beside(kind, config, folder_of)
     return _mapped(kind, config, lambda reference, value: _path(reference, value, folder_of(value)))
+
+
+def with_files_beside(kind: str, config: Stage, folder_of: Callable[[str], Path | None]) -> Stage:
+    """The config with empty references naming what another names, where that stage or folder has a file for them."""
+    values, filled = config.model_dump(), False
+    for reference in STAGE_KINDS[kind].references:
+        other = value_at(values, reference.beside) if reference.beside else ""
+        if not other or value_at(values, reference.key) or value_at(values, reference.unless):
+            continue
+        if ((folder_of(other) or Path(other)) / f"{reference.sort}.jsonl").is_file():
+            _put(values, reference.key, other)
+            filled = True
+    return type(config).model_validate(values) if filled else config
 
 
 def renamed(kind: str, config: Stage, name_of: Callable[[str, str], str]) -> Stage:
@@ -97,6 +112,7 @@ def require(config: Stage, kind: str, known: Collection[str], made: Collection[s
 
     Empty files and functions of missing modules are refused here too, before stages run for them.
     """
+    config = with_files_beside(kind, config, lambda name: None)
     for key in STAGE_KINDS[kind].functions:
         require_module(str(value_at(config.model_dump(), key)), f"{where}{key}")
     try:

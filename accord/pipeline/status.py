@@ -17,10 +17,10 @@ from accord.pipeline.records import BEGUN, read_done
 from accord.pipeline.references import require, resolve
 from accord.pipeline.task import task_of, valid_record
 from accord.pipeline.why import NEVER, differences
+from accord.registry.headline import HEADLINES, STEP, headline
 from accord.runtime.progress_file import ProgressFile
 
 State = Literal["done", "running", "failed", "interrupted", "runs", "may run"]
-KEY_METRICS = ("rollout/score", "rollout/episode_return", "rollout/kl", "heldout_accuracy", "accuracy", "loss", "gold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ def _status(stage: Planned, folders: Mapping[str, Path], before: Sequence[str], 
     directory = folders[stage.name]
     lock = owner(directory)
     if lock and alive(lock):
-        return StageStatus(stage.name, "running", f"pid {lock.get('pid')}, {progress_in_words(directory)}")
+        words = f"pid {lock.get('pid')}, {progress_in_words(stage.kind, directory)}"
+        return StageStatus(stage.name, "running", words)
     outdated = (f"upstream out of date: {', '.join(before)}",) if before else ()
     done = read_done(directory)
     try:
@@ -62,7 +63,7 @@ def _status(stage: Planned, folders: Mapping[str, Path], before: Sequence[str], 
     if failed.get("key") == task.key and not done:
         return StageStatus(stage.name, "failed", str(failed["error"]), (*reasons, *outdated))
     if begun.get("key") == task.key and not done:
-        return StageStatus(stage.name, "interrupted", progress_in_words(directory), (*reasons, *outdated))
+        return StageStatus(stage.name, "interrupted", progress_in_words(stage.kind, directory), (*reasons, *outdated))
     if valid_record(task) and not forced:
         return StageStatus(stage.name, "may run" if outdated else "done", duration_and_age(done), outdated)
     return StageStatus(stage.name, "runs", "", (*reasons, *outdated))
@@ -84,21 +85,30 @@ def time_left(progress: Mapping[str, Any]) -> float | None:
     return pace * (progress["total"] - progress["step"]) if pace is not None else None
 
 
-def progress_in_words(directory: Path) -> str:
+def progress_in_words(kind: str, directory: Path) -> str:
     """``step 40 of 168, 2 min left, score 0.8``."""
     progress = read_progress(directory)
     if not progress:
         return "no step yet"
     left = time_left(progress)
     step = f"step {progress['step']} of {progress['total']}"
-    parts = [step, f"{duration(left)} left" if left else "", key_metrics(progress["metrics"])]
+    parts = [step, f"{duration(left)} left" if left else "", running_metrics(kind, progress["metrics"])]
     return ", ".join(part for part in parts if part)
 
 
-def key_metrics(metrics: Mapping[str, float]) -> str:
-    """At most three metrics, reward and KL first."""
-    names = [name for name in KEY_METRICS if name in metrics] or list(metrics)
-    return "  ".join(f"{name.rpartition('/')[2]} {metrics[name]:.3g}" for name in names[:3])
+def running_metrics(kind: str, metrics: Mapping[str, float]) -> str:
+    """At most three metrics of a running stage: the newest that will head it, then those of the last step."""
+    named = {name.removeprefix("rollout/"): value for name, value in metrics.items()}
+    heading = [name for on, names in HEADLINES.get(kind, ()) if on != STEP for name in names]
+    names = [name for name in (*heading, "loss", "accuracy", "gold") if name in named] or list(named)
+    return "  ".join(f"{name} {named[name]:.3g}" for name in names[:3])
+
+
+def final_metrics(kind: str, metrics: Mapping[str, float]) -> str:
+    """The headline of a finished stage; of a kind without one at most three metrics."""
+    if kind in HEADLINES:
+        return "  ".join(f"{figure.label} {figure.value:.3g}" for figure in headline(kind, metrics))
+    return "  ".join(f"{name} {value:.3g}" for name, value in list(metrics.items())[:3])
 
 
 def duration_and_age(done: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from accord.pipeline.plan import Planned
 from accord.pipeline.stage import Outcome
-from accord.pipeline.status import duration, key_metrics, read_progress, time_left
+from accord.pipeline.status import duration, final_metrics, read_progress, running_metrics, time_left
 from accord.runtime.console import console
 
 MARKS = {"done": "✓", "failed": "✗", "not run": "-", "running": "▶", "waiting": "·"}
@@ -57,6 +57,7 @@ class LiveTable:
 
     def __init__(self, planned: Sequence[Planned], folders: Mapping[str, Path]) -> None:
         self.folders = folders
+        self.kinds = {stage.name: stage.kind for stage in planned}
         self.rows = {stage.name: _Row("waiting") for stage in planned}
         self.live = Live(
             console=console, get_renderable=self.table, refresh_per_second=2, redirect_stderr=False, transient=False
@@ -76,7 +77,7 @@ class LiveTable:
 
     def ended(self, name: str, outcome: Outcome) -> None:
         words = "unchanged" if outcome.skipped else duration(outcome.done["seconds"])
-        self.rows[name] = _Row("done", f"{words}  {key_metrics(outcome.metrics)}")
+        self.rows[name] = _Row("done", f"{words}  {final_metrics(self.kinds[name], outcome.metrics)}")
         self.live.refresh()
 
     def failed(self, name: str, words: str) -> None:
@@ -120,7 +121,8 @@ class LiveTable:
             return mark, shown, ProgressBar(width=24, pulse=True), Text(duration(time.time() - row.since), "dim")
         left = time_left(progress)
         parts = [f"{progress['step']}/{progress['total']}", f"{duration(left)} left" if left is not None else ""]
-        words = "  ".join(part for part in [*parts, key_metrics(progress["metrics"])] if part)
+        parts.append(running_metrics(self.kinds[name], progress["metrics"]))
+        words = "  ".join(part for part in parts if part)
         return mark, shown, ProgressBar(progress["total"], progress["step"], width=24), Text(words)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import yaml
 
 from accord.registry.family import Family, Record
+from accord.registry.headline import IN_WORDS, headline
 from accord.registry.lineage import flat, key_settings, title
 
 METHODS = {
@@ -98,6 +99,10 @@ def _evaluation(own: Record) -> Iterator[str]:
     if not own.metrics:
         yield "No metric is recorded.\n"
         return
+    figures = headline(own.kind, own.metrics)
+    if figures and (on := figures[0].on):
+        named = " and ".join(f"`{figure.name}` **{figure.value:.4g}**" for figure in figures)
+        yield f"{named}, {IN_WORDS[on]}.\n"
     heldout = any(key.startswith("heldout") for key in own.metrics)
     yield (
         "Metrics that begin with `heldout` are on held-out data; the others are on the training data.\n"

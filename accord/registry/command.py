@@ -36,7 +36,8 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
         description=OVERVIEW,
         formatter_class=formatter,
     )
-    inner = top.add_subparsers(dest="models_command", metavar="COMMAND", required=True)
+    top.set_defaults(act=lambda options: top.print_help() or 0, debug=False)
+    inner = top.add_subparsers(dest="models_command", metavar="COMMAND")
 
     def add(
         name: str, act: Callable[[argparse.Namespace], int], help: str, *references: str
@@ -48,7 +49,7 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
         parser.set_defaults(act=act)
         return parser
 
-    p = add("list", show_list, "list versions with aliases, main metric, size and age")
+    p = add("list", show_list, "list versions with aliases, headline metric, size and age")
     p.add_argument("name", nargs="?", default="", metavar="NAME", help="only this name")
     p.add_argument("--kind", default="", help="only this kind: base, sft, reward, ppo ...")
     p.add_argument("--json", action="store_true", help="as JSON, for other programs")
@@ -99,7 +100,7 @@ def show_list(options: argparse.Namespace) -> int:
     import json
 
     from accord.registry.compare import sizes
-    from accord.registry.lineage import main_metric
+    from accord.registry.headline import headline
     from accord.runtime.tables import Column, make_table, right, show
 
     store = _store()
@@ -114,8 +115,8 @@ def show_list(options: argparse.Namespace) -> int:
         return 0
     rows = []
     for v in found:
-        name, value = main_metric(v.kind, v.metrics) or ("", None)
-        figure = "" if value is None else f"{value:.4g}"
+        first = next(iter(headline(v.kind, v.metrics)), None)
+        name, figure = (first.label, f"{first.value:.4g}") if first else ("", "")
         size = in_bytes(sizes(v.folder))
         rows.append((v.label, ", ".join(v.aliases), v.kind, name, figure, size, age(v.created), v.digest[:8]))
     columns: list[Any] = [

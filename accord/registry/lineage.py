@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from accord.registry.family import Family, Record
+from accord.registry.headline import headline
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -22,7 +23,6 @@ KEY_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 """Settings to show first, by stage kind.  Listed here and not in the stage table, which is in a higher layer: the registry
 also opens artifacts of kinds that the table of this version does not have."""
-MAIN_METRIC = {"base": "nll", "sft": "nll", "reward": "heldout_accuracy", "ppo": "score", "dpo": "heldout_accuracy"}
 SHOWN = 5
 COLORS = {"model": ("#e8effa", "#3b6fb5"), "data": ("#eaf5ea", "#3f8f4f"), "function": ("#fbf3df", "#a97f1d")}
 """Fill and line of a node, by the form of its record."""
@@ -51,27 +51,19 @@ def _without(key: str, prefixes: tuple[str, ...]) -> str:
     return next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
 
 
-def main_metric(kind: str, metrics: Mapping[str, float]) -> tuple[str, float] | None:
-    """The main metric of a stage kind, else the first one."""
-    name = MAIN_METRIC.get(kind, "")
-    if name not in metrics:
-        name = next((key for key in metrics if key != "learning_rate"), "")
-    return (name, metrics[name]) if name else None
-
-
 def title(record: Record, labels: Mapping[str, str]) -> str:
     """``sft@2`` where it is in the registry, else its name; for a data file the stage's and the file's name."""
     return labels.get(record.digest, record.name) if record.form == "model" else record.name
 
 
 def lines(record: Record) -> list[str]:
-    """The text below the title: kind and digest, key settings, main metric."""
+    """The text below the title: kind and digest, key settings, headline."""
     if record.form == "function":
         return ["function"]
     found = [f"{'data' if record.form == 'data' else record.kind} · {record.digest[:8]}"]
     found += [f"{key} {value}" for key, value in key_settings(record).items()]
-    if record.form == "model" and (metric := main_metric(record.kind, record.metrics)):
-        found.append(f"→ {metric[0]} {metric[1]:.4g}")
+    if record.form == "model" and (figures := headline(record.kind, record.metrics)):
+        found.append(f"→ {figures[0].label} {figures[0].value:.4g}")
     return found
 
 

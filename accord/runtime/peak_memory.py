@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -28,6 +27,8 @@ def peak() -> float:
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory of the whole process, in MB."""
+    """Peak resident memory of the whole process, in MB; getrusage counts kilobytes, and on macOS bytes."""
+    import resource  # absent on Windows, where this module can be imported all the same
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform != "darwin" else peak / 1024**2

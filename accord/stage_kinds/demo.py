@@ -8,7 +8,7 @@ from accord.runtime.run import Run
 
 
 def run_demo(config: DemoConfig, run: Run) -> dict[str, float]:
-    """Writes base.jsonl, sft.jsonl, preferences.jsonl, prompts.jsonl and heldout_prompts.jsonl."""
-    paths = demo.write(run.directory, config.seed, config.base_rows, config.sft_rows, config.preference_rows)
+    """Writes base.jsonl, sft.jsonl, preferences.jsonl, prompts.jsonl, and heldout_ files of all but preferences."""
+    paths = demo.write(run.directory, config)
     run.say(f"wrote the small world (seed {config.seed}): {', '.join(p.name for p in paths.values())}")
     return {"files": float(len(paths))}

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from accord.config.common import Stage
     from accord.config.variants import Variants
 
-Sort = Literal["model", "reward", "base", "sft", "preferences", "heldout_preferences", "prompts", "heldout_prompts"]
+DataFile = Literal[
+    "base", "sft", "preferences", "prompts", "heldout_base", "heldout_sft", "heldout_preferences", "heldout_prompts"
+]
+Sort = Literal["model", "reward", DataFile]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class Reference:
     """Ignored where this setting is not empty."""
     only_with: str = ""
     """Ignored where this setting is empty."""
+    beside: str = ""
+    """Where its own setting is empty: the same stage or folder as this one names, if it has a file of this sort."""
 
 
 @dataclass(frozen=True, slots=True)

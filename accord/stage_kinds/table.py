@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from accord.stage_kinds.kind import Reference, StageKind
+from accord.stage_kinds.kind import Reference, Sort, StageKind
 
 _MODEL = Reference("model.base_model", "model")
 _PAIRS = (Reference("data.train", "preferences"), Reference("data.heldout", "heldout_preferences"))
 _HEADS = "configs/ppo_train.yaml"
+
+
+def _heldout_texts(sort: Sort) -> Reference:
+    """Held-out rows of a stage on texts: those that it names, or those of the stage or folder that it is trained on."""
+    return Reference("data.heldout", sort, unless="data.heldout_fraction", beside="data.train")
 
 
 def _after_reward(config: Any) -> str:
@@ -48,7 +53,7 @@ _KINDS = (
         function_path="accord.algorithms.base:train",
         version=3,
         next_step="accord sft --config configs/rlhf_sft.yaml",
-        references=(Reference("data.train", "base"),),
+        references=(Reference("data.train", "base"), _heldout_texts("heldout_base")),
     ),
     StageKind(
         name="sft",
@@ -57,7 +62,7 @@ _KINDS = (
         function_path="accord.algorithms.sft:train",
         version=3,
         next_step="accord reward --config configs/reward_model.yaml, or accord dpo --config configs/dpo_train.yaml",
-        references=(_MODEL, Reference("data.train", "sft")),
+        references=(_MODEL, Reference("data.train", "sft"), _heldout_texts("heldout_sft")),
     ),
     StageKind(
         name="pairs",

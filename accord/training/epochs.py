@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -31,6 +31,8 @@ class Epochs(Generic[B]):
     loss: Callable[[B], LossOutput]
     settings: Optimizer
     precision: str = "float32"
+    heldout: Callable[[], Mapping[str, float]] | None = None  # metrics on held-out rows
+    eval_every: int = 0  # steps between them; 0: before the first step and after the last one only
 
 
 def train_epochs(
@@ -43,7 +45,8 @@ def train_epochs(
 ) -> LastMetrics:
     """Trains to the end of the last epoch, from the saved state where the run resumes; returns the last step's metrics.
 
-    ``before_first_step`` is skipped where the run resumes from a saved state.
+    With held-out metrics after the last step, where ``data`` measures them.  ``before_first_step`` is skipped where the
+    run resumes from a saved state.
     """
     settings = data.settings
     batches = Batches(data.lengths, settings.batch_size, run.seed, settings.num_epochs)
@@ -56,14 +59,26 @@ def train_epochs(
         before_first_step()
     run.begin(len(batches), start)
 
-    def passes(units: Sequence[int]) -> list[B]:
-        return [data.pack(indices) for indices in forward_passes(units, settings.micro_batch_size)]
+    def measure() -> None:
+        """Held-out metrics of the current step: after its state is saved, so that a resumed run measures them again."""
+        figures = data.heldout() if data.heldout else {}
+        if figures:
+            run.record(figures)
+        if run.step == run.total_steps:
+            last.update(figures)
+
+    def steps() -> Iterator[list[B]]:
+        for units in batches:
+            if run.step == 0 or (data.eval_every and run.step % data.eval_every == 0):
+                measure()
+            yield [data.pack(indices) for indices in forward_passes(units, settings.micro_batch_size)]
 
     def keep_metrics(metrics: dict[str, float]) -> None:
         last.update(metrics)
         after_step(metrics)
 
-    fit(run, updater, map(passes, batches), data.loss, checkpoint, keep_metrics)
+    fit(run, updater, steps(), data.loss, checkpoint, keep_metrics)
+    measure()
     return last
 
 

@@ -15,13 +15,13 @@ from accord.models.open import open_backbone
 
 
 def test_base_learns_every_token_but_the_first(world: Any, tokenizer: Tokenizer) -> None:
-    examples = read_texts(world.base, tokenizer, 64)
+    examples = read_texts(world.base, tokenizer, 64).examples
     assert len(examples) == 9
     text = [tokenizer.decode(e.tokens, skip_special=False) for e in examples]
     assert text[0] == "fire is. no.<eos>"
     assert text[-1] == "<user>hi<assistant>hello.<eos>"
     assert all(e.loss_mask == (False, *[True] * (len(e.tokens) - 1)) for e in examples)
-    assert max(len(e.tokens) for e in read_texts(world.base, tokenizer, 7)) == 7
+    assert max(len(e.tokens) for e in read_texts(world.base, tokenizer, 7).examples) == 7
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_row_without_text_is_named(tmp_path: Path, tokenizer: Tokenizer, row: 
 
 def test_empty_texts_are_left_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": ""}\n{"text": "ab"}\n')
-    assert [len(e.tokens) for e in read_texts(str(tmp_path / "rows.jsonl"), tokenizer, 64)] == [3]
+    assert [len(e.tokens) for e in read_texts(str(tmp_path / "rows.jsonl"), tokenizer, 64).examples] == [3]
     (tmp_path / "rows.jsonl").write_text('{"text": ""}\n')
     with pytest.raises(UserError, match="no row is usable"):
         read_texts(str(tmp_path / "rows.jsonl"), tokenizer, 64)

@@ -149,6 +149,7 @@ def test_held_out_pairs_are_measured_and_not_learned(stage: Any, world: Any, lin
     done = stage("dpo", given).done["metrics"]
     assert 0 <= done["heldout_accuracy"] <= 1
     assert lines("dpo")[-1]["heldout_accuracy"] == done["heldout_accuracy"]
+    assert lines("dpo")[-1]["heldout_margin"] == done["heldout_margin"]
     given["data"] = {"train": world.preferences, "heldout": world.preferences}
     assert stage("dpo", given, "other").done["metrics"]["heldout_accuracy"] == 1.0  # what it has learned
 

@@ -17,12 +17,19 @@ from accord.config.load import load
 from accord.config.on_policy import StepsPPOOptimizer
 from accord.config.ppo import PPO
 from accord.errors import UserError
-from accord.models.heads import ActorCritic, AnyActorCritic, GaussianActorCritic, numpy_networks
+from accord.models.heads import (
+    ActorCritic,
+    AnyActorCritic,
+    GaussianActorCritic,
+    MultiDiscreteActorCritic,
+    numpy_networks,
+)
 from accord.pipeline.stage import run_stage
 from accord.rollout.env.collect import StepActor, StepCollector
-from accord.rollout.env.episodes import EpisodeVectors, Spaces, Stepped, Vectors
+from accord.rollout.env.episodes import EpisodeVectors, Stepped, Vectors
 from accord.rollout.env.gym import open_vectors
 from accord.rollout.env.normalization import Normalizer
+from accord.rollout.env.spaces import Spaces
 from accord.runtime.run import Run
 from accord.training.numpy_updater import NumpyUpdater
 from accord.training.policy_loss import ClippedSurrogate, PolicyLoss
@@ -357,6 +364,124 @@ def test_packages_missing_for_curve_and_video_are_named(
     assert "no episode.gif: pygame is not installed" in said
     assert not list((tmp_path / "out" / "ppo").glob("*.gif"))
     assert (tmp_path / "out" / "ppo" / "done.json").exists()
+
+
+# ------------------------------------------------------------------------------------- other tasks
+OWN = """
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+class Echo(gymnasium.Env):
+    # Shows a choice of three and a bit; rewards each component of the action that repeats it.
+    observation_space = spaces.Dict({"choice": spaces.Discrete(3), "bit": spaces.MultiBinary(1)})
+    action_space = spaces.MultiDiscrete([3, 2])
+
+    def _seen(self):
+        self.shown = (int(self.np_random.integers(3)), int(self.np_random.integers(2)))
+        return {"choice": self.shown[0], "bit": np.array(self.shown[1:])}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._seen(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        reward = float(np.sum(np.array(self.shown) == action))
+        self.steps += 1
+        return self._seen(), reward, self.steps == 4, False, {}
+
+class Bits(Echo):
+    observation_space = spaces.MultiBinary(2)
+    action_space = spaces.MultiBinary(2)
+
+    def _seen(self):
+        self.shown = self.np_random.integers(2, size=2)
+        return self.shown
+
+class Endless(Echo):
+    def __init__(self, gain=1):
+        self.gain = gain
+
+    def step(self, action):
+        seen, _, _, _, info = super().step(action)
+        return seen, self.gain, False, False, info
+
+class Far(Endless):
+    # Rewards an action near 70 of [0, 100].
+    action_space = spaces.Box(0, 100, (1,))
+
+    def step(self, action):
+        assert 0 <= action[0] <= 100
+        return self._seen(), -abs(float(action[0]) - 70) / 100, False, True, {}
+
+class Broken(Echo):
+    def step(self, action):
+        return self._seen(), float("nan"), False, False, {}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "own_tasks_of_control.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "own_tasks_of_control"
+
+
+LEARNING = {
+    "total_timesteps": 1536,
+    "n_steps": 32,
+    "n_envs": 8,
+    "batch_size": 64,
+    "num_epochs": 3,
+    "learning_rate": 0.03,
+}
+
+
+@pytest.mark.parametrize(("task", "bound"), [("Echo", 7.5), ("Bits", 7.5)])
+def test_several_discrete_actions_are_learned(stage: Any, tmp_path: Path, own: str, task: str, bound: float) -> None:
+    """The best return is 8; choosing at random gives 4 x (1/3 + 1/2) or 4 x (1/2 + 1/2)."""
+    found = stage("ppo", values(f"{own}:{task}", training=LEARNING, evaluation={"episodes": 10}, log_every=100)).done[
+        "metrics"
+    ]
+    assert found["eval_return"] >= bound
+    content = torch.load(tmp_path / "out" / "ppo" / "ppo_final.pt", weights_only=True)
+    model = MultiDiscreteActorCritic(content["obs_dim"], content["sizes"], content["hidden_dim"])
+    model.load_state_dict(content["model_state_dict"])
+    assert (content["sizes"], content["action_dim"]) == (([3, 2], 5) if task == "Echo" else ([2, 2], 4))
+
+
+def test_actions_with_bounds_far_from_one_are_learned(stage: Any, tmp_path: Path, own: str) -> None:
+    """Unscaled, actions would stay near 1 of [0, 100], with a return of -0.69."""
+    found = stage("ppo", values(f"{own}:Far", training=LEARNING, evaluation={"episodes": 10}, log_every=100)).done[
+        "metrics"
+    ]
+    assert found["eval_return"] > -0.1
+    content = torch.load(tmp_path / "out" / "ppo" / "ppo_final.pt", weights_only=True)
+    assert (float(content["action_scale"]), float(content["action_offset"])) == (50.0, 50.0)
+    said = (tmp_path / "logs" / "ppo" / "ppo.log").read_text(encoding="utf-8")
+    assert "1 of 1 components of an action have bounds far from [-1, 1]" in said
+
+
+def test_an_evaluation_that_was_cut_short_says_so(stage: Any, tmp_path: Path, own: str) -> None:
+    found = stage("ppo", values(f"{own}:Endless", environment_args={"gain": 2})).done["metrics"]
+    assert (found["eval_cut"], found["eval_length"], found["eval_return"]) == (2, 20, 40)
+    said = (tmp_path / "logs" / "ppo" / "ppo.log").read_text(encoding="utf-8")
+    assert "2 of these episodes were cut off after evaluation.max_steps=20 steps" in said
+    assert "no episode ended in 128 steps: returns are unknown; train longer, or give the environment" in said
+    ended = stage("ppo", values(f"{own}:Echo"), "ended").done["metrics"]
+    assert ended["eval_cut"] == 0
+    said = (tmp_path / "logs" / "ended" / "ended.log").read_text(encoding="utf-8")
+    assert "cut off" not in said
+    assert "no episode ended" not in said
+
+
+def test_a_wrong_value_of_a_task_is_named_and_not_blamed_on_the_learning_rate(stage: Any, own: str) -> None:
+    with pytest.raises(
+        UserError, match=r"'own_tasks_of_control:Broken' \(number 0, episode 0, seed \d+, step 1\): step\(\) gave"
+    ):
+        stage("ppo", values(f"{own}:Broken"))
 
 
 # ------------------------------------------------------------------------------------- returns

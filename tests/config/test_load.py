@@ -152,7 +152,10 @@ def test_a_config_is_immutable() -> None:
         # 'model' is near by, and model.base_model is the very name
         ("base_model: x\n", " line 1: unknown key 'base_model'; did you mean 'model.base_model'?"),
         ("data: {limits: 3}\n", " line 1: unknown key 'data.limits'; did you mean 'data.limit'?"),
-        ("data: {zzz: 3}\n", " line 1: unknown key 'data.zzz'; known keys here: data.train, data.limit."),
+        (
+            "data: {zzz: 3}\n",
+            " line 1: unknown key 'data.zzz'; known keys here: data.train, data.limit, data.heldout, data.heldout_fraction.",
+        ),
         (
             "training:\n  learning_rate: fast\n",
             " line 2: training.learning_rate: expected a number, found 'fast'.",
@@ -209,8 +212,8 @@ def test_a_missing_file_suggests_a_file_beside_it(write: Write, tmp_path: Path) 
         ("training.learning_rat=1", "unknown key 'training.learning_rat'; did you mean 'training.learning_rate'?"),
         ("learning_rate=1", "unknown key 'learning_rate'; did you mean 'training.learning_rate'?"),
         ("training.batch_size=many", "training.batch_size: expected a whole number, without point and exponent"),
-        ("training.batch_size=", "training.batch_size: expected a whole number, found nothing."),
-        ("training=3", "training: expected 'key: value' lines below it, found 3."),
+        ("training.batch_size=", "training.batch_size: there is no value after '='; expected a whole number."),
+        ("training=3", "'training' is a section; set one of its keys, such as training.batch_size."),
         ("training.batch_size.x=3", "training.batch_size: expected a whole number, found {'x': 3}."),
         ("seed", "write it as key=value, e.g. training.learning_rate=3e-5."),
         ("=3", "write it as key=value"),
@@ -295,3 +298,28 @@ def test_yaml_that_is_shown_is_plain() -> None:
     shown = to_yaml(PPO())
     assert yaml.safe_load(shown) == PPO().model_dump(mode="json")
     assert list(yaml.safe_load(shown)) == list(LanguagePPOConfig.model_fields)  # in the order of the settings
+
+
+@pytest.mark.parametrize("kind", ["base", "sft"])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.heldout=a.jsonl", "data.heldout_fraction=0.1"], "data: heldout names a file of held-out rows and"),
+        (["eval_every=-1"], "eval_every: expected greater than or equal to 0, found -1"),
+        (["eval_every=0.5"], "eval_every: expected a whole number"),
+        (["data.heldout_fraction=1.5"], "data.heldout_fraction: expected less than or equal to 1, found 1.5"),
+        (["data.heldout_fraction=.nan"], "data.heldout_fraction: expected "),
+        (["data.held_out=a"], "unknown key 'data.held_out'; did you mean 'data.heldout'?"),
+        (["training.eval_every=5"], "unknown key 'training.eval_every'; did you mean 'eval_every'?"),
+    ],
+)
+def test_settings_of_held_out_texts_are_checked(kind: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(STAGE_KINDS[kind].settings, None, overrides)
+    assert message in str(caught.value)
+
+
+def test_how_often_the_held_out_loss_is_measured_reruns_nothing() -> None:
+    settings = STAGE_KINDS["sft"].settings
+    assert load(settings, None, ["eval_every=5"]).fingerprint() == load(settings, None).fingerprint()
+    assert load(settings, None, ["data.heldout=a"]).fingerprint() != load(settings, None).fingerprint()

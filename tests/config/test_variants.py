@@ -112,7 +112,7 @@ def test_a_language_model_has_the_defaults_that_suit_it() -> None:
         ),
         (PPO, ["model.max_prompt_length=9"], "override 'model.max_prompt_length=9': unknown key"),
         (PPO, ["model.policy=[heads]"], "override 'model.policy=[heads]': model.policy: expected 'language'"),
-        (PPO, ["model=3"], "override 'model=3': model: expected 'key: value' lines below it, found 3."),
+        (PPO, ["model=3"], "override 'model=3': 'model' is a section; set one of its keys, such as model.base_model."),
         (
             PPO,
             ["model.policy=control"],

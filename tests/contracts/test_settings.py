@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from accord.config.load import build
+from accord.config.reply import ReplySettings
 from accord.config.section import Section
 from accord.config.variants import Variants
 from accord.errors import UserError
@@ -29,7 +30,7 @@ ITEMS: Mapping[str, Mapping[str, Any]] = {"terms": {"source": "a"}, "models": {"
 def classes() -> Iterator[type[Section]]:
     for kind in STAGE_KINDS.values():
         yield from kind.settings.classes.values() if isinstance(kind.settings, Variants) else (kind.settings,)
-    yield PipelineConfig
+    yield from (PipelineConfig, ReplySettings)
 
 
 def leaves(cls: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, tuple[Any, ...]]]:

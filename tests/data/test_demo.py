@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accord.config.data import DemoConfig
 from accord.data import demo
 from accord.data.demo_text import ATTRIBUTES, CLOSERS, COURTEOUS, FACTS, OPENERS, QUESTIONS, SENTENCES, STYLES, VALUES
 
@@ -321,12 +323,15 @@ def test_noisy_labels_agree_with_gold_as_bayes_says() -> None:
 
 
 def test_files_are_the_same_bytes_for_a_seed_in_any_process(tmp_path) -> None:
-    sizes = {"base": 60, "sft": 40, "preference": 20}
-    first = demo.write(tmp_path / "a", seed=4, **sizes)
-    code = f"from accord.data import demo; demo.write({str(tmp_path / 'b')!r}, seed=4, **{sizes})"
+    sizes = {"base_rows": 60, "sft_rows": 40, "preference_rows": 20, "heldout_base_rows": 9, "heldout_sft_rows": 8}
+    first = demo.write(tmp_path / "a", DemoConfig(seed=4, **sizes))
+    code = (
+        "from accord.config.data import DemoConfig; from accord.data import demo; "
+        f"demo.write({str(tmp_path / 'b')!r}, DemoConfig(seed=4, **{sizes}))"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    other = demo.write(tmp_path / "c", seed=5, **sizes)
+    other = demo.write(tmp_path / "c", DemoConfig(seed=5, **sizes))
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in first.values())
     for name, path in first.items():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), name
@@ -334,16 +339,41 @@ def test_files_are_the_same_bytes_for_a_seed_in_any_process(tmp_path) -> None:
 
 
 def test_files_hold_what_they_say(tmp_path) -> None:
-    paths = demo.write(tmp_path, seed=0, base=50, sft=30, preference=20)
+    paths = demo.write(tmp_path, DemoConfig(base_rows=50, sft_rows=30, preference_rows=20))
     rows = {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in paths.items()}
-    sizes = {"base": 50, "sft": 30, "preferences": 20, "prompts": 360, "heldout_prompts": 180}
-    assert {name: len(r) for name, r in rows.items()} == sizes
-    assert {tuple(r) for r in rows["sft"]} == {("prompt", "completion")}
+    assert {name: len(r) for name, r in rows.items()} == {
+        **{"base": 50, "sft": 30, "preferences": 20, "prompts": 360},
+        **{"heldout_prompts": 180, "heldout_base": 200, "heldout_sft": 180},
+    }
+    assert {tuple(r) for r in [*rows["sft"], *rows["heldout_sft"]]} == {("prompt", "completion")}
     assert {tuple(r) for r in rows["preferences"]} == {("prompt", "chosen", "rejected")}
     assert {tuple(r) for r in rows["base"]} == {("text",), ("messages",)}
     assert [r["prompt"] for r in rows["heldout_prompts"]] == demo.prompts(0)[1]
-    demo.write(tmp_path, seed=0, base=1, sft=1, preference=1)  # replaces what is there
+    demo.write(tmp_path, DemoConfig(base_rows=1, sft_rows=1, preference_rows=1))  # replaces what is there
     assert len(paths["base"].read_text().splitlines()) == 1
+
+
+def test_held_out_rows_are_about_held_out_prompts(tmp_path) -> None:
+    """Every held-out prompt once before one is repeated; base texts state no wrong fact."""
+    train, heldout = demo.prompts(3)
+    rows = demo.heldout_demonstrations(3, 180)
+    assert sorted(r["prompt"] for r in rows) == sorted(heldout)
+    turns = [r["messages"] for r in demo.heldout_corpus(3, 200)]
+    assert {t[0]["content"] for t in turns} == set(heldout)
+    assert not {t[0]["content"] for t in turns} & set(train)
+    assert all(demo.parts(t[0]["content"], t[1]["content"])["truth"] >= -0.3 for t in turns)
+
+
+def test_held_out_rows_leave_the_other_files_as_they_were() -> None:
+    """Digests of the files of seed 0 before there were held-out rows."""
+    files = {
+        "7d1abaef94a8ef1b": demo.corpus(0, 300),
+        "e2c9a979c35c61c9": demo.demonstrations(0, 300),
+        "3e189fa88e632159": demo.preferences(0, 60),
+    }
+    for digest, rows in files.items():
+        text = "".join(json.dumps(row) for row in rows)
+        assert hashlib.blake2b(text.encode(), digest_size=8).hexdigest() == digest
 
 
 def test_the_world_needs_no_torch() -> None:

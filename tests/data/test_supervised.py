@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 import tokenizers
 
+from accord.config.sft import TextData
 from accord.data.chat import chat_tokens, prompt_ids, reply_ids
-from accord.data.supervised import SupervisedExample, load_supervised
+from accord.data.supervised import (
+    SupervisedData,
+    SupervisedExample,
+    describe_split,
+    load_supervised,
+    opening_text,
+    split_texts,
+)
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 
@@ -151,3 +159,41 @@ def test_impossible_examples_are_refused() -> None:
             SupervisedExample(tokens, mask)
     with pytest.raises(UserError, match="max_length: 1"):
         load_supervised("x", None, 1)  # type: ignore[arg-type]
+
+
+def test_rows_of_one_prompt_are_held_out_together_in_every_format(rows: Rows, small: Tokenizer) -> None:
+    """A conversation goes by its turns before the first reply, a text by itself."""
+    path = rows(
+        {"prompt": "hi", "completion": "a"},
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "b"}]},
+        {"prompt": [{"role": "user", "content": "hi"}], "completion": "c"},
+        turns("hi", "d", "more", "e"),
+        {"text": "hi there"},
+        {"prompt": "", "completion": "alone"},
+    )
+    assert load_supervised(path, small, 64).texts == ("hi", "hi", "hi", "hi", "hi there", "alone")
+    assert opening_text([{"role": "assistant", "content": "first"}]) == "first"
+
+
+def test_a_split_says_how_many_held_out_prompts_are_trained_on(rows: Rows, small: Tokenizer) -> None:
+    train = rows(
+        {"prompt": "a", "completion": "x"}, {"prompt": "b", "completion": "x"}, {"prompt": "c", "completion": "x"}
+    )
+    other = train.with_name("other.jsonl")
+    other.write_text('{"prompt": "c", "completion": "y"}\n{"prompt": "d", "completion": "y"}\n', encoding="utf-8")
+
+    def read(path: str) -> SupervisedData:
+        return load_supervised(path, small, 64)
+
+    found = split_texts(TextData(train=str(train), heldout=str(other)), read, 0)
+    assert (len(found.train), len(found.heldout)) == (3, 2)
+    assert found.describe() == "3 to train on, 2 held out, but the prompts of 1 of these are trained on as well"
+    found = split_texts(TextData(train=str(train), heldout=str(other), limit=2), read, 0)
+    assert (len(found.train), len(found.heldout)) == (2, 2)  # the limit is one of training rows
+    assert found.describe() == "2 to train on, 2 held out, no prompt on both sides"
+    words = describe_split(found, 25)
+    assert words.endswith("; loss of its 4 labels before the first step, every 25 steps and after the last")
+    found = split_texts(TextData(train=str(train)), read, 0)
+    few = split_texts(TextData(train=str(train), heldout_fraction=1e-6), read, 0)
+    assert few.report.endswith(" data.heldout_fraction=1e-06 of these prompts is none.")
+    assert describe_split(found, 0).startswith("3 to train on, none held out; data.heldout or data.heldout_fraction")

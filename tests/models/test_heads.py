@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from accord.models.heads import ActorCritic, GaussianActorCritic, PolicyNetwork, ValueNetwork
+from accord.models.heads import (
+    ActorCritic,
+    GaussianActorCritic,
+    MultiDiscreteActorCritic,
+    PolicyNetwork,
+    ValueNetwork,
+    numpy_networks,
+)
 
 
 def model(shared: bool = False, action_dim: int = 5) -> ActorCritic:
@@ -182,3 +189,73 @@ def test_gaussian_starts_near_zero_and_names_wrong_shapes() -> None:
     assert net.log_std.tolist() == [0.0] * 3
     with pytest.raises(ValueError, match=r"actions: shape \(4,\), expected \(4, 3\)"):
         net.evaluate(torch.zeros(4, 8), torch.zeros(4))
+
+
+# ------------------------------------------------------------------------------------- several discrete actions
+def multi_discrete(logits: list[float], sizes: tuple[int, ...]) -> MultiDiscreteActorCritic:
+    """A policy whose logits are these at every observation."""
+    model = MultiDiscreteActorCritic(3, sizes, 8)
+    with torch.no_grad():
+        model.policy.head.weight.zero_()
+        model.policy.head.bias.copy_(torch.tensor(logits))
+    return model
+
+
+def test_several_choices_have_the_sum_of_log_probs_and_entropies() -> None:
+    """Probabilities (1/4, 3/4) and (1/2, 1/3, 1/6), by hand."""
+    model = multi_discrete([math.log(x) for x in (1, 3, 3, 2, 1)], (2, 3))
+    obs = torch.randn(2, 3)
+    log_probs, values, entropy = model.evaluate(obs, torch.tensor([[1, 0], [0, 2]]))
+    assert log_probs.tolist() == pytest.approx([math.log(3 / 8), math.log(1 / 24)], rel=1e-5)
+    shares = ((1 / 4, 3 / 4), (1 / 2, 1 / 3, 1 / 6))
+    expected = -sum(p * math.log(p) for part in shares for p in part)
+    assert entropy.tolist() == pytest.approx([expected, expected], rel=1e-5)
+    torch.testing.assert_close(values, model.value(obs))
+
+
+def test_a_binary_choice_is_a_bernoulli_of_the_difference_of_its_logits() -> None:
+    model = multi_discrete([0.3, 1.0, -0.5, 0.2], (2, 2))
+    bernoulli = torch.distributions.Bernoulli(logits=torch.tensor([0.7, 0.7]))
+    for action in ([0, 0], [0, 1], [1, 0], [1, 1]):
+        found, _, entropy = model.evaluate(torch.zeros(1, 3), torch.tensor([action]))
+        assert float(found.detach()) == pytest.approx(
+            float(bernoulli.log_prob(torch.tensor(action).float()).sum()), rel=1e-5
+        )
+        assert float(entropy.detach()) == pytest.approx(float(bernoulli.entropy().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 5)])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_several_choices_are_drawn_and_scored_alike(shape: tuple[int, ...], deterministic: bool) -> None:
+    torch.manual_seed(0)
+    model, obs = MultiDiscreteActorCritic(3, (2, 4, 3), 8), torch.randn(*shape, 3)
+    action, log_prob, value = model.get_action_and_value(obs, deterministic)
+    assert (action.shape, action.dtype) == ((*shape, 3), torch.int64)
+    found, values, entropy = model.evaluate(obs, action.float())  # as a buffer holds them
+    torch.testing.assert_close(found, log_prob)
+    torch.testing.assert_close(values, value)
+    assert found.shape == values.shape == entropy.shape == shape
+    if deterministic:
+        parts = torch.split(model(obs)[0], [2, 4, 3], -1)
+        assert torch.equal(action, torch.stack([part.argmax(-1) for part in parts], -1))
+
+
+def test_several_choices_are_drawn_independently_by_their_shares() -> None:
+    model = multi_discrete([math.log(x) for x in (1, 3, 3, 2, 1)], (2, 3))
+    drawn, _, _ = model.get_action_and_value(torch.zeros(20000, 3), generator=torch.Generator().manual_seed(0))
+    for first, p in enumerate((1 / 4, 3 / 4)):
+        for second, q in enumerate((1 / 2, 1 / 3, 1 / 6)):
+            share = (drawn == torch.tensor([first, second])).all(-1).float().mean()
+            assert float(share) == pytest.approx(p * q, abs=0.015)
+
+
+def test_several_choices_name_wrong_shapes_and_are_not_computed_in_numpy() -> None:
+    model = MultiDiscreteActorCritic(3, (2, 4), 8)
+    assert model.action_dim == 6
+    assert numpy_networks(model) is None
+    with pytest.raises(ValueError, match=r"actions: shape \(5,\), expected \(5, 2\)"):
+        model.evaluate(torch.zeros(5, 3), torch.zeros(5))
+    with pytest.raises(ValueError, match="components: 0, expected 1 or more"):
+        MultiDiscreteActorCritic(3, ())
+    with pytest.raises(ValueError, match=r"sizes\[1\]: 0, expected 1 or more"):
+        MultiDiscreteActorCritic(3, (2, 0))

@@ -30,7 +30,7 @@ stages:
       save_every: 1
       log_every: 1
       training: { iterations: 2, replies: 4, batch_size: 4, num_epochs: 2 }
-  demo: { set: { base_rows: 60, sft_rows: 24, preference_rows: 16 } }
+  demo: { set: { base_rows: 60, sft_rows: 24, preference_rows: 16, heldout_base_rows: 8, heldout_sft_rows: 8 } }
   base:
     inputs: { data.train: demo }
     set: &little { model.d_model: 32, model.n_layers: 1, training.batch_size: 4, save_every: 2, log_every: 1,

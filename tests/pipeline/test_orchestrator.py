@@ -25,7 +25,7 @@ STAGES = """
 seed: 0
 threads: 1
 stages:
-  demo: { set: { base_rows: 200, sft_rows: 48, preference_rows: 24 } }
+  demo: { set: { base_rows: 200, sft_rows: 48, preference_rows: 24, heldout_base_rows: 16, heldout_sft_rows: 16 } }
   base:
     config: base.yaml
     inputs: { data.train: demo }

@@ -42,6 +42,7 @@ def value_of(made: Stage, key: str) -> Any:
         ("demo", [], {}),
         ("base", [], {"data.train": "demo"}),
         ("sft", [], {"model.base_model": "mamba", "data.train": "demo"}),
+        ("base", ["data.heldout=h"], {"data.train": "demo", "data.heldout": "h"}),
         ("reward", [], {"model.base_model": "sft", "data.train": "demo"}),
         ("dpo", ["data.heldout=h"], {"model.base_model": "sft", "data.train": "demo", "data.heldout": "h"}),
         ("ppo", [], {"model.base_model": "sft", "reward.source": "reward", "prompts": "demo"}),
@@ -105,6 +106,29 @@ def test_stages_become_the_files_that_a_field_wants() -> None:
     assert value_of(made, "prompts") == "out/demo/heldout_prompts.jsonl"
 
 
+def test_held_out_texts_are_those_beside_the_training_texts_where_there_are_any(tmp_path: Path) -> None:
+    """Of a stage or a folder; a file has none beside it, and a share of the prompts or another file takes precedence."""
+    for name, files in (("demo", ("sft", "heldout_sft")), ("mine", ("sft",)), ("other", ("heldout_sft",))):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / f"{file}.jsonl").write_text("{}\n")
+    stage, folder, rows = {"demo": tmp_path / "demo"}.get, f"{tmp_path}/demo", f"{tmp_path}/demo/sft.jsonl"
+    beside, other = f"{tmp_path}/demo/heldout_sft.jsonl", f"{tmp_path}/other"
+
+    def heldout(*words: str) -> str:
+        made = resolve("sft", config("sft", "model.base_model=org/name", *words), stage)
+        require(made, "sft", [])
+        return str(value_of(made, "data.heldout"))
+
+    assert heldout() == heldout(f"data.train={folder}") == beside
+    assert heldout(f"data.train={rows}") == heldout(f"data.train={tmp_path}/mine") == ""
+    assert heldout("data.heldout_fraction=0.1") == ""
+    assert heldout(f"data.heldout={other}") == f"{other}/heldout_sft.jsonl"
+    require(config("sft", "model.base_model=org/name", f"data.train={folder}"), "sft", [])
+    reward = resolve("reward", config("reward", "model.base_model=org/name", f"data.train={folder}"), stage)
+    assert value_of(reward, "data.heldout") == ""
+
+
 def test_resolving_changes_nothing_else_and_not_the_config_itself() -> None:
     before = config("ppo", "training.gamma=0.5", "seed=3", "reward.terms=[{source: reward}]")
     copy = before.model_copy(deep=True)
@@ -142,6 +166,8 @@ def test_folders_files_and_outside_names_stay(tmp_path: Path) -> None:
         ),
         ("model.base_model=/no/such", "model.base_model: '/no/such' does not exist"),
         ("data.train=no/such.jsonl", "data.train: 'no/such.jsonl' does not exist"),
+        ("data.heldout=no/such.jsonl", "data.heldout: 'no/such.jsonl' does not exist"),
+        ("data.heldout=dmo", "data.heldout: 'dmo' does not exist; did you mean 'demo'?"),
         (
             "model.base_model=mamba",
             "model.base_model: 'mamba' does not exist; put a stage of kind 'base' before this one",
@@ -178,6 +204,11 @@ def test_an_empty_file_is_refused_before_anything_is_made_for_it(tmp_path: Path)
     config = SFTConfig.model_validate({"data": {"train": str(empty)}})
     with pytest.raises(UserError, match=r"data\.train: .*rows\.jsonl is empty"):
         require(config, "sft", ["demo", "demo"], made=["mamba"])
+    rows = tmp_path / "more.jsonl"
+    rows.write_text("{}\n")
+    heldout = SFTConfig.model_validate({"data": {"train": str(rows), "heldout": str(empty)}})
+    with pytest.raises(UserError, match=r"data\.heldout: .*rows\.jsonl is empty"):
+        require(heldout, "sft", ["demo"], made=["mamba"])
     empty.write_text("{}\n")
     require(config, "sft", ["demo"], made=["mamba"])
     config = SFTConfig.model_validate({"data": {"train": str(tmp_path / "zzz")}})

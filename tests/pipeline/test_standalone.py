@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from accord.cli import main
-from accord.config.common import Optimizer, Stage, TextData, TextModel
+from accord.config.common import Optimizer, Stage, TextModel
 from accord.config.data import DemoConfig
 from accord.config.load import load
-from accord.config.sft import BaseConfig, SFTConfig
+from accord.config.sft import BaseConfig, SFTConfig, TextData
 from accord.errors import Interrupted, UserError
 from accord.pipeline import standalone
 from accord.pipeline.standalone import prepare, run_alone
@@ -227,6 +227,8 @@ class TinyDemo(DemoConfig):
     base_rows: int = 120
     sft_rows: int = 24
     preference_rows: int = 12
+    heldout_base_rows: int = 8
+    heldout_sft_rows: int = 8
 
 
 class TinyBase(BaseConfig):

@@ -12,12 +12,13 @@ from accord.config.data import DemoConfig
 from accord.pipeline import view as module
 from accord.pipeline.plan import Planned
 from accord.pipeline.stage import Outcome
+from accord.pipeline.status import final_metrics, running_metrics
 from accord.pipeline.view import Lines, LiveTable, view_for
 from accord.runtime.progress_file import ProgressFile
 
 
 def table(names: list[str], out: Path) -> LiveTable:
-    planned = [Planned(name, "demo", DemoConfig(name=name)) for name in names]
+    planned = [Planned(name, "ppo", DemoConfig(name=name)) for name in names]
     return LiveTable(planned, {name: out / name for name in names})
 
 
@@ -30,7 +31,7 @@ def shown(view: LiveTable, height: int = 40) -> list[str]:
 def test_every_state_has_its_line(tmp_path: Path) -> None:
     view = table(["a", "b", "c", "d", "e"], tmp_path)
     (tmp_path / "b").mkdir()
-    view.ended("a", Outcome("a", True, {"metrics": {"loss": 0.5}, "seconds": 3}))
+    view.ended("a", Outcome("a", True, {"metrics": {"loss": 0.5, "score": 2.5, "kl": 0.1}, "seconds": 3}))
     view.started("b")
     view.failed("c", "no room")
     view.not_run("d", "c")
@@ -40,7 +41,7 @@ def test_every_state_has_its_line(tmp_path: Path) -> None:
     progress.close()
     lines = shown(view)
     assert lines[0].startswith("✓  a")
-    assert lines[0].endswith("unchanged  loss 0.5")
+    assert lines[0].endswith("unchanged  score (last rollout) 2.5  kl (last rollout) 0.1")
     assert lines[1].startswith("▶  b")
     assert "50/200" in lines[1]
     assert " left  score 1.5  kl 0.25  loss 3" in lines[1]
@@ -81,3 +82,34 @@ def test_without_a_terminal_there_are_lines(tmp_path: Path, capsys: pytest.Captu
         view.failed("b", "a [bold] word")
         view.not_run("c", "b")
     assert capsys.readouterr().out == "✓ a: done in 3 s\n✗ b: failed: a [bold] word\n- c: not run, because b failed\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "running", "final", "words"),
+    [
+        (
+            "sft",
+            {"heldout/loss": 2.0, "loss": 1.5, "nll": 1.5, "grad_norm": 9.0},
+            {"loss": 1.0, "nll": 1.0, "heldout/loss": 1.25},
+            ("heldout/loss 2  loss 1.5", "heldout/loss 1.25"),
+        ),
+        (
+            "dpo",
+            {"loss": 0.7, "accuracy": 0.5, "grad_norm": 9.0},
+            {"loss": 0.1, "accuracy": 1.0},
+            ("loss 0.7  accuracy 0.5", "accuracy (last step) 1"),
+        ),
+        (
+            "ppo",
+            {"rollout/score": 1.5, "rollout/kl": 0.25, "loss": 3.0},
+            {"score": 2.0, "kl": 0.5, "length": 9.0},
+            ("score 1.5  kl 0.25  loss 3", "score (last rollout) 2  kl (last rollout) 0.5"),
+        ),
+        ("compare", {"gold": 0.5}, {"sft": 0.5, "ppo": 1.0}, ("gold 0.5", "sft 0.5  ppo 1")),
+        ("pairs", {"dropped": 4.0}, {"preferences": 90.0}, ("dropped 4", "preferences 90")),
+    ],
+)
+def test_a_stage_shows_its_headline(
+    kind: str, running: dict[str, float], final: dict[str, float], words: tuple[str, str]
+) -> None:
+    assert (running_metrics(kind, running), final_metrics(kind, final)) == words

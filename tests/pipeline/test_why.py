@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from accord.cli import main
-from accord.pipeline.status import duration, key_metrics, time_left
+from accord.pipeline.status import duration, time_left
 from accord.runtime.run import Run
 from accord.stage_kinds.table import STAGE_KINDS
 
@@ -225,4 +225,3 @@ def test_time_left_and_durations_are_in_words() -> None:
     assert [duration(s) for s in (0, 40, 99.4, 150, 4200, 90000, 400000)] == [
         "0 s", "40 s", "99 s", "2 min", "70 min", "25 h 0 min", "5 days"
     ]  # fmt: skip
-    assert key_metrics({"loss": 1.0, "rollout/kl": 0.5, "rollout/score": 2.0, "x": 3.0}) == "score 2  kl 0.5  loss 1"

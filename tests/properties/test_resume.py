@@ -40,9 +40,22 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
         "base mamba": ("base", {"model": sizes, "data": {"train": world.base}, "training": supervised}),
         "base transformer": (
             "base",
-            {"model": {**sizes, "base_model": "transformer"}, "data": {"train": world.base}, "training": supervised},
+            {
+                "model": {**sizes, "base_model": "transformer"},
+                "data": {"train": world.base, "heldout": world.base},
+                "training": supervised,
+                "eval_every": 3,
+            },
         ),
-        "sft": ("sft", {"model": model, "data": {"train": world.sft}, "training": supervised}),
+        "sft": (
+            "sft",
+            {
+                "model": model,
+                "data": {"train": world.sft, "heldout": world.sft},
+                "training": supervised,
+                "eval_every": 2,
+            },
+        ),
         "reward features": (
             "reward",
             {

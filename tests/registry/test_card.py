@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from accord.registry.card import card
@@ -37,9 +38,27 @@ def test_a_card_claims_no_test_that_was_not_made() -> None:
     text = card(reward.digest, {reward.digest: reward}, {})
     assert "text-classification" in text
     assert "are on held-out data" in text
+    assert "`heldout_accuracy` **0.8**, on held-out data." in text
     assert "No data file is recorded" in text
     bare = Record("b", "pretrained", "f" * 32)
     text = card(bare.digest, {bare.digest: bare}, {})
     assert "No metric is recorded" in text
     assert "are its authors" in text
     assert "small world" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "metrics", "words"),
+    [
+        ("sft", {"nll": 1.0, "heldout/loss": 1.25}, "`heldout/loss` **1.25**, on held-out data."),
+        ("sft", {"nll": 1.0}, "`nll` **1**, of the last training step's minibatch alone; no data was held out."),
+        (
+            "ppo",
+            {"score": 2.0, "kl": 0.5},
+            "`score` **2** and `kl` **0.5**, over all replies or episodes of the last rollout",
+        ),
+    ],
+)
+def test_a_card_says_what_its_main_figure_is_measured_on(kind: str, metrics: dict[str, float], words: str) -> None:
+    record = Record("m", kind, "e" * 32, metrics=metrics)
+    assert words in card(record.digest, {record.digest: record}, {})

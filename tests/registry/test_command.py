@@ -45,7 +45,7 @@ def test_list_shows_versions_aliases_and_figures(filled: Store, capsys: pytest.C
     text = run(capsys, "list")
     rows = [" ".join(line.split()) for line in text.splitlines() if "@" in line]
     assert [row.split()[0] for row in rows] == ["base@1", "sft@1", "sft@2"]
-    assert rows[1].startswith("sft@1 champion sft nll 3 ")
+    assert rows[1].startswith("sft@1 champion sft nll (last step) 3 ")
     assert "base@1" not in run(capsys, "list", "sft")
     assert "no model of kind 'ppo'" in run(capsys, "list", "--kind", "ppo")
     found = json.loads(run(capsys, "list", "--json"))

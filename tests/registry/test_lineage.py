@@ -9,19 +9,16 @@ from rich.console import Console
 
 from accord.io.digests import content_digest
 from accord.registry.family import Family, Record, of_path
-from accord.registry.lineage import key_settings, main_metric, mermaid, tree
+from accord.registry.lineage import key_settings, mermaid, tree
 
 
-def test_key_settings_and_main_figures_are_the_documented_ones() -> None:
+def test_key_settings_are_the_documented_ones() -> None:
     record = Record("a", "dpo", "d", settings={"training": {"beta": 0.1, "learning_rate": 1e-4, "warmup_steps": 0}})
     assert key_settings(record) == {"beta": "0.1", "learning_rate": "0.0001"}
     fused = Record(
         "a", "fuse", "d", parents={"base": "x"}, settings={"method": "slerp", "t": 0.5, "base": "sft", "none": None}
     )
     assert key_settings(fused) == {"method": "slerp", "t": "0.5"}
-    assert main_metric("sft", {"loss": 1.0, "nll": 2.0}) == ("nll", 2.0)
-    assert main_metric("fuse", {"learning_rate": 1.0, "drift": 2.0}) == ("drift", 2.0)
-    assert main_metric("fuse", {}) is None
 
 
 def test_the_tree_shows_each_ancestor_once(world: dict[str, Path]) -> None:

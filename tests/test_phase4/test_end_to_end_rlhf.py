@@ -45,7 +45,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small world and a base of one layer, where ``base_model: mamba`` finds it."""
     root = tmp_path_factory.mktemp("rlhf")
     where = [f"out={root / 'checkpoints' / 'rlhf'}", f"logs={root / 'logs' / 'rlhf'}"]
-    assert main(["demo", *where, "base_rows=200", "sft_rows=80", "preference_rows=60"]) == 0
+    rows = ["base_rows=200", "sft_rows=80", "preference_rows=60", "heldout_base_rows=16", "heldout_sft_rows=16"]
+    assert main(["demo", *where, *rows]) == 0
     assert main(["base", *where, "model.n_layers=1", "data.limit=64"]) == 0
     return root
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,3 +86,19 @@ def test_a_run_stopped_at_any_step_ends_like_one_that_was_not(
     assert found == expected  # even where no step was left
     assert resumed.before == 0
     assert cut.after + resumed.after == whole.after
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, [0, 6]), (2, [0, 2, 4, 6]), (4, [0, 4, 6]), (9, [0, 6])])
+def test_held_out_metrics_come_before_the_first_step_when_due_and_after_the_last(
+    new_run: NewRun, lines: Callable[[str], list[dict[str, float]]], every: int, expected: list[int]
+) -> None:
+    run, fit = new_run(), Fit()
+    data = replace(fit.data(2), heldout=lambda: {"heldout/weight": fit.model.weight.item()}, eval_every=every)
+    last = train_epochs(run, fit.model, [(list(fit.model.parameters()), 0.1)], data)
+    rows = [row for row in lines("run") if "heldout/weight" in row]
+    assert [row["step"] for row in rows] == expected
+    assert rows[0]["heldout/weight"] == 0.0
+    assert last["heldout/weight"] == rows[-1]["heldout/weight"] == fit.model.weight.item()
+    unmeasured = Fit()
+    assert unmeasured.train(new_run("other"))["loss"] == last["loss"]
+    assert torch.equal(unmeasured.model.weight, fit.model.weight)

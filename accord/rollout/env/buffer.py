@@ -28,7 +28,7 @@ class RolloutBatch:
     """``B`` steps, in the order that ``get`` was asked for."""
 
     observations: Tensor  # (B, *obs_shape) float32
-    actions: Tensor  # (B,) int64, or (B, action_dim) float32 for continuous ones
+    actions: Tensor  # (B,) int64, or (B, length) float32 where an action is a vector
     rewards: Tensor  # (B,) float32
     values: Tensor  # (B,) float32, at sampling time
     log_probs: Tensor  # (B,) float32, under the sampling policy
@@ -67,7 +67,7 @@ class RolloutBuffer:
         device: torch.device | str = "cpu",
         continuous: int = 0,
     ) -> None:
-        """``continuous``: the length of an action where it is a vector of real numbers; 0: actions are integers."""
+        """``continuous``: the length of an action where it is a vector, of real numbers or of choices; 0: an integer."""
         for name, size in (("n_steps", n_steps), ("n_envs", n_envs)):
             if size < 1:
                 raise ValueError(f"{name}: {size}, expected 1 or more")

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from accord.rollout.env.spaces import Spaces
+
 SeedOf = Callable[[int, int], int]
 """(environment, episode) to a seed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spaces:
-    """Observations are vectors of ``obs_dim``; actions one of ``action_dim``, or vectors of that length."""
-
-    obs_dim: int
-    action_dim: int
-    continuous: bool = False
-    start: int = 0  # the number of the first discrete action
-    low: np.ndarray | None = None  # (action_dim,) bounds of continuous actions
-    high: np.ndarray | None = None
-
-    def to_task(self, actions: np.ndarray) -> np.ndarray:
-        """The task's actions from the policy's: counted from ``start``, or clipped to the bounds."""
-        if self.continuous:
-            clipped: np.ndarray = np.clip(actions, self.low, self.high)
-            return clipped
-        return actions + self.start if self.start else actions
 
 
 class Stepped(NamedTuple):
@@ -90,7 +72,7 @@ class EpisodeVectors:
         """The same array (n, obs_dim) with the first observations of new episodes where ``which`` says."""
         for i in which:
             seed = self.seed_of(i, self.episodes[i]) % 2**31
-            observations[i], _ = self.environments[i].reset(seed=seed, options={})
+            observations[i], _ = self.environments[i].reset(seed=seed, options={"episode": self.episodes[i]})
         return observations
 
     def step(self, actions: np.ndarray) -> Stepped:

@@ -13,9 +13,10 @@ import torch
 from accord.models.heads import ActorCritic, AnyActorCritic, GaussianActorCritic, numpy_networks
 from accord.rollout.env.buffer import RolloutBuffer
 from accord.rollout.env.collect import StepActor, StepCollector, StepRollout
-from accord.rollout.env.episodes import EpisodeVectors, Spaces, Vectors
+from accord.rollout.env.episodes import EpisodeVectors, Vectors
 from accord.rollout.env.gym import open_vectors
 from accord.rollout.env.normalization import Normalizer
+from accord.rollout.env.spaces import Spaces
 from accord.runtime.run import Run
 
 NewRun = Callable[..., Run]

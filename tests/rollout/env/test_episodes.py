@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from accord.rollout.env.episodes import EpisodeVectors, Spaces
+from accord.rollout.env.episodes import EpisodeVectors
 from accord.rollout.env.gym import make_environment
+from accord.rollout.env.spaces import Spaces
 
 
 class Counter:

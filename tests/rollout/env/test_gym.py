@@ -62,7 +62,11 @@ class Whole(Counter):
 
 class Demanding(Counter):
     def __init__(self, needed):
-        pass
+        self.needed = needed
+
+class Headless(Counter):
+    def __init__(self):
+        raise RuntimeError("no display")
 
 class NoTask:
     pass
@@ -110,10 +114,17 @@ def test_a_task_opens_with_its_spaces(name: str, kind: type, obs_dim: int, actio
     ("name", "message"),
     [
         ("NoSuchTask-v1", "environment: 'NoSuchTask-v1' cannot be made"),
+        ("CartPol-v1", "'CartPol-v1' cannot be made .*Did you mean: `CartPole`"),
+        ("CartPole-v7", "'CartPole-v7' cannot be made .*It provides versioned environments"),
+        ("CartPole", "'CartPole' cannot be made .*; did you mean 'CartPole-v1'?"),
+        ("LunarLander-v2", "deprecated. Please use `LunarLander-v3` instead"),
         ("", "environment: '' cannot be made"),
-        ("FrozenLake-v1", "needed is a vector"),
-        ("tasks_of_the_tests:Whole", "needed is a Discrete space or a Box of one dimension"),
-        ("tasks_of_the_tests:Demanding", r"cannot be made \(.*needed"),
+        (
+            "tasks_of_the_tests:Whole",
+            "needed is a Discrete, MultiDiscrete or MultiBinary space, or a Box of real numbers",
+        ),
+        ("tasks_of_the_tests:Demanding", r"cannot be made \(.*'needed'\); give its arguments in environment_args\.$"),
+        ("tasks_of_the_tests:Headless", r"made \(RuntimeError: no display at tasks_of_the_tests.py line \d+\)\.$"),
         ("tasks_of_the_tests:NoTask", "is no subclass of gymnasium.Env"),
         ("tasks_of_the_tests:broken", "is not module:function"),
         ("tasks_of_the_tests:Absent", "environment: .* cannot be imported"),
@@ -124,6 +135,31 @@ def test_a_task_opens_with_its_spaces(name: str, kind: type, obs_dim: int, actio
 def test_what_cannot_be_opened_is_named(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         open_vectors(name, 2, seed_of)
+
+
+def test_arguments_are_given_to_the_task() -> None:
+    heavy = make_environment("Pendulum-v1", {"g": 5.0, "max_episode_steps": 3})
+    assert heavy.environment.unwrapped.g == 5.0
+    heavy.reset(seed=0)
+    assert [heavy.step(np.zeros(1))[3] for _ in range(3)] == [False, False, True]
+    assert make_environment("tasks_of_the_tests:Demanding", {"needed": 3}).environment.needed == 3
+    vectors = open_vectors("CartPole-v1", 2, seed_of, {"max_episode_steps": 3})
+    assert isinstance(vectors, EpisodeVectors)  # its own vectorized implementation may not know the argument
+    for _ in range(2):
+        assert not vectors.step(np.array([0, 1])).truncated.any()
+    assert vectors.step(np.array([0, 1])).truncated.all()
+    with pytest.raises(UserError, match=r"unexpected keyword argument 'weight'.*; correct environment_args"):
+        make_environment("CartPole-v1", {"weight": 1})
+
+
+@pytest.mark.parametrize("name", ["FrozenLake-v1", "Taxi-v3", "Blackjack-v1"])
+def test_a_task_of_discrete_observations_shows_vectors(name: str) -> None:
+    name = next(key for key in gymnasium.registry if key.startswith(name[:-1]))  # Taxi's version differs
+    vectors = open_vectors(name, 2, seed_of)
+    for _ in range(3):
+        vectors.step(np.array([0, 1]))
+        assert vectors.observations.shape == (2, vectors.spaces.obs_dim)
+        assert set(np.unique(vectors.observations)) == {0, 1}
 
 
 def test_gymnasium_is_named_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +233,31 @@ def test_every_valid_transition_is_one_of_the_task(name: str) -> None:
     assert cuts > 10
     assert ends > cuts
     assert (waits > 10) is isinstance(vectors, ArrayVectors)
+
+
+@pytest.mark.parametrize("field", ["state", "reward"])
+def test_a_number_that_is_not_finite_is_named_in_a_vectorized_task(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environment, episode and step of CartPole's own implementation; after a resumed state too."""
+    vectors = open_vectors("ShortCartPole-v0", 2, seed_of)
+    while vectors.episodes[1] < 2 or vectors.waiting[1]:  # type: ignore[attr-defined]
+        vectors.step(np.array([0, 1]))
+    vectors.step(np.array([0, 1]))
+    resumed = open_vectors("ShortCartPole-v0", 2, seed_of)
+    resumed.load_state_dict(vectors.state_dict())
+    for each in (vectors, resumed):
+        inner = each.inner  # type: ignore[attr-defined]
+        if field == "state":
+            inner.state[:, 1] = np.nan
+        else:
+            step = inner.step
+            monkeypatch.setattr(
+                inner, "step", lambda a, step=step: (lambda s: (s[0], np.array([1, np.inf]), *s[2:]))(step(a))
+            )
+        name = "observation is" if field == "state" else "reward is inf"
+        with pytest.raises(
+            UserError, match=rf"'ShortCartPole-v0' \(number 1, episode 2, seed 0 of all, step 2\): the {name}"
+        ):
+            each.step(np.array([0, 0]))
 
 
 class Within(VectorEnv):  # type: ignore[type-arg]

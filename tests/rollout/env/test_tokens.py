@@ -8,7 +8,8 @@ import torch
 
 from accord.models.backbone import Backbone
 from accord.models.open import small_backbone
-from accord.rollout.env.episodes import EpisodeVectors, Spaces
+from accord.rollout.env.episodes import EpisodeVectors
+from accord.rollout.env.spaces import Spaces
 from accord.rollout.env.tokens import TokenEnvironment
 from accord.types import Packed
 
