@@ -198,6 +198,16 @@ def _run(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("accord: stopped immediately; the last saved state is kept.", file=sys.stderr)
         return 130
+    except OSError as error:  # the system refuses a file or folder that the user named
+        from accord.pipeline.failure import sentence
+
+        if debug or not (reason := sentence(error)):
+            raise
+        print(f"accord: {reason}", file=sys.stderr)
+        return 2
+    except Exception:
+        print("accord: this looks like a bug of accord; please report it with the lines below.", file=sys.stderr)
+        raise
 
 
 def main_of(stage: str) -> Callable[[], int]:

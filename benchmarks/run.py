@@ -5,10 +5,10 @@
     python benchmarks/run.py --quick --record     the same, and keeps its ratios as the recorded figures of quick runs
     python benchmarks/run.py --only growth.py     one file; the page keeps the other files' rows
 
-Exits with 1 if a row falls more than 15 % below its recorded figure in every round, if a comparison fails, or if the two sides do not
-compute the same.  The recorded figures are those of docs/performance.md and, for quick runs, whose work is smaller, of
-``benchmarks/quick.json``.  A row below its target is shown as unmet, which alone is not a
-failure.  A full run writes the raw rows to ``.bench/rows.jsonl``; the environments of other libraries are created in
+Exits with 1 if a row falls more than 15 % below its recorded figure in every round, if a comparison fails, or if the
+two sides do not compute the same.  The recorded figures are those of docs/performance.md and, for quick runs, whose
+work is smaller, of ``benchmarks/quick.json``.  A row below its target is shown as unmet, which alone is not a failure.
+A full run writes the raw rows to ``.bench/rows.jsonl``; the environments of other libraries are created in
 ``.bench`` too, once (minutes).
 """
 

@@ -306,3 +306,22 @@ def test_a_stage_ends_with_what_to_run_next(
     for command in re.split(", or |; reward models: ", shown.removeprefix("next: ").strip()):
         if " with " not in command:  # a sentence
             parse(command.split()[1:])
+
+
+def test_a_path_that_the_system_refuses_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sft", f"data.train={'x' * 5000}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("accord: xxx")
+    assert "File name too long" in said
+    assert len(said) < 300
+
+
+def test_a_bug_keeps_its_traceback_and_asks_for_a_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("accord.config.load.load", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["config", "show", "sft"])
+    assert (
+        capsys.readouterr().err == "accord: this looks like a bug of accord; please report it with the lines below.\n"
+    )

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from accord.config.section import Section, known_keys, section_of
 from accord.config.variants import Variants
 from accord.errors import UserError
-from accord.io.readers import read_yaml
+from accord.io.readers import MAX_DEPTH, parse_yaml, read_yaml, shorten
 
 C = TypeVar("C", bound="Section")
 
@@ -48,7 +48,7 @@ def load(settings: type[C] | Variants[C], path: str | Path | None, overrides: Se
     sources = {key: f"{path} line {line}" for key, line in lines.items()}
     for override in overrides:
         key, value = parse_override(override)
-        sources[key] = f"override {override!r}"
+        sources[key] = f"override {shorten(override)!r}"
         put(values, key, value, sources[key])
     return build(settings, values, sources, default_source=str(path) if path is not None else "the config")
 
@@ -74,12 +74,16 @@ def parse_override(text: str) -> tuple[str, Any]:
     """``training.learning_rate=3e-5`` → key and value (read as YAML).  Raises UserError."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"override {text!r}: write it as key=value, e.g. training.learning_rate=3e-5.")
-    try:
-        return key.strip().lstrip("-"), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", error)
-        raise UserError(f"override {text!r}: the value is not valid YAML: {problem}.") from None
+        raise UserError(f"override {shorten(text)!r}: write it as key=value, e.g. training.learning_rate=3e-5.")
+    where = f"override {shorten(text)!r}"
+    return parse_key(key.strip().lstrip("-"), where), parse_yaml(value, where)
+
+
+def parse_key(key: str, where: str) -> str:
+    """A dotted key.  Raises UserError for one that no setting has: too deep, or with characters that no terminal shows."""
+    if key.count(".") >= MAX_DEPTH or not key.isprintable():
+        raise UserError(f"{where}: not a setting's dotted key.")
+    return key
 
 
 def put(values: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -89,7 +93,7 @@ def put(values: dict[str, Any], key: str, value: Any, where: str) -> None:
         inner = values.get(part)
         if inner is not None and not isinstance(inner, Mapping):
             section = ".".join(parents[: i + 1])
-            raise UserError(f"{where}: {key!r} cannot be set: {section!r} is the value {inner!r}, not a section.")
+            raise UserError(f"{where}: {key!r} cannot be set: {section!r} is the value {_shown(inner)}, not a section.")
         values[part] = dict(inner or {})
         values = values[part]
     values[last] = value
@@ -105,7 +109,7 @@ def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default
         file = where.rpartition(" line ")[0] or "FILE"
         return f"{where}: 'stages' makes this a pipeline, not the config of one stage; type accord run {file}."
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}; {_hint(cls, path)}"
+        return f"{where}: unknown key {shorten(key)!r}; {_hint(cls, path)}"
     if error["type"] == "model_type" and where.startswith("override "):
         example = nearest_key(key, cls)
         return f"{where}: {key!r} is a section; set one of its keys, such as {example}."
@@ -128,11 +132,7 @@ def _shown(value: Any) -> str:
     """A value in a message: shortened where it is long."""
     if value is None:
         return "nothing"
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no integer of more than 4300 digits
-        return "a number of more than 4,300 digits"
-    return text if len(text) <= 200 else f"{text[:100]} … ({len(text):,} characters)"
+    return f"{shorten(value)!r}" if isinstance(value, str) else shorten(value)
 
 
 def _hint(cls: type[BaseModel], path: tuple[str, ...]) -> str:

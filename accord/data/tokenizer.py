@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,9 @@ from accord.data.chat_template import sample_reply
 from accord.errors import UserError
 from accord.io.atomic import write_json, write_text
 from accord.io.digests import TOKENIZER_FILES, verify
-from accord.io.readers import read_json_if_present
+from accord.io.gguf_header import check_gguf
+from accord.io.readers import read_text, require_file, shorten
+from accord.io.records import TokenizerConfig, read_record
 
 if TYPE_CHECKING:
     import tokenizers
@@ -71,32 +74,28 @@ class Tokenizer:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; expected one with tokenizer.json")
         verify(folder, TOKENIZER_FILES)
-        if not (folder / "tokenizer.json").is_file():
+        if not (folder / "tokenizer.json").exists():
             return cls._through_transformers(folder)
         import tokenizers
 
-        try:
+        require_file(folder / "tokenizer.json")
+        with _named_errors(f"{folder / 'tokenizer.json'}: not a tokenizer"):
             backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the Rust side raises bare Exception
-            raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error})") from error
         files, remedy = ("special_tokens_map.json", "tokenizer_config.json"), "copy or download the folder again."
-        listed, config = (read_json_if_present(folder / name, remedy) or {} for name in files)
+        listed, config = (read_record(folder / name, TokenizerConfig, remedy) for name in files)
         config = listed | {key: value for key, value in config.items() if value is not None}
-        _add_listed(backend, config.get("added_tokens_decoder") or {})
         template = folder / "chat_template.jinja"
-        chat_template = template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template")
+        chat_template = read_text(template) if template.exists() else config.get("chat_template")
         limit = config.get("model_max_length")
-        try:
+        with _named_errors(f"{folder}"):
+            _add_listed(backend, config.get("added_tokens_decoder") or {})
             return cls(backend, _named(config), _default(chat_template), limit if isinstance(limit, int) else None)
-        except UserError as error:
-            raise UserError(f"{folder}: {error}") from None
 
     @classmethod
     def from_gguf(cls, path: str | Path) -> Tokenizer:
         """Opens the tokenizer inside a GGUF file (needs transformers and gguf)."""
         file = Path(path)
-        if not file.is_file():
-            raise UserError(f"{file}: no such file; expected a .gguf model")
+        check_gguf(file)
         return cls._through_transformers(file.parent, gguf_file=file.name)
 
     @classmethod
@@ -108,16 +107,14 @@ class Tokenizer:
             opened = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call, unused-ignore]
                 str(folder), local_files_only=True, trust_remote_code=False, **how
             )
-        except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except Exception as error:  # transformers raises whatever a damaged file leads it to
+            reason = shorten((str(error).strip() or type(error).__name__).splitlines()[0], 300)
             raise UserError(f"{name}: has no tokenizer that transformers can open ({reason})") from error
         backend = getattr(opened, "backend_tokenizer", None) or getattr(opened, "_tokenizer", None)
         if backend is None:
             raise UserError(f"{name}: a tokenizer written in Python only; convert it to tokenizer.json first")
-        try:
+        with _named_errors(f"{name}"):
             return cls(backend, _named(opened.special_tokens_map), _default(opened.chat_template))
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
 
     def save(self, directory: str | Path) -> None:
         """Writes ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``; AutoTokenizer reads the
@@ -155,12 +152,19 @@ class Tokenizer:
     # -------------------------------------------------------------- text and ids
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone; special tokens in the text are recognized."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return list(self._encoded(text).ids)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and the (start, end) character offsets of each."""
-        encoded = self._backend.encode(text, add_special_tokens=False)
+        encoded = self._encoded(text)
         return list(encoded.ids), list(encoded.offsets)
+
+    def _encoded(self, text: str) -> tokenizers.Encoding:
+        try:
+            return self._backend.encode(text, add_special_tokens=False)
+        except Exception as error:  # the Rust side raises bare Exception
+            why = "half of a surrogate pair is not a character" if isinstance(error, TypeError) else str(error)
+            raise UserError(f"the tokenizer cannot read the text {shorten(text, 60)!r} ({why})") from error
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
@@ -215,7 +219,24 @@ class Tokenizer:
             return free[spare]
         # GPT-2 and similar tokenizers have one special token.  Padding is always masked here, so any other token
         # works; the last one is rare.
-        return next(i for i in reversed(range(self.vocab_size)) if i not in taken and self.token(i))
+        known = sorted(self._backend.get_vocab(with_added_tokens=True).values(), reverse=True)
+        free_id = next((i for i in known if i not in taken), None)
+        if free_id is None:
+            raise UserError("the tokenizer has no token besides its end token, so none can pad")
+        return free_id
+
+
+@contextmanager
+def _named_errors(place: str) -> Iterator[None]:
+    """Names ``place`` in a UserError for what a damaged tokenizer raises: ours, or bare Exception and panics of Rust."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{place} ({shorten(str(error) or type(error).__name__, 300)})") from error
 
 
 def _first_spare(free: Mapping[str, int], unk: str | None) -> str | None:

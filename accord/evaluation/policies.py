@@ -11,7 +11,7 @@ import torch
 
 from accord.config.control import ControlPPOConfig
 from accord.io.atomic import replacing
-from accord.io.readers import read_appended_rows
+from accord.io.records import read_metrics
 from accord.models.heads import AnyActorCritic
 from accord.rollout.env.checked import CheckedEnvironment
 from accord.rollout.env.gym import make_environment, open_vectors
@@ -88,7 +88,7 @@ def write_curve(config: ControlPPOConfig, run: Run) -> None:
     except ImportError:
         run.say("no curve.png: matplotlib is not installed (pip install 'accord[control]')")
         return
-    rows = read_appended_rows(run.logs / "metrics.jsonl")
+    rows = read_metrics(run.logs / "metrics.jsonl")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for key, label, style in (

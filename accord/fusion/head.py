@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from accord.errors import UserError
 from accord.io.atomic import write_text
-from accord.io.readers import read_json
-from accord.models.hf_format import write_tensors
+from accord.io.records import Head, read_record
+from accord.models.hf_format import read_tensors, write_tensors
 from accord.models.reward import HEAD_CONFIG, HEAD_FILE
 
 State = Mapping[str, Tensor]
@@ -34,10 +32,7 @@ STATISTICS = ("head.centre", "head.spread", "mean", "deviation")
 def read_head(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The content of ``reward_head.json``, and the head's tensors.  Raises UserError where they are missing."""
     remedy = "copy the whole folder again."
-    try:
-        return read_json(folder / HEAD_CONFIG, remedy), load_file(folder / HEAD_FILE)
-    except FileNotFoundError:
-        raise UserError(f"{folder / HEAD_FILE}: no such file; {remedy}") from None
+    return read_record(folder / HEAD_CONFIG, Head, remedy), read_tensors(folder / HEAD_FILE)
 
 
 def write_head(folder: Path, shape: Mapping[str, Any], state: State) -> None:

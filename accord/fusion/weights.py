@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from accord.errors import UserError
 from accord.io.atomic import replacing_file
-from accord.models.hf_format import INDEX, WEIGHTS, read_json
+from accord.models.hf_format import WEIGHTS, checked_tensors, read_index
 
 DTYPES = {
     "F64": torch.float64,
@@ -68,39 +68,25 @@ def open_weights(folder: Path) -> ModelTensors:
 
     Raises UserError naming a file that is missing or damaged, or a tensor whose dtype cannot be merged (quantized).
     """
-    if (folder / WEIGHTS).is_file():
-        files = [folder / WEIGHTS]
-    elif (folder / INDEX).is_file():
-        shards = set(map(str, read_json(folder, INDEX).get("weight_map", {}).values()))
-        if any(Path(name).name != name for name in shards):
-            raise UserError(f"{folder / INDEX}: shards must be plain file names beside the index; download it again.")
-        files = [folder / name for name in sorted(shards)]
-    else:
-        raise UserError(f"{folder}: neither {WEIGHTS} nor {INDEX} exists; save the model as safetensors first.")
+    shards = {} if (folder / WEIGHTS).exists() else read_index(folder)
     places: dict[str, Path] = {}
     layouts: dict[str, Layout] = {}
-    for path in files:
+    for path in [folder / name for name in sorted(set(shards.values()))] or [folder / WEIGHTS]:
         for name, layout in _layouts(path).items():
-            places[name], layouts[name] = path, layout
+            if shards.get(name, path.name) == path.name:
+                places[name], layouts[name] = path, layout
     return ModelTensors(folder, places, layouts)
 
 
 def _layouts(path: Path) -> dict[str, Layout]:
     found = {}
-    try:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  (a handle, not a dict)
-                part = file.get_slice(name)
-                kind = str(part.get_dtype())
-                if kind not in DTYPES:
-                    raise UserError(
-                        f"{path}: tensor {name} is {kind}, which cannot be merged; merge before quantizing."
-                    )
-                found[name] = Layout(tuple(part.get_shape()), DTYPES[kind])
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; download the folder again.") from None
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged or not safetensors ({error}); write or download it again.") from None
+    with checked_tensors(path), safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118  (a handle, not a dict)
+            part = file.get_slice(name)
+            kind = str(part.get_dtype())
+            if kind not in DTYPES:
+                raise UserError(f"{path}: tensor {name} is {kind}, which cannot be merged; merge before quantizing.")
+            found[name] = Layout(tuple(part.get_shape()), DTYPES[kind])
     return found
 
 

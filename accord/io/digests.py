@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from accord.errors import UserError
-from accord.io.readers import read_json_if_present
+from accord.io.readers import require_file
+from accord.io.records import Manifest, read_record
 
 MANIFEST = "manifest.json"
 LINEAGE = "lineage.json"
@@ -56,6 +58,8 @@ def content_digest(path: Path) -> str:
     if path.is_file():
         return file_digest(path)
     if not path.is_dir():
+        with suppress(FileNotFoundError, NotADirectoryError):
+            require_file(path)
         raise UserError(f"{path}: no such file or folder.")
     manifest = read_manifest(path)
     return str(manifest["digest"]) if manifest else digest_of_files(file_digests(path))
@@ -63,13 +67,7 @@ def content_digest(path: Path) -> str:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """A folder's manifest, empty where there is none.  Raises UserError where it is damaged."""
-    path, remedy = folder / MANIFEST, "run the stage that wrote it again."
-    found = read_json_if_present(path, remedy)
-    if found is None:
-        return {}
-    if not isinstance(found.get("digest"), str):
-        raise UserError(f"{path}: has no digest; {remedy}")
-    return found
+    return read_record(folder / MANIFEST, Manifest, "run the stage that wrote it again.")
 
 
 def verify(folder: Path, only: Collection[str] = ()) -> None:
@@ -82,8 +80,6 @@ def verify(folder: Path, only: Collection[str] = ()) -> None:
     files = manifest.get("files")
     if files is None:
         return
-    if not isinstance(files, dict):
-        raise UserError(f"{folder / MANIFEST}: 'files' must map names to digests; run the stage that wrote it again.")
     remedy = "copy the folder again, or run the stage that wrote it again (accord run FILE --force STAGE)."
     listed = {name: digest for name, digest in files.items() if not only or name in only}
     for name, digest in listed.items():

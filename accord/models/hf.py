@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from accord.errors import UserError
+from accord.io.readers import shorten
 from accord.models.backbone import Backbone
 from accord.types import Packed
 
@@ -107,9 +108,9 @@ class CausalLM(Backbone):
         name = str(directory_or_id)
         try:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # transformers raises whatever a damaged file leads it to
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"{name}: transformers cannot open this model ({reason})") from None
+            raise UserError(f"{name}: transformers cannot open this model ({shorten(reason, 300)})") from error
         return cls(model)
 
     def save(self, directory: str | Path) -> None:

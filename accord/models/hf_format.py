@@ -5,7 +5,8 @@ Only safetensors are read: a pickle can run code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from accord.errors import UserError
 from accord.io import atomic, readers
+from accord.io.readers import require_file, shorten
+from accord.io.records import ShardIndex, check
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -37,23 +40,46 @@ def read_weights(directory: str | Path) -> dict[str, Tensor]:
     Raises UserError naming the file that is absent or damaged.
     """
     folder = Path(directory)
-    if (folder / WEIGHTS).is_file():
-        return _load(folder / WEIGHTS)
-    if not (folder / INDEX).is_file():
-        raise UserError(f"{folder / WEIGHTS}: no such file, nor {INDEX}; save the model as safetensors first")
-    places = read_json(folder, INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise UserError(f"{folder / INDEX}: key weight_map must map tensor names to file names; download it again")
+    if (folder / WEIGHTS).exists():
+        return _floating(read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    places = read_index(folder)
     state: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
-        if Path(name).name != name:
-            raise UserError(
-                f"{folder / INDEX}: shard {name!r} is not a plain file name; shards must be beside the index"
-            )
-        state.update(_load(folder / name))
+        mine = {tensor: x for tensor, x in read_tensors(folder / name).items() if places.get(tensor) == name}
+        state |= _floating(mine, folder / name)
     missing = sorted(set(places) - set(state))
     if missing:
-        raise UserError(f"{folder / INDEX}: tensor {missing[0]} is in no shard; download the folder again")
+        shard = places[missing[0]]
+        raise UserError(f"{folder / INDEX}: tensor {missing[0]} is not in {shard}; download the folder again.")
+    return state
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """The shard of each tensor, a file name in ``folder``.  Raises UserError where the index is missing or damaged."""
+    if not (folder / INDEX).exists():
+        raise UserError(f"{folder / WEIGHTS}: no such file, nor {INDEX}; save the model as safetensors first.")
+    places = check(read_json(folder, INDEX), ShardIndex, str(folder / INDEX), "download it again.")["weight_map"]
+    for name in set(places.values()):
+        if Path(name).name != name:
+            raise UserError(
+                f"{folder / INDEX}: shard {shorten(name)!r} is not a plain file name; shards must be beside the index."
+            )
+    return dict(places)
+
+
+def require_layers(layers: int, state: Mapping[str, Tensor]) -> None:
+    """Raises UserError where a config asks for more layers than there are tensors, before a model of that size is made."""
+    if layers > len(state):
+        raise UserError(
+            f"config.json: num_hidden_layers is {layers:,}, but the weights are {len(state)} tensors; is it another model's?"
+        )
+
+
+def _floating(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: tensor {shorten(name)} is {dtype}, expected floating point; is it quantized?")
     return state
 
 
@@ -75,11 +101,21 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str
         save_file(dict(state), temporary, metadata=dict(metadata) if metadata else None)
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.  Raises UserError naming the file where it is absent or damaged."""
+    with checked_tensors(path):
         state: dict[str, Tensor] = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; download the folder again") from None
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged or not safetensors ({error}); write or download it again") from None
     return state
+
+
+@contextmanager
+def checked_tensors(path: Path) -> Iterator[None]:
+    """Names ``path`` in a UserError for what opening and reading it as safetensors may raise."""
+    try:
+        require_file(path)
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file; download the folder again.") from None
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
+        why = shorten(str(error) or type(error).__name__)
+        raise UserError(f"{path}: damaged or not safetensors ({why}); write or download it again.") from None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from accord.errors import UserError
 from accord.functional.selective_scan import causal_windows
+from accord.io.records import ModelConfig, check
 from accord.kernels.selective_scan import (
     causal_conv,
     conv_step,
@@ -30,7 +31,7 @@ from accord.kernels.selective_scan import (
     softplus,
 )
 from accord.models.backbone import Backbone
-from accord.models.hf_format import read_json, read_weights, write_json, write_weights
+from accord.models.hf_format import read_json, read_weights, require_layers, write_json, write_weights
 from accord.models.plain import are_plain
 from accord.types import Packed
 
@@ -80,10 +81,7 @@ class MambaConfig:
             raise UserError(f"config.json: model_type = {kind!r}, expected 'mamba'; open it with its own family")
         if config.get("hidden_act", "silu") != "silu":
             raise UserError(f"config.json: hidden_act = {config['hidden_act']!r}; only 'silu' is implemented")
-        sizes = ("vocab_size", "hidden_size", "num_hidden_layers")
-        missing = [key for key in sizes if not isinstance(config.get(key), int)]
-        if missing:
-            raise UserError(f"config.json: {missing[0]} must be a whole number, found {config.get(missing[0])!r}")
+        config = check(config, ModelConfig, "config.json", "download the file again")
         rank, eos = config.get("time_step_rank", "auto"), config.get("eos_token_id", 0)
         return cls(
             vocab_size=config["vocab_size"],
@@ -92,7 +90,7 @@ class MambaConfig:
             d_state=config.get("state_size", 16),
             d_conv=config.get("conv_kernel", 4),
             expand=config.get("expand", 2),
-            dt_rank=0 if rank == "auto" else int(rank),
+            dt_rank=0 if rank == "auto" else rank,
             norm_eps=config.get("layer_norm_epsilon", 1e-5),
             tied=config.get("tie_word_embeddings", True),
             use_bias=config.get("use_bias", False),
@@ -307,11 +305,17 @@ class Mamba(Backbone):
     @classmethod
     def open(cls, directory: str) -> Mamba:
         """The model of a Hugging Face folder, in float32.  Raises UserError for another family or misfit tensors."""
-        config = MambaConfig.from_hf(read_json(directory, "config.json"))
-        model = cls(config)
-        expected = model.state_dict()
+        try:
+            config = MambaConfig.from_hf(read_json(directory, "config.json"))
+            state = read_weights(directory)
+            require_layers(config.n_layers, state)
+        except UserError as error:
+            place = "" if str(directory) in str(error) else f"{directory}: "
+            raise UserError(f"{place}{error}") from None
+        with torch.device("meta"):  # as large as config.json says, which may be another model's
+            expected = cls(config).state_dict()
         found = {}
-        for name, tensor in read_weights(directory).items():
+        for name, tensor in state.items():
             plain = name.removeprefix("backbone.").replace("embedding.", "embeddings.")  # old folders: singular
             if not (plain == "lm_head.weight" and config.tied):
                 found[plain] = tensor
@@ -322,6 +326,7 @@ class Mamba(Backbone):
             if tensor.shape != expected[name].shape:
                 shapes = f"{tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
                 raise UserError(f"{directory}: tensor {name} has shape {shapes}; is config.json another model's?")
+        model = cls(config)
         model.load_state_dict(found)
         return model
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from accord.errors import UserError
 from accord.io.digests import verify
+from accord.io.readers import shorten
 from accord.models.backbone import Backbone
 from accord.models.hf_format import read_json
 
@@ -67,7 +68,10 @@ def model_type(source: Path) -> str:
         if source.is_dir():
             raise UserError(f"{source}: no config.json here, so this is not a model folder.")
         return ""
-    return str(read_json(source, "config.json").get("model_type", ""))
+    family = read_json(source, "config.json").get("model_type", "")
+    if not isinstance(family, str):
+        raise UserError(f"{config}: model_type must be a name such as 'llama', found {shorten(family)}.")
+    return family
 
 
 def small_backbone(family: str, d_model: int, n_layers: int, vocab_size: int, eos_id: int, pad_id: int) -> Backbone:

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from accord.errors import UserError
 from accord.io.atomic import write_text
+from accord.io.records import Head, read_record
 from accord.models.backbone import Backbone
-from accord.models.hf_format import read_json, write_tensors
+from accord.models.hf_format import read_tensors, write_tensors
 from accord.models.open import open_backbone, require_finite
 from accord.types import Packed
 
@@ -129,8 +130,6 @@ class RewardModel(nn.Module):
     @classmethod
     def open(cls, directory: str | Path) -> RewardModel:
         """Raises UserError where the folder holds no reward model."""
-        from safetensors.torch import load_file
-
         source = Path(directory)
         if not (source / HEAD_CONFIG).exists():
             what = "a language model" if (source / "config.json").exists() else "no model"
@@ -138,20 +137,28 @@ class RewardModel(nn.Module):
                 f"{source}: no {HEAD_CONFIG} here, so this is not a reward model but {what}; name a reward model, or"
                 " train one with 'accord reward'."
             )
-        shape = read_json(source, HEAD_CONFIG)
+        shape = read_record(source / HEAD_CONFIG, Head, "copy the whole folder again")
         backbone = open_backbone(source)
+        state = read_tensors(source / HEAD_FILE)
         head: RewardMLP | ScalarHead = ScalarHead(backbone.width)
         if shape["kind"] == "mlp":
             widths = shape["widths"]
-            head = RewardMLP(backbone.width, widths[0] if len(widths) > 1 else 1, len(widths))
+            sizes = (backbone.width, widths[0] if len(widths) > 1 else 1, len(widths))
+            with torch.device("meta"):  # as large as the file says, which may be damaged
+                _require_tensors(source, cls(backbone, RewardMLP(*sizes), shape["pooling"]), state)
+            head = RewardMLP(*sizes)
         model = cls(backbone, head, shape["pooling"])
-        state = load_file(str(source / HEAD_FILE))
         require_finite(source / HEAD_FILE, state.items())
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        if unexpected or any(not m.startswith("backbone.") for m in missing):
-            raise UserError(f"{source / HEAD_FILE}: does not fit the head that {HEAD_CONFIG} describes.")
+        _require_tensors(source, model, state)
+        model.load_state_dict(state, strict=False)
         backbone.eval()
         return model
+
+
+def _require_tensors(source: Path, model: RewardModel, state: dict[str, Tensor]) -> None:
+    wanted = {name: tensor.shape for name, tensor in model.head_state().items()}
+    if {name: tensor.shape for name, tensor in state.items()} != wanted:
+        raise UserError(f"{source / HEAD_FILE}: does not fit the head that {HEAD_CONFIG} describes.")
 
 
 def is_reward_model(directory: str | Path) -> bool:

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accord.errors import UserError
+from accord.io.gguf_header import check_gguf
+from accord.io.readers import shorten
 from accord.kernels import transformer_training
 from accord.kernels.decoding import (
     Decoder,
@@ -32,7 +34,7 @@ from accord.kernels.decoding import (
     to_blocks,
 )
 from accord.models.backbone import Backbone
-from accord.models.hf_format import read_json, read_weights, write_json, write_weights
+from accord.models.hf_format import read_json, read_weights, require_layers, write_json, write_weights
 from accord.models.plain import are_plain
 from accord.models.transformer_config import TransformerConfig, one_or_many
 from accord.models.transformer_kernels import (
@@ -252,6 +254,7 @@ class Transformer(Backbone):
 
         Raises UserError naming a tensor that is missing, unexpected or of another shape.
         """
+        require_layers(config.n_layers, state)
         with torch.device("meta"):
             model = cls(config)
         wanted = unfuse(config, model.state_dict())
@@ -376,8 +379,7 @@ def open_gguf(path: str | Path) -> Transformer:
     Raises UserError naming the file when it is absent, damaged or of another family.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the path of a .gguf file")
+    check_gguf(path)
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -385,8 +387,9 @@ def open_gguf(path: str | Path) -> Transformer:
         logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{path}: transformers cannot read this GGUF file ({error})") from None
+    except Exception as error:  # transformers raises whatever a damaged file leads it to
+        why = shorten(str(error) or type(error).__name__, 300)
+        raise UserError(f"{path}: transformers cannot read this GGUF file ({why})") from error
     try:
         return Transformer.from_state(TransformerConfig.from_hf(model.config.to_dict()), model.state_dict())
     except UserError as error:

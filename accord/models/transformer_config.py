@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accord.errors import UserError
+from accord.io.records import ModelConfig, RopeParameters, check
 
 FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
             "qwen3": "Qwen3ForCausalLM"}  # fmt: skip
@@ -71,8 +72,9 @@ class TransformerConfig:
             if config.get(key, wanted) != wanted:
                 raise UserError(f"config.json: {key} = {config[key]!r} is not supported here, only {wanted!r}")
         try:
-            width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-            sizes = [int(config[key]) for key in ("vocab_size", "num_hidden_layers", "intermediate_size")]
+            config = check(config, ModelConfig, "config.json", "download the file again")
+            width, heads = config["hidden_size"], config["num_attention_heads"]
+            sizes = [config[key] for key in ("vocab_size", "num_hidden_layers", "intermediate_size")]
         except KeyError as missing:
             raise UserError(f"config.json: key {missing} is missing; download the file again") from None
         theta, scaling = _rope_from_hf(config)
@@ -141,6 +143,7 @@ def one_or_many(ids: tuple[int, ...]) -> int | list[int] | None:
 
 def _rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     rope = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+    check(rope, RopeParameters, "config.json, rope_parameters", "download the file again")
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if (rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:

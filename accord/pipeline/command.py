@@ -22,6 +22,7 @@ STATES = {
     "interrupted": "‖ interrupted",
     "runs": "· would run",
     "may run": "? may run",
+    "damaged": "✗ damaged",
 }
 
 
@@ -114,7 +115,7 @@ def _planned(path: str | Path, overrides: Sequence[str]) -> tuple[PipelineConfig
 
 def _located(options: argparse.Namespace) -> tuple[str, list[str]]:
     """The pipeline's file and overrides: as given, or those of the last run with that ``out``."""
-    from accord.io.readers import read_record
+    from accord.io.records import LastRun, read_record
     from accord.pipeline.orchestrator import LAST
     from accord.pipeline.plan import PipelineConfig
 
@@ -124,7 +125,7 @@ def _located(options: argparse.Namespace) -> tuple[str, list[str]]:
 
     values = dict(parse_override(o) for o in options.overrides)
     last = Path(str(values.get("out", PipelineConfig.model_fields["out"].default))) / LAST
-    found = read_record(last)
+    found = read_record(last, LastRun, "give the pipeline's file.")
     if not found:
         raise UserError(f"{last}: no pipeline has run here; give its file, or its folder with out=.")
     return str(found["file"]), [*found["overrides"], *options.overrides]
@@ -165,10 +166,11 @@ def show_why(options: argparse.Namespace) -> int:
 
 def _reasons(stage: StageStatus, directory: Path) -> list[str]:
     """The stage's status, and below it the reasons."""
-    from accord.io.readers import read_record
-    from accord.pipeline.records import BEGUN, read_done
+    from accord.pipeline.records import read_begun, read_done
 
-    record = read_done(directory) or read_record(directory / BEGUN)
+    if stage.state == "damaged":
+        return [f"{stage.name} has a damaged record: {stage.words}"]
+    record = read_done(directory) or read_begun(directory)
     then = [f"  {reason}" for reason in record.get("why", ())]
     name, words = stage.name, stage.words
     reasons = [f"  {reason}" for reason in stage.reasons]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accord.errors import UserError
-from accord.io.readers import read_record
+from accord.io.readers import shorten
+from accord.io.records import Failure, read_record_to_show
 from accord.runtime.run import Run
 
 FAILED = "failed.json"
@@ -48,7 +49,7 @@ def sentence(error: BaseException, moment: Moment = "steps") -> str:
     if any(isinstance(e, MemoryError) or _NO_MEMORY.search(str(e)) for e in _chain(error)):
         return _MEMORY[moment]
     if isinstance(error, OSError) and error.strerror:
-        where = error.filename or "a file or a connection"
+        where = shorten(error.filename) if error.filename else "a file or a connection"
         return f"{where}: {error.strerror}; fix this and run again. The last saved state is kept."
     return ""
 
@@ -74,4 +75,4 @@ def in_words(error: BaseException, log: Path, moment: Moment = "steps") -> str:
 
 def read_failure(directory: Path) -> dict[str, Any]:
     """The content of ``failed.json``, empty where there is none."""
-    return read_record(directory / FAILED)
+    return read_record_to_show(directory / FAILED, Failure)

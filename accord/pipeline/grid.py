@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 from accord.errors import UserError
 
 Value = str | int | float | bool
+MAX_STAGES = 1000
+"""Stages of one grid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +27,11 @@ class Point:
 
 
 def points(base: str, variables: Mapping[str, Sequence[Value]]) -> list[Point]:
-    """Every combination, the last variable changing fastest."""
+    """Every combination, the last variable changing fastest.  Raises UserError where there are more than ``MAX_STAGES``."""
     if not variables:
         return [Point(base, base, {})]
+    if (count := math.prod(len(values) for values in variables.values())) > MAX_STAGES:
+        raise UserError(f"stage {base!r}: its grid ('for') has {count:,} stages, at most {MAX_STAGES:,} are planned.")
     made = []
     for combination in itertools.product(*variables.values()):
         values = dict(zip(variables, combination, strict=True))

@@ -18,7 +18,7 @@ from typing import Any
 
 from accord.errors import UserError
 from accord.io.atomic import create_text
-from accord.io.readers import read_record
+from accord.io.records import Lock, read_record_to_show
 
 LOCK = "lock.json"
 
@@ -44,8 +44,8 @@ def process_start(pid: int) -> str:
 
 
 def owner(directory: Path) -> dict[str, Any]:
-    """The content of the lock, empty where there is none."""
-    return read_record(directory / LOCK)
+    """The content of the lock, empty where there is none or a damaged one."""
+    return read_record_to_show(directory / LOCK, Lock)
 
 
 def alive(lock: dict[str, Any]) -> bool:

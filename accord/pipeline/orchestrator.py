@@ -11,11 +11,12 @@ from typing import Any
 
 from accord.errors import Failed, UserError
 from accord.io.atomic import write_json
-from accord.io.readers import read_json, read_record
+from accord.io.readers import read_json
+from accord.io.records import LastRun, read_record_to_show
 from accord.pipeline.execute import Ended, Work, execute
 from accord.pipeline.failure import FAILED, in_words
 from accord.pipeline.plan import PipelineConfig, Planned, plan, selected
-from accord.pipeline.records import BEGUN, JOURNAL, missing_outputs, read_done
+from accord.pipeline.records import JOURNAL, missing_outputs, read_begun, read_done
 from accord.pipeline.references import require, resolve
 from accord.pipeline.stage import Outcome, failure, run_stage
 from accord.pipeline.status import read_progress, stage_statuses
@@ -136,7 +137,7 @@ class _Starter:
 
         directory = self.folders[stage.name]
         if isinstance(error, Killed):
-            begun = read_record(directory / BEGUN)
+            begun = read_begun(directory)
             if begun:
                 step = read_progress(directory).get("step", 0)
                 write_json(directory / FAILED, failure(begun["key"], str(error), step))
@@ -154,7 +155,7 @@ def _what_failed(ended: Ended) -> str:
 def remember(path: str | Path, overrides: Sequence[str], pipeline: PipelineConfig) -> None:
     """Records the file and overrides of this run in ``out``, for commands without a file."""
     target, content = Path(pipeline.out) / LAST, {"file": str(path), "overrides": list(overrides)}
-    if read_record(target) != content:
+    if read_record_to_show(target, LastRun) != content:
         try:
             write_json(target, content)
         except OSError as error:
@@ -164,7 +165,9 @@ def remember(path: str | Path, overrides: Sequence[str], pipeline: PipelineConfi
 
 
 def _stages(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    return {name: {key: o.done[key] for key in ("seconds", "peak_rss_mb")} for name, o in outcomes.items()}
+    return {
+        name: {key: o.done[key] for key in ("seconds", "peak_rss_mb") if key in o.done} for name, o in outcomes.items()
+    }
 
 
 def collect_results(
@@ -193,7 +196,7 @@ def _print_reports(planned: Sequence[Planned], folders: Mapping[str, Path]) -> N
     for stage in planned:
         text = folders[stage.name] / "results.txt"
         if stage.kind == "compare" and text.exists():
-            console.print(text.read_text(encoding="utf-8"), markup=False)
+            console.print(text.read_text(encoding="utf-8", errors="replace"), markup=False)
 
 
 __all__ = ["Options", "collect_results", "plan", "remember", "run_pipeline"]

@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from accord.io.digests import content_digest
-from accord.io.readers import read_record
+from accord.io.records import Begun, Done, read_record
 
 DONE, BEGUN, JOURNAL, STATE = "done.json", "begun.json", "journal.jsonl", "state.pt"
 _NO_OUTPUT = (DONE, BEGUN, STATE, "config.yaml", "failed.json", "lock.json", "progress.json")
 
 
 def read_done(directory: Path) -> dict[str, Any]:
-    """The record of a finished stage; empty where it is not finished."""
-    return read_record(directory / DONE)
+    """The record of a finished stage; empty where it is not finished.  Raises UserError where it is damaged."""
+    return read_record(directory / DONE, Done, "restore it, or remove it to run this stage again.")
+
+
+def read_begun(directory: Path) -> dict[str, Any]:
+    """The record of a stage that was started; empty where none was.  Raises UserError where it is damaged."""
+    return read_record(directory / BEGUN, Begun, "restore it, or remove it to start this stage from the beginning.")
 
 
 def outputs(directory: Path) -> dict[str, str]:

@@ -15,10 +15,9 @@ from accord.config.load import to_yaml
 from accord.errors import Interrupted, UserError
 from accord.io.atomic import leftovers, write_json, write_text
 from accord.io.digests import MANIFEST
-from accord.io.readers import read_record
 from accord.pipeline.failure import FAILED, in_words, moment_of, sentence
 from accord.pipeline.lock import LOCK, Locked, hold_lock
-from accord.pipeline.records import BEGUN, DONE, STATE, note, outputs
+from accord.pipeline.records import BEGUN, DONE, STATE, note, outputs, read_begun
 from accord.pipeline.task import Task, folder, logs, task_of, valid_record
 from accord.pipeline.why import differences
 from accord.registry.manifest import versions
@@ -71,7 +70,7 @@ def run_stage(
     if config.threads:
         _set_threads(config.threads)
     with hold_lock(directory):
-        begun = read_record(directory / BEGUN)
+        begun = read_begun(directory)
         same = begun.get("key") == task.key and not force
         if resume and not reuse and begun and not same and (directory / STATE).exists():
             raise UserError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from accord.config.common import Stage, TextModel
 from accord.config.sft import BaseConfig
-from accord.io.readers import read_record
+from accord.io.readers import read_json_if_present
 from accord.pipeline.records import DONE, read_done
 from accord.pipeline.references import SMALL, references, require, resolve
 from accord.pipeline.stage import Outcome, run_stage
@@ -83,7 +83,8 @@ def _small_base(family: str, config: Stage) -> Path:
 
 
 def _fits(directory: Path, family: str, d_model: int, n_layers: int) -> bool:
-    config = read_record(directory / "model" / "config.json")
+    remedy = "remove this folder to train it again."
+    config = read_json_if_present(directory / "model" / "config.json", remedy) or {}
     is_mamba = config.get("model_type") == "mamba"
     sizes = (config.get("hidden_size"), config.get("num_hidden_layers"))
     return is_mamba == (family == "mamba") and sizes == (d_model, n_layers)

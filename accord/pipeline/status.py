@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accord.errors import UserError
-from accord.io.readers import read_record
+from accord.io.records import Progress, read_record_to_show
 from accord.pipeline.failure import read_failure
 from accord.pipeline.lock import alive, owner
 from accord.pipeline.plan import Planned
-from accord.pipeline.records import BEGUN, read_done
+from accord.pipeline.records import read_begun, read_done
 from accord.pipeline.references import require, resolve
 from accord.pipeline.task import task_of, valid_record
 from accord.pipeline.why import NEVER, differences
 from accord.registry.headline import HEADLINES, STEP, headline
 from accord.runtime.progress_file import ProgressFile
 
-State = Literal["done", "running", "failed", "interrupted", "runs", "may run"]
+State = Literal["done", "running", "failed", "interrupted", "runs", "may run", "damaged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,10 @@ def stage_statuses(
     found: dict[str, StageStatus] = {}
     for stage in planned:
         before = [name for name in stage.needs if name in found and found[name].state != "done"]
-        found[stage.name] = _status(stage, folders, before, stage.name in forced)
+        try:
+            found[stage.name] = _status(stage, folders, before, stage.name in forced)
+        except UserError as error:  # one damaged record must not hide the other stages
+            found[stage.name] = StageStatus(stage.name, "damaged", str(error))
     return found
 
 
@@ -58,7 +61,7 @@ def _status(stage: Planned, folders: Mapping[str, Path], before: Sequence[str], 
         task = task_of(stage.kind, config)
     except UserError as error:
         return StageStatus(stage.name, "runs", "", (*_never_run(directory), *(outdated or (str(error),))))
-    failed, begun = read_failure(directory), read_record(directory / BEGUN)
+    failed, begun = read_failure(directory), read_begun(directory)
     reasons = tuple(differences(task, forced))
     if failed.get("key") == task.key and not done:
         return StageStatus(stage.name, "failed", str(failed["error"]), (*reasons, *outdated))
@@ -74,8 +77,8 @@ def _never_run(directory: Path) -> tuple[str, ...]:
 
 
 def read_progress(directory: Path) -> dict[str, Any]:
-    """The content of progress.json, empty where there is none."""
-    return read_record(directory / ProgressFile.NAME)
+    """The content of progress.json, empty where there is none that can be read."""
+    return read_record_to_show(directory / ProgressFile.NAME, Progress)
 
 
 def time_left(progress: Mapping[str, Any]) -> float | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from accord.io.readers import read_record
-from accord.pipeline.records import BEGUN, missing_outputs, read_done
+from accord.pipeline.records import missing_outputs, read_begun, read_done
 from accord.pipeline.task import Task
 
 NEVER = "it has not run yet"
@@ -21,7 +20,7 @@ def differences(task: Task, forced: bool = False) -> list[str]:
     Compares with done.json, or with begun.json for an unfinished stage.
     """
     done = read_done(task.directory)
-    record = done or read_record(task.directory / BEGUN)
+    record = done or read_begun(task.directory)
     if not record:
         return [NEVER]
     found = list(_changes(record, task.record()))
@@ -40,8 +39,8 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     if old["kind"] != new["kind"]:
         yield f"kind: {old['kind']} -> {new['kind']}"
         return
-    if old["version"] != new["version"]:
-        yield f"the version of the stage {new['kind']!r} changed: {old['version']} -> {new['version']}"
+    if old.get("version") != new["version"]:
+        yield f"the version of the stage {new['kind']!r} changed: {old.get('version')} -> {new['version']}"
     inputs = {*old["inputs"], *new["inputs"]}
     yield from _setting_changes(*(_settings(record, inputs) for record in (old, new)))
     for key in dict.fromkeys([*old["inputs"], *new["inputs"]]):
@@ -51,9 +50,9 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
         if was is None:
             yield f"input {key} is new ({new['sources'].get(key, is_now)})"
         elif is_now is None:
-            yield f"input {key} was removed (it was {old['sources'].get(key, was)})"
+            yield f"input {key} was removed (it was {old.get('sources', {}).get(key, was)})"
         else:
-            yield f"input {key} changed ({_where(old['sources'].get(key, was), new['sources'].get(key, is_now))})"
+            yield f"input {key} changed ({_where(old.get('sources', {}).get(key, was), new['sources'].get(key, is_now))})"
 
 
 def _settings(record: Mapping[str, Any], inputs: Collection[str]) -> dict[str, Any]:

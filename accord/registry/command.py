@@ -116,7 +116,7 @@ def show_list(options: argparse.Namespace) -> int:
     rows = []
     for v in found:
         first = next(iter(headline(v.kind, v.metrics)), None)
-        name, figure = (first.label, f"{first.value:.4g}") if first else ("", "")
+        name, figure = (first.label, f"{first.value:.4g}") if first else ("damaged" if v.damage else "", "")
         size = in_bytes(sizes(v.folder))
         rows.append((v.label, ", ".join(v.aliases), v.kind, name, figure, size, age(v.created), v.digest[:8]))
     columns: list[Any] = [
@@ -130,6 +130,7 @@ def show_list(options: argparse.Namespace) -> int:
         "digest",
     ]
     show(make_table(columns, rows))
+    _print(*(v.damage for v in found if v.damage))
     return 0
 
 
@@ -281,7 +282,7 @@ def remove(options: argparse.Namespace) -> int:
     from accord.registry.compare import sizes
 
     store = _store()
-    found = store.find(options.model)
+    found = store.find(options.model, damaged=True)
     if not options.yes:
         if not sys.stdin.isatty():
             raise UserError(f"{found.label}: removing needs confirmation, and there is no terminal; add --yes.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.errors import UserError
+from accord.models.hf_format import checked_tensors
 from accord.registry.family import Family
 from accord.registry.lineage import flat
 from accord.registry.store import Store, Version
@@ -80,7 +81,7 @@ class _Tensors:
     """The tensors of a model folder, in one or several safetensors files, read on demand."""
 
     def __init__(self, folder: Path, safe_open: Any) -> None:
-        self.files = [safe_open(str(path), "pt") for path in sorted(folder.glob("*.safetensors"))]
+        self.files = [_opened(path, safe_open) for path in sorted(folder.glob("*.safetensors"))]
         if not self.files:
             raise UserError(f"{folder}: no safetensors files; restore the folder or register the model again.")
 
@@ -95,6 +96,11 @@ class _Tensors:
 
     def get(self, name: str) -> Any:
         return self.places[name].get_tensor(name)
+
+
+def _opened(path: Path, safe_open: Any) -> Any:
+    with checked_tensors(path):
+        return safe_open(str(path), "pt")
 
 
 def sizes(folder: Path) -> int:

@@ -15,7 +15,9 @@ from accord.config.common import Stage
 from accord.errors import UserError
 from accord.io.atomic import write_json
 from accord.io.digests import LINEAGE, content_digest, read_manifest
-from accord.io.readers import read_json_if_present, read_record, read_yaml
+from accord.io.readers import read_json_if_present, read_yaml
+from accord.io.records import Finished, check, read_record
+from accord.io.records import Lineage as LineageShape
 
 FORMAT = 1
 
@@ -86,7 +88,7 @@ def of_path(path: Path, digest: str) -> Family:
 def _stage(directory: Path) -> tuple[Record, dict[str, str]] | None:
     """A finished stage's record, and the paths of those inputs whose content is unchanged."""
     try:
-        done = read_record(directory / "done.json")
+        done = read_record(directory / "done.json", Finished, "")
         settings = done.get("settings") or read_yaml(directory / "config.yaml")[0]
         inputs = {str(key): str(value) for key, value in done["inputs"].items()}
         kind, metrics = str(done["kind"]), dict(done["metrics"])
@@ -125,10 +127,8 @@ def _plain(record: Record) -> dict[str, Any]:
 def from_json(content: Mapping[str, Any], where: str) -> Family:
     """The inverse of ``to_json``; unknown keys are ignored.  Raises UserError naming ``where``."""
     known = {f.name for f in fields(Record)}
-    try:
-        records = [Record(**{k: v for k, v in row.items() if k in known}) for row in content["records"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where}: not a lineage that accord wrote ({error}); copy the folder again.") from None
+    rows = check(content, LineageShape, where, "copy the folder again.")["records"]
+    records = [Record(**{k: v for k, v in row.items() if k in known}) for row in rows]
     return {record.digest: record for record in records}
 
 

@@ -14,13 +14,15 @@ import sqlalchemy as sa
 
 from accord.errors import UserError
 from accord.io.digests import LINEAGE, MANIFEST
-from accord.io.readers import read_record
+from accord.io.readers import require_file
+from accord.io.records import Lineage, Manifest, read_record_to_show
 from accord.registry.schema import FORMAT, format_of, writing
 
 
 def upgrade(path: Path, engine: sa.Engine) -> None:
     """Upgrades an older registry.  Raises UserError for a newer one, and for a file that is not a registry."""
     try:
+        require_file(path)
         with engine.connect() as connection:
             found = format_of(connection)
         if found < FORMAT:
@@ -64,10 +66,13 @@ def _one_to_two(connection: sa.Connection, folder: Path) -> None:
     )
     for row in run("SELECT * FROM versions ORDER BY id").mappings().all():
         place = folder / row["folder"]
-        manifest = read_record(place / MANIFEST)
+        manifest = read_record_to_show(place / MANIFEST, Manifest)
         values = (
             *(row[key] for key in ("id", "name", "version", "kind", "digest", "created", "code", "seed", "metrics")),
-            *(json.dumps(x) for x in (manifest.get("settings", {}), manifest, read_record(place / LINEAGE))),
+            *(
+                json.dumps(x)
+                for x in (manifest.get("settings", {}), manifest, read_record_to_show(place / LINEAGE, Lineage))
+            ),
             row["folder"],
         )
         run("INSERT INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)

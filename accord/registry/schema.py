@@ -84,8 +84,14 @@ def engine_of(path: Path) -> sa.Engine:
 
 
 def _prepare(connection: object, record: object) -> None:
+    connection.text_factory = _text  # type: ignore[attr-defined]
     with closing(connection.cursor()) as statement:  # type: ignore[attr-defined]
         statement.execute("PRAGMA foreign_keys = ON")
+
+
+def _text(content: bytes) -> str:
+    """Text of a damaged row must not hide the other rows."""
+    return content.decode("utf-8", "replace")
 
 
 @contextmanager
@@ -115,7 +121,9 @@ def _transaction(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
                     connection.exec_driver_sql("ROLLBACK")
                 raise
             connection.exec_driver_sql("COMMIT")
-    except sa.exc.OperationalError as error:
+    except (sa.exc.IntegrityError, sa.exc.ProgrammingError):  # mistakes of the queries, not of the file
+        raise
+    except sa.exc.DatabaseError as error:
         raise UserError(
             f"{engine.url.database}: the registry cannot be used ({error.orig}); nothing was changed, try again."
         ) from None

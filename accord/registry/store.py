@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from accord.errors import UserError
 from accord.io.atomic import set_aside
 from accord.io.digests import read_manifest
+from accord.io.records import RegistryRow, check, check_json
 from accord.registry import artifact_files, migrations, schema
 from accord.registry.family import Family, Record, from_json, of_manifest, of_path, to_json
 from accord.registry.schema import aliases, models, names, parents, reading, tags, writing
@@ -50,6 +51,7 @@ class Version:
     manifest: Mapping[str, Any]
     ancestors: Family
     folder: Path  # opens with transformers
+    damage: str = ""  # what is wrong with its row; then only label, aliases and tags are right
 
     @property
     def label(self) -> str:
@@ -173,18 +175,25 @@ class Store:
             last = c.execute(sa.select(sa.func.max(models.c.version)).where(models.c.name == found.name)).scalar()
             latest = (names.c.name == found.name) & (names.c.latest == found.version)
             c.execute(sa.update(names).where(latest).values(latest=last or 0))
-            rest = None if shared else set_aside(found.folder)
+            owned = found.folder.parent == self.root / artifact_files.FOLDER and not found.damage
+            rest = set_aside(found.folder) if owned and not shared else None
         if rest is not None:
             shutil.rmtree(rest, ignore_errors=True)
         return found
 
     # -------------------------------------------------------------- reading
-    def find(self, text: str) -> Version:
-        """The version of a reference.  Raises UserError with the closest known name."""
+    def find(self, text: str, *, damaged: bool = False) -> Version:
+        """The version of a reference.
+
+        Raises UserError with the closest known name, and for a damaged row unless ``damaged``.
+        """
         if not self.path.exists():
             raise UserError(f"{text}: there is no model in the registry yet ({self.path}).")
         with reading(self._engine) as c:
-            return self._find(c, text)
+            found = self._find(c, text)
+        if found.damage and not damaged:
+            raise UserError(found.damage)
+        return found
 
     def list(self, name: str = "", kind: str = "") -> list[Version]:
         """All versions, or those of a name or kind, sorted by name and version."""
@@ -197,7 +206,7 @@ class Store:
     def lineage(self, found: Version) -> Family:
         """The version and its ancestors by digest; missing records are taken from the registry."""
         family = {**found.ancestors, found.digest: found.record}
-        known = {v.digest: v for v in self.list()}
+        known = {v.digest: v for v in self.list() if not v.damage}
         missing = [d for r in family.values() for d in r.parents.values()]
         while missing:
             digest = missing.pop()
@@ -272,7 +281,8 @@ def _put(c: sa.Connection, name: str, digest: str, values: Mapping[str, Any]) ->
 
 
 def _versions(c: sa.Connection, root: Path, wanted: sa.ColumnElement[bool]) -> list[Version]:
-    rows = c.execute(sa.select(models).where(wanted).order_by(models.c.name, models.c.version)).mappings().all()
+    columns = [sa.type_coerce(x, sa.String) if isinstance(x.type, sa.JSON) else x for x in models.c]  # parsed below
+    rows = c.execute(sa.select(*columns).where(wanted).order_by(models.c.name, models.c.version)).mappings().all()
     ids = [row["id"] for row in rows]
     of: dict[str, dict[int, list[tuple[str, str]]]] = {}
     for table, key, value in ((parents, "role", "digest"), (aliases, "alias", "alias"), (tags, "tag", "value")):
@@ -283,16 +293,42 @@ def _versions(c: sa.Connection, root: Path, wanted: sa.ColumnElement[bool]) -> l
     latest = {name: number for name, number in c.execute(sa.select(names.c.name, names.c.latest))}  # noqa: C416 (rows)
     return [
         Version(
-            **{key: row[key] for key in row if key not in ("lineage", "folder")},
+            **_checked(dict(row), root),
             parents=dict(of["parents"][row["id"]]),
             aliases=tuple(sorted(a for a, _ in of["aliases"][row["id"]]))
             + ((LATEST,) if latest.get(row["name"]) == row["version"] else ()),
             tags=dict(sorted(of["tags"][row["id"]])),
-            ancestors=from_json(row["lineage"], f"{row['name']}@{row['version']}") if row["lineage"] else {},
-            folder=root / row["folder"],
         )
         for row in rows
     ]
+
+
+def _checked(row: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """The columns of a version; those of a damaged row are empty, with the damage in words."""
+    label = f"{row['name']}@{row['version']}"
+    remedy = f"remove it (accord models rm {label} --force) and import its folder again"
+    try:
+        plain = {c.name: row[c.name] for c in models.c if not isinstance(c.type, sa.JSON)}
+        json = {
+            c.name: check_json(row[c.name], f"{label}: its {c.name}", remedy) for c in models.c if c.name not in plain
+        }
+        found = check({**plain, **json}, RegistryRow, label, remedy)
+        lineage, folder = found.pop("lineage"), found.pop("folder")
+        ancestors = from_json(lineage, f"{label}: its lineage") if lineage else {}
+        return {**found, "ancestors": ancestors, "folder": root / folder}
+    except UserError as error:
+        empty: dict[str, Any] = {
+            "metrics": {},
+            "settings": {},
+            "manifest": {},
+            "ancestors": {},
+            "seed": None,
+            "created": "",
+            "code": "",
+        }
+        known = {"id": row["id"], "name": str(row["name"]), "version": row["version"], "digest": str(row["digest"])}
+        folder = root / artifact_files.FOLDER / "damaged"
+        return {**empty, **known, "kind": str(row["kind"]), "folder": folder, "damage": str(error)}
 
 
 def _valid_name(name: str, what: str) -> str:

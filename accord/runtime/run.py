@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from accord.errors import Interrupted
 from accord.io.atomic import write_jsonl, write_text
-from accord.io.readers import read_appended_rows
+from accord.io.records import read_metrics
 from accord.runtime import seeds
 from accord.runtime.console import console
 from accord.runtime.progress_file import ProgressFile
@@ -115,7 +115,7 @@ class Run:
         state that a later run can continue from.
         """
         self.total_steps, self.step, self._resumable = total_steps, step, resumable
-        rows = read_appended_rows(self._metrics)
+        rows = read_metrics(self._metrics)
         before = [r for r in rows if r["step"] < step or (r["step"] == step and "learning_rate" in r)]
         write_jsonl(self._metrics, before)
         if step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,9 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict
 
 from accord.errors import UserError
 from accord.io.atomic import replacing_file
+from accord.io.readers import require_file, shorten
+from accord.io.records import Count, check
 
 _READ_ERRORS = (
     OSError,
@@ -22,6 +26,12 @@ _READ_ERRORS = (
     EOFError,
     ValueError,
     LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    struct.error,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     zlib.error,
@@ -49,11 +59,14 @@ def write_pt(path: Path, content: Mapping[str, Any]) -> None:
 def read_pt(path: Path, device: str = "cpu") -> dict[str, Any]:
     """Opens a .pt file without unpickling code.  Raises UserError naming the file."""
     try:
+        require_file(path)
         with zipfile.ZipFile(path) as parts:  # torch reads other formats too, and does not look at the checksums
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                raise ValueError("compressed")  # never by torch: it could unpack to any size
             if damaged := parts.testzip():
                 raise ValueError(damaged)
         content = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such checkpoint.") from None
     except _READ_ERRORS as error:
         raise UserError(
@@ -62,6 +75,12 @@ def read_pt(path: Path, device: str = "cpu") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a checkpoint of ours (holds a {type(content).__name__}).")
     return content
+
+
+class _Saved(TypedDict):
+    step: Count
+    rng: dict[str, Any]
+    parts: dict[str, Any]
 
 
 class Checkpoint:
@@ -82,13 +101,22 @@ class Checkpoint:
         if not self.path.exists():
             return 0
         content = read_pt(self.path)
-        if content.get("fingerprint") != self.fingerprint or content.get("parts", {}).keys() != self.parts.keys():
+        remedy = "remove it to start this stage from the beginning"
+        check(content, _Saved, str(self.path), remedy)
+        if content.get("fingerprint") != self.fingerprint or content["parts"].keys() != self.parts.keys():
             raise UserError(
                 f"{self.path}: this state was made with other settings or inputs; run without --resume to start again."
             )
-        for name, part in self.parts.items():
-            part.load_state_dict(content["parts"][name])
-        _restore_rng(content["rng"])
+        place = "random states"
+        try:
+            for name, part in self.parts.items():
+                place = f"part {name!r}"
+                part.load_state_dict(content["parts"][name])
+            place = "random states"
+            _restore_rng(content["rng"])
+        except _READ_ERRORS as error:
+            why = shorten(str(error) or type(error).__name__, 300)
+            raise UserError(f"{self.path}: its {place} cannot be restored ({why}); {remedy}.") from error
         return int(content["step"])
 
     def clear(self) -> None:

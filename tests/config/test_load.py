@@ -201,7 +201,7 @@ def test_a_missing_file_suggests_a_file_beside_it(write: Write, tmp_path: Path) 
     write("")
     assert refusal(SFTConfig, tmp_path / "c.yml") == ": no such config file; did you mean 'c.yaml'?"
     assert refusal(SFTConfig, tmp_path / "else" / "x.yaml") == ": no such config file."
-    assert refusal(SFTConfig, tmp_path).startswith(": cannot be read as text")
+    assert refusal(SFTConfig, tmp_path) == ": a folder, expected a file."
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     assert refusal(SFTConfig, tmp_path / "bytes.yaml").startswith(": ")
 
@@ -217,7 +217,7 @@ def test_a_missing_file_suggests_a_file_beside_it(write: Write, tmp_path: Path) 
         ("training.batch_size.x=3", "training.batch_size: expected a whole number, found {'x': 3}."),
         ("seed", "write it as key=value, e.g. training.learning_rate=3e-5."),
         ("=3", "write it as key=value"),
-        ("seed=[1", "the value is not valid YAML"),
+        ("seed=[1", "not valid YAML"),
     ],
 )
 def test_a_mistake_in_an_override_names_it(override: str, message: str) -> None:
@@ -267,10 +267,10 @@ def test_wrong_items_and_long_values_are_named_once(write: Write) -> None:
     assert said.endswith(
         "temperatures.1: expected a number, not a boolean (yes, no, on, off, true, false), found True."
     )
-    with pytest.raises(UserError, match=r"seed: expected .*, found a number of more than 4,300 digits"):
+    with pytest.raises(UserError, match=r"seed: expected .*, found a int\.$"):
         build(SFTConfig, {"seed": 10**5000}, {}, "here")
     said = refusal(SFTConfig, write(f"training:\n  schedule: {'x' * 5000}\n"))
-    assert said.endswith(f"found '{'x' * 99} … (5,002 characters).")
+    assert said.endswith(f"found '{'x' * 160}…'.")
 
 
 # ------------------------------------------------------------------ pieces

@@ -120,7 +120,7 @@ def test_labels_agree_with_generation_tags(chatml: Tokenizer) -> None:
 
 def test_templates_are_sandboxed(chatml: Tokenizer) -> None:
     for attack in ("{{ messages.append(1) }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}"):
-        with pytest.raises(UserError, match="rejects"):
+        with pytest.raises(UserError, match=r"the chat template fails at line 1: access to attribute .* is unsafe"):
             with_template(chatml, attack)
 
 

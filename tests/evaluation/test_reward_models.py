@@ -112,6 +112,8 @@ def test_compare_reports_the_accuracy_that_training_reported(stage: Any, world: 
 
 def test_a_model_without_recorded_settings_reads_whole_replies(tmp_path: Path) -> None:
     assert training_lengths(str(tmp_path)) == (UNRECORDED, "float32")
-    (tmp_path / "manifest.json").write_text(json.dumps({"digest": "x", "settings": {"model": {"max_length": "long"}}}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"digest": "0" * 32, "settings": {"model": {"max_length": "long"}}})
+    )
     with pytest.raises(UserError, match=r"manifest\.json, settings: max_length: expected a whole number"):
         training_lengths(str(tmp_path))

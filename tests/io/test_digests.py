@@ -69,3 +69,11 @@ def test_bytes_do_not_slide_from_one_file_to_the_next(tmp_path: Path) -> None:
 def test_an_absent_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         content_digest(tmp_path / "nowhere")
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: a pipe, expected a file"):
+        content_digest(tmp_path / "pipe")
+    with pytest.raises(UserError, match="none: no such file or folder"):
+        content_digest(tmp_path / "none")

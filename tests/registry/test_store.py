@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +128,7 @@ def test_only_artifacts_are_added(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no manifest.json"):
         store.add(tmp_path / "bare")
     (tmp_path / "bare" / "manifest.json").write_text('{"digest": "../../outside", "name": "x"}')
-    with pytest.raises(UserError, match="not a digest"):
+    with pytest.raises(UserError, match="digest: expected text of the form"):
         store.add(tmp_path / "bare")
     assert not store.path.exists()
 
@@ -289,3 +291,42 @@ def test_an_empty_registry_says_so(store: Store) -> None:
     for act in (store.find, store.remove, store.promote):
         with pytest.raises(UserError, match="no model in the registry yet"):
             act("sft")
+
+
+# ------------------------------------------------------------------ damaged rows
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("metrics", "{", "its metrics: not valid JSON"),
+        ("metrics", '{"nll": "low"}', "metrics.nll: expected a valid number, found 'low'"),
+        ("settings", b"\xff", "its settings: is not text"),
+        ("settings", "[" * 100_000, "its settings: nested too deeply"),
+        ("lineage", '{"records": [{"name": 1}]}', "its lineage: records.0.name: expected a valid string"),
+        ("digest", "../x", "digest: expected text of the form"),
+        ("seed", "x", "seed: expected a valid integer"),
+    ],
+)
+def test_a_damaged_row_is_named_hides_no_other_and_can_be_removed(
+    store: Store, make: Any, column: str, value: object, said: str
+) -> None:
+    store.add(make("good", weights=1))
+    folder = store.add(make("bad", weights=2)).folder
+    with closing(sqlite3.connect(store.path)) as database, database:
+        database.execute(f"UPDATE models SET {column} = ? WHERE name = 'bad'", (value,))
+    assert [(v.label, bool(v.damage)) for v in store.list()] == [("bad@1", True), ("good@1", False)]
+    with pytest.raises(UserError, match=f"bad@1: {said}"):
+        store.find("bad")
+    assert store.lineage(store.find("good"))
+    assert store.remove("bad@1", force=True).damage
+    assert folder.exists()  # which folder is this row's is not certain
+    assert [v.label for v in store.list()] == ["good@1"]
+
+
+def test_removing_a_version_touches_no_folder_outside_the_registry(store: Store, make: Any, tmp_path: Path) -> None:
+    store.add(make(weights=1))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with closing(sqlite3.connect(store.path)) as database, database:
+        database.execute("UPDATE models SET folder = '../outside'")
+    store.remove("sft")
+    assert outside.exists()

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -151,7 +152,7 @@ def damaged(path: Path, how: str) -> None:
 def test_a_damaged_state_is_named(tmp_path: Path, how: str) -> None:
     path = tmp_path / "state.pt"
     damaged(path, how)
-    with pytest.raises(UserError, match=r"state\.pt: not a readable checkpoint"):
+    with pytest.raises(UserError, match=r"state\.pt: (not a readable checkpoint|a folder, expected a file)"):
         Checkpoint(path, "f", {}).restore()
 
 
@@ -204,3 +205,30 @@ def test_code_in_a_state_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a readable checkpoint"):
         read_pt(tmp_path / "state.pt")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": "x"}, "step: expected a valid integer, found 'x'"),
+        ({"parts": 5}, "parts: expected a valid dictionary, found 5"),
+        ({"parts": {"model": {"weight": torch.zeros(3)}}}, "its part 'model' cannot be restored"),
+        ({"parts": {"model": 5}}, "its part 'model' cannot be restored"),
+        ({"rng": {}}, "its random states cannot be restored"),
+    ],
+)
+def test_a_state_of_another_shape_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    path = tmp_path / "state.pt"
+    checkpoint = Checkpoint(path, "f", {"model": part(1.0)})
+    checkpoint.save(3)
+    write_pt(path, {**read_pt(path), **change})
+    with pytest.raises(UserError, match=rf"state\.pt: {said}.*; remove it to start this stage from the beginning"):
+        checkpoint.restore()
+
+
+def test_a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 1_000_000)
+    with pytest.raises(UserError, match=r"state\.pt: not a readable checkpoint"):
+        read_pt(path)
