@@ -45,7 +45,7 @@ from accord.rollout.shaping import shape_scores, token_rewards, whiten_rewards
 from accord.rollout.text_source import TextSource
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import open_model, open_tokenizer, save_model
+from accord.training.artifact import open_model, open_tokenizer, require_same_tokens, save_model
 from accord.training.checkpoint import Checkpoint, Resumable
 from accord.training.describe import describe_memory, describe_model
 from accord.training.fit import finish_step
@@ -288,6 +288,8 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
     _check(config)
     device, training, sampling = resolve_device(config.device), config.training, config.sampling
     tokenizer = open_tokenizer(config.model.base_model)
+    if config.reference:
+        require_same_tokens("reference", config.reference, config.model.base_model, tokenizer)
     backbone = open_model(config.model.base_model, device)
     reference = open_model(config.reference or config.model.base_model, device).requires_grad_(False)
     reward = open_rewards(config.reward, tokenizer, device)

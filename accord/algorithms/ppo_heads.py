@@ -47,7 +47,7 @@ def open_token_environments(config: HeadsPPOConfig, run: Run) -> EpisodeVectors:
         replies = Replies(
             [prompts.sources[prompt]], [tokenizer.decode(tokens)], [prompts.prompts[prompt]], [tokens], [ended]
         )
-        value = float(total(reward(replies))) * shaping.scale
+        value = float(total(reward(replies), replies.texts)) * shaping.scale
         return max(-shaping.clip, min(shaping.clip, value)) if shaping.clip else value
 
     environments = [

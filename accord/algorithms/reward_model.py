@@ -23,13 +23,14 @@ from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair, read_pairs, unit_length, units
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
+from accord.evaluation.reward_models import accuracy, reply_features, score_pairs
 from accord.functional.losses.preference import bradley_terry_loss
 from accord.functional.losses.supervised import mse_loss
-from accord.models.open import keep_layers
+from accord.models.open import keep_layers, open_backbone
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
-from accord.runtime.device import autocast, resolve_device
+from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import open_model, open_tokenizer, save_artifact, save_pt
+from accord.training.artifact import open_tokenizer, save_artifact, save_pt
 from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
 from accord.training.epochs import Epochs, train_epochs
 from accord.types import LossOutput, PreferenceBatch
@@ -51,31 +52,6 @@ def objective(model: RewardModel, batch: PreferenceBatch, kind: str) -> LossOutp
     target = torch.cat([torch.ones_like(chosen), -torch.ones_like(rejected)])
     output = mse_loss(torch.cat([chosen, rejected]), target)
     return LossOutput(output.loss, {**output.metrics, **bradley_terry_loss(chosen, rejected, batch.margins).metrics})
-
-
-@torch.no_grad()
-def reply_features(
-    model: RewardModel, pairs: Sequence[PreferencePair], device: torch.device, precision: str, size: int = 32
-) -> Tensor:
-    """Pooled features of the chosen replies of n pairs, then of the rejected ones: (2n, D)."""
-    chosen, rejected = [], []
-    for rows in torch.split(torch.arange(len(pairs)), size):
-        batch = pack_preferences([pairs[int(r)] for r in rows], rows.tolist()).to(device)
-        with autocast(device, precision):
-            features = model.features(batch.packed, torch.cat([batch.chosen, batch.rejected]))
-        chosen.append(features[: len(rows)])
-        rejected.append(features[len(rows) :])
-    return torch.cat([*chosen, *rejected])
-
-
-@torch.no_grad()
-def score_pairs(
-    model: RewardModel, pairs: Sequence[PreferencePair], device: torch.device, precision: str, size: int = 32
-) -> tuple[Tensor, Tensor]:
-    """Raw scores of chosen and rejected replies, (n,) each, on the CPU."""
-    features = reply_features(model, pairs, device, precision, size)
-    chosen, rejected = model.head(features).float().cpu().chunk(2)
-    return chosen, rejected
 
 
 def fit_head(head: ScalarHead, features: Tensor, margins: Tensor, decay: float) -> float:
@@ -109,7 +85,7 @@ def new_model(config: RewardConfig, device: torch.device) -> RewardModel:
     Raises UserError where ``model.input_dim`` is not the base model's width.
     """
     settings = config.model
-    backbone = open_model(settings.base_model, device)
+    backbone = open_backbone(settings.base_model).to(device).eval()  # may be another reward model's
     head: RewardMLP | ScalarHead = ScalarHead(backbone.width)  # drawn for both kinds, so that old seeds keep their MLP
     if isinstance(config, LanguageRewardConfig):
         keep_layers(backbone, config.model.layers)
@@ -196,7 +172,7 @@ def finish(
     metrics = {"train_accuracy": float((chosen > rejected).float().mean())}
     if heldout:
         chosen, rejected = score_pairs(model, heldout, device, config.precision)
-        metrics["heldout_accuracy"] = float(((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean())
+        metrics["heldout_accuracy"] = accuracy(chosen, rejected)
         metrics["heldout_pairs"] = float(len(heldout))
     run.record(metrics)
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
-
+from accord.config.numbers import (
+    Coefficient,
+    Context,
+    Count,
+    CountOrZero,
+    DecayRate,
+    GradientNorm,
+    Layers,
+    LearningRate,
+    Seed,
+    Share,
+    Threads,
+    TokensOrZero,
+    Width,
+)
 from accord.config.section import Section
-
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Stage(Section):
@@ -20,7 +29,7 @@ class Stage(Section):
         {"name", "out", "logs", "device", "log_every", "save_every", "threads"}
     )
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all random draws."""
     name: str = ""
     """Folder under out and logs; empty: the name of the stage kind."""
@@ -30,12 +39,12 @@ class Stage(Section):
     """Folder for logs: logs/<name>/<name>.log, metrics.jsonl and TensorBoard events."""
     device: str = "auto"
     """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Threads = 0
     """CPU threads; 0: torch's choice.  Another number rounds differently, so results may differ, yet it does not make
     finished stages run again."""
-    log_every: Positive = 10
+    log_every: Count = 10
     """Steps between lines in metrics.jsonl."""
-    save_every: Positive = 50
+    save_every: Count = 50
     """Steps between saved states to resume from."""
 
 
@@ -49,25 +58,25 @@ class PrecisionStage(Stage):
 class Optimizer(Section):
     """Settings of AdamW and of the batches."""
 
-    batch_size: Positive = 4
+    batch_size: Count = 4
     """Rows per optimizer step."""
-    micro_batch_size: Annotated[int, Field(ge=0)] = 0
+    micro_batch_size: CountOrZero = 0
     """Rows per forward pass (gradient accumulation); 0: the whole batch.  Changes memory use, and results only by rounding."""
-    num_epochs: Positive = 1
+    num_epochs: Count = 1
     """Epochs over the data."""
-    learning_rate: Rate = 1e-4
+    learning_rate: LearningRate = 1e-4
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warmup: constant, or falling to zero linearly or as half a cosine, by optimizer steps (PPO: by rollouts)."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: CountOrZero = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
-    weight_decay: Rate = 0.0
+    weight_decay: Coefficient = 0.0
     """AdamW's weight decay, on matrices only."""
-    adam_beta2: Share = 0.999
+    adam_beta2: DecayRate = 0.999
     """Decay rate of Adam's second moment."""
-    adam_eps: Rate = 1e-8
+    adam_eps: Share = 1e-8
     """Added to the denominator of Adam's update."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: GradientNorm = 1.0
     """Maximum global norm of the gradient; larger ones are scaled down."""
 
 
@@ -76,18 +85,18 @@ class TextModel(Section):
 
     base_model: str = "mamba"
     """mamba or transformer (small base models), a stage (sft, …), a Hugging Face folder, or a .gguf file."""
-    d_model: Positive = 128
+    d_model: Width = 128
     """Hidden size of a small base model; other models have their own."""
-    n_layers: Positive = 4
+    n_layers: Layers = 4
     """Layers of a small base model."""
-    max_length: Positive = 256
+    max_length: Context = 256
     """Maximum tokens of prompt and reply together; longer texts are truncated, and the report says how many."""
 
 
 class PromptedModel(TextModel):
     """The language model that training starts from, and how long prompts may be."""
 
-    max_prompt_length: Annotated[int, Field(ge=0)] = 0
+    max_prompt_length: TokensOrZero = 0
     """Maximum tokens of a prompt, truncated at its start; 0: three quarters of max_length."""
 
     @property
@@ -101,7 +110,7 @@ class SplitData(Section):
 
     train: str = "demo"
     """demo (the small world), a stage, a folder, or a JSON Lines file."""
-    limit: Annotated[int, Field(ge=0)] = 0
+    limit: CountOrZero = 0
     """Use only the first rows of train; 0: all."""
     heldout: str = ""
     """Held-out rows: a stage, folder or JSON Lines file; empty: split off heldout_fraction of train's prompts."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from accord.config.common import Positive, Stage
+from accord.config.common import Stage
+from accord.config.numbers import Count, CountOrZero, LogDeviation, PositiveCoefficient, Width
 from accord.config.on_policy import StepsPPOOptimizer
 from accord.config.section import Section
 
@@ -17,9 +18,9 @@ class ControlPolicy(Section):
 
     policy: Literal["control"] = "control"
     """language: a whole language model; heads: ActorCritic on a frozen language model's features; control: a Gymnasium task."""
-    hidden_dim: Positive = 64
+    hidden_dim: Width = 64
     """Hidden size of the actor and the critic."""
-    log_std: float = 0.0
+    log_std: LogDeviation = 0.0
     """Continuous actions: initial log standard deviation of the policy."""
 
 
@@ -30,18 +31,18 @@ class Normalization(Section):
     """Normalize observations to mean 0 and standard deviation 1."""
     rewards: bool = False
     """Divide rewards by the standard deviation of the discounted return (training.gamma); reported returns stay unscaled."""
-    clip: Annotated[float, Field(gt=0)] = 10.0
+    clip: PositiveCoefficient = 10.0
     """Normalized observations and rewards are clipped to [-clip, clip]."""
 
 
 class Evaluation(Section):
     """Evaluation episodes with the most likely action and their own seeds; training does not depend on them."""
 
-    episodes: Annotated[int, Field(ge=0)] = 20
+    episodes: CountOrZero = 20
     """Episodes per evaluation; 0: no evaluation."""
-    every: Annotated[int, Field(ge=0)] = 0
+    every: CountOrZero = 0
     """Environment steps between evaluations; 0: only at the end of training."""
-    max_steps: Positive = 10000
+    max_steps: Count = 10000
     """Steps after which an evaluation episode is cut off; its return so far counts, and eval_cut says how many were."""
     curve: bool = True
     """Write curve.png: returns over environment steps."""

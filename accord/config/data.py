@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from accord.config.common import Positive, PrecisionStage, PromptedModel, Rate, Share, Stage
+from accord.config.common import PrecisionStage, PromptedModel, Stage
+from accord.config.numbers import Coefficient, Count, CountOrZero, Share, Temperature, Tokens
 
 
 class DemoConfig(Stage):
@@ -15,15 +16,15 @@ class DemoConfig(Stage):
 
     retired: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
 
-    base_rows: Positive = 14000
+    base_rows: Count = 14000
     """Rows of base text."""
-    sft_rows: Positive = 2400
+    sft_rows: Count = 2400
     """Rows of demonstrations."""
-    preference_rows: Positive = 600
+    preference_rows: Count = 600
     """Preference pairs, made without a model."""
-    heldout_base_rows: Positive = 200
+    heldout_base_rows: Count = 200
     """Rows of base text about held-out prompts."""
-    heldout_sft_rows: Positive = 180
+    heldout_sft_rows: Count = 180
     """Rows of demonstrations of held-out prompts."""
 
 
@@ -44,28 +45,34 @@ class PairsConfig(PrecisionStage):
     """Prompts (a folder, a stage or a file)."""
     annotator: str = "accord.data.demo:gold_scores"
     """module:function(prompts, replies) -> scores; the only source of the labels."""
-    noise: Rate = 0.4
+    noise: Coefficient = 0.4
     """Temperature of the Bradley-Terry annotator, in units of the score; 0: the higher score always wins."""
-    replies: Positive = 4
+    replies: Count = 4
     """Replies sampled per prompt."""
-    pairs: Positive = 2
+    pairs: Count = 2
     """Pairs per prompt; each reply is used at most once."""
     matching: Literal["random", "extremes", "all"] = "random"
     """random: random pairs; extremes: best with worst, second best with second worst, …;
     all: every pair of replies, whatever pairs says (train with training.group_by_prompt=true)."""
-    min_gap: Rate = 0.0
+    min_gap: Coefficient = 0.0
     """Pairs whose scores differ by less are dropped."""
-    temperatures: tuple[float, ...] = (1.0,)
+    temperatures: Annotated[tuple[Temperature, ...], Field(min_length=1)] = (1.0,)
     """Sampling temperatures; a prompt's replies take them in turn."""
-    max_new_tokens: Positive = 64
+    max_new_tokens: Tokens = 64
     """Maximum tokens of a reply; one that has not ended by then is dropped."""
-    batch_size: Positive = 128
+    batch_size: Count = 128
     """Replies sampled in parallel."""
     heldout_fraction: Share = 0.1
     """Fraction of the prompts whose pairs go to heldout_preferences.jsonl."""
     instruction: str = ""
     """Text appended to the prompt when sampling, and not written to the rows."""
-    limit: Annotated[int, Field(ge=0)] = 0
+    limit: CountOrZero = 0
     """Use only the first prompts; 0: all."""
     keep: Literal["pairs", "demonstrations"] = "pairs"
     """pairs: preferences.jsonl; demonstrations: sft.jsonl with the replies that ended (self-distillation)."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> PairsConfig:
+        if self.keep == "pairs" and self.replies < 2:
+            raise ValueError("replies=1 gives nothing to compare; use at least 2, or keep=demonstrations")
+        return self

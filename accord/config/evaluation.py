@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from accord.config.common import Positive, Stage
+from accord.config.common import Stage
+from accord.config.numbers import Count, CountOrZero, Temperature, Tokens
+
+RESAMPLED = "sft again"
+"""Label of a second sample of the SFT model's replies (null baseline): how much figures differ by chance."""
 
 
 class CompareConfig(Stage):
@@ -29,17 +33,17 @@ class CompareConfig(Stage):
     """Held-out prompts (a stage, a folder or a file)."""
     gold: str = "accord.data.demo:gold_scores"
     """Gold reward, which no trainer sees: module:function(prompts, replies) -> scores."""
-    replies: Positive = 4
+    replies: Count = 4
     """Replies sampled per prompt."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature."""
-    max_new_tokens: Positive = 64
+    max_new_tokens: Tokens = 64
     """Maximum tokens of a reply; one that has not ended by then counts as it is."""
-    batch_size: Positive = 128
+    batch_size: Count = 128
     """Replies sampled in parallel."""
-    limit: Annotated[int, Field(ge=0)] = 0
+    limit: CountOrZero = 0
     """Use only the first prompts; 0: all."""
-    samples: Positive = 3
+    samples: Count = 3
     """Prompts whose replies are printed side by side."""
     redraw: bool = True
     """Also compare the SFT model with a second sample of its own replies (null baseline)."""
@@ -49,10 +53,12 @@ class CompareConfig(Stage):
     def _labels(cls, models: dict[str, str]) -> dict[str, str]:
         if "sft" not in models:
             raise ValueError("name one of them 'sft': the win rates compare the others with it")
-        reserved = ("reward", "sft_again", "stages", "seed", "versions", "prompts", "replies_per_prompt")
+        reserved = ("reward", "sft_again", RESAMPLED, "stages", "seed", "versions", "prompts", "replies_per_prompt")
         for label in models:
-            if "." in label or label in reserved:
-                raise ValueError(f"the label {label!r} cannot be a key of results.json; choose another, without dots")
+            if "." in label or label in reserved or not (label.strip() and label.isprintable()):
+                raise ValueError(
+                    f"the label {label!r:.60} cannot be a key of results.json; choose another, without dots"
+                )
         return models
 
     @model_validator(mode="after")

@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from accord.config.common import Positive, Stage
+from accord.config.common import Stage
+from accord.config.numbers import Context, PositiveShare, Weight
 from accord.config.section import Section
 
 
@@ -16,9 +17,9 @@ class FuseSource(Section):
 
     model: str
     """A stage or a folder."""
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Weight of the model (linear) or of its task vector (task_arithmetic, ties, dare_*)."""
-    density: Annotated[float, Field(gt=0, le=1)] = 1.0
+    density: PositiveShare = 1.0
     """ties: fraction of the task vector's entries to keep, the largest; dare_*: probability of keeping each entry."""
 
     def __repr__(self) -> str:
@@ -40,18 +41,18 @@ class FuseConfig(Stage):
     are the first model's."""
     base: str = ""
     """Base of the task vectors, a stage or a folder; slerp: the model at t=0, if not the first one."""
-    t: float = 0.5
+    t: Weight = 0.5
     """slerp: 0 is the first model, 1 the second; interpolate: 0 is the base, 1 the model; values outside are allowed."""
     normalize: bool | None = None
     """Divide by the sum of the weights; null: as in mergekit, for linear and ties only."""
-    scaling: float = Field(default=1.0, validation_alias=AliasChoices("scaling", "lambda"))
+    scaling: Weight = Field(default=1.0, validation_alias=AliasChoices("scaling", "lambda"))
     """Factor of the summed task vectors; may be written lambda."""
     dtype: Literal["first", "float32", "float16", "bfloat16"] = "first"
     """Dtype of the written tensors; first: as in the first model.  Computed in float32."""
     calibrate: str = ""
     """Reward models: preferences (a stage, a folder or a file) on which the merged scores are normalized; empty: keep the
     first model's statistics."""
-    max_length: Positive = 256
+    max_length: Context = 256
     """calibrate: maximum tokens of prompt and reply together."""
 
     @property

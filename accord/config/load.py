@@ -6,11 +6,8 @@ Neither this module nor its imports load torch, so that a wrong key is reported 
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +20,20 @@ from accord.errors import UserError
 from accord.io.readers import MAX_DEPTH, parse_yaml, read_yaml, shorten
 
 C = TypeVar("C", bound="Section")
+
+_EXPECTED = {
+    "int_parsing": "a whole number, without point and exponent",
+    "int_parsing_size": "a whole number that is not as long",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "tuple_type": "a list",
+    "string_type": "text",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+}
+"""What was expected, where pydantic's own words name Python's types."""
 
 
 def load(settings: type[C] | Variants[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
@@ -51,8 +62,12 @@ def build(
     try:
         return settings.model_validate(values)
     except ValidationError as error:
-        explained = [_explain(settings, e, sources, default_source) for e in error.errors()[:5]]
-        raise UserError("\n".join(explained)) from None
+        errors = error.errors()
+        inner = {
+            e["loc"][:n] for e in errors for n in range(len(e["loc"]))
+        }  # a list is short where its items are wrong
+        explained = [_explain(settings, e, sources, default_source) for e in errors if e["loc"] not in inner]
+        raise UserError("\n".join(explained[:5])) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -85,7 +100,7 @@ def put(values: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 
 def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default_source: str) -> str:
-    path = tuple(str(p) for p in error["loc"] if not str(p).startswith(("function-", "list[", "Section")))
+    path = tuple(str(p) for p in error["loc"] if not str(p).startswith(("function-", "list[", "[key]", "Section")))
     key = ".".join(path)
     below = [k for k in sources if k.startswith(f"{key}.")]
     above = [".".join(path[:i]) for i in range(len(path) - 1, 0, -1)]
@@ -99,11 +114,10 @@ def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default
         example = nearest_key(key, cls)
         return f"{where}: {key!r} is a section; set one of its keys, such as {example}."
     if error["type"] in ("model_type", "dict_type"):
-        found = "nothing" if error["input"] is None else _shown(error["input"])
-        return f"{where}: {key}: expected 'key: value' lines below it, found {found}."
-    message = (
-        error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").replace("a valid tuple", "a list")
-    )
+        return f"{where}: {key}: expected 'key: value' lines below it, found {_shown(error['input'])}."
+    message = _EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, ").removeprefix("Input should be "))
+    if error["type"] == "too_short":
+        message = f"a list of at least {error['ctx']['min_length']}"
     expected = "" if error["type"] == "value_error" else "expected "
     found = "" if error["type"] in ("missing", "value_error") else f", found {_shown(error['input'])}"
     if error["type"] == "missing":
@@ -115,6 +129,9 @@ def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default
 
 
 def _shown(value: Any) -> str:
+    """A value in a message: shortened where it is long."""
+    if value is None:
+        return "nothing"
     return f"{shorten(value)!r}" if isinstance(value, str) else shorten(value)
 
 
@@ -157,29 +174,3 @@ def nearest_key(name: str, cls: type[BaseModel]) -> str:
 def to_yaml(config: Section) -> str:
     """The resolved config as YAML, defaults included."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def load_function(name: str, key: str) -> Callable[..., Any]:
-    """``module:function`` as an object; the working directory is on the path.  Raises UserError naming ``key``."""
-    module, colon, function = name.partition(":")
-    _search_working_directory()
-    try:
-        found = getattr(importlib.import_module(module), function) if colon else None
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{key}: {name!r} cannot be imported ({error}).") from None
-    if not callable(found):
-        raise UserError(f"{key}: {name!r} is not module:function.")
-    return found  # type: ignore[no-any-return]
-
-
-def require_module(name: str, key: str) -> None:
-    """Raises UserError where the module (the top-level package) of ``module:function`` does not exist; runs no code."""
-    package = name.partition(":")[0].partition(".")[0]
-    _search_working_directory()
-    if package not in sys.modules and (not package or importlib.util.find_spec(package) is None):
-        raise UserError(f"{key}: {name!r} cannot be imported (No module named {package!r}).")
-
-
-def _search_working_directory() -> None:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())

@@ -3,44 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from accord.config.common import Optimizer, Positive, PrecisionStage, Rate, Share, Stage, TextModel
+from accord.config.common import Optimizer, PrecisionStage, Stage, TextModel
+from accord.config.numbers import (
+    Coefficient,
+    Count,
+    CountOrZero,
+    GradientNorm,
+    LearningRate,
+    Parallel,
+    PositiveCoefficient,
+    Share,
+    Temperature,
+    Timesteps,
+    Tokens,
+    Vocabulary,
+    Weight,
+    Width,
+)
 from accord.config.section import Section
 
 
 class PPOOptimizer(Optimizer):
     """Settings of PPO."""
 
-    batch_size: Positive = 32
+    batch_size: Count = 32
     """Minibatch size: replies of a language policy, environment steps otherwise."""
-    num_epochs: Positive = 4
+    num_epochs: Count = 4
     """Epochs over each rollout."""
-    learning_rate: Rate = 3e-4
+    learning_rate: LearningRate = 3e-4
     schedule: Literal["constant", "linear", "cosine", "kl_adaptive"] = "constant"  # type: ignore[assignment]
     """linear and cosine fall over the rollouts: steps that target_kl skips count as passed.  kl_adaptive: divide by 1.5
     where the approximate KL exceeds 2 x target_kl, multiply where it is under half."""
-    adam_eps: Rate = 1e-5
-    max_grad_norm: Annotated[float, Field(gt=0)] = 0.5
-    clip_range: Annotated[float, Field(gt=0)] = 0.2
+    adam_eps: Share = 1e-5
+    max_grad_norm: GradientNorm = 0.5
+    clip_range: PositiveCoefficient = 0.2
     """Clip range ε: the probability ratio is clipped to [1 - ε, 1 + ε]."""
     clip_schedule: Literal["constant", "linear"] = "constant"
     """linear: clip_range falls to zero over the rollouts, by the same rule as the learning rate, once a rollout."""
-    clip_range_vf: Annotated[float, Field(ge=0)] = 0.2
+    clip_range_vf: Coefficient = 0.2
     """Clip range of the value around the old value; 0: no clipping."""
     gamma: Share = 0.99
     """Discount factor."""
     gae_lambda: Share = 0.95
     """λ of GAE.  0: one-step advantages; 1: Monte Carlo returns minus values."""
-    vf_coef: Rate = 0.5
+    vf_coef: Coefficient = 0.5
     """Coefficient of the value loss."""
-    ent_coef: Rate = 0.0
+    ent_coef: Coefficient = 0.0
     """Coefficient of the entropy bonus."""
     normalize_advantages: bool = True
     """Normalize advantages over the rollout's valid actions."""
-    target_kl: Rate = 0.0
+    target_kl: Coefficient = 0.0
     """Stop a rollout's updates early when the approximate KL to the behavior policy exceeds 1.5 x this; 0: never."""
 
     @model_validator(mode="after")
@@ -55,37 +71,37 @@ class LanguagePPOOptimizer(PPOOptimizer):
 
     gamma: Share = 1.0
     """Discount factor."""
-    iterations: Positive = 30
+    iterations: Count = 30
     """Number of rollouts."""
-    replies: Positive = 64
+    replies: Count = 64
     """Replies per rollout."""
-    samples_per_prompt: Positive = 1
+    samples_per_prompt: Count = 1
     """Replies per prompt within a rollout."""
-    critic_learning_rate: Rate = 0.0
+    critic_learning_rate: LearningRate = 0.0
     """Learning rate of the value head and of a separate critic; 0: the policy's."""
-    value_warmup: Annotated[int, Field(ge=0)] = 0
+    value_warmup: CountOrZero = 0
     """Iterations at the start that train only the critic."""
 
 
 class StepsPPOOptimizer(PPOOptimizer):
     """Settings of PPO on environment steps."""
 
-    total_timesteps: Positive = 500
+    total_timesteps: Timesteps = 500
     """Total environment steps."""
-    n_steps: Positive = 32
+    n_steps: Count = 32
     """Steps per environment and rollout."""
-    n_envs: Positive = 1
+    n_envs: Parallel = 1
     """Parallel environments."""
 
 
 class KLCoefficient(Section):
     """The KL penalty to the reference model."""
 
-    beta: Rate = 0.05
+    beta: Coefficient = 0.05
     """Coefficient of the KL; with a target, its initial value."""
-    target: Rate = 0.0
+    target: Coefficient = 0.0
     """Target KL in nats per reply (adaptive KL); 0: fixed beta."""
-    horizon: Positive = 10000
+    horizon: Count = 10000
     """Horizon of the adaptive KL, in replies (Ziegler et al. 2019)."""
 
 
@@ -112,7 +128,7 @@ class RewardTerm(Section):
 
     source: str
     """A trained reward model (stage or folder) or module:function(prompts, replies) -> scores."""
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Weight of the score in the sum of the terms."""
 
 
@@ -123,11 +139,11 @@ class RewardSettings(Section):
     """A trained reward model (stage or folder) or module:function(prompts, replies) -> scores."""
     terms: tuple[RewardTerm, ...] = ()
     """Several weighted rewards instead of source; each is logged separately."""
-    missing_eos_penalty: float | None = None
+    missing_eos_penalty: Weight | None = None
     """Score of a reply that did not end within max_new_tokens, in place of its own; null: its own."""
-    clip: Rate = 0.0
+    clip: Coefficient = 0.0
     """Clip scores to [-clip, clip]; 0: no clipping."""
-    scale: float = 1.0
+    scale: Weight = 1.0
     """Factor of the scores, applied before clip."""
 
 
@@ -141,14 +157,14 @@ class LanguageRewardSettings(RewardSettings):
 class HeadsSampling(Section):
     """How replies are sampled."""
 
-    max_new_tokens: Positive = 64
+    max_new_tokens: Tokens = 64
     """Maximum tokens of a reply."""
 
 
 class Sampling(HeadsSampling):
     """How replies are sampled.  There is no top-k or top-p: the sampled policy is the trained policy."""
 
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     """Temperature of sampling, used for log-probs as well."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
     """Weights of the sampling model.  float32: the policy itself; bfloat16, int8: a copy made for each rollout, after which
@@ -172,11 +188,11 @@ class HeadsPolicy(TextModel):
     policy: Literal["heads"] = "heads"
     """language: a whole language model; heads: ActorCritic on a frozen language model's features; control: a Gymnasium task."""
     base_model: str = "sft"
-    obs_dim: Positive = 128
+    obs_dim: Width = 128
     """Hidden size of the frozen model."""
-    action_dim: Positive = 50
+    action_dim: Vocabulary = 50
     """Vocabulary size of the frozen model."""
-    hidden_dim: Positive = 64
+    hidden_dim: Width = 64
     """Hidden size of the actor and the critic."""
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from accord.config.common import Optimizer, PrecisionStage, PromptedModel, SplitData
+from accord.config.numbers import FlippedShare, PositiveCoefficient
 
 
 class DPOOptimizer(Optimizer):
     """Settings of AdamW, and of DPO."""
 
-    beta: Annotated[float, Field(gt=0)] = 0.1
+    beta: PositiveCoefficient = 0.1
     """β of DPO: strength of the KL constraint to the reference."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    label_smoothing: FlippedShare = 0.0
     """Assumed fraction of flipped labels (conservative DPO)."""
     group_by_prompt: bool = False
     """Put all pairs of a prompt into one step, so that each reply is encoded once; batch_size then counts prompts."""

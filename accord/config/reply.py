@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from accord.config.load import build
+from accord.config.numbers import PositiveShare, Seed, TemperatureOrZero, Tokens
 from accord.config.section import Section
 
 
 class ReplySettings(Section):
     """Settings of a reply that is shown to a user, not trained on."""
 
-    max_new_tokens: Annotated[int, Field(ge=1, le=2**24)] = 128
+    max_new_tokens: Tokens = 128
     """Maximum tokens of the reply."""
-    temperature: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.7
+    temperature: TemperatureOrZero = 0.7
     """Sampling temperature; 0 is greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.95
+    top_p: PositiveShare = 0.95
     """Nucleus sampling: probability mass to sample from."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    seed: Seed = 0
     """Seed of the sampling."""
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from accord.config.common import Optimizer, Positive, PrecisionStage, PromptedModel, Rate, SplitData
+from accord.config.common import Optimizer, PrecisionStage, PromptedModel, SplitData
+from accord.config.numbers import Coefficient, Count, Layers, LayersOrZero, LearningRate, Width
 from accord.config.variants import Variants
 
 
@@ -25,11 +24,11 @@ class FeaturesRewardModel(RewardModelSettings):
 
     kind: Literal["features"] = "features"
     """features: an MLP on a frozen model's features; language: a scalar head on the whole model."""
-    input_dim: Positive = 128
+    input_dim: Width = 128
     """Hidden size of the frozen model."""
-    hidden_dim: Positive = 64
+    hidden_dim: Width = 64
     """Hidden size of the MLP."""
-    num_layers: Positive = 2
+    num_layers: Layers = 2
     """Number of linear layers of the MLP."""
 
 
@@ -38,7 +37,7 @@ class LanguageRewardModel(RewardModelSettings):
 
     kind: Literal["language"] = "language"
     """features: an MLP on a frozen model's features; language: a scalar head on the whole model."""
-    layers: Annotated[int, Field(ge=0)] = 0
+    layers: LayersOrZero = 0
     """Use only the first layers of the base model; 0: all.  Middle layers of a pretrained model often give better features
     than the last ones, at lower cost."""
 
@@ -46,9 +45,9 @@ class LanguageRewardModel(RewardModelSettings):
 class RewardOptimizer(Optimizer):
     """Settings of AdamW, and how pairs are grouped."""
 
-    batch_size: Positive = 8
+    batch_size: Count = 8
     """Pairs per optimizer step."""
-    learning_rate: Rate = 1e-3
+    learning_rate: LearningRate = 1e-3
     group_by_prompt: bool = False
     """Put all pairs of a prompt into one step, so that each reply is encoded once; batch_size then counts prompts."""
 
@@ -56,9 +55,9 @@ class RewardOptimizer(Optimizer):
 class LanguageRewardOptimizer(RewardOptimizer):
     """Settings of AdamW, how pairs are grouped, and settings of the scalar head."""
 
-    head_learning_rate: Rate = 0.0
+    head_learning_rate: LearningRate = 0.0
     """Learning rate of the scalar head; 0: learning_rate."""
-    probe_decay: Rate = 0.0
+    probe_decay: Coefficient = 0.0
     """Above 0: first fit the scalar head to the base model's features with this weight decay (a linear probe), then train
     the whole model.  Helps where pairs are few."""
 

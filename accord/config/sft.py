@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from accord.config.common import Optimizer, PrecisionStage, Share, SplitData, Stage, TextModel
+from accord.config.common import Optimizer, PrecisionStage, SplitData, Stage, TextModel
+from accord.config.numbers import CountOrZero, Share
 
 
 class TextData(SplitData):
@@ -34,7 +35,7 @@ class TextStage(PrecisionStage):
     runtime: ClassVar[frozenset[str]] = Stage.runtime | {"eval_every"}
     retired: ClassVar[Mapping[str, Any]] = {"model.max_prompt_length": 0}
 
-    eval_every: Annotated[int, Field(ge=0)] = 0
+    eval_every: CountOrZero = 0
     """Steps between held-out losses; 0: before the first step and after the last one only."""
     model: TextModel = TextModel()
     data: TextData = TextData()

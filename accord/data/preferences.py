@@ -12,7 +12,7 @@ from accord.config.common import PromptedModel, SplitData
 from accord.data.chat import exchange
 from accord.data.heldout import Split, read_split
 from accord.data.prompts import Side, is_blank, plain_text, rows_by_prompt, tokens_to_keep
-from accord.data.rows import Prompt, Report, Row, Tally, Where, preference_fields
+from accord.data.rows import Prompt, Report, Tally, Where, preference_fields
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.io.readers import read_jsonl
@@ -50,6 +50,7 @@ class PreferenceData:
 
     pairs: tuple[PreferencePair, ...]
     texts: tuple[str, ...]  # of each pair's prompt, whole
+    replies: tuple[tuple[str, str], ...]  # chosen and rejected of each pair, whole
     report: Report
 
     def __len__(self) -> int:
@@ -84,21 +85,25 @@ def load_preferences(path: str | Path, tokenizer: Tokenizer, lengths: PairLength
     ``limit`` > 0 reads the first rows only.  Raises UserError, naming file and row.
     """
     tally = Tally()
-    pairs, texts = [], []
+    pairs, texts, replies = [], [], []
     for number, row in islice(read_jsonl(path), limit or None):
         tally.rows += 1
-        prompt, pair = _pair(row, Where(str(path), number), tokenizer, lengths, tally)
+        where = Where(str(path), number)
+        fields = preference_fields(row, where)
+        pair = _pair(fields, where, tokenizer, lengths, tally)
         if pair is not None:
             tally.tokens += len(pair)
             pairs.append(pair)
-            texts.append(plain_text(prompt))
-    return PreferenceData(tuple(pairs), tuple(texts), tally.report(path))
+            texts.append(plain_text(fields[0]))
+            replies.append(fields[1:3])
+    return PreferenceData(tuple(pairs), tuple(texts), tuple(replies), tally.report(path))
 
 
 def _pair(
-    row: Row, where: Where, tokenizer: Tokenizer, lengths: PairLengths, tally: Tally
-) -> tuple[Prompt, PreferencePair | None]:
-    prompt, chosen, rejected, margin = preference_fields(row, where)
+    fields: tuple[Prompt, str, str, float], where: Where, tokenizer: Tokenizer, lengths: PairLengths, tally: Tally
+) -> PreferencePair | None:
+    """A row's pair; None where it is dropped, which ``tally`` counts."""
+    prompt, chosen, rejected, margin = fields
     reason = None
     if is_blank(prompt):
         reason = "empty prompt"
@@ -108,27 +113,27 @@ def _pair(
         reason = "tie"
     if reason:
         tally.dropped[reason] += 1
-        return prompt, None
+        return None
     with where.named():
         exchanges = [exchange(tokenizer, prompt, reply) for reply in (chosen, rejected)]
     prompt_tokens = exchanges[0].prompt
     places = tokens_to_keep(prompt_tokens, lengths.prompt, lengths.cut_prompt, tokenizer.bos_id)
     if places is None:
         tally.dropped["prompt too long"] += 1
-        return prompt, None
+        return None
     room = lengths.total - len(places)
     cut = sum(len(e.reply) > room for e in exchanges)
     if cut and lengths.cut_reply == "drop":
         tally.dropped["reply too long"] += 1
-        return prompt, None
+        return None
     replies = [tuple(e.reply[:room]) for e in exchanges]
     if replies[0] == replies[1]:
         tally.dropped["tie" if not cut else "tie once cut"] += 1
-        return prompt, None
+        return None
     tally.truncated_prompts += len(places) < len(prompt_tokens)
     tally.truncated_replies += cut
     tally.retokenized += any(e.split for e in exchanges)
-    return prompt, PreferencePair(tuple(prompt_tokens[i] for i in places), replies[0], replies[1], margin)
+    return PreferencePair(tuple(prompt_tokens[i] for i in places), replies[0], replies[1], margin)
 
 
 def read_pairs(data: SplitData, model: PromptedModel, tokenizer: Tokenizer, seed: int) -> Split[PreferencePair]:

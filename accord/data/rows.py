@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ Prompt = Union[str, Sequence[Message]]  # noqa: UP007  (evaluated at run time)
 """Plain text, or the turns so far."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_MARGIN = 1e6
+"""By how much a chosen reply is preferred: more would overflow in float32 losses long before it means anything."""
 # Other names of these fields, too different for a spelling guess.
 SYNONYMS = {
     "prompt": ("instruction", "question", "query", "input"),
@@ -174,6 +175,16 @@ def _message(item: Any, name: str, where: Where) -> dict[str, Any]:
     return {**item, "content": content}
 
 
+def number_field(row: Row, key: str, where: Where, high: float) -> float:
+    """A number from 0 to ``high``, no boolean; 0 where it is missing or null."""
+    value = row.get(key)
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
+        raise where.error(f"{key} {value!r:.40}, expected a number from 0 to {high:,.0f}")
+    return float(value)
+
+
 def reply_field(row: Row, key: str, where: Where) -> str:
     """A string, or a list of one assistant message."""
     value = require(row, key, where)
@@ -194,20 +205,16 @@ def preference_fields(row: Row, where: Where) -> tuple[Prompt, str, str, float]:
 
     Without "prompt", "chosen" and "rejected" hold the whole exchange, and their common start is the prompt.
     """
-    margin = row.get("margin")
-    if margin is None:
-        margin = 0.0
-    elif isinstance(margin, bool) or not isinstance(margin, (int, float)) or not math.isfinite(margin) or margin < 0:
-        raise where.error(f"margin {margin!r}, expected a number ≥ 0 (chosen and rejected are never swapped)")
+    margin = number_field(row, "margin", where, MAX_MARGIN)
     chosen, rejected = require(row, "chosen", where), require(row, "rejected", where)
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise where.error("one of 'chosen' and 'rejected' is a string and the other is not")
     if isinstance(chosen, str):
         if "prompt" in row or _guess(row, "prompt"):
-            return prompt_field(row, "prompt", where), chosen, rejected, float(margin)
+            return prompt_field(row, "prompt", where), chosen, rejected, margin
         prompt = _common_text(chosen, rejected)
-        return prompt, chosen[len(prompt) :], rejected[len(prompt) :], float(margin)
-    return (*_chats(row, where), float(margin))
+        return prompt, chosen[len(prompt) :], rejected[len(prompt) :], margin
+    return (*_chats(row, where), margin)
 
 
 def _chats(row: Row, where: Where) -> tuple[Prompt, str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accord.config.functions import TextScores, scores_of
 from accord.data.prompts import PromptData
 from accord.data.tokenizer import Tokenizer
 from accord.evaluation.metrics import bootstrap_ci, distinct_n, effect_in_sd, paired_difference, win_rate
@@ -16,7 +17,6 @@ from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
 from accord.rollout.collect import read_replies
 from accord.rollout.generate import Decoding, generate
-from accord.rollout.score import TextReward, call_function
 from accord.types import Generation, Packed
 
 
@@ -45,13 +45,12 @@ class Sampling:
 class Gold:
     """The gold reward, which no trainer sees: a function of texts, with its name for error messages."""
 
-    function: TextReward
+    function: TextScores
     name: str
 
     def __call__(self, prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
         """One score for each reply.  Raises UserError where the function returns something else."""
-        scores: list[float] = call_function(self.function, self.name, list(prompts), list(replies)).tolist()
-        return scores
+        return scores_of(self.function, self.name, prompts, replies)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,51 +1,105 @@
-"""A reward model's agreement with labels and with gold, and its correlation with length."""
+"""A reward model's agreement with labels and with gold, and its correlation with length.
+
+Training and ``compare`` score pairs by the same function, on texts cut to the same lengths.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from accord.data.chat import prompt_ids, reply_ids
-from accord.data.packing import pack_continuations
-from accord.data.prompts import plain_text
-from accord.data.rows import Where, preference_fields
+from accord.config.common import PrecisionStage, PromptedModel
+from accord.config.load import build
+from accord.config.section import Section
+from accord.data.packing import pack_preferences
+from accord.data.preferences import PairLengths, PreferencePair, load_preferences
 from accord.data.tokenizer import Tokenizer
 from accord.evaluation.comparison import Gold
 from accord.evaluation.metrics import length_correlation, length_matched_accuracy, pair_agreement
-from accord.io.readers import read_jsonl
+from accord.io.digests import MANIFEST, read_manifest
 from accord.models.reward import RewardModel
+from accord.runtime.device import autocast
+
+UNRECORDED = PairLengths(1024, 2**24)
+"""For a reward model whose folder does not say how it was trained: long prompts are cut, replies are not."""
 
 
 @torch.no_grad()
-def reward_figures(folder: str, pairs_file: str, room: int, gold: Gold) -> dict[str, Any]:
+def reply_features(
+    model: RewardModel, pairs: Sequence[PreferencePair], device: torch.device, precision: str, size: int = 32
+) -> Tensor:
+    """Pooled features of the chosen replies of n pairs, then of the rejected ones: (2n, D)."""
+    chosen, rejected = [], []
+    for rows in torch.split(torch.arange(len(pairs)), size):
+        batch = pack_preferences([pairs[int(r)] for r in rows], rows.tolist()).to(device)
+        with autocast(device, precision):
+            features = model.features(batch.packed, torch.cat([batch.chosen, batch.rejected]))
+        chosen.append(features[: len(rows)])
+        rejected.append(features[len(rows) :])
+    return torch.cat([*chosen, *rejected])
+
+
+@torch.no_grad()
+def score_pairs(
+    model: RewardModel, pairs: Sequence[PreferencePair], device: torch.device, precision: str, size: int = 32
+) -> tuple[Tensor, Tensor]:
+    """Raw scores of chosen and rejected replies, (n,) each, on the CPU."""
+    features = reply_features(model, pairs, device, precision, size)
+    chosen, rejected = model.head(features).float().cpu().chunk(2)
+    return chosen, rejected
+
+
+def accuracy(chosen: Tensor, rejected: Tensor) -> float:
+    """The share of pairs whose chosen reply scores higher, (n,) scores each; a tie counts one half."""
+    return float(((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean())
+
+
+def training_lengths(folder: str) -> tuple[PairLengths, str]:
+    """The lengths to which a reward model's training cut texts, and its precision, from its manifest.
+
+    Raises UserError where the manifest holds other values than settings.
+    """
+    settings = read_manifest(Path(folder)).get("settings")
+    model = settings.get("model") if isinstance(settings, Mapping) else None
+    if not isinstance(settings, Mapping) or not isinstance(model, Mapping):
+        return UNRECORDED, "float32"
+    where = f"{Path(folder) / MANIFEST}, settings"
+    lengths = build(PromptedModel, _known(model, PromptedModel), {}, where)
+    precision = build(PrecisionStage, _known(settings, PrecisionStage), {}, where).precision
+    return PairLengths(lengths.prompt_room, lengths.max_length), precision
+
+
+def _known(values: Mapping[str, Any], cls: type[Section]) -> dict[str, Any]:
+    """The values of the fields that matter here: those of numbers and choices, not of inputs, which are blanked."""
+    names = ("max_length", "max_prompt_length", "precision")
+    return {name: values[name] for name in names if name in values and name in cls.model_fields}
+
+
+@torch.no_grad()
+def reward_figures(folder: str, pairs_file: str, gold: Gold, device: torch.device) -> dict[str, Any]:
     """Accuracy on the annotator's held-out labels, and agreement with gold on the same pairs.
 
-    Prompts are truncated at their start to ``room`` tokens.
+    Texts are cut and scored as in the model's training, so that the accuracy is the one that training would report.
     """
-    model = RewardModel.open(folder).eval().requires_grad_(False)
-    tokenizer = Tokenizer.open(folder)
-    fields = [preference_fields(row, Where(pairs_file, n)) for n, row in read_jsonl(pairs_file)]
-    prompts, sides = [plain_text(f[0]) for f in fields], ([f[1] for f in fields], [f[2] for f in fields])
-    scores: list[list[float]] = []
-    sizes: list[list[int]] = []
-    for side in sides:
-        tokens = [reply_ids(tokenizer, f[0], text) for f, text in zip(fields, side, strict=True)]
-        asked = [prompt_ids(tokenizer, f[0])[-room:] for f in fields]
-        sizes.append([len(t) for t in tokens])
-        scores.append([])
-        for rows in torch.split(torch.arange(len(fields)), 64):
-            packed, segments = pack_continuations([asked[int(r)] for r in rows], [tokens[int(r)] for r in rows])
-            scores[-1] += model(packed, segments).tolist()
-    gold_scores = [gold(prompts, side) for side in sides]
-    labels = [[1.0, 0.0]] * len(fields)
-    matched = length_matched_accuracy(scores[0], scores[1], sizes[0], sizes[1])
+    model = RewardModel.open(folder).to(device).eval().requires_grad_(False)
+    lengths, precision = training_lengths(folder)
+    found = load_preferences(pairs_file, Tokenizer.open(folder), lengths)
+    chosen, rejected = score_pairs(model, found.pairs, device, precision)
+    sizes = [len(p.chosen) for p in found.pairs], [len(p.rejected) for p in found.pairs]
+    scores = torch.stack([chosen, rejected], 1).tolist()
+    gold_scores = list(zip(*(gold(found.texts, side) for side in zip(*found.replies, strict=True)), strict=True))
+    labels = [[1.0, 0.0]] * len(found)
+    matched = length_matched_accuracy(chosen.numpy(), rejected.numpy(), *sizes)
     return {
-        "heldout_accuracy": pair_agreement(list(zip(*scores, strict=True)), labels),
-        "gold_agreement": pair_agreement(list(zip(*scores, strict=True)), list(zip(*gold_scores, strict=True))),
-        "label_agreement_with_gold": pair_agreement(labels, list(zip(*gold_scores, strict=True))),
-        "n_heldout": len(fields),
-        "length_correlation": length_correlation(scores[0] + scores[1], sizes[0] + sizes[1]),
+        "heldout_accuracy": accuracy(chosen, rejected),
+        "gold_agreement": pair_agreement(scores, gold_scores),
+        "label_agreement_with_gold": pair_agreement(labels, gold_scores),
+        "n_heldout": len(found),
+        "length_correlation": length_correlation([*chosen.tolist(), *rejected.tolist()], [*sizes[0], *sizes[1]]),
         "length_matched_accuracy": matched.accuracy,
         "length_matched_pairs": matched.n,
     }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accord.data.vocabulary import difference, difference_of_ids
 from accord.errors import UserError
 from accord.fusion.weights import ModelTensors
 from accord.models.hf_format import read_json
@@ -101,11 +102,11 @@ def require_same_tokenizers(models: Sequence[Path], base: Path | None) -> None:
     first, ours = opened[0]
     for folder, theirs in opened[1:]:
         if ours.digest() != theirs.digest():
-            raise UserError(f"{first} and {folder} have different tokenizers: {_difference(ours, theirs)}; {REMEDY}.")
+            raise UserError(f"{first} and {folder} have different tokenizers: {difference(ours, theirs)}; {REMEDY}.")
     if base is not None and _has_tokenizer(base):
-        difference = _difference_of_ids(ours, _tokenizer(base))
-        if difference:
-            raise UserError(f"{first} and {base} have different tokenizers: {difference}; {REMEDY}.")
+        differs = difference_of_ids(ours, _tokenizer(base))
+        if differs:
+            raise UserError(f"{first} and {base} have different tokenizers: {differs}; {REMEDY}.")
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -116,32 +117,6 @@ def _tokenizer(folder: Path) -> Tokenizer:
     from accord.data.tokenizer import Tokenizer
 
     return Tokenizer.open(folder)
-
-
-def _tokens(tokenizer: Tokenizer) -> list[str | None]:
-    found: list[str | None] = []
-    for token_id in range(tokenizer.vocab_size):
-        try:
-            found.append(tokenizer.token(token_id))
-        except ValueError:  # a gap in the vocabulary
-            found.append(None)
-    return found
-
-
-def _difference_of_ids(ours: Tokenizer, theirs: Tokenizer) -> str:
-    if ours.vocab_size != theirs.vocab_size:
-        return f"{ours.vocab_size} and {theirs.vocab_size} tokens"
-    pairs = enumerate(zip(_tokens(ours), _tokens(theirs), strict=True))
-    return next((f"token {i} is {a!r} and {b!r}" for i, (a, b) in pairs if a != b), "")
-
-
-def _difference(ours: Tokenizer, theirs: Tokenizer) -> str:
-    for name in ("eos_id", "pad_id", "bos_id"):
-        if getattr(ours, name) != getattr(theirs, name):
-            return _difference_of_ids(ours, theirs) or f"{name} is {getattr(ours, name)} and {getattr(theirs, name)}"
-    if ours.chat_template != theirs.chat_template:
-        return _difference_of_ids(ours, theirs) or "the chat templates are not the same text"
-    return _difference_of_ids(ours, theirs) or "the same tokens, but other tokenization rules (tokenizer.json)"
 
 
 def require_same_heads(models: Sequence[Path], base: Path | None) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 from accord.errors import UserError
 from accord.io.digests import verify
@@ -19,9 +22,26 @@ def open_backbone(path: str | Path) -> Backbone:
 
     Its parameters require gradients; freeze it with ``requires_grad_(False)``.
 
-    Raises UserError where nothing can be opened, or where a folder of ours does not match its manifest.
+    Raises UserError where nothing can be opened, where a folder of ours does not match its manifest, and where a weight
+    is not finite.
     """
-    source = Path(path)
+    backbone = _opened(Path(path))
+    require_finite(path, backbone.named_parameters())
+    return backbone
+
+
+def require_finite(path: str | Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises UserError naming the first tensor with NaN or infinity, which training could only blame on something else."""
+    for name, tensor in tensors:
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():  # a sum needs no memory
+            bad = int((~tensor.isfinite()).sum())
+            raise UserError(
+                f"{path}: the weights hold NaN or infinity ({bad:,} of {tensor.numel():,} in the tensor {name}), so the"
+                " model can only fail; train or download it again."
+            )
+
+
+def _opened(source: Path) -> Backbone:
     if source.suffix == ".gguf":
         from accord.models.transformer import open_gguf
 
@@ -38,7 +58,7 @@ def open_backbone(path: str | Path) -> Backbone:
         return Transformer.open(str(source))
     from accord.models.hf import CausalLM
 
-    return CausalLM.open(str(path))
+    return CausalLM.open(str(source))
 
 
 def model_type(source: Path) -> str:

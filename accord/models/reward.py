@@ -16,7 +16,7 @@ from accord.io.atomic import write_text
 from accord.io.records import Head, read_record
 from accord.models.backbone import Backbone
 from accord.models.hf_format import read_tensors, write_tensors
-from accord.models.open import open_backbone
+from accord.models.open import open_backbone, require_finite
 from accord.types import Packed
 
 HEAD_FILE = "reward_head.safetensors"
@@ -132,8 +132,10 @@ class RewardModel(nn.Module):
         """Raises UserError where the folder holds no reward model."""
         source = Path(directory)
         if not (source / HEAD_CONFIG).exists():
+            what = "a language model" if (source / "config.json").exists() else "no model"
             raise UserError(
-                f"{source}: no {HEAD_CONFIG} here, so this is not a reward model; train one with 'accord reward'."
+                f"{source}: no {HEAD_CONFIG} here, so this is not a reward model but {what}; name a reward model, or"
+                " train one with 'accord reward'."
             )
         shape = read_record(source / HEAD_CONFIG, Head, "copy the whole folder again")
         backbone = open_backbone(source)
@@ -146,6 +148,7 @@ class RewardModel(nn.Module):
                 _require_tensors(source, cls(backbone, RewardMLP(*sizes), shape["pooling"]), state)
             head = RewardMLP(*sizes)
         model = cls(backbone, head, shape["pooling"])
+        require_finite(source / HEAD_FILE, state.items())
         _require_tensors(source, model, state)
         model.load_state_dict(state, strict=False)
         backbone.eval()

@@ -6,33 +6,51 @@ import errno
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accord.errors import UserError
 from accord.io.readers import shorten
 from accord.io.records import Failure, read_record_to_show
+from accord.runtime.run import Run
 
 FAILED = "failed.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def sentence(error: BaseException) -> str:
+_NO_MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) allocate|not enough memory", re.IGNORECASE)
+_MEMORY = {
+    "start": "out of memory before the first step, while models and data were opened; use a smaller model, fewer or shorter"
+    " rows, or a device with more memory.",
+    "steps": "out of memory; lower training.micro_batch_size, batch_size or max_length.  The last saved state is kept.",
+    "end": "out of memory after the last step, while the result was measured or saved; free some memory and run again.  The"
+    " last saved state is kept.",
+}
+Moment = Literal["start", "steps", "end"]
+"""When a stage failed: before its first step, in its steps, or after the last one."""
+
+
+def moment_of(run: Run) -> Moment:
+    """How far a run is."""
+    if not run.total_steps:
+        return "start"
+    return "steps" if run.step < run.total_steps else "end"
+
+
+def sentence(error: BaseException, moment: Moment = "steps") -> str:
     """A sentence for errors that are not bugs (config, full disk, missing file, out of memory); empty for others."""
     if isinstance(error, UserError):
         return str(error)
-    text = str(error)
     if full := next((e for e in _chain(error) if _number(e) in _FULL), None):
         where = getattr(full, "filename", None) or "the stage's folder"
         return (
             f"{where}: could not be written, since the disk is full; free some space and run again. The last saved state"
             " is kept."
         )
-    if isinstance(error, OSError) and error.filename:
-        return f"{shorten(error.filename)}: {error.strerror}; fix this and run again. The last saved state is kept."
-    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory|not enough memory", text):
-        return (
-            "out of memory; lower training.micro_batch_size, batch_size or max_length.  The last saved state is kept."
-        )
+    if any(isinstance(e, MemoryError) or _NO_MEMORY.search(str(e)) for e in _chain(error)):
+        return _MEMORY[moment]
+    if isinstance(error, OSError) and error.strerror:
+        where = shorten(error.filename) if error.filename else "a file or a connection"
+        return f"{where}: {error.strerror}; fix this and run again. The last saved state is kept."
     return ""
 
 
@@ -49,10 +67,10 @@ def _number(error: BaseException) -> int | None:
     return int(found[1]) if found else getattr(error, "errno", None)
 
 
-def in_words(error: BaseException, log: Path) -> str:
+def in_words(error: BaseException, log: Path, moment: Moment = "steps") -> str:
     """A sentence for any error, including bugs."""
     first = (str(error).strip().splitlines() or [""])[0]
-    return sentence(error) or f"{type(error).__name__}: {first} (the traceback is in {log})"
+    return sentence(error, moment) or f"{type(error).__name__}: {first} (the traceback is in {log})"
 
 
 def read_failure(directory: Path) -> dict[str, Any]:

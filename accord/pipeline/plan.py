@@ -13,6 +13,7 @@ from pydantic import Field
 
 from accord.config.common import Stage
 from accord.config.load import build, load, parse_override, put
+from accord.config.numbers import Seed, Threads
 from accord.config.section import Section
 from accord.errors import UserError
 from accord.io.readers import read_yaml
@@ -40,12 +41,12 @@ class Entry(Section):
 class PipelineConfig(Section):
     """A pipeline: stages, each of which runs after the stages that it needs."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of every stage that does not set its own."""
     out: str = "checkpoints/rlhf"
     logs: str = "logs/rlhf"
     device: str = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Threads = 0
     stages: dict[str, Entry]
 
 

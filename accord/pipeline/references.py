@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.config.common import Stage
-from accord.config.load import require_module
+from accord.config.functions import is_function, require_module
 from accord.errors import UserError
 from accord.stage_kinds.kind import Reference
 from accord.stage_kinds.table import STAGE_KINDS
@@ -105,11 +105,6 @@ def _registered(key: str, name: str) -> str:
         return str(open_store().find(name).folder)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
-
-
-def is_function(value: str) -> bool:
-    """Whether a value is ``module:function``."""
-    return ":" in value and "/" not in value
 
 
 def require(config: Stage, kind: str, known: Collection[str], made: Collection[str] = (), where: str = "") -> None:

@@ -15,7 +15,7 @@ from accord.config.load import to_yaml
 from accord.errors import Interrupted, UserError
 from accord.io.atomic import leftovers, write_json, write_text
 from accord.io.digests import MANIFEST
-from accord.pipeline.failure import FAILED, in_words, sentence
+from accord.pipeline.failure import FAILED, in_words, moment_of, sentence
 from accord.pipeline.lock import LOCK, Locked, hold_lock
 from accord.pipeline.records import BEGUN, DONE, STATE, note, outputs, read_begun
 from accord.pipeline.task import Task, folder, logs, task_of, valid_record
@@ -125,7 +125,7 @@ def _call(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Callab
             raise
         except Exception as error:  # recorded as a sentence, and raised again
             _record_failure(task, run, error, noted)
-            if words := sentence(error):
+            if words := sentence(error, moment_of(run)):
                 raise UserError(words) from error
             raise
         (directory / FAILED).unlink(missing_ok=True)
@@ -141,7 +141,7 @@ def _record_failure(task: Task, run: Run, error: Exception, noted: Callable[[str
     _tidy(task.directory, finished=False)  # partial files may fill the disk
     try:
         run.log_failure(error)
-        words = in_words(error, run.logs / f"{run.name}.log")
+        words = in_words(error, run.logs / f"{run.name}.log", moment_of(run))
         write_json(task.directory / FAILED, failure(task.key, words, run.step))
         noted("failed")
     except OSError:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from accord.config.common import Stage
+from accord.config.functions import is_function
 from accord.config.load import put
 from accord.config.section import digest
 from accord.io.digests import content_digest
 from accord.pipeline.records import missing_outputs, read_done
-from accord.pipeline.references import is_function, references, value_at
+from accord.pipeline.references import references, value_at
 from accord.stage_kinds.table import STAGE_KINDS
 
 

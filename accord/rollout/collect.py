@@ -87,5 +87,11 @@ def collect(
     terms = {name: scores.to(generation.mask.device) for name, scores in task.reward(replies).items()}
     versions = torch.full_like(generation.responses, version)
     return Rollout(
-        generation, prompt_rows, versions, ref_logprobs, total(terms), terms, None if readout is None else read
+        generation,
+        prompt_rows,
+        versions,
+        ref_logprobs,
+        total(terms, replies.texts),
+        terms,
+        None if readout is None else read,
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from accord.config.load import load_function
+from accord.config.functions import LARGEST_SCORE, TextScores, is_function, load_scores, scores_of
 from accord.config.on_policy import RewardSettings
 from accord.data.chat import reply_ids
 from accord.data.packing import pack_continuations
@@ -18,8 +18,6 @@ from accord.data.rows import Prompt
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.models.reward import RewardModel
-
-TextReward = Callable[[list[str], list[str]], Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +37,20 @@ class Reward(Protocol):
     def __call__(self, replies: Replies) -> dict[str, Tensor]: ...
 
 
-def call_function(function: TextReward, name: str, prompts: list[str], texts: list[str]) -> Tensor:
-    """(B,) float32 scores of a function.
-
-    Raises UserError where it returns another number of scores, or one that is not finite.
-    """
-    scores = torch.tensor([float(s) for s in function(prompts, texts)], dtype=torch.float32)
-    if len(scores) != len(texts):
-        raise UserError(f"{name}: returned {len(scores)} scores for {len(texts)} replies; it must return one for each.")
-    if not bool(scores.isfinite().all()):
-        row = int((~scores.isfinite()).nonzero()[0])
-        raise UserError(f"{name}: the score of reply {row} is {float(scores[row])}: {texts[row]!r}.")
-    return scores
-
-
 @dataclass(frozen=True, slots=True)
 class FunctionReward:
     """A Python function of texts."""
 
-    name: str
-    function: TextReward
+    name: str  # of its term among the metrics
+    function: TextScores
+    source: str = ""  # as in the config, for messages
 
     def __call__(self, replies: Replies) -> dict[str, Tensor]:
-        return {
-            self.name: call_function(
-                self.function, self.name, [plain_text(p) for p in replies.prompts], list(replies.texts)
-            )
-        }
+        """Raises UserError where the function fails, or does not return one finite number for each reply."""
+        scores = scores_of(
+            self.function, self.source or self.name, [plain_text(p) for p in replies.prompts], replies.texts
+        )
+        return {self.name: torch.tensor(scores, dtype=torch.float32)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +101,27 @@ class WeightedReward:
         return result
 
 
-def total(terms: dict[str, Tensor]) -> Tensor:
-    """(B,) the sum of the terms."""
-    return torch.stack(list(terms.values())).sum(0)
+def total(terms: dict[str, Tensor], texts: Sequence[str]) -> Tensor:
+    """(B,) the sum of the terms of replies with these texts.
+
+    Raises UserError naming term and reply where a term or the sum is not finite, or too large.
+    """
+    summed = torch.stack(list(terms.values())).sum(0)
+    for name, scores in {**terms, "the sum of all terms": summed}.items():
+        if bool((wrong := ~(scores.abs() <= LARGEST_SCORE)).any()):  # true of NaN as well
+            row = int(wrong.nonzero()[0])
+            raise UserError(
+                f"the reward {name}: the score of reply {row} ({texts[row][:60]!r}) is {float(scores[row])}; it must be"
+                f" finite, and at most {LARGEST_SCORE:g}: look for huge numbers in the reward model's weights, and in"
+                " reward.terms.*.weight."
+            )
+    return summed
 
 
 def open_reward(source: str, policy_tokenizer: Tokenizer, device: torch.device | str, key: str) -> Reward:
     """A reward from ``module:function`` or a reward model's folder.  Raises UserError."""
-    if ":" in source and "/" not in source:
-        return FunctionReward(source.partition(":")[2], load_function(source, key))
+    if is_function(source):
+        return FunctionReward(source.partition(":")[2], load_scores(source, key), source)
     model = RewardModel.open(source)
     model.to(device).eval().requires_grad_(False)
     tokenizer = Tokenizer.open(source)

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from accord.config.evaluation import CompareConfig
-from accord.config.load import load_function
+from accord.config.evaluation import RESAMPLED, CompareConfig
+from accord.config.functions import load_scores
 from accord.data.prompts import PromptData, load_prompts
-from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.evaluation.comparison import Answers, Gold, Measures, Sampling, compare_with_sft, measure, sample_replies
 from accord.evaluation.report import (
@@ -25,30 +24,32 @@ from accord.evaluation.report import (
 from accord.evaluation.reward_models import reward_figures
 from accord.io.atomic import write_text
 from accord.models.backbone import Backbone
-from accord.models.open import open_backbone
 from accord.registry.manifest import versions
 from accord.rollout.generate import Decoding
 from accord.rollout.noise import reply_keys
 from accord.runtime.console import console
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
+from accord.training.artifact import open_model, open_tokenizer, require_same_tokens
 
 PROMPT_TOKENS = 1024
-RESAMPLED = "sft again"
-"""A second sample of the SFT model's replies (null baseline): how much figures differ by chance."""
 
 
 def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     """Writes ``results.json``, ``results.md`` and ``results.txt``, prints table and samples; returns the gold means.
 
-    Raises UserError for fewer than two prompts.
+    Raises UserError for fewer than two different prompts, and where the models do not read the same tokens.
     """
     device = resolve_device(config.device)
-    gold = Gold(load_function(config.gold, "gold"), config.gold)
-    tokenizer = Tokenizer.open(config.models["sft"])
+    gold = Gold(load_scores(config.gold, "gold"), config.gold)
+    sft = config.models["sft"]
+    tokenizer = open_tokenizer(sft)
+    named = {f"models.{label}": folder for label, folder in config.models.items()}
+    for key, folder in {**named, "reference": config.reference, "base": config.base or sft}.items():
+        require_same_tokens(key, folder, sft, tokenizer)
     data = load_prompts(config.prompts, tokenizer, PROMPT_TOKENS, limit=config.limit)
-    if len(data) < 2:
-        raise UserError(f"{config.prompts}: intervals over prompts need at least 2 of them, found {len(data)}.")
+    if (different := len(set(data.texts))) < 2:
+        raise UserError(f"{config.prompts}: intervals over prompts need at least 2 different ones, found {different}.")
     run.plan(plan(config, data))
     decoding = Decoding(config.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, config.temperature)
     sampling = Sampling(decoding, config.replies, config.batch_size)
@@ -68,7 +69,7 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     if RESAMPLED in results:
         results["sft_again"] = results.pop(RESAMPLED)
     if config.reward_model:
-        results["reward"] = reward_figures(config.reward_model, config.pairs, PROMPT_TOKENS, gold)
+        results["reward"] = reward_figures(config.reward_model, config.pairs, gold, device)
     results |= {"seed": config.seed, "versions": versions(), "prompts": len(data), "replies_per_prompt": config.replies}
     first = {name: answers[name].texts[:: config.replies] for name in config.models}
     write_report(run, config, results, list(data.texts), first)
@@ -86,7 +87,7 @@ def plan(config: CompareConfig, data: PromptData) -> dict[str, str]:
 
 
 def _open(folder: str, device: torch.device) -> Backbone:
-    return open_backbone(folder).requires_grad_(False).to(device).eval()
+    return open_model(folder, device).requires_grad_(False)
 
 
 def write_report(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from accord.config.data import PairsConfig
-from accord.config.load import load_function
+from accord.config.functions import TextScores, load_scores, scores_of
 from accord.data.chat import prompt_ids
 from accord.data.heldout import is_heldout
 from accord.data.prompts import PromptData, load_prompts
@@ -21,7 +21,6 @@ from accord.io.atomic import write_jsonl
 from accord.models.backbone import Backbone
 from accord.rollout.generate import Decoding, generate
 from accord.rollout.noise import reply_keys
-from accord.rollout.score import TextReward, call_function
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
 from accord.stage_kinds.annotator import pair_up
@@ -50,7 +49,7 @@ def run_pairs(config: PairsConfig, run: Run) -> dict[str, float]:
     prompts = data.prompts
     if config.instruction:
         prompts = tuple(tuple(prompt_ids(tokenizer, f"{text} {config.instruction}")) for text in data.texts)
-    annotator = load_function(config.annotator, "annotator")
+    annotator = load_scores(config.annotator, "annotator")
     run.plan(plan(config, backbone, data))
     groups = sampling_groups(config, len(prompts))
     replies: list[list[str]] = [[] for _ in prompts]
@@ -106,7 +105,7 @@ def ended_texts(generation: Generation, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def write_rows(
-    config: PairsConfig, run: Run, prompts: Sequence[str], replies: Sequence[Sequence[str]], annotator: TextReward
+    config: PairsConfig, run: Run, prompts: Sequence[str], replies: Sequence[Sequence[str]], annotator: TextScores
 ) -> dict[str, float]:
     """Writes the stage's files; returns the rows in each.  Raises UserError where a file would be empty."""
     if config.keep == "demonstrations":
@@ -116,17 +115,32 @@ def write_rows(
         files = _preferences(config, run, prompts, replies, annotator)
     for name, rows in files.items():
         if not rows:
-            raise UserError(f"{run.name}: no rows for {name}; use more prompts, more replies or a smaller min_gap.")
+            raise UserError(f"{run.name}: no rows for {name}: {_why_empty(name, config, replies)}.")
         write_jsonl(run.directory / name, rows)
     return {name.removesuffix(".jsonl"): float(len(rows)) for name, rows in files.items()}
 
 
+def _why_empty(name: str, config: PairsConfig, replies: Sequence[Sequence[str]]) -> str:
+    """Why a file has no rows, and what to change."""
+    ended, comparable = sum(map(len, replies)), sum(len(set(some)) > 1 for some in replies)
+    if not ended:
+        return f"no reply ended within {config.max_new_tokens} tokens; raise max_new_tokens, or train the model longer"
+    if not comparable:
+        return f"{ended} replies ended, and no prompt has two different ones; use more replies or a higher temperature"
+    if name == "heldout_preferences.jsonl":
+        return f"heldout_fraction is {config.heldout_fraction}; raise it or use more prompts, or set it to 0"
+    return (
+        f"{comparable} of {len(replies)} prompts have two different replies that ended, but their scores are equal, differ"
+        f" by less than min_gap ({config.min_gap}), or their prompts are held out; use another annotator or more prompts"
+    )
+
+
 def _preferences(
-    config: PairsConfig, run: Run, prompts: Sequence[str], replies: Sequence[Sequence[str]], annotator: TextReward
+    config: PairsConfig, run: Run, prompts: Sequence[str], replies: Sequence[Sequence[str]], annotator: TextScores
 ) -> dict[str, list[dict[str, str]]]:
     rng = random.Random(run.derive("annotator"))
     flat = [(p, t) for p, some in zip(prompts, replies, strict=True) for t in some]
-    scores = iter(call_function(annotator, config.annotator, [p for p, _ in flat], [t for _, t in flat]).tolist())
+    scores = iter(scores_of(annotator, config.annotator, [p for p, _ in flat], [t for _, t in flat]))
     files: dict[str, list[dict[str, str]]] = {"preferences.jsonl": []}
     if config.heldout_fraction > 0:
         files["heldout_preferences.jsonl"] = []

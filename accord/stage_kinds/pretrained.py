@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from accord.config.data import PretrainedConfig
 from accord.errors import UserError
-from accord.models.open import open_backbone
 from accord.runtime.run import Run
-from accord.training.artifact import open_tokenizer, save_artifact
+from accord.training.artifact import open_model, open_tokenizer, save_artifact
 from accord.training.describe import describe_model
 
 
@@ -36,7 +37,7 @@ def run_pretrained(config: PretrainedConfig, run: Run) -> dict[str, float]:
     elif not Path(source).exists():
         source = download(source)
     run.say(f"opening {config.source} (a .gguf file takes about a minute)")
-    backbone = open_backbone(source)
+    backbone = open_model(source, torch.device("cpu"))
     tokenizer = open_tokenizer(source)
     run.plan({"model": describe_model(backbone, config.source)})
     save_artifact(run, backbone, tokenizer, "pretrained", {})

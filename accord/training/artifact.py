@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from accord.data.tokenizer import Tokenizer
+from accord.data.vocabulary import difference_of_ids
 from accord.errors import UserError
 from accord.models.backbone import Backbone
 from accord.models.open import open_backbone
+from accord.models.reward import is_reward_model
 from accord.registry.family import ancestors, plain_settings, write_lineage
 from accord.registry.manifest import publish, versions
 from accord.runtime.run import Run
@@ -51,16 +53,35 @@ def model_folder(text: str) -> Path:
         ) from None
 
 
+def require_same_tokens(key: str, folder: str, policy: str, tokenizer: Tokenizer) -> None:
+    """Raises UserError where the token ids of the model at ``folder``, named by ``key``, are not those of the policy.
+
+    ``tokenizer`` is the policy's.  Chat templates may differ: both models read the policy's tokens.
+    """
+    if folder == policy:
+        return
+    other = open_tokenizer(folder)
+    if other.digest() != tokenizer.digest() and (found := difference_of_ids(other, tokenizer)):
+        raise UserError(
+            f"{key}: {folder} has another tokenizer than {policy} ({found}), but both read the same tokens; name a model"
+            " that was trained from the same base."
+        )
+
+
 def open_tokenizer(source: str) -> Tokenizer:
     """The tokenizer stored with a model (a folder or a .gguf file)."""
     return Tokenizer.from_gguf(source) if source.endswith(".gguf") else Tokenizer.open(source)
 
 
 def open_model(source: str, device: torch.device) -> Backbone:
-    """A model on its device, dropout off.
+    """A language model on its device, dropout off.
 
-    Its parameters require gradients; the caller freezes them for a fixed reference.
+    Its parameters require gradients; the caller freezes them for a fixed reference.  Raises UserError for a reward model.
     """
+    if is_reward_model(source):
+        raise UserError(
+            f"{source}: a reward model scores replies and writes none; name the language model it was made from."
+        )
     return open_backbone(source).to(device).eval()
 
 

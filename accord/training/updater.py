@@ -41,11 +41,22 @@ def adapt_factor(factor: float, approx_kl: float, target: float) -> float:
     return min(factor * 1.5, 1e1) if approx_kl < 0.5 * target else factor
 
 
-def not_finite(step: int, loss: float, norm: float) -> UserError:
-    """The error raised instead of a step where loss or gradient is not finite."""
+def not_finite(step: int, loss: float, norm: float, precision: str = "float32") -> UserError:
+    """The error raised instead of a step where loss or gradient is not finite: what was found, and its likely cause.
+
+    At the first step no weight has moved, and the weights that were opened are finite, so the learning rate is no cause.
+    """
+    if precision != "float32":
+        remedy = "Use precision=float32" + (", or lower training.learning_rate." if step > 1 else ".")
+    elif step > 1:
+        remedy = "Lower training.learning_rate."
+    else:
+        remedy = (
+            "No weight has moved yet, so the learning rate is not the cause: look for huge numbers in the model's weights,"
+            " in rewards or margins, and in coefficients such as training.beta or reward.scale."
+        )
     return UserError(
-        f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}: not finite; the weights were not changed."
-        " Lower the learning rate, or use precision=float32."
+        f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}: not finite; the weights were not changed. {remedy}"
     )
 
 
@@ -104,7 +115,7 @@ class Updater:
                 metrics[key] = metrics[key] + mean if key in metrics else mean
         norm = self._scale_and_clip(metrics["loss"].count)
         if not (math.isfinite(norm) and math.isfinite(metrics["loss"].value())):
-            raise not_finite(self.steps + 1, metrics["loss"].value(), norm)
+            raise not_finite(self.steps + 1, metrics["loss"].value(), norm, self.precision)
         self.optimizer.step()
         self.steps += 1
         return {**_numbers(metrics), "grad_norm": norm, "learning_rate": self.rates[0] * factor}

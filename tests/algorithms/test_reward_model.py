@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.algorithms.reward_model import fit_head, objective, score_pairs
+from accord.algorithms.reward_model import fit_head, objective
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PairLengths, PreferencePair, load_preferences
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
+from accord.evaluation.reward_models import score_pairs
 from accord.models.backbone import Backbone
 from accord.models.open import open_backbone
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead

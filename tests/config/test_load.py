@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accord.config.evaluation import CompareConfig
-from accord.config.load import load, parse_override, put, require_module, to_yaml
+from accord.config.load import build, load, parse_override, put, to_yaml
 from accord.config.on_policy import LanguagePPOConfig
 from accord.config.ppo import PPO
 from accord.config.section import Section
@@ -104,7 +104,7 @@ def test_overrides_beat_the_file_and_later_ones_the_earlier(write: Write) -> Non
     assert load(SFTConfig, None, ["model.base_model=a=b"]).model.base_model == "a=b"
 
 
-@given(st.floats(0, 1e300))
+@given(st.floats(0, 10))
 def test_any_number_comes_through_an_override(x: float) -> None:
     assert load(SFTConfig, None, [f"training.learning_rate={x!r}"]).training.learning_rate == x
 
@@ -158,11 +158,11 @@ def test_a_config_is_immutable() -> None:
         ),
         (
             "training:\n  learning_rate: fast\n",
-            " line 2: training.learning_rate: expected a valid number, unable to parse string as a number, found 'fast'.",
+            " line 2: training.learning_rate: expected a number, found 'fast'.",
         ),
         ("training:\n  batch_size: 0\n", " line 2: training.batch_size: expected greater than or equal to 1, found 0."),
         ("training:\n  batch_size: 1.5\n", None),
-        ("seed: [1]\n", " line 1: seed: expected a valid integer, found [1]."),
+        ("seed: [1]\n", " line 1: seed: expected a whole number, found [1]."),
         ("precision: half\n", " line 1: precision: expected 'float32' or 'bfloat16', found 'half'."),
         ("training:\n", " line 1: training: expected 'key: value' lines below it, found nothing."),
         ("seed: 1\nmodel: mamba\n", " line 2: model: expected 'key: value' lines below it, found 'mamba'."),
@@ -211,10 +211,10 @@ def test_a_missing_file_suggests_a_file_beside_it(write: Write, tmp_path: Path) 
     [
         ("training.learning_rat=1", "unknown key 'training.learning_rat'; did you mean 'training.learning_rate'?"),
         ("learning_rate=1", "unknown key 'learning_rate'; did you mean 'training.learning_rate'?"),
-        ("training.batch_size=many", "training.batch_size: expected a valid integer, unable to parse string"),
-        ("training.batch_size=", "training.batch_size: there is no value after '='; expected a valid integer."),
+        ("training.batch_size=many", "training.batch_size: expected a whole number, without point and exponent"),
+        ("training.batch_size=", "training.batch_size: there is no value after '='; expected a whole number."),
         ("training=3", "'training' is a section; set one of its keys, such as training.batch_size."),
-        ("training.batch_size.x=3", "training.batch_size: expected a valid integer, found {'x': 3}."),
+        ("training.batch_size.x=3", "training.batch_size: expected a whole number, found {'x': 3}."),
         ("seed", "write it as key=value, e.g. training.learning_rate=3e-5."),
         ("=3", "write it as key=value"),
         ("seed=[1", "not valid YAML"),
@@ -247,12 +247,30 @@ def test_mistakes_inside_lists_name_the_item(write: Write) -> None:
         (CompareConfig, "models={dpo: dpo}", "name one of them 'sft'"),
         (CompareConfig, "models={sft: a, ppo.v2: b}", "the label 'ppo.v2' cannot be a key of results.json"),
         (CompareConfig, "models={sft: a, reward: b}", "the label 'reward' cannot be a key of results.json"),
+        (CompareConfig, "models={sft: a, sft again: b}", "the label 'sft again' cannot be a key of results.json"),
+        (CompareConfig, "models={sft: a, '': b}", "the label '' cannot be a key of results.json"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(cls: Any, override: str, words: str) -> None:
     said = refusal(cls, None, override)
     assert said.startswith(f"override {override!r}: ")
     assert words in said
+
+
+def test_wrong_items_and_long_values_are_named_once(write: Write) -> None:
+    settings = STAGE_KINDS["pairs"].settings
+    assert (
+        refusal(settings, write("temperatures: []\n"))
+        == " line 1: temperatures: expected a list of at least 1, found []."
+    )
+    said = refusal(settings, None, "temperatures=[1.0, yes]")
+    assert said.endswith(
+        "temperatures.1: expected a number, not a boolean (yes, no, on, off, true, false), found True."
+    )
+    with pytest.raises(UserError, match=r"seed: expected .*, found a int\.$"):
+        build(SFTConfig, {"seed": 10**5000}, {}, "here")
+    said = refusal(SFTConfig, write(f"training:\n  schedule: {'x' * 5000}\n"))
+    assert said.endswith(f"found '{'x' * 160}…'.")
 
 
 # ------------------------------------------------------------------ pieces
@@ -282,25 +300,13 @@ def test_yaml_that_is_shown_is_plain() -> None:
     assert list(yaml.safe_load(shown)) == list(LanguagePPOConfig.model_fields)  # in the order of the settings
 
 
-def test_a_function_of_a_missing_module_is_found_without_importing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "fails_when_imported.py").write_text("raise RuntimeError")
-    require_module("fails_when_imported:score", "gold")
-    with pytest.raises(
-        UserError, match=r"^gold: 'nowhere\.at:all' cannot be imported \(No module named 'nowhere'\)\.$"
-    ):
-        require_module("nowhere.at:all", "gold")
-
-
 @pytest.mark.parametrize("kind", ["base", "sft"])
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["data.heldout=a.jsonl", "data.heldout_fraction=0.1"], "data: heldout names a file of held-out rows and"),
         (["eval_every=-1"], "eval_every: expected greater than or equal to 0, found -1"),
-        (["eval_every=0.5"], "eval_every: expected a valid integer"),
+        (["eval_every=0.5"], "eval_every: expected a whole number"),
         (["data.heldout_fraction=1.5"], "data.heldout_fraction: expected less than or equal to 1, found 1.5"),
         (["data.heldout_fraction=.nan"], "data.heldout_fraction: expected "),
         (["data.held_out=a"], "unknown key 'data.held_out'; did you mean 'data.heldout'?"),

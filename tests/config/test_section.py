@@ -72,6 +72,8 @@ def test_schema_is_json_schema_with_descriptions(kind: str) -> None:
         assert of["properties"]["seed"] == {
             "default": 0,
             "description": "Seed of all random draws.",
+            "maximum": 2**63 - 1,
+            "minimum": 0,
             "title": "Seed",
             "type": "integer",
         }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accord.config.common import PromptedModel, SplitData
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.heldout import split_by_prompt
-from accord.data.preferences import PairLengths, PreferencePair, load_preferences
+from accord.data.preferences import PairLengths, PreferencePair, load_preferences, read_pairs
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 
@@ -113,3 +115,23 @@ def test_all_pairs_of_a_prompt_stay_on_one_side_when_rows_are_added(
     again_train, again_heldout = split(more + rows)
     assert set(train) <= set(again_train)
     assert set(heldout) <= set(again_heldout)
+
+
+def test_prompts_on_both_sides_are_counted(rows: Rows, small: Tokenizer) -> None:
+    """Split off, no prompt is on both sides; a file of one's own may repeat prompts, and the report says so."""
+    made = [row(prompt=p, chosen=c) for p in "abcdefgh" for c in ("yes", "so")]
+    train, model = str(rows(*made)), PromptedModel(max_length=64)
+    split = read_pairs(SplitData(train=train, heldout_fraction=0.5), model, small, 3)
+    assert 0 < len(split.heldout) < 16
+    assert split.describe() == f"{len(split.train)} to train on, {len(split.heldout)} held out, no prompt on both sides"
+    assert (
+        read_pairs(SplitData(train=train, heldout_fraction=0), model, small, 3).describe()
+        == "16 to train on, none held out"
+    )
+    own = Path(train).with_name("own.jsonl")
+    own.write_text("".join(json.dumps(row(prompt=p)) + "\n" for p in "axbx"))
+    given = read_pairs(SplitData(train=train, heldout=str(own)), model, small, 3)
+    assert given.describe() == "16 to train on, 4 held out, but the prompts of 2 of these are trained on as well"
+    assert (
+        read_pairs(SplitData(train=train, heldout=str(own), limit=2), model, small, 3).shared == 1
+    )  # of what is trained on

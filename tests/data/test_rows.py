@@ -91,6 +91,12 @@ def test_every_format_of_a_preference_is_read(row: dict[str, Any], expected: tup
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": float("nan")}, "margin nan"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "big"}, "margin 'big'"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": True}, "margin True"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": 10**400}, "margin 1000000000"),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1e7},
+            "margin 10000000.0, expected a number from 0 to",
+        ),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": [1]}, "margin \\[1\\]"),
     ],
 )
 def test_a_bad_preference_is_named(row: dict[str, Any], said: str) -> None:

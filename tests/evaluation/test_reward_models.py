@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from accord.data.chat import prompt_ids, reply_ids
+from accord.data.preferences import PairLengths, load_preferences
 from accord.data.tokenizer import small_tokenizer
+from accord.errors import UserError
 from accord.evaluation.comparison import Gold
-from accord.evaluation.reward_models import reward_figures
+from accord.evaluation.reward_models import UNRECORDED, reward_figures, score_pairs, training_lengths
 from accord.models.backbone import Backbone
 from accord.models.open import small_backbone
 from accord.models.reward import RewardModel, ScalarHead
@@ -58,7 +61,7 @@ def test_figures_are_those_of_each_text_scored_alone(tmp_path: Path) -> None:
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    got = reward_figures(str(folder), str(path), 1024, Gold(share_of_a, "share"))
+    got = reward_figures(str(folder), str(path), Gold(share_of_a, "share"), torch.device("cpu"))
 
     def score(prompt: str, reply: str) -> float:
         before, after = prompt_ids(tokenizer, prompt), reply_ids(tokenizer, prompt, reply)
@@ -80,3 +83,37 @@ def test_figures_are_those_of_each_text_scored_alone(tmp_path: Path) -> None:
     expected = torch.corrcoef(torch.tensor([scores, lengths], dtype=torch.float64))[0, 1].item()
     assert got["length_correlation"] == pytest.approx(expected, abs=1e-4)
     assert json.loads(json.dumps(got)) == got
+
+
+def test_compare_reports_the_accuracy_that_training_reported(stage: Any, world: Any, tmp_path: Path) -> None:
+    """To the last bit, on texts longer than the model reads: both cut them to the same tokens and score them alike."""
+    rows = [
+        {"prompt": p * 9, "chosen": f"{r} {p}" * 4, "rejected": f"{p} no {r}" * 3} for p in PROMPTS for r in "abcdefg"
+    ]
+    rows += [{"prompt": "same", "chosen": "tie", "rejected": "tie"}]
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "model": {"base_model": world.transformer, "kind": "language", "max_length": 24, "max_prompt_length": 9},
+        "data": {"train": world.preferences, "heldout": str(heldout)},
+    }
+    outcome = stage("reward", values)
+    folder = str(tmp_path / "out" / "reward" / "model")
+    got = reward_figures(folder, str(heldout), Gold(share_of_a, "share"), torch.device("cpu"))
+    assert training_lengths(folder) == (PairLengths(9, 24), "float32")
+    assert 0 < got["heldout_accuracy"] < 1
+    assert got["heldout_accuracy"] == outcome.metrics["heldout_accuracy"]
+    assert got["n_heldout"] == outcome.metrics["heldout_pairs"] == len(rows) - 1
+    chosen = load_preferences(heldout, small_tokenizer(), PairLengths(9, 24)).pairs
+    whole = load_preferences(heldout, small_tokenizer(), UNRECORDED).pairs
+    model = RewardModel.open(folder).eval()
+    assert not torch.equal(*(score_pairs(model, pairs, torch.device("cpu"), "float32")[0] for pairs in (chosen, whole)))
+
+
+def test_a_model_without_recorded_settings_reads_whole_replies(tmp_path: Path) -> None:
+    assert training_lengths(str(tmp_path)) == (UNRECORDED, "float32")
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"digest": "0" * 32, "settings": {"model": {"max_length": "long"}}})
+    )
+    with pytest.raises(UserError, match=r"manifest\.json, settings: max_length: expected a whole number"):
+        training_lengths(str(tmp_path))

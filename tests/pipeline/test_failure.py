@@ -19,7 +19,7 @@ import pytest
 
 from accord.cli import main
 from accord.errors import Interrupted, UserError
-from accord.pipeline.failure import in_words, sentence
+from accord.pipeline.failure import in_words, moment_of, sentence
 from accord.pipeline.lock import LOCK
 from accord.runtime.run import Run
 from accord.stage_kinds.table import STAGE_KINDS
@@ -172,12 +172,31 @@ def test_a_stage_that_another_process_runs_is_refused(acts: dict[str, Act], caps
             RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
             "out of memory; lower",
         ),
+        (OSError(12, "Cannot allocate memory"), "out of memory; lower"),
+        (OSError(5, "Input/output error"), "a file or a connection: Input/output error; fix this"),
         (UserError("as it is."), "as it is."),
     ],
 )
 def test_known_failures_are_one_sentence(error: Exception, words: str) -> None:
     assert sentence(error).startswith(words)
     assert "\n" not in sentence(error)
+
+
+def test_memory_that_runs_out_is_blamed_on_the_batch_only_in_the_steps(open_run: Callable[..., Run]) -> None:
+    """Models, files and templates are opened before the first step; the result is measured and saved after the last."""
+    with open_run() as run:
+        assert sentence(MemoryError(), moment_of(run)).startswith(
+            "out of memory before the first step, while models and"
+        )
+        run.begin(2)
+        assert "lower training.micro_batch_size" in sentence(MemoryError(), moment_of(run))
+        run.tick({"loss": 1.0})
+        run.tick({"loss": 1.0})
+        said = sentence(RuntimeError("CUDA out of memory."), moment_of(run))
+    assert said.startswith("out of memory after the last step, while the result was measured or saved")
+    wrapped = RuntimeError("while saving")
+    wrapped.__cause__ = MemoryError()
+    assert sentence(wrapped, "end") == said
 
 
 def test_unknown_failures_name_the_log() -> None:

@@ -225,7 +225,8 @@ def test_a_stage_that_fails_leaves_the_earlier_ones(
 ) -> None:
     path = write_pipeline(tmp_path, STAGES[: STAGES.index("  pairs:")])
     where = [f"out={tmp_path}/out", f"logs={tmp_path}/logs"]
-    assert main(["run", str(path), *where, "sft.training.learning_rate=1e30", "sft.data.limit=48"]) == 1
+    diverges = ["sft.training.learning_rate=10", "sft.training.weight_decay=1e6"]
+    assert main(["run", str(path), *where, *diverges, "sft.data.limit=48"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("accord: sft failed: step ")
     assert "not finite" in said
@@ -348,8 +349,8 @@ def refused(tmp_path: Path, stages: str, *overrides: str) -> str:
         ),
         (
             "stages:\n  demo: {}\n  base:\n    set: { training.batch_size: none }\n",
-            "/pipeline.yaml line 6, stage 'base': training.batch_size: expected a valid integer, unable to parse string as"
-            " an integer, found 'none'.",
+            "/pipeline.yaml line 6, stage 'base': training.batch_size: expected a whole number, without point"
+            " and exponent, found 'none'.",
         ),
         (
             "stages:\n  demo: { inpts: {} }\n",
@@ -401,7 +402,7 @@ def test_mistakes_are_reported_before_anything_runs(tmp_path: Path, stages: str,
         ),
         (
             "seed=one",
-            "override 'seed=one': seed: expected a valid integer, unable to parse string as an integer, found 'one'.",
+            "override 'seed=one': seed: expected a whole number, without point and exponent, found 'one'.",
         ),
     ],
 )

@@ -13,7 +13,6 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models
 from torch import Tensor, nn
 
-from accord.config.load import load_function
 from accord.data.chat import prompt_ids, reply_ids
 from accord.data.tokenizer import SMALL_ALPHABET, SMALL_SPECIALS, SMALL_TEMPLATE, Tokenizer, small_tokenizer
 from accord.errors import UserError
@@ -25,7 +24,6 @@ from accord.rollout.score import (
     Replies,
     Reward,
     WeightedReward,
-    call_function,
     open_reward,
     total,
 )
@@ -112,32 +110,8 @@ def test_a_function_sees_texts_and_gives_numbers() -> None:
     assert list(scores) == ["length"]
     assert scores["length"].tolist() == [1604.0, 205.0]
     assert scores["length"].dtype is torch.float32
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ([1.0], r"brief: returned 1 scores for 2 replies"),
-        ([1.0, 2.0, 3.0], r"brief: returned 3 scores for 2 replies"),
-        ([1.0, math.nan], r"brief: the score of reply 1 is nan: 'second'"),
-        ([-math.inf, math.nan], r"brief: the score of reply 0 is -inf: 'first'"),
-    ],
-)
-def test_a_wrong_function_is_named_with_its_reply(given: list[float], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        call_function(lambda _prompts, _texts: given, "brief", ["p", "p"], ["first", "second"])
-
-
-def test_functions_are_found_by_name() -> None:
-    assert load_function("math:sqrt", "reward.source") is math.sqrt
-    for name, message in (
-        ("nowhere_at_all:f", r"reward\.source: 'nowhere_at_all:f' cannot be imported"),
-        ("math:no_such_thing", r"reward\.source: 'math:no_such_thing' cannot be imported"),
-        ("math:pi", r"reward\.source: 'math:pi' is not module:function"),
-        ("math", r"reward\.source: 'math' is not module:function"),
-    ):
-        with pytest.raises(UserError, match=message):
-            load_function(name, "reward.source")
+    with pytest.raises(UserError, match=r"^the function length: the score of reply 1 \('hello'\) is None"):
+        FunctionReward("length", lambda _prompts, _texts: [1.0, None])(replies_of(small_tokenizer(), [0, 3]))
 
 
 # ------------------------------------------------------------------------------------- reward models
@@ -211,7 +185,7 @@ def test_terms_are_weighted_summed_and_reported_separately() -> None:
     reward = WeightedReward(((2.0, constant("a", 1.0, 10.0)), (-0.5, constant("b", 4.0, 6.0))))
     terms = reward(replies_of(small_tokenizer(), [0, 1]))
     assert {k: v.tolist() for k, v in terms.items()} == {"a": [2.0, 20.0], "b": [-2.0, -3.0]}
-    assert total(terms).tolist() == [0.0, 17.0]
+    assert total(terms, "ab").tolist() == [0.0, 17.0]
 
 
 def test_terms_of_the_same_name_all_count() -> None:
@@ -219,9 +193,20 @@ def test_terms_of_the_same_name_all_count() -> None:
     reward = WeightedReward(((1.0, constant("a", 1.0)), (1.0, constant("a", 20.0)), (1.0, constant("a", 300.0))))
     terms = reward(replies_of(small_tokenizer(), [0]))
     assert len(terms) == 3
-    assert total(terms).tolist() == [321.0]
+    assert total(terms, "a").tolist() == [321.0]
 
 
 def test_the_sum_of_one_term_is_that_term() -> None:
     scores: dict[str, Tensor] = {"a": torch.tensor([1.0, -2.0])}
-    assert torch.equal(total(scores), scores["a"])
+    assert torch.equal(total(scores, "ab"), scores["a"])
+
+
+def test_a_reward_that_is_not_finite_is_named_with_its_reply() -> None:
+    """Before it becomes a loss that is blamed on the learning rate: a reward model's NaN, and weighted sums that overflow."""
+    good = torch.tensor([1.0, 2.0])
+    with pytest.raises(
+        UserError, match=r"^the reward reward_model: the score of reply 1 \('second'\) is nan; it must be finite"
+    ):
+        total({"length": good, "reward_model": torch.tensor([1.0, math.nan])}, ["first", "second"])
+    with pytest.raises(UserError, match=r"^the reward the sum of all terms: the score of reply 0 \('first'\) is 1.8"):
+        total({"a": torch.tensor([9e17, 1.0]), "b": torch.tensor([9e17, 1.0])}, ["first", "second"])

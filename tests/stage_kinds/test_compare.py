@@ -85,7 +85,7 @@ def test_compare_writes_results_and_report(
     assert "sft again" not in (directory / "results.md").read_text()
     assert text.count("> ") == 2  # samples: two prompts, the models side by side
     single = config.model_copy(update={"limit": 1})
-    few = r"prompts.jsonl: intervals over prompts need at least 2 of them, found 1"
+    few = r"prompts.jsonl: intervals over prompts need at least 2 different ones, found 1"
     with open_run("one") as run, pytest.raises(UserError, match=few):
         run_compare(single, run)
     with open_run("again") as run:

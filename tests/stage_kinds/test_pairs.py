@@ -93,10 +93,18 @@ def test_demonstrations_are_the_replies_that_ended(
 
 
 def test_nothing_to_compare_is_an_error(stage: Any, world: Any, talker: str, rewards: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no rows for preferences\.jsonl"):
+    with pytest.raises(
+        UserError, match=r"no rows for preferences\.jsonl: . of 8 prompts have .* less than min_gap \(1000000"
+    ):
         stage("pairs", values(world, talker, rewards, min_gap=1e6))
+    with pytest.raises(
+        UserError, match=r"no rows for preferences\.jsonl: no reply ended within 1 tokens; raise max_new"
+    ):
+        stage("pairs", values(world, world.mamba, rewards, max_new_tokens=1, limit=2, replies=2))
+    with pytest.raises(UserError, match=r"replies=1 gives nothing to compare; use at least 2, or keep=demonstrations"):
+        stage("pairs", values(world, talker, rewards, replies=1))
     assert not (tmp_path / "out" / "pairs" / "done.json").exists()
-    with pytest.raises(UserError, match="the score of reply 0 is nan"):
+    with pytest.raises(UserError, match=r"the score of reply 0 .* is nan"):
         stage("pairs", values(world, talker, rewards, annotator=f"{rewards}:nan"))
     with pytest.raises(UserError, match="annotator: 'nowhere:f' cannot be imported"):
         stage("pairs", values(world, talker, rewards, annotator="nowhere:f"))

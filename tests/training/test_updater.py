@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from accord.config.common import Optimizer
 from accord.errors import UserError
 from accord.functional.masked import mean_of
-from accord.training.updater import Updater, schedule_factor
+from accord.training.updater import Updater, not_finite, schedule_factor
 from accord.types import LossOutput, Mean
 
 Rows = tuple[Tensor, Tensor]
@@ -246,3 +246,18 @@ def test_the_first_step_of_adam_has_the_configured_epsilon(eps: float) -> None:
     updater = Updater([([weight], 0.1)], Optimizer(adam_eps=eps), 1)
     updater.step([1e-5], lambda slope: LossOutput(mean_of(slope * weight), {}))
     assert float(weight.detach()) == pytest.approx(-0.1 * 1e-5 / (1e-5 + eps), rel=1e-5)
+
+
+def test_the_first_step_is_not_blamed_on_the_learning_rate() -> None:
+    """No weight has moved before it; later the learning rate is the likely cause, and bfloat16 where it is used."""
+    first, later = str(not_finite(1, math.nan, 1.0)), str(not_finite(7, 2.0, math.inf))
+    assert first.startswith(
+        "step 1: loss nan, gradient norm 1: not finite; the weights were not changed. No weight has moved"
+    )
+    assert "look for huge numbers in the model's weights, in rewards or margins" in first
+    assert later.startswith("step 7: loss 2, gradient norm inf: not finite; ")
+    assert later.endswith("; the weights were not changed. Lower training.learning_rate.")
+    assert str(not_finite(1, math.nan, 1.0, "bfloat16")).endswith("Use precision=float32.")
+    assert str(not_finite(2, math.nan, 1.0, "bfloat16")).endswith(
+        "Use precision=float32, or lower training.learning_rate."
+    )

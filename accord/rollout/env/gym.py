@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from accord.config.load import load_function
+from accord.config.functions import load_function
 from accord.errors import UserError
 from accord.rollout.env.checked import CheckedEnvironment, all_finite, raised_in_words
 from accord.rollout.env.episodes import EpisodeVectors, SeedOf, Stepped, Vectors
