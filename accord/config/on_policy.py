@@ -69,6 +69,9 @@ class PPOOptimizer(Optimizer):
 class LanguagePPOOptimizer(PPOOptimizer):
     """Settings of PPO on replies of a language model."""
 
+    schedule: Literal["constant", "linear", "cosine", "kl_adaptive"] = "linear"
+    """linear and cosine fall over the rollouts: steps that target_kl skips count as passed.  kl_adaptive: divide by 1.5
+    where the approximate KL exceeds 2 x target_kl, multiply where it is under half."""
     gamma: Share = 1.0
     """Discount factor."""
     iterations: Count = 30
@@ -177,9 +180,9 @@ class LanguagePolicy(TextModel):
     policy: Literal["language"] = "language"
     """language: a whole language model; heads: ActorCritic on a frozen language model's features; control: a Gymnasium task."""
     base_model: str = "sft"
-    critic: Literal["shared", "shared_detached", "separate", "reward"] = "shared"
-    """Where the value head sits: on the policy's trunk (shared_detached: without gradient into the trunk), on a copy of the
-    policy (separate), or on a copy of the reward model."""
+    critic: Literal["shared", "shared_detached", "separate", "reward"] = "separate"
+    """Where the value head sits: on a copy of the policy (separate), on a copy of the reward model (reward), or on the
+    policy's own trunk (shared; shared_detached: without gradient into the trunk), which takes less memory."""
 
 
 class HeadsPolicy(TextModel):
