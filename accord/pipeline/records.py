@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.io.digests import content_digest
+from accord.io.finite_json import dumps
 from accord.io.readers import read_record
 
 DONE, BEGUN, JOURNAL, STATE = "done.json", "begun.json", "journal.jsonl", "state.pt"
@@ -42,6 +42,6 @@ def note(journal: Path | None, stage: str, key: str, event: str) -> None:
     line = {"stage": stage, "key": key, "event": event, "time": round(time.time(), 3), "pid": os.getpid()}
     descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(descriptor, (json.dumps(line) + "\n").encode())
+        os.write(descriptor, (dumps(line) + "\n").encode())
     finally:
         os.close(descriptor)

@@ -15,6 +15,7 @@ from accord.config.load import to_yaml
 from accord.errors import Interrupted, UserError
 from accord.io.atomic import leftovers, write_json, write_text
 from accord.io.digests import MANIFEST
+from accord.io.finite_json import figures
 from accord.io.readers import read_record
 from accord.pipeline.failure import FAILED, in_words, sentence
 from accord.pipeline.lock import LOCK, Locked, hold_lock
@@ -41,7 +42,7 @@ class Outcome:
     @property
     def metrics(self) -> dict[str, float]:
         """The last metrics."""
-        return dict(self.done["metrics"])
+        return figures(self.done["metrics"])
 
 
 def run_stage(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from accord.errors import UserError
 from accord.io.atomic import write_text
+from accord.io.finite_json import dumps, shown
 
 if TYPE_CHECKING:
     from accord.registry.store import Store, Version
@@ -97,8 +98,6 @@ def _print(*lines: str) -> None:
 
 # ------------------------------------------------------------------ looking
 def show_list(options: argparse.Namespace) -> int:
-    import json
-
     from accord.registry.compare import sizes
     from accord.registry.headline import headline
     from accord.runtime.tables import Column, make_table, right, show
@@ -107,7 +106,7 @@ def show_list(options: argparse.Namespace) -> int:
     found = store.list(options.name, options.kind)
     if options.json:
         keys = ("name", "version", "kind", "digest", "aliases", "tags", "created", "metrics")
-        print(json.dumps([{key: getattr(v, key) for key in keys} | {"folder": str(v.folder)} for v in found], indent=2))
+        print(dumps([{key: getattr(v, key) for key in keys} | {"folder": str(v.folder)} for v in found], indent=2))
         return 0
     if not found:
         what = f" named {options.name!r}" * bool(options.name) + f" of kind {options.kind!r}" * bool(options.kind)
@@ -116,7 +115,7 @@ def show_list(options: argparse.Namespace) -> int:
     rows = []
     for v in found:
         first = next(iter(headline(v.kind, v.metrics)), None)
-        name, figure = (first.label, f"{first.value:.4g}") if first else ("", "")
+        name, figure = (first.label, shown(first.value)) if first else ("", "")
         size = in_bytes(sizes(v.folder))
         rows.append((v.label, ", ".join(v.aliases), v.kind, name, figure, size, age(v.created), v.digest[:8]))
     columns: list[Any] = [
@@ -182,7 +181,7 @@ def show_one(options: argparse.Namespace) -> int:
         key: f"{known.get(digest) or (family[digest].name if digest in family else '')} {digest[:16]}".strip()
         for key, digest in v.parents.items()
     }
-    metrics = {key: f"{value:.6g}" for key, value in v.metrics.items()}
+    metrics = {key: shown(value, ".6g") for key, value in v.metrics.items()}
     settings = {key: str(value) for key, value in flat(v.settings)}
     for title, part in (("", facts), ("made from", parents), ("metrics", metrics), ("settings", settings)):
         known_values = [(key, value) for key, value in part.items() if value]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 from accord.errors import UserError
 from accord.io.atomic import replacing_folder, write_json, write_text
 from accord.io.digests import CARD, LINEAGE, MANIFEST, digest_of_files, file_digests, read_manifest, verify
+from accord.io.finite_json import dumps
 from accord.registry.card import card
 from accord.registry.family import to_json, write_lineage
 from accord.registry.gguf import KINDS, write_gguf
@@ -100,7 +100,7 @@ def _require_same_digest(found: str, recorded: str, folder: Path) -> None:
 
 def describe(store: Store, found: Version) -> str:
     """Everything recorded about a version, as JSON."""
-    return json.dumps(
+    return dumps(
         {
             "name": found.name,
             "version": found.version,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from accord.errors import Interrupted
 from accord.io.atomic import write_jsonl, write_text
+from accord.io.finite_json import dumps
 from accord.io.readers import read_appended_rows
 from accord.runtime import seeds
 from accord.runtime.console import console
@@ -153,7 +153,7 @@ class Run:
         """Writes a line of metrics at the current step, to metrics.jsonl, TensorBoard and the log."""
         named = {f"{prefix}{k}": float(v) for k, v in metrics.items()}
         with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, **named}) + "\n")
+            file.write(dumps({"step": self.step, **named}) + "\n")
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
