@@ -163,7 +163,7 @@ def _register(run: Run) -> None:
     try:
         from accord.registry.store import open_store
 
-        open_store().add(model)
+        open_store().add(model, out=run.directory.parent)
     except Exception as error:  # a registry that cannot be written must not fail a trained model
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         run.say(f"{model} is not in the registry: {first}")

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from accord.errors import UserError
 from accord.io.digests import LINEAGE, MANIFEST
 from accord.io.readers import read_record
-from accord.registry.schema import FORMAT, format_of, writing
+from accord.registry.schema import FORMAT, damage, format_of, writing
 
 
 def upgrade(path: Path, engine: sa.Engine) -> None:
@@ -27,9 +27,7 @@ def upgrade(path: Path, engine: sa.Engine) -> None:
             with writing(engine) as connection:
                 _migrate(connection, path)
     except sa.exc.DatabaseError as error:
-        raise UserError(
-            f"{path}: not a readable registry ({error.orig}); move it elsewhere to start a new one."
-        ) from None
+        raise UserError(f"{path}: {damage(error.orig)}") from None
     if found > FORMAT:
         raise UserError(
             f"{path}: was written by a newer version of accord (format {found}; this one knows {FORMAT}); update accord, or set"
@@ -87,4 +85,17 @@ def _one_to_two(connection: sa.Connection, folder: Path) -> None:
     run("CREATE INDEX ix_parents_digest ON parents (digest)")
 
 
-STEPS: dict[int, Callable[[sa.Connection, Path], None]] = {1: _one_to_two}
+def _two_to_three(connection: sa.Connection, folder: Path) -> None:
+    """Adds the runs that versions come from, which format 2 did not record: each name's latest version stays its newest."""
+    run = connection.exec_driver_sql
+    run("CREATE TABLE runs (model INTEGER NOT NULL REFERENCES models (id) ON DELETE CASCADE, out VARCHAR NOT NULL,"
+        " number INTEGER NOT NULL, PRIMARY KEY (model, out))")  # fmt: skip
+    run("INSERT INTO runs SELECT m.id, '', m.id + (n.latest = m.version) * (SELECT MAX(id) FROM models) FROM models m"
+        " JOIN names n ON n.name = m.name")  # fmt: skip
+    run("ALTER TABLE names RENAME TO old_names")
+    run("CREATE TABLE names (name VARCHAR PRIMARY KEY, last INTEGER NOT NULL)")
+    run("INSERT INTO names SELECT name, last FROM old_names")
+    run("DROP TABLE old_names")
+
+
+STEPS: dict[int, Callable[[sa.Connection, Path], None]] = {1: _one_to_two, 2: _two_to_three}

@@ -41,7 +41,8 @@ def lasting_output() -> Iterator[None]:
     try:
         yield
     finally:
-        print(end="", flush=True)
+        if sys.stdout:
+            sys.stdout.flush()
         sys.stdout, sys.stderr = streams
 
 
