@@ -12,7 +12,7 @@ from accord.data.prompts import plain_text
 from accord.data.rows import Where, preference_fields
 from accord.data.tokenizer import Tokenizer
 from accord.evaluation.comparison import Gold
-from accord.evaluation.metrics import length_correlation, length_matched_accuracy, pair_agreement
+from accord.evaluation.metrics import defined, length_correlation, length_matched_accuracy, pair_agreement
 from accord.io.readers import read_jsonl
 from accord.models.reward import RewardModel
 
@@ -39,11 +39,15 @@ def reward_figures(folder: str, pairs_file: str, room: int, gold: Gold) -> dict[
             scores[-1] += model(packed, segments).tolist()
     gold_scores = [gold(prompts, side) for side in sides]
     labels = [[1.0, 0.0]] * len(fields)
+    pairs, gold_pairs = list(zip(*scores, strict=True)), list(zip(*gold_scores, strict=True))
+    agreements = {
+        "heldout_accuracy": lambda: pair_agreement(pairs, labels),
+        "gold_agreement": lambda: pair_agreement(pairs, gold_pairs),  # gold may not tell any two replies apart
+        "label_agreement_with_gold": lambda: pair_agreement(labels, gold_pairs),
+    }
     matched = length_matched_accuracy(scores[0], scores[1], sizes[0], sizes[1])
     return {
-        "heldout_accuracy": pair_agreement(list(zip(*scores, strict=True)), labels),
-        "gold_agreement": pair_agreement(list(zip(*scores, strict=True)), list(zip(*gold_scores, strict=True))),
-        "label_agreement_with_gold": pair_agreement(labels, list(zip(*gold_scores, strict=True))),
+        **defined(agreements),
         "n_heldout": len(fields),
         "length_correlation": length_correlation(scores[0] + scores[1], sizes[0] + sizes[1]),
         "length_matched_accuracy": matched.accuracy,

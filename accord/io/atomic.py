@@ -25,17 +25,34 @@ def replacing(path: Path) -> Iterator[Path]:
     the library that writes it sets.  After an error ``path`` is unchanged and the temporary file is removed.
     Raises OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
+    with _naming(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            allowed = _new_file(temporary)
+            yield temporary
+            _permit(temporary, path.stat().st_mode & 0o7777 if path.exists() else allowed)
+            flush(temporary)
+            os.replace(temporary, path)
+        finally:
+            _remove(temporary)
+        flush(path.parent)
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Has errors of the block name ``path``: a failed write names no file, and a temporary one means nothing to a user."""
     try:
-        allowed = _new_file(temporary)
-        yield temporary
-        _permit(temporary, path.stat().st_mode & 0o7777 if path.exists() else allowed)
-        flush(temporary)
-        os.replace(temporary, path)
-    finally:
+        yield
+    except OSError as error:
+        if error.filename is None or Path(os.fsdecode(error.filename)) == temporary:
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _remove(temporary: Path) -> None:
+    with suppress(OSError):  # of the first error, which is the one to report
         temporary.unlink(missing_ok=True)
-    flush(path.parent)
 
 
 @contextmanager
@@ -52,22 +69,23 @@ def creating(path: Path) -> Iterator[Path]:
     A hard link fails where ``path`` exists, a rename does not; on a file system without links existence is only checked.
     Raises FileExistsError where another process created it first, and OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
-    try:
-        allowed = _new_file(temporary)
-        yield temporary
-        _permit(temporary, allowed)
+    with _naming(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(temporary, path)
-        except FileExistsError:
-            raise
-        except OSError:
-            if path.exists():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            allowed = _new_file(temporary)
+            yield temporary
+            _permit(temporary, allowed)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise
+            except OSError:
+                if path.exists():
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+                os.replace(temporary, path)
+        finally:
+            _remove(temporary)
 
 
 def _new_file(path: Path) -> int:
@@ -135,17 +153,18 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """
     temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        allowed = temporary.stat().st_mode & 0o666
-        yield temporary
-        for file in (p for p in temporary.rglob("*") if p.is_file()):
-            _permit(file, file.stat().st_mode & 0o7777 | allowed)
-        if path.exists():
-            _permit(temporary, path.stat().st_mode & 0o7777)
-        move(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # after an exchange, the old folder
+    with _naming(path, temporary):
+        try:
+            temporary.mkdir(parents=True)
+            allowed = temporary.stat().st_mode & 0o666
+            yield temporary
+            for file in (p for p in temporary.rglob("*") if p.is_file()):
+                _permit(file, file.stat().st_mode & 0o7777 | allowed)
+            if path.exists():
+                _permit(temporary, path.stat().st_mode & 0o7777)
+            move(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # after an exchange, the old folder
 
 
 def move(new: Path, path: Path) -> None:

@@ -39,7 +39,7 @@ def _migrate(connection: sa.Connection, path: Path) -> None:
     """Applies the missing steps; ``connection`` is within a write transaction.  Raises UserError for format 0."""
     found = format_of(connection)  # read again: another process may have upgraded it
     if found == 0:
-        raise UserError(f"{path}: is a database, but not a registry of accord; set ACCORD_REGISTRY to another file.")
+        raise UserError(f"{path}: is not a registry of accord; set ACCORD_REGISTRY to another file.")
     for number in range(found, FORMAT):
         STEPS[number](connection, path.parent)
         connection.exec_driver_sql(f"PRAGMA user_version = {number + 1}")

@@ -305,7 +305,7 @@ class Store:
                 tags=dict(sorted(of["tags"][row["id"]])),
                 ancestors=from_json(row["lineage"], f"{row['name']}@{row['version']}") if row["lineage"] else {},
                 folder=self.root / row["folder"],
-                outs=tuple(os.path.normpath(self.root / out) for out in outs[row["id"]] if out),
+                outs=tuple(self._readable(out) for out in outs[row["id"]] if out),
             )
             for row in rows
         ]
@@ -329,6 +329,11 @@ class Store:
                 first = theirs[0]
             latest.update([model for model, out in mine if out in (first, "")][:1])
         return latest, outs
+
+    def _readable(self, out: str) -> str:
+        """A run as a path from here, where it is below the working directory."""
+        place = Path(os.path.normpath(self.root / out))
+        return str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)
 
     def _relative(self, out: Path) -> str:
         return Path(os.path.relpath(out.resolve(), self.root.resolve())).as_posix()
