@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,15 @@ def _object_of(text: str) -> dict[str, Any]:
     return found
 
 
+def checked(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of ``models`` whose cells have the types of their columns, which SQLite does not ensure."""
+    for column in models.columns:
+        value, expected = row[column.name], column.type.python_type
+        if not isinstance(value, expected) and not (value is None and column.nullable):
+            raise _Damaged(f"{column.name}: {expected.__name__} is expected, found {type(value).__name__}")
+    return row
+
+
 def is_writable(path: Path) -> bool:
     """Whether a database can be written: SQLite also needs to create files beside it."""
     return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
@@ -180,7 +189,7 @@ def _transaction(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
                     connection.exec_driver_sql("ROLLBACK")
                 raise
             connection.exec_driver_sql("COMMIT")
-    except (sa.exc.DatabaseError, _Damaged) as error:
+    except (sa.exc.DatabaseError, UnicodeDecodeError, _Damaged) as error:
         raise UserError(f"{engine.url.database}: {damage(getattr(error, 'orig', error))}") from None
 
 

@@ -287,7 +287,8 @@ class Store:
         raise UserError(f"{text}: no model of this name in the registry ({self.path}); {hint}")
 
     def _versions(self, c: sa.Connection, wanted: sa.ColumnElement[bool]) -> list[Version]:
-        rows = c.execute(sa.select(models).where(wanted).order_by(models.c.name, models.c.version)).mappings().all()
+        found = c.execute(sa.select(models).where(wanted).order_by(models.c.name, models.c.version)).mappings()
+        rows = [schema.checked(row) for row in found]
         ids = [row["id"] for row in rows]
         of: dict[str, dict[int, list[tuple[str, str]]]] = {}
         for table, key, value in ((parents, "role", "digest"), (aliases, "alias", "alias"), (tags, "tag", "value")):
