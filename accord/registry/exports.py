@@ -37,7 +37,7 @@ def export(store: Store, text: str, target: Path, form: Format, quantize: str = 
         require_free_file(path, found.name, store)
         return path, write_gguf(found.folder, path, quantize, found.name)
     require_free_folder(target, found.name, store)
-    copy = {"safetensors": _copy_weights, "hf": partial(_copy_artifact, store)}[form]
+    copy = _copy_weights if form == "safetensors" else partial(_copy_artifact, store)
     try:
         with replacing_folder(target.resolve()) as temporary:
             copy(found, temporary)

@@ -135,13 +135,13 @@ class Store:
             schema.create(self.path)
         with artifact_files.link_folder(folder, self.root) as aside, writing(self._engine) as c:
             key = _put(c, name, digest, values)
-            _put_run(c, key, self._relative(out) if out else "")
+            _put_run(c, key, _relative(self.root, out) if out else "")
             c.execute(sa.delete(parents).where(parents.c.model == key))
             for role, parent in manifest.get("parents", {}).items():
                 known = family[parent].name if parent in family else None
                 c.execute(sa.insert(parents).values(model=key, role=role, digest=parent, name=known))
             artifact_files.place(aside, self.root / place)
-            return self._versions(c, models.c.id == key)[0]
+            return _versions(c, self, models.c.id == key)[0]
 
     def alias(self, text: str, alias: str) -> tuple[Version, Version | None]:
         """Points an alias at a version; returns this version and the former one."""
@@ -174,7 +174,7 @@ class Store:
             c.execute(sa.delete(tags).where((tags.c.model == found.id) & (tags.c.tag == tag)))
             if value is not None:
                 c.execute(sa.insert(tags).values(model=found.id, tag=tag, value=value))
-            return self._versions(c, models.c.id == found.id)[0]
+            return _versions(c, self, models.c.id == found.id)[0]
 
     def remove(self, text: str, force: bool = False) -> Version:
         """Removes a version, and its files where no other version has them.
@@ -214,7 +214,7 @@ class Store:
             return []
         wanted = [models.c.name == name] * bool(name) + [models.c.kind == kind] * bool(kind)
         with reading(self._engine) as c:
-            return self._versions(c, sa.and_(sa.true(), *wanted))
+            return _versions(c, self, sa.and_(sa.true(), *wanted))
 
     def lineage(self, found: Version) -> Family:
         """The version and its ancestors by digest; missing records are taken from the registry."""
@@ -235,8 +235,8 @@ class Store:
         before = c.execute(sa.select(aliases.c.model).where(same)).scalar()
         c.execute(sa.delete(aliases).where(same))
         c.execute(sa.insert(aliases).values(name=found.name, alias=alias, model=found.id))
-        former = self._versions(c, models.c.id == before) if before not in (None, found.id) else []
-        return self._versions(c, models.c.id == found.id)[0], former[0] if former else None
+        former = _versions(c, self, models.c.id == before) if before not in (None, found.id) else []
+        return _versions(c, self, models.c.id == found.id)[0], former[0] if former else None
 
     def _require_writable(self) -> None:
         if self._read_only:
@@ -253,7 +253,7 @@ class Store:
 
     def _find(self, c: sa.Connection, text: str) -> Version:
         name, at, which = text.partition("@")
-        mine = self._versions(c, models.c.name == name)
+        mine = _versions(c, self, models.c.name == name)
         if not mine:
             return self._by_digest(c, text)
         which = which if at else LATEST
@@ -273,7 +273,7 @@ class Store:
 
     def _by_digest(self, c: sa.Connection, text: str) -> Version:
         if re.fullmatch(r"[0-9a-f]{6,32}", text):
-            found = self._versions(c, models.c.digest.startswith(text))
+            found = _versions(c, self, models.c.digest.startswith(text))
             if len({v.digest for v in found}) > 1:
                 raise UserError(
                     f"{text}: matches the digests of {', '.join(v.label for v in found)}; give more digits."
@@ -285,59 +285,6 @@ class Store:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}{at}{which}?" if near else f"there are {', '.join(sorted(known)) or 'none'}."
         raise UserError(f"{text}: no model of this name in the registry ({self.path}); {hint}")
-
-    def _versions(self, c: sa.Connection, wanted: sa.ColumnElement[bool]) -> list[Version]:
-        found = c.execute(sa.select(models).where(wanted).order_by(models.c.name, models.c.version)).mappings()
-        rows = [schema.checked(row) for row in found]
-        ids = [row["id"] for row in rows]
-        of: dict[str, dict[int, list[tuple[str, str]]]] = {}
-        for table, key, value in ((parents, "role", "digest"), (aliases, "alias", "alias"), (tags, "tag", "value")):
-            of[table.name] = defaultdict(list)
-            pairs = sa.select(table.c.model, table.c[key], table.c[value]).where(table.c.model.in_(ids))
-            for model, *pair in c.execute(pairs):
-                of[table.name][model].append((pair[0], pair[1]))
-        latest, outs = self._latest(c, [row["name"] for row in rows])
-        return [
-            Version(
-                **{key: row[key] for key in row if key not in ("lineage", "folder", "metrics")},
-                metrics=figures(row["metrics"]),
-                parents=dict(of["parents"][row["id"]]),
-                aliases=tuple(sorted(a for a, _ in of["aliases"][row["id"]])) + (LATEST,) * (row["id"] in latest),
-                tags=dict(sorted(of["tags"][row["id"]])),
-                ancestors=from_json(row["lineage"], f"{row['name']}@{row['version']}") if row["lineage"] else {},
-                folder=self.root / row["folder"],
-                outs=tuple(self._readable(out) for out in outs[row["id"]] if out),
-            )
-            for row in rows
-        ]
-
-    def _latest(self, c: sa.Connection, of_names: Sequence[str]) -> tuple[set[int], Mapping[int, list[str]]]:
-        """The ids of the versions that the names alone mean, and the outs of every version, the newest first.
-
-        A name means its newest version among those of the first of ``self.outs`` that has one, and those of no run.
-        """
-        found = sa.select(models.c.name, runs.c.model, runs.c.out).join(models)
-        rows = c.execute(found.where(models.c.name.in_(of_names)).order_by(runs.c.number.desc())).all()
-        wanted = [self._relative(out) for out in self.outs or (default_out(),)]
-        latest, outs = set[int](), defaultdict[int, list[str]](list)
-        for _, model, out in rows:
-            outs[model].append(out)
-        for name in dict.fromkeys(of_names):
-            mine = [(model, out) for other, model, out in rows if other == name]
-            theirs = list(dict.fromkeys(out for _, out in mine if out))
-            first = next((out for out in wanted if out in theirs), "")
-            if not first and not self.outs and len(theirs) == 1:
-                first = theirs[0]
-            latest.update([model for model, out in mine if out in (first, "")][:1])
-        return latest, outs
-
-    def _readable(self, out: str) -> str:
-        """A run as a path from here, where it is below the working directory."""
-        place = Path(os.path.normpath(self.root / out))
-        return str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)
-
-    def _relative(self, out: Path) -> str:
-        return Path(os.path.relpath(out.resolve(), self.root.resolve())).as_posix()
 
 
 def _put(c: sa.Connection, name: str, digest: str, values: Mapping[str, Any]) -> int:
@@ -362,6 +309,63 @@ def _put_run(c: sa.Connection, model: int, out: str) -> None:
     c.execute(sa.delete(runs).where((runs.c.model == model) & (runs.c.out == out)))
     newest = c.execute(sa.select(sa.func.max(runs.c.number))).scalar() or 0
     c.execute(sa.insert(runs).values(model=model, out=out, number=newest + 1))
+
+
+def _versions(c: sa.Connection, store: Store, wanted: sa.ColumnElement[bool]) -> list[Version]:
+    found = c.execute(sa.select(models).where(wanted).order_by(models.c.name, models.c.version)).mappings()
+    rows = [schema.checked(dict(row)) for row in found]
+    ids = [row["id"] for row in rows]
+    of: dict[str, dict[int, list[tuple[str, str]]]] = {}
+    for table, key, value in ((parents, "role", "digest"), (aliases, "alias", "alias"), (tags, "tag", "value")):
+        of[table.name] = defaultdict(list)
+        pairs = sa.select(table.c.model, table.c[key], table.c[value]).where(table.c.model.in_(ids))
+        for model, *pair in c.execute(pairs):
+            of[table.name][model].append((pair[0], pair[1]))
+    latest, outs = _latest(c, store, [row["name"] for row in rows])
+    return [
+        Version(
+            **{key: row[key] for key in row if key not in ("lineage", "folder", "metrics")},
+            metrics=figures(row["metrics"]),
+            parents=dict(of["parents"][row["id"]]),
+            aliases=tuple(sorted(a for a, _ in of["aliases"][row["id"]])) + (LATEST,) * (row["id"] in latest),
+            tags=dict(sorted(of["tags"][row["id"]])),
+            ancestors=from_json(row["lineage"], f"{row['name']}@{row['version']}") if row["lineage"] else {},
+            folder=store.root / row["folder"],
+            outs=tuple(_readable(store.root, out) for out in outs[row["id"]] if out),
+        )
+        for row in rows
+    ]
+
+
+def _latest(c: sa.Connection, store: Store, of_names: Sequence[str]) -> tuple[set[int], Mapping[int, list[str]]]:
+    """The ids of the versions that the names alone mean, and the outs of every version, the newest first.
+
+    A name means its newest version among those of the first of ``store.outs`` that has one, and those of no run.
+    """
+    found = sa.select(models.c.name, runs.c.model, runs.c.out).join(models)
+    rows = c.execute(found.where(models.c.name.in_(of_names)).order_by(runs.c.number.desc())).all()
+    wanted = [_relative(store.root, out) for out in store.outs or (default_out(),)]
+    latest, outs = set[int](), defaultdict[int, list[str]](list)
+    for _, model, out in rows:
+        outs[model].append(out)
+    for name in dict.fromkeys(of_names):
+        mine = [(model, out) for other, model, out in rows if other == name]
+        theirs = list(dict.fromkeys(out for _, out in mine if out))
+        first = next((out for out in wanted if out in theirs), "")
+        if not first and not store.outs and len(theirs) == 1:
+            first = theirs[0]
+        latest.update([model for model, out in mine if out in (first, "")][:1])
+    return latest, outs
+
+
+def _readable(root: Path, out: str) -> str:
+    """A run as a path from here, where it is below the working directory."""
+    place = Path(os.path.normpath(root / out))
+    return str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)
+
+
+def _relative(root: Path, out: Path) -> str:
+    return Path(os.path.relpath(out.resolve(), root.resolve())).as_posix()
 
 
 def _valid_name(name: str, what: str) -> str:
