@@ -38,8 +38,10 @@ def require_free_folder(target: Path, name: str, store: Store) -> None:
             raise UserError(
                 f"{target}: {others[0]} is not part of the earlier export; move it elsewhere, or give a new folder."
             )
-    except OSError as error:
-        raise UserError(f"{target}: cannot be read ({error.strerror}); give a new folder.") from None
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links; ValueError: a null character
+        raise UserError(
+            f"{target}: cannot be read ({getattr(error, 'strerror', None) or error}); give a new folder."
+        ) from None
 
 
 def _earlier_export(folder: Path) -> tuple[str, set[str]]:
@@ -68,8 +70,10 @@ def require_free_file(path: Path, name: str, store: Store) -> None:
             raise UserError(f"{path.parent}: is a model folder, whose {MANIFEST} lists its files; give another folder.")
         if path.exists() and _gguf_name(path) != name_in_gguf(name):
             raise UserError(f"{path}: is not an earlier export of {name}, which alone is replaced; give a new file.")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a new file.") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a new file."
+        ) from None
 
 
 def _require_outside(target: Path, store: Store) -> None:

@@ -189,6 +189,8 @@ def _transaction(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
                     connection.exec_driver_sql("ROLLBACK")
                 raise
             connection.exec_driver_sql("COMMIT")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{error.object!r}: is no text in UTF-8, so it names nothing in the registry.") from None
     except (sa.exc.DatabaseError, UnicodeDecodeError, _Damaged) as error:
         raise UserError(f"{engine.url.database}: {damage(getattr(error, 'orig', error))}") from None
 

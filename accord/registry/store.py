@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from accord.config.common import Stage
 from accord.errors import UserError
 from accord.io.atomic import set_aside
-from accord.io.digests import read_manifest
+from accord.io.digests import MANIFEST, read_manifest
 from accord.io.finite_json import figures
 from accord.registry import artifact_files, migrations, schema
 from accord.registry.family import Family, Record, from_json, of_manifest, of_path, to_json
@@ -115,6 +115,7 @@ class Store:
         if not manifest:
             raise UserError(f"{folder}: no manifest.json, so this is not an artifact of accord; give a stage's model/.")
         name = _valid_name(name or str(manifest.get("name") or folder.name), "name")
+        _require_types(manifest, folder)
         digest = str(manifest["digest"])
         place = Path(artifact_files.FOLDER) / _valid_digest(digest, folder)
         family = of_path(folder, digest)
@@ -368,15 +369,26 @@ def _relative(root: Path, out: Path) -> str:
     return Path(os.path.relpath(out.resolve(), root.resolve())).as_posix()
 
 
+def _require_types(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError where a manifest's values have other types than those that accord writes."""
+    for key in ("metrics", "settings", "parents", "versions"):
+        if not isinstance(manifest.get(key, {}), dict):
+            raise UserError(f"{folder / MANIFEST}: {key!r} must be an object; copy the folder again.")
+    if not all(isinstance(parent, str) for parent in manifest.get("parents", {}).values()):
+        raise UserError(f"{folder / MANIFEST}: 'parents' must map settings to digests; copy the folder again.")
+    if not isinstance(manifest.get("seed"), (int, type(None))):
+        raise UserError(f"{folder / MANIFEST}: 'seed' must be an integer; copy the folder again.")
+
+
 def _valid_name(name: str, what: str) -> str:
     if not re.fullmatch(r"[^\s@/\\]+", name):
-        raise UserError(f"{what} {name!r}: a {what} has no spaces, '@' or slashes.")
+        raise UserError(f"{what} {name!r}: {'an' if what == 'alias' else 'a'} {what} has no spaces, '@' or slashes.")
     return name
 
 
 def _require_alias(alias: str) -> None:
     if _valid_name(alias, "alias") == LATEST or alias.isdigit():
-        raise UserError(f"alias {alias!r}: numbers are versions, and 'latest' is always the version added last.")
+        raise UserError(f"alias {alias!r}: numbers are versions, and 'latest' is always the newest version of a run.")
 
 
 def _valid_digest(digest: str, folder: Path) -> str:

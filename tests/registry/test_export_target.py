@@ -63,6 +63,7 @@ TARGETS: dict[str, tuple[Spoil, str]] = {
     "a damaged record": (lambda t, s: _file(t / "d" / EXPORT).parent, "has other content"),
     "below a file": (lambda t, s: _file(t / "x") / "y", "could not be written"),
     "a link to a stage": (lambda t, s: _link(t / "link", s.root / "rlhf" / "ppo"), "belongs to the stage in"),
+    "a loop of links": (lambda t, s: _link(t / "loop", t / "loop"), "cannot be read .Symlink loop|Too many levels"),
     "a name too long": (lambda t, s: t / ("x" * 300), "File name too long"),
 }  # fmt: skip
 

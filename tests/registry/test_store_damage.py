@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 from contextlib import suppress
@@ -122,3 +123,21 @@ def test_other_places_are_a_sentence(tmp_path: Path) -> None:
             open_store(path)
     assert open_store(tmp_path / "text" / "x").list() == []
     assert (tmp_path / "text").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("metrics", [1]), ("settings", 5), ("parents", [1]), ("parents", {"a": 1}), ("versions", 3), ("seed", "x")],
+)
+def test_a_manifest_with_values_of_other_types_is_a_sentence(store: Store, make: Any, key: str, value: Any) -> None:
+    model = make()
+    manifest = json.loads((model / "manifest.json").read_text())
+    (model / "manifest.json").write_text(json.dumps({**manifest, key: value}))
+    with pytest.raises(UserError, match=rf"manifest.json: '{key}' must .*; copy the folder again"):
+        store.add(model)
+    assert store.list() == []
+
+
+def test_text_that_is_not_utf8_names_nothing(filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "show", "\udcff"]) == 2
+    assert "is no text in UTF-8" in capsys.readouterr().err
