@@ -33,6 +33,7 @@ def run(
     do not need it), and Interrupted.
     """
     from accord.pipeline.orchestrator import Options, run_pipeline
+    from accord.runtime.output import lasting_output
 
     _require(isinstance(pipeline, (str, Path)), "run: the pipeline is a YAML file's path", pipeline)
     for name, words in (("overrides", overrides), ("only", only), ("force", force)):
@@ -44,7 +45,8 @@ def run(
     _require(
         isinstance(jobs, int) and not isinstance(jobs, bool) and jobs > 0, "run: jobs is a whole number from 1", jobs
     )
-    return run_pipeline(pipeline, list(overrides), Options(tuple(only), tuple(force), jobs))
+    with lasting_output():
+        return run_pipeline(pipeline, list(overrides), Options(tuple(only), tuple(force), jobs))
 
 
 def _require(good: bool, words: str, found: object) -> None:

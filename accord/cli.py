@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from accord.command_line import Parser, parse_words
 from accord.errors import Failed, Interrupted, UserError, require_platform
 from accord.pipeline.command import add_pipeline
 from accord.registry.command import add_commands as add_models
+from accord.runtime.output import discard, lasting_output, open_streams
 from accord.stage_kinds.table import STAGE_KINDS
 
 if TYPE_CHECKING:
@@ -94,8 +94,9 @@ def run_one(options: argparse.Namespace) -> int:
     config = config_of(kind.name, options)
     from accord.pipeline.standalone import run_alone
 
-    run_alone(kind.name, config, options.resume)
-    print(f"next: {kind.next_words(config)}")
+    with lasting_output():
+        run_alone(kind.name, config, options.resume)
+        print(f"next: {kind.next_words(config)}")
     return 0
 
 
@@ -162,17 +163,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code.
 
-    0, 1 (a stage failed), 2 (a user error), 130 (interrupted) or 141 (the reader of the output, such as ``head``, closed it).
+    0, 1 (a stage failed), 2 (a user error), 130 (interrupted) or 141 (the reader of the output, such as ``head``, closed it;
+    training goes on then).
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    open_streams()
     try:
         try:
             return _run(words)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at exit
-        return 141
+    except OSError as error:
+        if error.filename:
+            raise
+        discard(sys.stdout, error)  # of the output, which Python flushes once more at exit
+        return 141 if isinstance(error, BrokenPipeError) else 2
 
 
 def _run(words: Sequence[str]) -> int:
@@ -201,7 +206,7 @@ def _run(words: Sequence[str]) -> int:
     except OSError as error:  # the system refuses a file or folder that the user named
         from accord.pipeline.failure import sentence
 
-        if debug or not (reason := sentence(error)):
+        if debug or not error.filename or not (reason := sentence(error)):  # without a file it is the output's
             raise
         print(f"accord: {reason}", file=sys.stderr)
         return 2

@@ -46,9 +46,11 @@ def _function(kind: StageKind) -> StageFunction:
     def run(config: Given = None, **overrides: Any) -> Outcome:
         from accord.pipeline.stage import run_stage
         from accord.pipeline.standalone import prepare
+        from accord.runtime.output import lasting_output
 
-        prepared = prepare(kind.name, config_of(config, **overrides))
-        return run_stage(kind.name, prepared, resume=True, reuse=True)
+        with lasting_output():
+            prepared = prepare(kind.name, config_of(config, **overrides))
+            return run_stage(kind.name, prepared, resume=True, reuse=True)
 
     def config_of(config: Given = None, **overrides: Any) -> Stage:
         """The config that a call with the same arguments runs."""

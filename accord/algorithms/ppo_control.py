@@ -264,6 +264,6 @@ def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
         more |= {"action_scale": torch.from_numpy(spaces.scale), "action_offset": torch.from_numpy(spaces.offset)}
     save_pt(run, "ppo_final.pt", model, {**sizes, **more, "metrics": last})
     run.say(f"wrote {run.directory / 'ppo_final.pt'} (load_state_dict of {type(model).__name__})")
-    write_curve(config, run)
-    write_video(config, run, model, normalizer)
+    run.write_later("curve.png", lambda: write_curve(config, run))
+    run.write_later("episode.gif", lambda: write_video(config, run, model, normalizer))
     return last

@@ -12,7 +12,7 @@ from torch import Tensor
 from accord.config.functions import TextScores, scores_of
 from accord.data.prompts import PromptData
 from accord.data.tokenizer import Tokenizer
-from accord.evaluation.metrics import bootstrap_ci, distinct_n, effect_in_sd, paired_difference, win_rate
+from accord.evaluation.metrics import bootstrap_ci, defined, distinct_n, effect_in_sd, paired_difference, win_rate
 from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
 from accord.rollout.collect import read_replies
@@ -112,24 +112,27 @@ def measure(generations: Sequence[Generation], tokenizer: Tokenizer, data: Promp
 
 def compare_with_sft(ours: Answers, sft: Answers, seed: int) -> dict[str, Any]:
     """One model's metrics, compared with the SFT model's replies; None where a metric is undefined."""
-    mean, low, high = bootstrap_ci(ours.gold, seed)
-    rate, rate_low, rate_high = win_rate(ours.gold, sft.gold, seed)
-    gain, gain_low, gain_high = paired_difference(ours.gold, sft.gold, seed)
-    sft_varies = len({sum(row) / len(row) for row in sft.gold}) > 1  # else its standard deviation is zero
-    has_bigrams = any(len(text.split()) > 1 for text in ours.texts)  # a collapsed model may have none
-    result: dict[str, Any] = {
-        "gold_mean": mean,
-        "gold_ci95": [low, high],
-        "kl_mean": sum(ours.kl) / len(ours.kl),
+    gold = bootstrap_ci(ours.gold, seed)
+    rate = win_rate(ours.gold, sft.gold, seed)
+    gain = paired_difference(ours.gold, sft.gold, seed)
+    more = {"base_nll": lambda: sum(ours.base_nll) / len(ours.base_nll)} if ours.base_nll else {}
+    some = defined(
+        {
+            "kl_mean": lambda: sum(ours.kl) / len(ours.kl),
+            "gain_in_sft_sd": lambda: effect_in_sd(ours.gold, sft.gold),  # SFT's scores may not vary
+            "distinct_2": lambda: distinct_n(ours.texts, 2),  # a collapsed model may have no two words
+            **more,
+        }
+    )
+    return {
+        "gold_mean": gold.mean,
+        "gold_ci95": [gold.low, gold.high],
+        "kl_mean": some.pop("kl_mean"),
         "length_mean": sum(ours.lengths) / len(ours.lengths),
         "eos_rate": sum(ours.ended) / len(ours.ended),
-        "win_rate_vs_sft": rate,
-        "win_rate_ci95": [rate_low, rate_high],
-        "gain_vs_sft": gain,
-        "gain_ci95": [gain_low, gain_high],
-        "gain_in_sft_sd": effect_in_sd(ours.gold, sft.gold) if sft_varies else None,
-        "distinct_2": distinct_n(ours.texts, 2) if has_bigrams else None,
+        "win_rate_vs_sft": rate.mean,
+        "win_rate_ci95": [rate.low, rate.high],
+        "gain_vs_sft": gain.mean,
+        "gain_ci95": [gain.low, gain.high],
+        **some,
     }
-    if ours.base_nll:
-        result["base_nll"] = sum(ours.base_nll) / len(ours.base_nll)
-    return result

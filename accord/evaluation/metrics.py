@@ -9,8 +9,9 @@ drawn with replacement.  Intervals are percentile intervals (Efron 1979).
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
-from typing import NamedTuple, TypeAlias
+import math
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,24 @@ class MatchedAccuracy(NamedTuple):
 
     accuracy: float | None
     n: int
+
+
+# ----------------------------------------------------------------- undefined figures
+def defined(figures: Mapping[str, Callable[[], float | None]]) -> dict[str, Any]:
+    """Each figure by name, None where it is undefined; ``undefined`` then says why, by name.
+
+    A function raises ValueError, or returns a number that is not finite, where its figure is undefined.
+    """
+    found: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    for name, compute in figures.items():
+        try:
+            found[name] = compute()
+            if found[name] is not None and not math.isfinite(found[name]):
+                raise ValueError(f"it is {found[name]}")
+        except ValueError as error:
+            found[name], reasons[name] = None, str(error)
+    return {**found, "undefined": reasons} if reasons else found
 
 
 # ----------------------------------------------------------------- checks

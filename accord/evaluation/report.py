@@ -5,8 +5,6 @@ The numbers come from ``metrics``.  Decoration on the terminal is plain ASCII.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 import textwrap
@@ -19,6 +17,7 @@ from typing import Any
 from rich.cells import cell_len
 
 from accord.io.atomic import write_text
+from accord.io.finite_json import dumps, shown
 from accord.runtime.tables import Column, as_text, make_table, right
 
 WIDE = 105  # columns that the table needs for names of up to 30
@@ -34,30 +33,29 @@ class ModelRow:
     """One model in the table; the 95 % intervals are over prompts.
 
     ``kl_mean``: nats per reply, to the reference (SFT).  ``length_mean``: tokens.  ``eos_rate``: share of ended replies.
-    ``win_rate``: against SFT on gold, 0 … 1; None (shown as a dash), as is its interval, for SFT itself.
+    ``win_rate``: against SFT on gold, 0 … 1.  None, shown as a dash: undefined, as the win rate is for SFT itself.
     """
 
     name: str
-    gold_mean: float
-    gold_ci95: tuple[float, float]
+    gold_mean: float | None
+    gold_ci95: Sequence[float] | None
     win_rate: float | None
-    win_rate_ci95: tuple[float, float] | None
-    kl_mean: float
+    win_rate_ci95: Sequence[float] | None
+    kl_mean: float | None
     length_mean: float
     eos_rate: float
 
 
 # ----------------------------------------------------------------- the table
 def _cells(row: ModelRow) -> tuple[str, ...]:
-    win = "-"
-    if row.win_rate is not None:
-        win = f"{row.win_rate:.2f}"
-        if row.win_rate_ci95 is not None:
-            win += f" [{row.win_rate_ci95[0]:.2f}, {row.win_rate_ci95[1]:.2f}]"
-    low, high = (f"{end:+.2f}" for end in row.gold_ci95)
-    kl = f"{round(row.kl_mean, 2) + 0.0:.2f}"  # + 0.0: a KL of -0.001 is noise around zero, not "-0.00"
-    gold = f"{row.gold_mean:+.3f} [{low}, {high}]"
+    win = shown(row.win_rate, ".2f") + _interval(row.win_rate_ci95, ".2f")
+    kl = shown(row.kl_mean if row.kl_mean is None else round(row.kl_mean, 2) + 0.0, ".2f")  # -0.001 is not "-0.00"
+    gold = shown(row.gold_mean, "+.3f") + _interval(row.gold_ci95, "+.2f")
     return (_clean(row.name), gold, win, kl, f"{row.length_mean:.1f}", f"{100 * row.eos_rate:.0f} %")
+
+
+def _interval(ends: Sequence[float] | None, form: str) -> str:
+    return "" if ends is None else f" [{shown(ends[0], form)}, {shown(ends[1], form)}]"
 
 
 def table(rows: Sequence[ModelRow], width: int = WIDE) -> str:
@@ -160,24 +158,22 @@ def markdown_samples(prompts: Sequence[str], samples: Mapping[str, Sequence[str]
 
 # ----------------------------------------------------------------- the results file
 def _plain(value: Any, key: str) -> Any:
-    """A JSON value: NumPy numbers become Python numbers.  Raises ValueError naming the key of a number that is not finite."""
+    """A JSON value: NumPy numbers become Python numbers.  Raises TypeError naming the key of another value."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v, f"{key}[{i}]") for i, v in enumerate(value)]
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return _plain(value.tolist(), key)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"results: {key} is {value}, which JSON cannot hold")
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     raise TypeError(f"results: {key} is of type {type(value).__name__}, which JSON cannot hold")
 
 
 def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
-    """Writes ``results`` as JSON.
+    """Writes ``results`` as JSON, with null for NaN and infinity.
 
-    Raises ValueError for NaN or infinity and TypeError for other values that JSON has not, before anything is written.
+    Raises TypeError for values that JSON has not, before anything is written.
     """
-    text = json.dumps(_plain(results, ""), indent=2, ensure_ascii=False) + "\n"
+    text = dumps(_plain(results, ""), indent=2, ensure_ascii=False) + "\n"
     write_text(Path(path), text)

@@ -19,7 +19,7 @@ from accord.data.packing import pack_preferences
 from accord.data.preferences import PairLengths, PreferencePair, load_preferences
 from accord.data.tokenizer import Tokenizer
 from accord.evaluation.comparison import Gold
-from accord.evaluation.metrics import length_correlation, length_matched_accuracy, pair_agreement
+from accord.evaluation.metrics import defined, length_correlation, length_matched_accuracy, pair_agreement
 from accord.io.digests import MANIFEST, read_manifest
 from accord.models.reward import RewardModel
 from accord.runtime.device import autocast
@@ -93,11 +93,14 @@ def reward_figures(folder: str, pairs_file: str, gold: Gold, device: torch.devic
     scores = torch.stack([chosen, rejected], 1).tolist()
     gold_scores = list(zip(*(gold(found.texts, side) for side in zip(*found.replies, strict=True)), strict=True))
     labels = [[1.0, 0.0]] * len(found)
+    agreements = {  # gold may not tell any two replies apart
+        "gold_agreement": lambda: pair_agreement(scores, gold_scores),
+        "label_agreement_with_gold": lambda: pair_agreement(labels, gold_scores),
+    }
     matched = length_matched_accuracy(chosen.numpy(), rejected.numpy(), *sizes)
     return {
         "heldout_accuracy": accuracy(chosen, rejected),
-        "gold_agreement": pair_agreement(scores, gold_scores),
-        "label_agreement_with_gold": pair_agreement(labels, gold_scores),
+        **defined(agreements),
         "n_heldout": len(found),
         "length_correlation": length_correlation([*chosen.tolist(), *rejected.tolist()], [*sizes[0], *sizes[1]]),
         "length_matched_accuracy": matched.accuracy,

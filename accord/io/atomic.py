@@ -6,13 +6,14 @@ Files that only grow (logs, metrics, the journal) are appended to elsewhere.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from accord.io.finite_json import dumps
 
 
 # ------------------------------------------------------------------ files
@@ -20,18 +21,38 @@ from typing import Any, BinaryIO
 def replacing(path: Path) -> Iterator[Path]:
     """The temporary path of a new file, which replaces ``path`` at the end of the block.
 
-    Missing folders are created.  After an error ``path`` is unchanged and the temporary file is removed.
+    Missing folders are created.  Its permissions are those of an existing ``path``, else what the umask allows, whatever
+    the library that writes it sets.  After an error ``path`` is unchanged and the temporary file is removed.
     Raises OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
+    with _naming(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            allowed = _new_file(temporary)
+            yield temporary
+            _permit(temporary, path.stat().st_mode & 0o7777 if path.exists() else allowed)
+            flush(temporary)
+            os.replace(temporary, path)
+        finally:
+            _remove(temporary)
+        flush(path.parent)
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Has errors of the block name ``path``: a failed write names no file, and a temporary one means nothing to a user."""
     try:
-        yield temporary
-        flush(temporary)
-        os.replace(temporary, path)
-    finally:
+        yield
+    except OSError as error:
+        if error.filename is None or Path(os.fsdecode(error.filename)) == temporary:
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _remove(temporary: Path) -> None:
+    with suppress(OSError):  # of the first error, which is the one to report
         temporary.unlink(missing_ok=True)
-    flush(path.parent)
 
 
 @contextmanager
@@ -48,21 +69,37 @@ def creating(path: Path) -> Iterator[Path]:
     A hard link fails where ``path`` exists, a rename does not; on a file system without links existence is only checked.
     Raises FileExistsError where another process created it first, and OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
-    temporary.unlink(missing_ok=True)
-    try:
-        yield temporary
+    with _naming(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(temporary, path)
-        except FileExistsError:
-            raise
-        except OSError:
-            if path.exists():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            allowed = _new_file(temporary)
+            yield temporary
+            _permit(temporary, allowed)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise
+            except OSError:
+                if path.exists():
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+                os.replace(temporary, path)
+        finally:
+            _remove(temporary)
+
+
+def _new_file(path: Path) -> int:
+    """Creates an empty file; returns its permissions, which the umask has limited."""
+    path.unlink(missing_ok=True)
+    path.touch(exist_ok=False)
+    return path.stat().st_mode & 0o7777
+
+
+def _permit(path: Path, mode: int) -> None:
+    """Sets permissions, except where the file system has none."""
+    if path.stat().st_mode & 0o7777 != mode:
+        with suppress(PermissionError, NotImplementedError):
+            path.chmod(mode)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -72,8 +109,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes UTF-8 without converting line ends.  Raises OSError."""
-    write_bytes(path, content.encode())
+    """Writes UTF-8 without converting line ends; "?" for halves of characters, which UTF-8 has not.  Raises OSError."""
+    write_bytes(path, content.encode(errors="replace"))
 
 
 def create_text(path: Path, content: str) -> None:
@@ -83,15 +120,15 @@ def create_text(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any], sort_keys: bool = False) -> None:
-    """Writes an indented JSON object.  Raises OSError."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=sort_keys) + "\n")
+    """Writes an indented JSON object; null for a number that is not finite.  Raises OSError."""
+    write_text(path, dumps(content, indent=2, sort_keys=sort_keys) + "\n")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object per line, row by row.  Raises OSError."""
+    """Writes one JSON object per line, row by row; null for a number that is not finite.  Raises OSError."""
     with replacing_file(Path(path)) as file:
         for row in rows:
-            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+            file.write((dumps(row, ensure_ascii=False) + "\n").encode(errors="replace"))
 
 
 def flush(path: Path) -> None:
@@ -111,16 +148,23 @@ def flush(path: Path) -> None:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A new, empty folder, which replaces ``path`` at the end of the block; see ``exchange``.
 
+    Its files are as readable as the umask allows, and it has the permissions of an existing ``path``.
     After an error ``path`` is unchanged and the new folder is removed.  Raises OSError.
     """
     temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        move(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # after an exchange, the old folder
+    with _naming(path, temporary):
+        try:
+            temporary.mkdir(parents=True)
+            allowed = temporary.stat().st_mode & 0o666
+            yield temporary
+            for file in (p for p in temporary.rglob("*") if p.is_file()):
+                _permit(file, file.stat().st_mode & 0o7777 | allowed)
+            if path.exists():
+                _permit(temporary, path.stat().st_mode & 0o7777)
+            move(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # after an exchange, the old folder
 
 
 def move(new: Path, path: Path) -> None:

@@ -142,6 +142,14 @@ class LineageRecord(_Shape, total=False):
     created: str
 
 
+class Export(_Shape):
+    """``.accord_export.json`` in the folder of an exported model."""
+
+    name: str
+    version: int
+    files: list[str]
+
+
 class Lineage(_Shape):
     """``lineage.json`` of a model folder: its ancestors."""
 

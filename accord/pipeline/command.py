@@ -76,8 +76,11 @@ def run_all(options: argparse.Namespace) -> int:
 
     if options.dry_run or options.emit:
         return _emit(options) if options.emit else _dry_run(options)
+    from accord.runtime.output import lasting_output
+
     run_options = Options(tuple(options.only), tuple(options.force), options.jobs)
-    run_pipeline(options.pipeline, options.overrides, run_options)
+    with lasting_output():
+        run_pipeline(options.pipeline, options.overrides, run_options)
     return 0
 
 

@@ -63,7 +63,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _number(error: BaseException) -> int | None:
     """The errno, which safetensors reports in its message."""
-    found = re.search(r"\bcode: (\d+), kind: ", str(error))
+    found = re.search(r"\b(?:code: |os error )(\d+)", str(error))
     return int(found[1]) if found else getattr(error, "errno", None)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accord.io.digests import content_digest
+from accord.io.finite_json import dumps
 from accord.io.records import Begun, Done, read_record
+from accord.runtime.console import console
+from accord.runtime.optional import optional
 
 DONE, BEGUN, JOURNAL, STATE = "done.json", "begun.json", "journal.jsonl", "state.pt"
 _NO_OUTPUT = (DONE, BEGUN, STATE, "config.yaml", "failed.json", "lock.json", "progress.json")
@@ -40,13 +43,14 @@ def missing_outputs(directory: Path, done: Mapping[str, Any]) -> list[str]:
 def note(journal: Path | None, stage: str, key: str, event: str) -> None:
     """Appends an event to the journal: started, resumed, finished, failed or stopped.
 
-    A single append, so that several processes can write to it.
+    A single append, so that several processes can write to it.  A stage can do without it.
     """
     if journal is None:
         return
     line = {"stage": stage, "key": key, "event": event, "time": round(time.time(), 3), "pid": os.getpid()}
-    descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, (json.dumps(line) + "\n").encode())
-    finally:
-        os.close(descriptor)
+    with optional(f"{event!r} in {journal}", partial(console.print, markup=False)):
+        descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(descriptor, (dumps(line) + "\n").encode())
+        finally:
+            os.close(descriptor)

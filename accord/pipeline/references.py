@@ -55,7 +55,7 @@ def resolve(kind: str, config: Stage, folder_of: Callable[[str], Path | None]) -
     stage's folder, or None for other names.
     """
     config = with_files_beside(kind, config, folder_of)
-    return _mapped(kind, config, lambda reference, value: _path(reference, value, folder_of(value)))
+    return _mapped(kind, config, lambda reference, value: _path(reference, value, folder_of(value), config.out))
 
 
 def with_files_beside(kind: str, config: Stage, folder_of: Callable[[str], Path | None]) -> Stage:
@@ -83,12 +83,12 @@ def _mapped(kind: str, config: Stage, change: Callable[[Reference, str], str]) -
     return type(config).model_validate(values)
 
 
-def _path(reference: Reference, value: str, folder: Path | None) -> str:
+def _path(reference: Reference, value: str, folder: Path | None, out: str) -> str:
     sort = reference.sort
     if is_function(value):
         return value
     if folder is None and "@" in value and sort in ("model", "reward") and not Path(value).exists():
-        return _registered(reference.key, value)
+        return _registered(reference.key, value, out)
     if folder is not None:
         return str(folder / "model") if sort in ("model", "reward") else str(folder / f"{sort}.jsonl")
     source = Path(value)
@@ -97,12 +97,12 @@ def _path(reference: Reference, value: str, folder: Path | None) -> str:
     return str(source / f"{sort}.jsonl") if source.is_dir() else value
 
 
-def _registered(key: str, name: str) -> str:
-    """The folder of ``NAME@ALIAS``.  Raises UserError where it is not in the registry."""
-    from accord.registry.store import open_store
+def _registered(key: str, name: str, out: str) -> str:
+    """The folder of ``NAME@ALIAS`` for a stage of the run ``out``.  Raises UserError where it is not in the registry."""
+    from accord.registry.store import default_out, open_store
 
     try:
-        return str(open_store().find(name).folder)
+        return str(open_store(None, out, default_out()).find(name).folder)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
 

@@ -15,6 +15,7 @@ from accord.config.load import to_yaml
 from accord.errors import Interrupted, UserError
 from accord.io.atomic import leftovers, write_json, write_text
 from accord.io.digests import MANIFEST
+from accord.io.finite_json import figures
 from accord.pipeline.failure import FAILED, in_words, moment_of, sentence
 from accord.pipeline.lock import LOCK, Locked, hold_lock
 from accord.pipeline.records import BEGUN, DONE, STATE, note, outputs, read_begun
@@ -22,6 +23,8 @@ from accord.pipeline.task import Task, folder, logs, task_of, valid_record
 from accord.pipeline.why import differences
 from accord.registry.manifest import versions
 from accord.runtime.allocator import keep_memory
+from accord.runtime.console import console
+from accord.runtime.optional import optional
 from accord.runtime.peak_memory import peak, reset_peak
 from accord.runtime.progress_file import ProgressFile
 from accord.runtime.run import Run, StageIdentity
@@ -40,7 +43,7 @@ class Outcome:
     @property
     def metrics(self) -> dict[str, float]:
         """The last metrics."""
-        return dict(self.done["metrics"])
+        return figures(self.done["metrics"])
 
 
 def run_stage(
@@ -107,7 +110,6 @@ def _call(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Callab
                 if words := slow_precision(resolve_device(config.device), config.precision):
                     run.say(words)
             metrics = STAGE_KINDS[task.kind].function(config, run)
-            _register(run)
             record = {
                 **task.record(),
                 "seconds": round(run.seconds, 2),
@@ -130,6 +132,8 @@ def _call(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Callab
             raise
         (directory / FAILED).unlink(missing_ok=True)
         noted("finished")
+        run.write_later(f"the entry of {directory / 'model'} in the registry", lambda: _register(directory))
+        run.write_optional()
         if run.stop.raised:  # after the last step: no further stage may start
             _tidy(directory, finished=True)
             raise Interrupted(f"{name}: stopped after its last step; it is done.")
@@ -153,18 +157,12 @@ def failure(key: str, words: str, step: int = 0) -> dict[str, Any]:
     return {"key": key, "error": words, "step": step, "time": round(time.time(), 3)}
 
 
-def _register(run: Run) -> None:
+def _register(directory: Path) -> None:
     """Adds the model that a stage wrote to the registry."""
-    model = run.directory / "model"
-    if not (model / MANIFEST).exists():
-        return
-    try:
+    if (directory / "model" / MANIFEST).exists():
         from accord.registry.store import open_store
 
-        open_store().add(model)
-    except Exception as error:  # a registry that cannot be written must not fail a trained model
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        run.say(f"{model} is not in the registry: {first}")
+        open_store().add(directory / "model", out=directory.parent)
 
 
 def _tidy_done(directory: Path) -> None:
@@ -173,6 +171,11 @@ def _tidy_done(directory: Path) -> None:
     if any(path.exists() for path in leftovers) or any(directory.glob(".*")):
         try:
             with hold_lock(directory):
+                if (directory / BEGUN).exists():  # killed before the entry in the registry
+                    with optional(
+                        f"the entry of {directory / 'model'} in the registry", partial(console.print, markup=False)
+                    ):
+                        _register(directory)
                 _tidy(directory, finished=True)
         except Locked:
             return

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accord.errors import UserError
+from accord.io.finite_json import shown
 from accord.io.records import Progress, read_record_to_show
 from accord.pipeline.failure import read_failure
 from accord.pipeline.lock import alive, owner
@@ -104,14 +105,14 @@ def running_metrics(kind: str, metrics: Mapping[str, float]) -> str:
     named = {name.removeprefix("rollout/"): value for name, value in metrics.items()}
     heading = [name for on, names in HEADLINES.get(kind, ()) if on != STEP for name in names]
     names = [name for name in (*heading, "loss", "accuracy", "gold") if name in named] or list(named)
-    return "  ".join(f"{name} {named[name]:.3g}" for name in names[:3])
+    return "  ".join(f"{name} {shown(named[name], '.3g')}" for name in names[:3])
 
 
 def final_metrics(kind: str, metrics: Mapping[str, float]) -> str:
     """The headline of a finished stage; of a kind without one at most three metrics."""
     if kind in HEADLINES:
-        return "  ".join(f"{figure.label} {figure.value:.3g}" for figure in headline(kind, metrics))
-    return "  ".join(f"{name} {value:.3g}" for name, value in list(metrics.items())[:3])
+        return "  ".join(f"{figure.label} {shown(figure.value, '.3g')}" for figure in headline(kind, metrics))
+    return "  ".join(f"{name} {shown(value, '.3g')}" for name, value in list(metrics.items())[:3])
 
 
 def duration_and_age(done: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from accord.pipeline.failure import in_words
 from accord.pipeline.records import read_done
 from accord.pipeline.stage import Outcome, run_stage
 from accord.pipeline.task import folder, logs
+from accord.runtime.output import lasting_output, open_streams
 from accord.stage_kinds.table import STAGE_KINDS
 
 DONE, FAILED, STOPPED = 0, 1, 130
@@ -116,11 +117,12 @@ def work(job: dict[str, Any]) -> int:
 
 
 def main() -> NoReturn:
+    open_streams()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED))  # until the stage installs its own handler
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_watch_input, daemon=True).start()
-    code = work(job)
-    sys.stdout.flush()
+    with lasting_output():
+        code = work(job)
     sys.stderr.flush()
     os._exit(code)  # a thread still waits for stdin
 

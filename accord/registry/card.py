@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import yaml
 
+from accord.io.finite_json import shown
 from accord.registry.family import Family, Record
 from accord.registry.headline import IN_WORDS, headline
 from accord.registry.lineage import flat, key_settings, title
@@ -109,7 +110,7 @@ def _evaluation(own: Record) -> Iterator[str]:
         if heldout
         else "These metrics are on the training data; none of them is on held-out data.\n"
     )
-    rows = [(f"`{k}`", f"{v:.4g}") for k, v in own.metrics.items() if k != "learning_rate"]
+    rows = [(f"`{k}`", shown(v)) for k, v in own.metrics.items() if k != "learning_rate"]
     yield _table(("metric", "value"), rows)
 
 

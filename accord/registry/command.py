@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from accord.errors import UserError
 from accord.io.atomic import write_text
+from accord.io.finite_json import dumps, shown
 
 if TYPE_CHECKING:
     from accord.registry.store import Store, Version
 
-REFERENCE = "NAME (latest version), NAME@3, NAME@ALIAS, or at least six digits of a digest"
+REFERENCE = "NAME (latest version of a run, see --out), NAME@3, NAME@ALIAS, or at least six digits of a digest"
 SIZES = ("B", "kB", "MB", "GB", "TB")
 OVERVIEW = """\
 The model registry: versions, aliases, tags and lineage of models.
@@ -45,6 +46,11 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
         parser: argparse.ArgumentParser = inner.add_parser(name, help=help, description=help, formatter_class=formatter)
         for reference in references:
             parser.add_argument(reference, metavar=reference.upper(), help=REFERENCE)
+        parser.add_argument(
+            "--out",
+            default="",
+            help="run whose versions a name alone means (default: checkpoints/rlhf, else the only one)",
+        )
         parser.add_argument("--debug", action="store_true", help="show tracebacks")
         parser.set_defaults(act=act)
         return parser
@@ -82,10 +88,10 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
     p.add_argument("--name", default="", help="name in the registry (default: its own)")
 
 
-def _store() -> Store:
+def _store(options: argparse.Namespace) -> Store:
     from accord.registry.store import open_store
 
-    return open_store()
+    return open_store(None, *([options.out] if options.out else []))
 
 
 def _print(*lines: str) -> None:
@@ -97,17 +103,15 @@ def _print(*lines: str) -> None:
 
 # ------------------------------------------------------------------ looking
 def show_list(options: argparse.Namespace) -> int:
-    import json
-
     from accord.registry.compare import sizes
     from accord.registry.headline import headline
     from accord.runtime.tables import Column, make_table, right, show
 
-    store = _store()
+    store = _store(options)
     found = store.list(options.name, options.kind)
     if options.json:
-        keys = ("name", "version", "kind", "digest", "aliases", "tags", "created", "metrics")
-        print(json.dumps([{key: getattr(v, key) for key in keys} | {"folder": str(v.folder)} for v in found], indent=2))
+        keys = ("name", "version", "kind", "digest", "aliases", "tags", "outs", "created", "metrics")
+        print(dumps([{key: getattr(v, key) for key in keys} | {"folder": str(v.folder)} for v in found], indent=2))
         return 0
     if not found:
         what = f" named {options.name!r}" * bool(options.name) + f" of kind {options.kind!r}" * bool(options.kind)
@@ -116,13 +120,17 @@ def show_list(options: argparse.Namespace) -> int:
     rows = []
     for v in found:
         first = next(iter(headline(v.kind, v.metrics)), None)
-        name, figure = (first.label, f"{first.value:.4g}") if first else ("damaged" if v.damage else "", "")
+        name, figure = (first.label, shown(first.value)) if first else ("damaged" if v.damage else "", "")
         size = in_bytes(sizes(v.folder))
-        rows.append((v.label, ", ".join(v.aliases), v.kind, name, figure, size, age(v.created), v.digest[:8]))
+        shown_outs = ", ".join(v.outs)
+        rows.append(
+            (v.label, ", ".join(v.aliases), v.kind, shown_outs, name, figure, size, age(v.created), v.digest[:8])
+        )
     columns: list[Any] = [
         Column("model", overflow="fold"),
         Column("aliases", overflow="fold"),
         "kind",
+        Column("run", overflow="fold"),
         Column("metric", overflow="fold"),
         right("value"),
         right("size"),
@@ -161,7 +169,7 @@ def show_one(options: argparse.Namespace) -> int:
     from accord.registry.lineage import flat
     from accord.runtime.tables import Column, make_table, show
 
-    store = _store()
+    store = _store(options)
     v = store.find(options.model)
     if options.json:
         print(describe(store, v))
@@ -171,6 +179,7 @@ def show_one(options: argparse.Namespace) -> int:
         "aliases": ", ".join(v.aliases),
         "tags": ", ".join(f"{key}:{value}" if value else key for key, value in v.tags.items()),
         "kind": v.kind,
+        "run": ", ".join(v.outs),
         "digest": v.digest,
         "created": v.created,
         "code": ", ".join(f"{key} {value}" for key, value in v.manifest.get("versions", {}).items()) or v.code,
@@ -183,7 +192,7 @@ def show_one(options: argparse.Namespace) -> int:
         key: f"{known.get(digest) or (family[digest].name if digest in family else '')} {digest[:16]}".strip()
         for key, digest in v.parents.items()
     }
-    metrics = {key: f"{value:.6g}" for key, value in v.metrics.items()}
+    metrics = {key: shown(value, ".6g") for key, value in v.metrics.items()}
     settings = {key: str(value) for key, value in flat(v.settings)}
     for title, part in (("", facts), ("made from", parents), ("metrics", metrics), ("settings", settings)):
         known_values = [(key, value) for key, value in part.items() if value]
@@ -198,7 +207,7 @@ def show_lineage(options: argparse.Namespace) -> int:
     from accord.registry.picture import svg
     from accord.runtime.tables import show_tree
 
-    store = _store()
+    store = _store(options)
     found = store.find(options.model)
     family = store.lineage(found)
     labels = {v.digest: v.label for v in store.list()} | {found.digest: found.label}
@@ -219,7 +228,7 @@ def show_difference(options: argparse.Namespace) -> int:
     from accord.registry.compare import as_json, difference, rows
     from accord.runtime.tables import Column, make_table, right, show
 
-    store = _store()
+    store = _store(options)
     a, b = store.find(options.a), store.find(options.b)
     found = difference(store, a, b)
     if options.json:
@@ -248,7 +257,7 @@ def _alias_line(found: Version, former: Version | None, alias: str) -> str:
 
 
 def set_alias(options: argparse.Namespace) -> int:
-    store = _store()
+    store = _store(options)
     if options.remove:
         store.unalias(options.model.partition("@")[0], options.alias)
         _print(f"{options.model.partition('@')[0]}@{options.alias} was removed")
@@ -259,7 +268,7 @@ def set_alias(options: argparse.Namespace) -> int:
 
 
 def promote(options: argparse.Namespace) -> int:
-    found, former = _store().promote(options.model, options.to)
+    found, former = _store(options).promote(options.model, options.to)
     _print(_alias_line(found, former, options.to))
     if former:
         _print(
@@ -270,7 +279,7 @@ def promote(options: argparse.Namespace) -> int:
 
 
 def set_tag(options: argparse.Namespace) -> int:
-    store = _store()
+    store = _store(options)
     for text in options.tags:
         key, _, value = text.partition(":")
         found = store.tag(options.model, key, None if options.remove else value)
@@ -281,7 +290,7 @@ def set_tag(options: argparse.Namespace) -> int:
 def remove(options: argparse.Namespace) -> int:
     from accord.registry.compare import sizes
 
-    store = _store()
+    store = _store(options)
     found = store.find(options.model, damaged=True)
     if not options.yes:
         if not sys.stdin.isatty():
@@ -300,7 +309,7 @@ def remove(options: argparse.Namespace) -> int:
 def export_model(options: argparse.Namespace) -> int:
     from accord.registry.exports import export
 
-    path, notes = export(_store(), options.model, Path(options.directory), options.format, options.quantize)
+    path, notes = export(_store(options), options.model, Path(options.directory), options.format, options.quantize)
     _print(f"wrote {path}", *(f"note: {note}" for note in notes))
     return 0
 
@@ -308,6 +317,6 @@ def export_model(options: argparse.Namespace) -> int:
 def import_model(options: argparse.Namespace) -> int:
     from accord.registry.exports import import_folder
 
-    found = import_folder(_store(), Path(options.directory), options.name)
+    found = import_folder(_store(options), Path(options.directory), options.name)
     _print(f"{found.label}: {found.kind}, digest {found.digest[:8]}, all digests verified")
     return 0

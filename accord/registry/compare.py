@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.errors import UserError
+from accord.io.finite_json import dumps, shown
 from accord.models.hf_format import checked_tensors
 from accord.registry.family import Family
 from accord.registry.lineage import flat
@@ -30,7 +30,7 @@ class Difference:
 def difference(store: Store, a: Version, b: Version) -> Difference:
     """The differences in settings, data and weights, and all metrics."""
     settings = [dict(flat(v.settings)) for v in (a, b)]
-    metrics = [{k: f"{x:.6g}" for k, x in v.metrics.items()} for v in (a, b)]
+    metrics = [{k: shown(x, ".6g") for k, x in v.metrics.items()} for v in (a, b)]
     files = [data_of(store.lineage(v)) for v in (a, b)]
     weights, unlike = weight_distance(a.folder, b.folder)
     changed = {k: pair for k, pair in _beside(*settings).items() if pair[0] != pair[1]}
@@ -116,7 +116,7 @@ def rows(found: Difference) -> Iterator[tuple[str, dict[str, tuple[str, str]]]]:
 
 
 def as_json(found: Difference) -> str:
-    return json.dumps(
+    return dumps(
         {
             "settings": found.settings,
             "data": found.data,

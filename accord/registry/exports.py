@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from accord.errors import UserError
 from accord.io.atomic import replacing_folder, write_json, write_text
 from accord.io.digests import CARD, LINEAGE, MANIFEST, digest_of_files, file_digests, read_manifest, verify
+from accord.io.finite_json import dumps
 from accord.registry.card import card
+from accord.registry.export_target import EXPORT, require_free_file, require_free_folder
 from accord.registry.family import to_json, write_lineage
 from accord.registry.gguf import KINDS, write_gguf
 from accord.registry.store import Store, Version
@@ -24,44 +25,33 @@ def export(store: Store, text: str, target: Path, form: Format, quantize: str = 
     """Writes a version to ``target``; returns the path written and notes for its user.
 
     hf: the whole artifact with its model card, for transformers and for ``import_folder``.  safetensors: weights and
-    config alone.  gguf: one file in the folder, or ``target`` itself where it ends in .gguf.  Raises UserError.
+    config alone.  gguf: one file in the folder, or ``target`` itself where it ends in .gguf.  Only an earlier export of
+    the same name is replaced.  Raises UserError.
     """
     found = store.find(text)
     verify(found.folder)
     if form == "gguf":
-        path = target if target.suffix == ".gguf" else target / f"{found.name}-{quantize}.gguf"
         if quantize not in KINDS:
             raise UserError(f"--quantize {quantize}: one of {', '.join(KINDS)}.")
+        path = target if target.suffix == ".gguf" else target / f"{found.name}-{quantize}.gguf"
+        require_free_file(path, found.name, store)
         return path, write_gguf(found.folder, path, quantize, found.name)
-    if form == "safetensors":
-        _fill(target, lambda folder: _copy_weights(found, folder))
-    else:
-        _fill(target, lambda folder: _copy_artifact(store, found, folder))
-    return target, []
-
-
-def _fill(target: Path, write: Callable[[Path], None]) -> None:
-    """Writes a folder, completely or not at all; replaces only an earlier export."""
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target}: is a file; give a folder.")
-    if (
-        target.exists()
-        and any(target.iterdir())
-        and not read_manifest(target)
-        and not (target / "config.json").exists()
-    ):
-        raise UserError(f"{target}: has other content; give a new folder.")
+    require_free_folder(target, found.name, store)
+    copy = _copy_weights if form == "safetensors" else partial(_copy_artifact, store)
     try:
-        with replacing_folder(target) as temporary:
-            write(temporary)
+        with replacing_folder(target.resolve()) as temporary:
+            copy(found, temporary)
+            files = [p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file()]
+            write_json(temporary / EXPORT, {"name": found.name, "version": found.version, "files": sorted(files)})
     except OSError as error:
         raise UserError(f"{target}: could not be written ({error.strerror}).") from None
+    return target, []
 
 
 def _copy_weights(found: Version, folder: Path) -> None:
     names = [p.name for p in found.folder.iterdir() if p.suffix == ".safetensors" or p.name.endswith("index.json")]
     for name in sorted({*names, "config.json"}):
-        shutil.copy2(found.folder / name, folder / name)
+        shutil.copyfile(found.folder / name, folder / name)
 
 
 def _copy_artifact(store: Store, found: Version, folder: Path) -> None:
@@ -69,7 +59,7 @@ def _copy_artifact(store: Store, found: Version, folder: Path) -> None:
     for path in found.folder.rglob("*"):
         if path.is_file() and path.name not in (MANIFEST, LINEAGE, CARD):
             (folder / path.relative_to(found.folder)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, folder / path.relative_to(found.folder))
+            shutil.copyfile(path, folder / path.relative_to(found.folder))
     family = store.lineage(found)
     write_lineage(folder, {d: r for d, r in family.items() if d != found.digest})
     files = file_digests(folder)
@@ -100,7 +90,7 @@ def _require_same_digest(found: str, recorded: str, folder: Path) -> None:
 
 def describe(store: Store, found: Version) -> str:
     """Everything recorded about a version, as JSON."""
-    return json.dumps(
+    return dumps(
         {
             "name": found.name,
             "version": found.version,
@@ -108,6 +98,7 @@ def describe(store: Store, found: Version) -> str:
             "digest": found.digest,
             "aliases": list(found.aliases),
             "tags": dict(found.tags),
+            "outs": list(found.outs),
             "created": found.created,
             "code": found.code,
             "seed": found.seed,

@@ -15,6 +15,7 @@ from accord.config.common import Stage
 from accord.errors import UserError
 from accord.io.atomic import write_json
 from accord.io.digests import LINEAGE, content_digest, read_manifest
+from accord.io.finite_json import figures
 from accord.io.readers import read_json_if_present, read_yaml
 from accord.io.records import Finished, check, read_record
 from accord.io.records import Lineage as LineageShape
@@ -50,7 +51,7 @@ def of_manifest(manifest: Mapping[str, Any]) -> Record:
     """The record of a model from its manifest."""
     known = {f.name for f in fields(Record)} - {"form"}
     found = {key: value for key, value in manifest.items() if key in known}
-    return Record(**{"name": "?", "kind": "model", **found})
+    return Record(**{"name": "?", "kind": "model", **found, "metrics": figures(found.get("metrics"))})
 
 
 def ancestors(parents: Mapping[str, str], sources: Mapping[str, str]) -> Family:
@@ -91,7 +92,7 @@ def _stage(directory: Path) -> tuple[Record, dict[str, str]] | None:
         done = read_record(directory / "done.json", Finished, "")
         settings = done.get("settings") or read_yaml(directory / "config.yaml")[0]
         inputs = {str(key): str(value) for key, value in done["inputs"].items()}
-        kind, metrics = str(done["kind"]), dict(done["metrics"])
+        kind, metrics = str(done["kind"]), figures(done["metrics"])
     except (KeyError, UserError):
         return None  # not the folder of a finished stage
     seed, versions = settings.get("seed"), dict(done.get("versions", {}))

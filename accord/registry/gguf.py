@@ -21,6 +21,7 @@ from accord.errors import UserError
 from accord.io.atomic import replacing
 from accord.models.hf_format import read_json, read_weights
 from accord.models.transformer_config import FAMILIES, TransformerConfig
+from accord.registry.export_target import name_in_gguf
 
 if TYPE_CHECKING:
     import gguf
@@ -127,7 +128,7 @@ def _writer(path: Path, architecture: str) -> gguf.GGUFWriter:
 
 
 def _add_sizes(writer: gguf.GGUFWriter, config: TransformerConfig, kind: Kind, name: str) -> None:
-    writer.add_name("model" if name in FAMILIES else name)  # transformers mistakes some names for a family
+    writer.add_name(name_in_gguf(name))
     writer.add_type("model")
     writer.add_file_type(FILE_TYPE[kind])
     writer.add_quantization_version(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from accord.io.finite_json import shown
 from accord.registry.family import Family, Record
 from accord.registry.headline import headline
 
@@ -63,7 +64,7 @@ def lines(record: Record) -> list[str]:
     found = [f"{'data' if record.form == 'data' else record.kind} · {record.digest[:8]}"]
     found += [f"{key} {value}" for key, value in key_settings(record).items()]
     if record.form == "model" and (figures := headline(record.kind, record.metrics)):
-        found.append(f"→ {figures[0].label} {figures[0].value:.4g}")
+        found.append(f"→ {figures[0].label} {shown(figures[0].value)}")
     return found
 
 

@@ -16,7 +16,7 @@ from accord.errors import UserError
 from accord.io.digests import LINEAGE, MANIFEST
 from accord.io.readers import require_file
 from accord.io.records import Lineage, Manifest, read_record_to_show
-from accord.registry.schema import FORMAT, format_of, writing
+from accord.registry.schema import FORMAT, damage, format_of, writing
 
 
 def upgrade(path: Path, engine: sa.Engine) -> None:
@@ -29,9 +29,7 @@ def upgrade(path: Path, engine: sa.Engine) -> None:
             with writing(engine) as connection:
                 _migrate(connection, path)
     except sa.exc.DatabaseError as error:
-        raise UserError(
-            f"{path}: not a readable registry ({error.orig}); move it elsewhere to start a new one."
-        ) from None
+        raise UserError(f"{path}: {damage(error.orig)}") from None
     if found > FORMAT:
         raise UserError(
             f"{path}: was written by a newer version of accord (format {found}; this one knows {FORMAT}); update accord, or set"
@@ -43,7 +41,7 @@ def _migrate(connection: sa.Connection, path: Path) -> None:
     """Applies the missing steps; ``connection`` is within a write transaction.  Raises UserError for format 0."""
     found = format_of(connection)  # read again: another process may have upgraded it
     if found == 0:
-        raise UserError(f"{path}: is a database, but not a registry of accord; set ACCORD_REGISTRY to another file.")
+        raise UserError(f"{path}: is not a registry of accord; set ACCORD_REGISTRY to another file.")
     for number in range(found, FORMAT):
         STEPS[number](connection, path.parent)
         connection.exec_driver_sql(f"PRAGMA user_version = {number + 1}")
@@ -92,4 +90,17 @@ def _one_to_two(connection: sa.Connection, folder: Path) -> None:
     run("CREATE INDEX ix_parents_digest ON parents (digest)")
 
 
-STEPS: dict[int, Callable[[sa.Connection, Path], None]] = {1: _one_to_two}
+def _two_to_three(connection: sa.Connection, folder: Path) -> None:
+    """Adds the runs that versions come from, which format 2 did not record: each name's latest version stays its newest."""
+    run = connection.exec_driver_sql
+    run("CREATE TABLE runs (model INTEGER NOT NULL REFERENCES models (id) ON DELETE CASCADE, out VARCHAR NOT NULL,"
+        " number INTEGER NOT NULL, PRIMARY KEY (model, out))")  # fmt: skip
+    run("INSERT INTO runs SELECT m.id, '', m.id + (n.latest = m.version) * (SELECT MAX(id) FROM models) FROM models m"
+        " JOIN names n ON n.name = m.name")  # fmt: skip
+    run("ALTER TABLE names RENAME TO old_names")
+    run("CREATE TABLE names (name VARCHAR PRIMARY KEY, last INTEGER NOT NULL)")
+    run("INSERT INTO names SELECT name, last FROM old_names")
+    run("DROP TABLE old_names")
+
+
+STEPS: dict[int, Callable[[sa.Connection, Path], None]] = {1: _one_to_two, 2: _two_to_three}

@@ -1,7 +1,8 @@
 """The registry: names, versions, aliases and tags of artifacts in one SQLite file, safe for concurrent writers.
 
-A reference is ``NAME`` (the version added last), ``NAME@3``, ``NAME@ALIAS``, or at least six digits of a digest.
-Paths in the file are relative to its folder, so that a project can be moved.
+A reference is ``NAME`` (the newest version of the current run), ``NAME@3``, ``NAME@ALIAS``, or at least six digits of a
+digest.  A run is the folder ``out`` that a version's stage wrote to.  Paths in the file are relative to its folder, so
+that a project can be moved.
 """
 
 from __future__ import annotations
@@ -11,20 +12,21 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from accord.config.common import Stage
 from accord.errors import UserError
 from accord.io.atomic import set_aside
 from accord.io.digests import read_manifest
 from accord.io.records import RegistryRow, check, check_json
 from accord.registry import artifact_files, migrations, schema
 from accord.registry.family import Family, Record, from_json, of_manifest, of_path, to_json
-from accord.registry.schema import aliases, models, names, parents, reading, tags, writing
+from accord.registry.schema import aliases, models, names, parents, reading, runs, tags, writing
 
 PATH_VARIABLE = "ACCORD_REGISTRY"
 DEFAULT = Path("checkpoints/registry.sqlite")
@@ -46,11 +48,12 @@ class Version:
     metrics: Mapping[str, float]
     settings: Mapping[str, Any]
     parents: Mapping[str, str]  # config key: digest
-    aliases: tuple[str, ...]  # including "latest" for the latest version
+    aliases: tuple[str, ...]  # including "latest" for the version that the name alone means
     tags: Mapping[str, str]
     manifest: Mapping[str, Any]
     ancestors: Family
     folder: Path  # opens with transformers
+    outs: tuple[str, ...] = ()  # the runs that it comes from, the newest first; none where it was imported
     damage: str = ""  # what is wrong with its row; then only label, aliases and tags are right
 
     @property
@@ -64,21 +67,40 @@ class Version:
         return of_manifest({**self.manifest, **own, "metrics": dict(self.metrics), "settings": dict(self.settings)})
 
 
-def open_store(path: Path | None = None) -> Store:
+def open_store(path: Path | None = None, *outs: str | Path) -> Store:
     """The registry at ``path``, else at ACCORD_REGISTRY, else at ``checkpoints/registry.sqlite``.
 
-    It is created by the first write.  Raises UserError for a newer format, and for a file that is not a registry.
+    ``outs``: the runs whose versions a name alone means, the first one first; by default that of the stages, else the only
+    one there is.  The file is created by the first write.  Raises UserError for a newer format, and for a file that is not
+    a registry or cannot be read.
     """
-    return Store(Path(path or os.environ.get(PATH_VARIABLE) or DEFAULT))
+    place = Path(path or os.environ.get(PATH_VARIABLE) or DEFAULT)
+    try:
+        return Store(place, tuple(map(Path, outs)))
+    except OSError as error:
+        raise UserError(f"{place}: the registry cannot be opened ({error.strerror}).") from None
+
+
+def default_out() -> Path:
+    """The folder that stages write to by default."""
+    return Path(Stage.model_fields["out"].default)
 
 
 class Store:
-    """A registry; every method is one transaction."""
+    """A registry; every method is one transaction.  One that cannot be written is read as a copy in memory."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._engine = schema.engine_of(path)
-        if path.exists():
+    def __init__(self, path: Path, outs: tuple[Path, ...]) -> None:
+        self.path, self.outs = path, outs
+        try:
+            path.stat()
+            exists = True
+        except (FileNotFoundError, NotADirectoryError):
+            exists = False
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; set ACCORD_REGISTRY to a file.")
+        self._read_only = exists and not schema.is_writable(path)
+        self._engine = schema.engine_of_copy(path) if self._read_only else schema.engine_of(path)
+        if exists:
             migrations.upgrade(path, self._engine)
 
     @property
@@ -86,9 +108,9 @@ class Store:
         return self.path.parent
 
     # -------------------------------------------------------------- writing
-    def add(self, folder: Path, name: str = "") -> Version:
+    def add(self, folder: Path, name: str = "", out: Path | None = None) -> Version:
         """Registers an artifact and keeps its files.  The same name and content is the same version, with updated
-        metrics.  Raises UserError where the folder is not an artifact.
+        metrics.  ``out``: the run that it comes from.  Raises UserError where the folder is not an artifact.
         """
         manifest = read_manifest(folder)
         if not manifest:
@@ -109,16 +131,18 @@ class Store:
             "lineage": to_json(family),
             "folder": place.as_posix(),
         }
+        self._require_writable()
         if not self.path.exists():
             schema.create(self.path)
         with artifact_files.link_folder(folder, self.root) as aside, writing(self._engine) as c:
             key = _put(c, name, digest, values)
+            _put_run(c, key, _relative(self.root, out) if out else "")
             c.execute(sa.delete(parents).where(parents.c.model == key))
             for role, parent in manifest.get("parents", {}).items():
                 known = family[parent].name if parent in family else None
                 c.execute(sa.insert(parents).values(model=key, role=role, digest=parent, name=known))
             artifact_files.place(aside, self.root / place)
-            return _versions(c, self.root, models.c.id == key)[0]
+            return _versions(c, self, models.c.id == key)[0]
 
     def alias(self, text: str, alias: str) -> tuple[Version, Version | None]:
         """Points an alias at a version; returns this version and the former one."""
@@ -151,7 +175,7 @@ class Store:
             c.execute(sa.delete(tags).where((tags.c.model == found.id) & (tags.c.tag == tag)))
             if value is not None:
                 c.execute(sa.insert(tags).values(model=found.id, tag=tag, value=value))
-            return _versions(c, self.root, models.c.id == found.id)[0]
+            return _versions(c, self, models.c.id == found.id)[0]
 
     def remove(self, text: str, force: bool = False) -> Version:
         """Removes a version, and its files where no other version has them.
@@ -172,9 +196,6 @@ class Store:
                     f"{found.label}: other models were made from it ({', '.join(children)}); add --force to remove it anyway."
                 )
             c.execute(sa.delete(models).where(models.c.id == found.id))
-            last = c.execute(sa.select(sa.func.max(models.c.version)).where(models.c.name == found.name)).scalar()
-            latest = (names.c.name == found.name) & (names.c.latest == found.version)
-            c.execute(sa.update(names).where(latest).values(latest=last or 0))
             owned = found.folder.parent == self.root / artifact_files.FOLDER and not found.damage
             rest = set_aside(found.folder) if owned and not shared else None
         if rest is not None:
@@ -201,7 +222,7 @@ class Store:
             return []
         wanted = [models.c.name == name] * bool(name) + [models.c.kind == kind] * bool(kind)
         with reading(self._engine) as c:
-            return _versions(c, self.root, sa.and_(sa.true(), *wanted))
+            return _versions(c, self, sa.and_(sa.true(), *wanted))
 
     def lineage(self, found: Version) -> Family:
         """The version and its ancestors by digest; missing records are taken from the registry."""
@@ -222,25 +243,37 @@ class Store:
         before = c.execute(sa.select(aliases.c.model).where(same)).scalar()
         c.execute(sa.delete(aliases).where(same))
         c.execute(sa.insert(aliases).values(name=found.name, alias=alias, model=found.id))
-        former = _versions(c, self.root, models.c.id == before) if before not in (None, found.id) else []
-        return _versions(c, self.root, models.c.id == found.id)[0], former[0] if former else None
+        former = _versions(c, self, models.c.id == before) if before not in (None, found.id) else []
+        return _versions(c, self, models.c.id == found.id)[0], former[0] if former else None
+
+    def _require_writable(self) -> None:
+        if self._read_only:
+            raise UserError(
+                f"{self.path}: the registry is read-only; make it and its folder writable, or set ACCORD_REGISTRY to another"
+                " file."
+            )
 
     def _writing(self) -> Any:
+        self._require_writable()
         if not self.path.exists():
             raise UserError(f"there is no model in the registry yet ({self.path}).")
         return writing(self._engine)
 
     def _find(self, c: sa.Connection, text: str) -> Version:
         name, at, which = text.partition("@")
-        row = c.execute(sa.select(names).where(names.c.name == name)).first()
-        mine = _versions(c, self.root, models.c.name == name) if row else []
+        mine = _versions(c, self, models.c.name == name)
         if not mine:
             return self._by_digest(c, text)
-        if not at or which == LATEST:
-            which = str(row.latest) if row else ""
+        which = which if at else LATEST
         for version in mine:
-            if which == str(version.version) or (which in version.aliases and which != LATEST):
+            if which == str(version.version) or which in version.aliases:
                 return version
+        if which == LATEST:
+            known = ", ".join(f"{v.label} ({', '.join(v.outs)})" for v in mine)
+            wanted = " or ".join(map(str, self.outs or (default_out(),)))
+            raise UserError(
+                f"{text}: no version of {name} comes from {wanted}; there are {known}: name a version, or give --out."
+            )
         choices = [str(v.version) for v in mine] + [a for v in mine for a in v.aliases]
         near = difflib.get_close_matches(which, choices, 1)
         hint = f"did you mean {name}@{near[0]}?" if near else f"{name} has {', '.join(dict.fromkeys(choices))}."
@@ -248,7 +281,7 @@ class Store:
 
     def _by_digest(self, c: sa.Connection, text: str) -> Version:
         if re.fullmatch(r"[0-9a-f]{6,32}", text):
-            found = _versions(c, self.root, models.c.digest.startswith(text))
+            found = _versions(c, self, models.c.digest.startswith(text))
             if len({v.digest for v in found}) > 1:
                 raise UserError(
                     f"{text}: matches the digests of {', '.join(v.label for v in found)}; give more digits."
@@ -263,24 +296,30 @@ class Store:
 
 
 def _put(c: sa.Connection, name: str, digest: str, values: Mapping[str, Any]) -> int:
-    """Inserts or updates the row of a name and digest and makes it the latest of its name; returns its id."""
+    """Inserts or updates the row of a name and digest; returns its id."""
     same = (models.c.name == name) & (models.c.digest == digest)
-    row = c.execute(sa.select(models.c.id, models.c.version).where(same)).first()
+    row = c.execute(sa.select(models.c.id).where(same)).first()
     if row is not None:
         c.execute(sa.update(models).where(models.c.id == row.id).values(**values))
-        c.execute(sa.update(names).where(names.c.name == name).values(latest=row.version))
         return int(row.id)
     last = c.execute(sa.select(names.c.last).where(names.c.name == name)).scalar()
     number = (last or 0) + 1
     if last is None:
-        c.execute(sa.insert(names).values(name=name, last=number, latest=number))
+        c.execute(sa.insert(names).values(name=name, last=number))
     else:
-        c.execute(sa.update(names).where(names.c.name == name).values(last=number, latest=number))
+        c.execute(sa.update(names).where(names.c.name == name).values(last=number))
     made = c.execute(sa.insert(models).values(name=name, version=number, digest=digest, **values))
     return int(made.inserted_primary_key[0])  # type: ignore[index]
 
 
-def _versions(c: sa.Connection, root: Path, wanted: sa.ColumnElement[bool]) -> list[Version]:
+def _put_run(c: sa.Connection, model: int, out: str) -> None:
+    """Makes a version the newest of a run."""
+    c.execute(sa.delete(runs).where((runs.c.model == model) & (runs.c.out == out)))
+    newest = c.execute(sa.select(sa.func.max(runs.c.number))).scalar() or 0
+    c.execute(sa.insert(runs).values(model=model, out=out, number=newest + 1))
+
+
+def _versions(c: sa.Connection, store: Store, wanted: sa.ColumnElement[bool]) -> list[Version]:
     columns = [sa.type_coerce(x, sa.String) if isinstance(x.type, sa.JSON) else x for x in models.c]  # parsed below
     rows = c.execute(sa.select(*columns).where(wanted).order_by(models.c.name, models.c.version)).mappings().all()
     ids = [row["id"] for row in rows]
@@ -290,14 +329,14 @@ def _versions(c: sa.Connection, root: Path, wanted: sa.ColumnElement[bool]) -> l
         pairs = sa.select(table.c.model, table.c[key], table.c[value]).where(table.c.model.in_(ids))
         for model, *pair in c.execute(pairs):
             of[table.name][model].append((pair[0], pair[1]))
-    latest = {name: number for name, number in c.execute(sa.select(names.c.name, names.c.latest))}  # noqa: C416 (rows)
+    latest, outs = _latest(c, store, [row["name"] for row in rows])
     return [
         Version(
-            **_checked(dict(row), root),
+            **_checked(dict(row), store.root),
             parents=dict(of["parents"][row["id"]]),
-            aliases=tuple(sorted(a for a, _ in of["aliases"][row["id"]]))
-            + ((LATEST,) if latest.get(row["name"]) == row["version"] else ()),
+            aliases=tuple(sorted(a for a, _ in of["aliases"][row["id"]])) + (LATEST,) * (row["id"] in latest),
             tags=dict(sorted(of["tags"][row["id"]])),
+            outs=tuple(_readable(store.root, out) for out in outs[row["id"]] if out),
         )
         for row in rows
     ]
@@ -331,15 +370,46 @@ def _checked(row: Mapping[str, Any], root: Path) -> dict[str, Any]:
         return {**empty, **known, "kind": str(row["kind"]), "folder": folder, "damage": str(error)}
 
 
+def _latest(c: sa.Connection, store: Store, of_names: Sequence[str]) -> tuple[set[int], Mapping[int, list[str]]]:
+    """The ids of the versions that the names alone mean, and the outs of every version, the newest first.
+
+    A name means its newest version among those of the first of ``store.outs`` that has one, and those of no run.
+    """
+    found = sa.select(models.c.name, runs.c.model, runs.c.out).join(models)
+    rows = c.execute(found.where(models.c.name.in_(of_names)).order_by(runs.c.number.desc())).all()
+    wanted = [_relative(store.root, out) for out in store.outs or (default_out(),)]
+    latest, outs = set[int](), defaultdict[int, list[str]](list)
+    for _, model, out in rows:
+        outs[model].append(out)
+    for name in dict.fromkeys(of_names):
+        mine = [(model, out) for other, model, out in rows if other == name]
+        theirs = list(dict.fromkeys(out for _, out in mine if out))
+        first = next((out for out in wanted if out in theirs), "")
+        if not first and not store.outs and len(theirs) == 1:
+            first = theirs[0]
+        latest.update([model for model, out in mine if out in (first, "")][:1])
+    return latest, outs
+
+
+def _readable(root: Path, out: str) -> str:
+    """A run as a path from here, where it is below the working directory."""
+    place = Path(os.path.normpath(root / out))
+    return str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)
+
+
+def _relative(root: Path, out: Path) -> str:
+    return Path(os.path.relpath(out.resolve(), root.resolve())).as_posix()
+
+
 def _valid_name(name: str, what: str) -> str:
     if not re.fullmatch(r"[^\s@/\\]+", name):
-        raise UserError(f"{what} {name!r}: a {what} has no spaces, '@' or slashes.")
+        raise UserError(f"{what} {name!r}: {'an' if what == 'alias' else 'a'} {what} has no spaces, '@' or slashes.")
     return name
 
 
 def _require_alias(alias: str) -> None:
     if _valid_name(alias, "alias") == LATEST or alias.isdigit():
-        raise UserError(f"alias {alias!r}: numbers are versions, and 'latest' is always the version added last.")
+        raise UserError(f"alias {alias!r}: numbers are versions, and 'latest' is always the newest version of a run.")
 
 
 def _valid_digest(digest: str, folder: Path) -> str:

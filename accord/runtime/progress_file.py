@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from accord.io.atomic import write_bytes
+from accord.io.finite_json import dumps
 
 
 class ProgressFile:
@@ -39,10 +39,10 @@ class ProgressFile:
     def _text(self, step: int) -> bytes:
         known = {"pid": os.getpid(), "step": step, "total": self.total, "first": self.first, "begun": self.begun}
         newest = dict(list(self.metrics.items())[-24:])
-        text = json.dumps({**known, "updated": time.time(), "metrics": newest})
+        text = dumps({**known, "updated": time.time(), "metrics": newest})
         while len(text) > self.LENGTH and newest:
             newest.popitem()
-            text = json.dumps({**known, "updated": time.time(), "metrics": newest})
+            text = dumps({**known, "updated": time.time(), "metrics": newest})
         return text.ljust(self.LENGTH).encode()
 
     def close(self) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from accord.errors import Interrupted
 from accord.io.atomic import write_jsonl, write_text
+from accord.io.finite_json import dumps
 from accord.io.records import read_metrics
 from accord.runtime import seeds
 from accord.runtime.console import console
+from accord.runtime.optional import optional
 from accord.runtime.progress_file import ProgressFile
 from accord.runtime.stop_signal import StopSignal
 from accord.runtime.tables import as_text, make_table
@@ -78,6 +79,8 @@ class Run:
             for old in self.logs.glob("events.out.tfevents.*"):
                 old.unlink()
         self._writer: Any = None
+        self._writes_events = True
+        self._optional: list[tuple[str, Callable[[], object]]] = []
         self._bar: Progress | None = None
         self._shows_bar = bar
         self._progress_file: ProgressFile | None = None
@@ -153,19 +156,37 @@ class Run:
         """Writes a line of metrics at the current step, to metrics.jsonl, TensorBoard and the log."""
         named = {f"{prefix}{k}": float(v) for k, v in metrics.items()}
         with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, **named}) + "\n")
-        if self._writer is None:
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.logs))
-        for key, value in named.items():
-            self._writer.add_scalar(key, value, self.step)
+            file.write(dumps({"step": self.step, **named}) + "\n")
+        if self._writes_events:
+            self._writes_events = False
+            with optional("the rest of TensorBoard's events", self.say):
+                self._write_events(named)
+                self._writes_events = True
         if self._progress_file:
             self._progress_file.metrics |= named  # of a rollout, say: shown with the next step
         text = f"step {self.step}/{self.total_steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in named.items())
         self._log.info(text)
         if not console.is_terminal and (self.step in (1, self.total_steps) or self.step % (10 * self.log_every) == 0):
             console.print(f"  {self.name} {text}", markup=False)
+
+    def _write_events(self, metrics: Mapping[str, float]) -> None:
+        if self._writer is None:
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.logs))
+        for key, value in metrics.items():
+            self._writer.add_scalar(key, value, self.step)
+
+    def write_later(self, what: str, write: Callable[[], object]) -> None:
+        """Leaves something that the stage can do without, a picture for example, until the stage is recorded as done."""
+        self._optional.append((what, write))
+
+    def write_optional(self) -> None:
+        """Writes what was left until now; an error costs only what it is about."""
+        for what, write in self._optional:
+            with optional(what, self.say):
+                write()
+        self._optional.clear()
 
     @property
     def should_save(self) -> bool:
@@ -193,7 +214,8 @@ class Run:
             self._progress_file.close()
             self._progress_file = None
         if self._writer is not None:
-            self._writer.close()
+            with optional("the rest of TensorBoard's events", self.say):
+                self._writer.close()
             self._writer = None
         for handler in list(self._log.handlers):
             handler.close()

@@ -23,12 +23,14 @@ from accord.evaluation.report import (
 )
 from accord.evaluation.reward_models import reward_figures
 from accord.io.atomic import write_text
+from accord.io.finite_json import figures, shown
 from accord.models.backbone import Backbone
 from accord.registry.manifest import versions
 from accord.rollout.generate import Decoding
 from accord.rollout.noise import reply_keys
 from accord.runtime.console import console
 from accord.runtime.device import resolve_device
+from accord.runtime.optional import optional
 from accord.runtime.run import Run
 from accord.training.artifact import open_model, open_tokenizer, require_same_tokens
 
@@ -73,7 +75,7 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     results |= {"seed": config.seed, "versions": versions(), "prompts": len(data), "replies_per_prompt": config.replies}
     first = {name: answers[name].texts[:: config.replies] for name in config.models}
     write_report(run, config, results, list(data.texts), first)
-    return {name: float(results[name]["gold_mean"]) for name in config.models}
+    return figures({name: results[name]["gold_mean"] for name in config.models})
 
 
 def plan(config: CompareConfig, data: PromptData) -> dict[str, str]:
@@ -101,18 +103,20 @@ def write_report(
     places = torch.randperm(len(prompts), generator=run.generator("samples")).tolist()
     page = _select(prompts, replies, places[: max(10, config.samples)])
     markdown = [markdown_table(rows), markdown_samples(*page)]
-    write_text(run.directory / "results.md", "\n\n".join(markdown) + "\n")
+    with optional("results.md", run.say):
+        write_text(run.directory / "results.md", "\n\n".join(markdown) + "\n")
     screen = _select(prompts, replies, places[: config.samples])
     wide = console.width if console.is_terminal else WIDE
     text = f"\n{table(rows, wide)}\n\n{side_by_side(*screen, min(console.width, 120))}"
     if "reward" in results:
         reward = results["reward"]
         text += (
-            f"\nreward model: {reward['gold_agreement']:.2f} agreement with gold,"
-            f" {reward['heldout_accuracy']:.2f} with the annotator's labels, {reward['n_heldout']} held-out pairs"
+            f"\nreward model: {shown(reward['gold_agreement'], '.2f')} agreement with gold,"
+            f" {shown(reward['heldout_accuracy'], '.2f')} with the annotator's labels, {reward['n_heldout']} held-out pairs"
         )
     run.say(text)
-    write_text(run.directory / "results.txt", text + "\n")
+    with optional("results.txt", run.say):
+        write_text(run.directory / "results.txt", text + "\n")
 
 
 def _select(
@@ -122,14 +126,13 @@ def _select(
 
 
 def _row(name: str, numbers: dict[str, Any]) -> ModelRow:
-    low, high = numbers["win_rate_ci95"]
     is_sft = name == "sft"
     return ModelRow(
         name,
         numbers["gold_mean"],
-        tuple(numbers["gold_ci95"]),
+        numbers["gold_ci95"],
         None if is_sft else numbers["win_rate_vs_sft"],
-        None if is_sft else (low, high),
+        None if is_sft else numbers["win_rate_ci95"],
         numbers["kl_mean"],
         numbers["length_mean"],
         numbers["eos_rate"],

@@ -7,6 +7,7 @@ from accord.fusion.checks import require_folder
 from accord.fusion.merge import merge
 from accord.fusion.weights import open_weights
 from accord.io.digests import read_manifest
+from accord.io.finite_json import figures
 from accord.runtime.run import Run
 
 
@@ -33,7 +34,7 @@ def run_fuse(config: FuseConfig, run: Run) -> dict[str, float]:
 
     target = run.directory / "model"
     merge(config, target, run.name, run.key, tick)
-    metrics = {key: float(value) for key, value in read_manifest(target)["metrics"].items()}
+    metrics = figures(read_manifest(target)["metrics"])
     run.record(metrics)
     run.say(f"wrote {target} (opens with transformers)")
     return metrics

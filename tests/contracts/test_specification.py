@@ -127,7 +127,7 @@ def wheel_section() -> str:
 
 def test_the_command_is_installed_and_python_310_is_supported() -> None:
     text = (REPO / "pyproject.toml").read_text()
-    assert 'accord = "accord.cli:main"' in text
+    assert 'accord = "accord.__main__:main"' in text
     assert 'requires-python = ">=3.10"' in text
     for path in [*(REPO / "accord").rglob("*.py"), *(REPO / "src").rglob("*.py")]:
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))

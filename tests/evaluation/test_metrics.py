@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from accord.evaluation import metrics
 from accord.evaluation.metrics import (
     bootstrap_ci,
+    defined,
     distinct_n,
     effect_in_sd,
     length_correlation,
@@ -231,3 +232,21 @@ def test_metrics_import_nothing_but_numpy_and_the_standard_library():
     imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     imported |= {name.name for n in ast.walk(tree) if isinstance(n, ast.Import) for name in n.names}
     assert {str(name).split(".")[0] for name in imported} - set(sys.stdlib_module_names) == {"numpy"}
+
+
+def test_an_undefined_figure_is_none_with_a_reason_and_loses_no_other():
+    ties = [[1.0, 1.0], [1.0, 1.0]]
+    found = defined(
+        {
+            "agreement": lambda: pair_agreement(ties, ties),
+            "kl": lambda: float("nan"),
+            "effect": lambda: effect_in_sd(ties, ties),
+            "length": lambda: 3.0,
+            "none": lambda: None,
+        }
+    )
+    reasons = found.pop("undefined")
+    assert found == {"agreement": None, "kl": None, "effect": None, "length": 3.0, "none": None}
+    assert reasons["agreement"] == "scores_b: no two rows differ, so there is no pair to agree on"
+    assert (reasons.keys(), reasons["kl"]) == ({"agreement", "kl", "effect"}, "it is nan")
+    assert defined({"a": lambda: 1.0}) == {"a": 1.0}

@@ -167,13 +167,25 @@ def test_results_are_read_back_as_written(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
 
 
-@pytest.mark.parametrize("bad", [float("nan"), np.float32("inf"), np.array([1.0, -np.inf])])
-def test_a_number_that_json_cannot_hold_is_refused_and_the_old_file_stays(tmp_path, bad):
+@pytest.mark.parametrize("bad", [float("nan"), np.float32("inf"), -np.inf])
+def test_a_number_that_is_not_finite_is_null_and_loses_no_other(tmp_path, bad):
+    path = tmp_path / "results.json"
+    write_results(path, {"ppo": {"kl_mean": bad, "gold": np.array([1.0, bad])}, "seed": 0})
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
+        "ppo": {"kl_mean": None, "gold": [1.0, None]},
+        "seed": 0,
+    }
+
+
+def test_a_value_that_json_has_not_is_refused_and_the_old_file_stays(tmp_path):
     path = tmp_path / "results.json"
     write_results(path, {"seed": 0})
-    with pytest.raises(ValueError, match=r"ppo\.kl_mean.*which JSON cannot hold"):
-        write_results(path, {"ppo": {"kl_mean": bad}})
     with pytest.raises(TypeError, match=r"sft\[1\] is of type object"):
         write_results(path, {"sft": [1, object()]})
     assert json.loads(path.read_text()) == {"seed": 0}
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_undefined_figures_are_dashes_in_the_table():
+    row = ModelRow("ppo", None, None, None, None, None, 3.0, 0.5)
+    assert table([row]).splitlines()[2].split() == ["ppo", "-", "-", "-", "3.0", "50", "%"]

@@ -117,3 +117,17 @@ def test_a_model_without_recorded_settings_reads_whole_replies(tmp_path: Path) -
     )
     with pytest.raises(UserError, match=r"manifest\.json, settings: max_length: expected a whole number"):
         training_lengths(str(tmp_path))
+
+
+def test_a_gold_that_tells_no_replies_apart_leaves_the_other_figures(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    RewardModel(tiny(2), ScalarHead(32), "mean").save(str(tmp_path))
+    small_tokenizer().save(tmp_path)
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "chosen": "a", "rejected": "no"}) + "\n" for p in PROMPTS))
+    gold = Gold(lambda prompts, replies: [1.0] * len(replies), "ties")
+    found = reward_figures(str(tmp_path), str(path), gold, torch.device("cpu"))
+    assert (found["gold_agreement"], found["label_agreement_with_gold"]) == (None, None)
+    assert found["undefined"].keys() == {"gold_agreement", "label_agreement_with_gold"}
+    assert 0 <= found["heldout_accuracy"] <= 1
+    assert found["n_heldout"] == 5

@@ -247,3 +247,97 @@ def test_writers_of_paths_may_use_any_library(tmp_path: Path) -> None:
     with replacing(tmp_path / "x") as temporary:
         library(temporary)
     assert (tmp_path / "x").read_bytes() == b"ours"
+
+
+# ------------------------------------------------------------------ JSON and text
+def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    write_json(tmp_path / "x", {"a": float("nan")})
+    write_jsonl(tmp_path / "y", [{"a": float("inf")}, {"a": 1.0}])
+    assert json.loads((tmp_path / "x").read_text()) == {"a": None}
+    assert (tmp_path / "y").read_text() == '{"a": null}\n{"a": 1.0}\n'
+
+
+def test_half_a_character_is_written_as_a_question_mark(tmp_path: Path) -> None:
+    write_text(tmp_path / "x", "a\ud800b")
+    write_jsonl(tmp_path / "y", [{"a": "\ud800"}])
+    assert (tmp_path / "x").read_text(encoding="utf-8") == "a?b"
+    assert json.loads((tmp_path / "y").read_text(encoding="utf-8")) == {"a": "?"}
+
+
+# ------------------------------------------------------------------ permissions
+@pytest.fixture(params=[0o022, 0o077, 0o002])
+def allowed(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The permissions of a new file under some umask."""
+    before = os.umask(request.param)
+    yield 0o666 & ~request.param
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+def private(path: Path) -> None:
+    """Writes as libraries do that make a temporary file of their own."""
+    path.unlink(missing_ok=True)
+    path.write_text("x")
+    path.chmod(0o600)
+
+
+def test_new_files_and_folders_are_as_readable_as_the_umask_allows(tmp_path: Path, allowed: int) -> None:
+    for kind, write in WRITERS.items():
+        write(tmp_path / kind, "x")
+        assert mode(tmp_path / kind) == allowed
+    with replacing(tmp_path / "private") as temporary:
+        private(temporary)
+    create_text(tmp_path / "created", "x")
+    with replacing_folder(tmp_path / "folder") as folder:
+        (folder / "deep").mkdir()
+        private(folder / "deep" / "file")
+    found = [mode(tmp_path / name) for name in ("private", "created", "folder/deep/file")]
+    assert found == [allowed] * 3
+    assert mode(tmp_path / "folder") & 0o666 == allowed
+
+
+def test_permissions_that_somebody_has_set_stay(tmp_path: Path) -> None:
+    for given in (0o600, 0o664, 0o640):
+        write_text(tmp_path / "x", "old")
+        (tmp_path / "x").chmod(given)
+        write_text(tmp_path / "x", "new")
+        assert mode(tmp_path / "x") == given
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder").chmod(given | 0o100)
+        with replacing_folder(tmp_path / "folder"):
+            pass
+        assert mode(tmp_path / "folder") == given | 0o100
+
+
+def test_a_file_system_without_permissions_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> NoReturn:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuses)
+    with replacing(tmp_path / "x") as temporary:
+        temporary.unlink()
+        os.close(os.open(temporary, os.O_CREAT, 0o600))
+    assert names(tmp_path) == ["x"]
+
+
+# ------------------------------------------------------------------ errors
+@pytest.mark.parametrize("kind", WRITERS)
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    (tmp_path / "file").write_text("")
+    for path, words in (
+        (tmp_path / "file" / "x", "File exists"),
+        (tmp_path / ("x" * 260), "File name too long"),
+        (tmp_path / "folder", "Is a directory"),
+    ):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        with pytest.raises(OSError, match=words) as failed:
+            WRITERS[kind](path, "x")
+        assert str(failed.value.filename).startswith(str(path.parent))
+        assert ".tmp" not in str(failed.value)
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="No space") as failed:
+        WRITERS[kind](tmp_path / "x", "x")
+    assert failed.value.filename == str(tmp_path / "x")

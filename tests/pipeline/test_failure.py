@@ -163,6 +163,10 @@ def test_a_stage_that_another_process_runs_is_refused(acts: dict[str, Act], caps
             "the stage's folder: could not be",
         ),
         (
+            RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "the stage's folder: could not be",
+        ),
+        (
             FileNotFoundError(2, "No such file or directory", "rows.jsonl"),
             "rows.jsonl: No such file or directory; fix this",
         ),

@@ -24,6 +24,8 @@ from accord.errors import Interrupted, UserError
 from accord.pipeline.records import read_done
 from accord.pipeline.stage import run_stage
 from accord.pipeline.task import bare, parents, stage_key
+from accord.registry.manifest import publish
+from accord.registry.store import open_store
 from accord.runtime.run import Run
 from accord.stage_kinds.table import STAGE_KINDS
 
@@ -331,3 +333,61 @@ def test_a_stage_runs_with_its_number_of_threads(
     finally:
         torch.set_num_threads(before)
     assert found == [3]
+
+
+def publish_model(run: Run) -> None:
+    publish(run.directory / "model", lambda folder: (folder / "config.json").touch(), {"name": run.name, "kind": "sft"})
+
+
+def test_what_is_optional_is_written_after_the_record_and_may_fail(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = tmp_path / "out" / "sft" / "done.json"
+    seen: list[bool] = []
+
+    def train(config: SFTConfig, run: Run) -> dict[str, float]:
+        run.write_later("curve.png", lambda: seen.append(done.exists()))
+        run.write_later("episode.gif", lambda: 1 / 0)
+        publish_model(run)
+        return {"loss": float("nan")}
+
+    def refuses(*_: object, **__: object) -> None:
+        seen.append(done.exists())
+        raise UserError("registry.sqlite: the registry is read-only")
+
+    monkeypatch.setattr("accord.registry.store.Store.add", refuses)
+    trains(train)
+    outcome = run_stage("sft", make(), resume=False, reuse=False)
+    assert seen == [True, True]
+    assert repr(outcome.metrics) == "{'loss': nan}"
+    assert json.loads(done.read_text(), parse_constant=pytest.fail)["metrics"] == {"loss": None}
+    assert repr(run_stage("sft", make(), resume=True, reuse=True).metrics) == "{'loss': nan}"
+    assert not (tmp_path / "out" / "sft" / "failed.json").exists()
+    log = (tmp_path / "logs" / "sft" / "sft.log").read_text(encoding="utf-8")
+    assert "episode.gif was omitted: division by zero" in log
+    assert "in the registry was omitted: registry.sqlite: the registry is read-only" in log
+
+
+def test_a_stage_killed_before_its_entry_in_the_registry_is_registered_by_the_next_run(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    def train(config: SFTConfig, run: Run) -> dict[str, float]:
+        publish_model(run)
+        return {}
+
+    monkeypatch.setenv("ACCORD_REGISTRY", str(tmp_path / "registry.sqlite"))
+    trains(train)
+    with monkeypatch.context() as patch:
+        patch.setattr("accord.registry.store.Store.add", kill)
+        with pytest.raises(Killed):
+            run_stage("sft", make(), resume=False, reuse=False)
+    assert open_store().list() == []
+    assert run_stage("sft", make(), resume=True, reuse=True).skipped
+    (version,) = open_store().list()
+    assert (version.label, Path(version.outs[0]).resolve()) == ("sft@1", (tmp_path / "out").resolve())

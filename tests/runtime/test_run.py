@@ -164,3 +164,35 @@ def test_a_stage_without_a_state_says_so_when_it_is_stopped(run: Run) -> None:
     run.stop.raised = True
     with pytest.raises(Interrupted, match="this stage saves no state and will start again"):
         run.check_stop()
+
+
+def test_metrics_that_are_not_finite_are_null(run: Run) -> None:
+    run.record({"loss": float("nan"), "kl": float("inf"), "score": 0.5})
+    assert (run.logs / "metrics.jsonl").read_text() == '{"step": 0, "loss": null, "kl": null, "score": 0.5}\n'
+
+
+def test_without_tensorboard_metrics_are_written_and_it_is_said_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr("tensorboardX.SummaryWriter", fails)
+    for _ in range(3):
+        run.record({"loss": 1.0})
+    assert len(rows(run)) == 3
+    assert capsys.readouterr().out.count("the rest of TensorBoard's events was omitted: [Errno 13]") == 1
+
+
+def test_optional_files_are_written_later_and_one_that_fails_costs_no_other(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written: list[str] = []
+    run.write_later("a", lambda: written.append("a"))
+    run.write_later("b", lambda: 1 / 0)
+    run.write_later("c", lambda: written.append("c"))
+    assert written == []
+    run.write_optional()
+    run.write_optional()
+    assert written == ["a", "c"]
+    assert "b was omitted: division by zero" in capsys.readouterr().out

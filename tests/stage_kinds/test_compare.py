@@ -108,3 +108,30 @@ def test_samples_of_models_are_beside_their_prompt(open_run: Callable[..., Run])
     for i in range(4):
         after = page[page.index(f"question {i}?") :]
         assert after.index(f"sft answers {i}") < after.index(f"dpo answers {i}") < 400
+
+
+def test_a_gold_that_tells_no_replies_apart_loses_no_other_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_run: Callable[..., Run]
+) -> None:
+    """And a report that cannot be written costs only itself."""
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    config = CompareConfig(models={"sft": "x", "dpo": "y"}, samples=1)
+    texts = ["a b"] * 4
+    sft = Answers(texts, [[1.0, 1.0]] * 2, [float("inf")] + [0.0] * 3, [2] * 4, [True] * 4, [])
+    results = {name: compare_with_sft(sft, sft, 0) for name in config.models}
+    reasons = results["dpo"]["undefined"]
+    assert (results["dpo"]["kl_mean"], results["dpo"]["gain_in_sft_sd"]) == (None, None)
+    assert reasons["kl_mean"] == "it is inf"
+    assert "do not vary across prompts" in reasons["gain_in_sft_sd"]
+    assert (results["dpo"]["gold_mean"], results["dpo"]["win_rate_vs_sft"]) == (1.0, 0.5)
+    monkeypatch.setattr("accord.stage_kinds.compare.write_text", fails)
+    with open_run("compare") as run:
+        write_report(run, config, results, ["q"] * 4, dict.fromkeys(config.models, texts))
+    written = json.loads((run.directory / "results.json").read_text(), parse_constant=pytest.fail)
+    assert written["dpo"]["undefined"] == reasons
+    log = (run.logs / "compare.log").read_text(encoding="utf-8")
+    for name in ("results.md", "results.txt"):
+        assert f"{name} was omitted: [Errno 28] No space left on device" in log
