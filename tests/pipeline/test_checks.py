@@ -96,7 +96,7 @@ REFUSALS: list[tuple[str, tuple[str, ...], str]] = [
     ("base", ("data.train=bad_base.jsonl",), "bad_base.jsonl, row 10"),
     ("base", ("data.train=absent.jsonl",), "data.train: 'absent.jsonl' does not exist"),
     ("sft", (*SFT, "data.train=bad_sft.jsonl"), "bad_sft.jsonl, row 9"),
-    ("sft", (*SFT, "data.train=half.jsonl"), "half.jsonl, row 9: not JSON"),
+    ("sft", (*SFT, "data.train=half.jsonl"), "half.jsonl, row 9: not valid JSON"),
     ("sft", (*SFT, "data.train=empty.jsonl"), "empty.jsonl is empty"),
     ("sft", (*SFT, "device=banana"), "device: 'banana' is no device"),
     ("sft", (*SFT, "model.base_model={reward}"), "a reward model scores replies and writes none"),
@@ -274,7 +274,7 @@ def test_a_stage_inside_its_input_is_refused(tmp_path: Path, world: Any) -> None
             "pairs: { inputs: { model.base_model: sft, prompts: demo }, set: { annotator: 'raising:f' } }",
             "(ZeroDivisionError",
         ),
-        ("dpo: { inputs: { model.base_model: sft }, set: { data.train: half.jsonl } }", "half.jsonl, row 9: not JSON"),
+        ("dpo: { inputs: { model.base_model: sft }, set: { data.train: half.jsonl } }", "half.jsonl, row 9: not valid JSON"),
         (
             "mine: { kind: dpo, inputs: { model.base_model: sft, data.train: demo } }",
             "holds a stage of kind 'sft', not 'dpo'",

@@ -195,13 +195,18 @@ def test_a_finished_stage_is_reused_unless_asked_not_to(
     assert len(runs) == 3
 
 
-def test_a_record_that_is_not_whole_counts_as_not_done(
+def test_a_record_that_is_not_whole_is_named_and_its_folder_left(
     make: Callable[..., SFTConfig], trains: Callable[[Train], None]
 ) -> None:
     trains(lambda config, run: {})
     config = make()
     run_stage("sft", config, resume=True, reuse=True)
-    (Path(config.out) / "sft" / "done.json").write_text('{"key": "')
+    done = Path(config.out) / "sft" / "done.json"
+    done.write_text('{"key": "')
+    with pytest.raises(UserError, match=r"done\.json: .* restore it, or remove it to run this stage again"):
+        run_stage("sft", config, resume=True, reuse=True)
+    assert done.read_text() == '{"key": "'
+    done.unlink()
     assert not run_stage("sft", config, resume=True, reuse=True).skipped
 
 
