@@ -97,8 +97,8 @@ class Tally:
             raise UserError(f"{path}: no row is usable. {made.describe()}")
         if 2 * self.remnants > made.used:
             raise UserError(
-                f"{path}: most prompts would lose more than three quarters of its tokens, since prompt and reply together may"
-                " have model.max_length; raise it, or lower max_new_tokens."
+                f"{path}: most prompts would lose more than three quarters of their tokens, since prompt and reply together may"
+                " have model.max_length (a prompt alone model.max_prompt_length); raise it, or lower max_new_tokens."
             )
         return made
 

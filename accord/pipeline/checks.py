@@ -11,6 +11,7 @@ from accord.config.common import Stage
 from accord.config.functions import is_function, load_scores
 from accord.errors import UserError
 from accord.io.readers import read_jsonl
+from accord.pipeline.previous import PREVIOUS
 from accord.pipeline.records import is_record, read_begun, read_done
 from accord.pipeline.references import references, resolve, value_at
 from accord.pipeline.task import folder, logs
@@ -23,7 +24,7 @@ def check_folders(kind: str, config: Stage, inputs: Mapping[str, str]) -> None:
     ``inputs`` maps config keys to paths.
     """
     directory, log_folder = folder(config, kind), logs(config, kind)
-    for place in (directory, log_folder):
+    for place in (directory, log_folder, directory.parent / PREVIOUS):
         _require_writable(place)
     _require_kind(directory, kind)
     if Path(config.logs).resolve().is_relative_to(directory.resolve()):

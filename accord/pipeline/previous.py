@@ -59,21 +59,23 @@ def put_aside(task: Task) -> Path:
         _discard(directory)
         return place
     _discard(place)
-    move_folder(directory, place)
+    try:
+        move_folder(directory, place)
+    except OSError:
+        restore_logs(task)
+        raise
     (place / LOCK).unlink(missing_ok=True)
     return place
 
 
-def take_back(task: Task) -> Path:
-    """Moves the folder that was put aside with the task's key into its place; returns where it was.
+def take_back(task: Task, place: Path) -> None:
+    """Moves a folder that was put aside in the place of the task's, which holds nothing that is worth keeping.
 
-    The place holds nothing that is worth keeping, and the caller has its lock.
+    The caller has the lock of the task's folder.
     """
-    place = place_of(task.directory, task.key)
     _discard(task.directory)
     move_folder(place, task.directory)
     restore_logs(task)
-    return place
 
 
 def restore_logs(task: Task) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from accord.pipeline.previous import (
     finished,
     interrupted,
     is_worth_keeping,
+    place_of,
     put_aside,
     restore_logs,
     take_back,
@@ -87,6 +88,7 @@ def run_stage(
         return Outcome(directory.name, True, read_done(directory), directory)
     check_functions(kind, config)
     check_device(config)
+    found = _stamps(directory)
     begun = read_begun(directory)
     same = begun.get("key") == task.key and not force
     if resume and not reuse and begun and not same and (directory / STATE).exists():
@@ -98,8 +100,9 @@ def run_stage(
     keep_memory()
     if config.threads:
         _set_threads(config.threads)
+    noted = partial(note, journal, directory.name, task.key)
     with contextlib.ExitStack() as stack:
-        attempt = _Attempt(task, resumes, tuple(why), partial(note, journal, directory.name, task.key), stack)
+        attempt = _Attempt(task, resumes, tuple(why), noted, stack, found)
         record = _call(attempt, bar)
         _tidy(directory, finished=True)
         drop(task)
@@ -117,10 +120,8 @@ class _Attempt:
     """Writes an event to the journal."""
     stack: contextlib.ExitStack
     """Holds the folder's lock from ``open_folder`` on."""
-    found: Mapping[str, object] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "found", _stamps(self.task.directory))
+    found: Mapping[str, object]
+    """``_stamps`` of the folder when its records were read."""
 
     def open_folder(self) -> None:
         """Locks the stage's folder, puts an earlier result aside, and writes the records of the beginning.
@@ -132,18 +133,27 @@ class _Attempt:
         self.stack.enter_context(hold_lock(directory))
         if _stamps(directory) != self.found:
             raise Locked(f"{directory}: another process has changed it in the meantime; run again.")
-        if not self.resumes and is_worth_keeping(directory):
-            _put_aside(task)
-            self.stack.enter_context(hold_lock(_make(directory)))
-            _make(logs(task.config, task.kind))
+        if self.resumes or not is_worth_keeping(directory):
+            self._begin(directory)
+        else:
+            place = _put_aside(task)
+            try:
+                self.stack.enter_context(hold_lock(_make(directory)))
+                self._begin(directory)
+            except OSError:  # a full disk, say
+                take_back(task, place)
+                raise
+        self.noted("resumed" if self.resumes else "started")
+
+    def _begin(self, directory: Path) -> None:
+        """Removes what earlier runs left behind in the folder, and writes the records of the beginning."""
         (directory / DONE).unlink(missing_ok=True)
-        for place in (directory, logs(task.config, task.kind)):
+        for place in (directory, _make(logs(self.task.config, self.task.kind))):
             _tidy(place, finished=False)
         if not self.resumes:
             (directory / ProgressFile.NAME).unlink(missing_ok=True)
-            write_json(directory / BEGUN, {**task.record(), "why": list(self.why)})
-        write_text(directory / "config.yaml", to_yaml(task.config))
-        self.noted("resumed" if self.resumes else "started")
+            write_json(directory / BEGUN, {**self.task.record(), "why": list(self.why)})
+        write_text(directory / "config.yaml", to_yaml(self.task.config))
 
 
 def _stamps(directory: Path) -> dict[str, object]:
@@ -156,8 +166,8 @@ def _stamps(directory: Path) -> dict[str, object]:
     return found
 
 
-def _put_aside(task: Task) -> None:
-    """Puts what stands in a stage's folder aside, and says so where it is a result or a state."""
+def _put_aside(task: Task) -> Path:
+    """Puts what stands in a stage's folder aside, and says so where it is a result or a state; returns where it is."""
     directory = task.directory
     what = "finished" if (directory / DONE).exists() else "interrupted" if (directory / STATE).exists() else ""
     same = task.key in (read_done(directory).get("key"), read_begun(directory).get("key"))
@@ -165,6 +175,7 @@ def _put_aside(task: Task) -> None:
     until = "until this one is finished" if same else "and comes back when its settings are asked for again"
     if what:
         console.print(f"{directory.name}: the {what} run here is moved to {place}, {until}", markup=False)
+    return place
 
 
 def _take_back(task: Task, resume: bool) -> bool:
@@ -181,7 +192,8 @@ def _take_back(task: Task, resume: bool) -> bool:
         stack.enter_context(hold_lock(_make(task.directory)))
         if is_worth_keeping(task.directory):
             _put_aside(task)
-        place = take_back(task)
+        place = place_of(task.directory, task.key)
+        take_back(task, place)
     what = "finished" if is_done else "interrupted"
     console.print(f"{task.directory.name}: its {what} run with these settings is taken back from {place}", markup=False)
     if is_done:

@@ -122,7 +122,7 @@ REFUSALS: list[tuple[str, tuple[str, ...], str]] = [
     ("reward", (*DPO, "model.input_dim=7"), "model.input_dim is 7"),
     ("reward", (*DPO, "model.kind=language", "model.layers=99"), "model.layers is 99, but the model has 2"),
     ("dpo", (*DPO, "data.train=bad_preferences.jsonl"), "bad_preferences.jsonl, row 9"),
-    ("dpo", (*DPO, "model.max_length=4"), "most prompts would lose more than three quarters of its tokens"),
+    ("dpo", (*DPO, "model.max_length=4"), "most prompts would lose more than three quarters of their tokens"),
     ("dpo", (*DPO, "data.heldout=bad_preferences.jsonl"), "bad_preferences.jsonl, row 9"),
     (
         "ppo",
@@ -138,7 +138,7 @@ REFUSALS: list[tuple[str, tuple[str, ...], str]] = [
         (*PPO, "model.max_length=64", "sampling.max_new_tokens=128"),
         "raise model.max_length, or lower sampling.max_new_t",
     ),
-    ("ppo", (*PPO, "model.max_length=65"), "most prompts would lose more than three quarters of its tokens"),
+    ("ppo", (*PPO, "model.max_length=65"), "most prompts would lose more than three quarters of their tokens"),
     ("ppo", (*PPO, "training.samples_per_prompt=7"), "training.replies (64) must be a multiple"),
     ("ppo", (*PPO, "model.policy=heads", "model.obs_dim=7"), "model.obs_dim is 7"),
     ("ppo", ("environment=NoSuchTask-v0",), "NoSuchTask"),
@@ -234,6 +234,7 @@ def test_every_kind_opens_its_folder_once_everything_is_read(place: Path, monkey
         ({f"out/sft/{n}.md": "x" for n in "abcde"}, "out/sft: holds a.md, b.md, c.md and 2 more and no record"),
         ({"logs/sft/events.out.tfevents.1": "x"}, "logs/sft: holds events.out.tfevents.1 and no record of a stage"),
         ({"out": "x"}, "out/sft: cannot be created"),
+        ({"out/.previous": "x"}, "out/.previous: cannot be created (Not a directory)"),
     ],
 )
 def test_folders_that_are_not_ours_are_refused(
@@ -274,7 +275,10 @@ def test_a_stage_inside_its_input_is_refused(tmp_path: Path, world: Any) -> None
             "pairs: { inputs: { model.base_model: sft, prompts: demo }, set: { annotator: 'raising:f' } }",
             "(ZeroDivisionError",
         ),
-        ("dpo: { inputs: { model.base_model: sft }, set: { data.train: half.jsonl } }", "half.jsonl, row 9: not valid JSON"),
+        (
+            "dpo: { inputs: { model.base_model: sft }, set: { data.train: half.jsonl } }",
+            "half.jsonl, row 9: not valid JSON",
+        ),
         (
             "mine: { kind: dpo, inputs: { model.base_model: sft, data.train: demo } }",
             "holds a stage of kind 'sft', not 'dpo'",

@@ -208,6 +208,24 @@ def test_a_kill_between_the_two_moves_loses_neither_result_nor_logs(ran: Ran, mo
     assert not Path("out/demo/logs").exists()
 
 
+def test_a_full_disk_at_the_beginning_leaves_the_earlier_result_in_its_place(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    done = run(1).done
+    with monkeypatch.context() as patch:
+        patch.setattr("accord.pipeline.stage.write_json", full)
+        with pytest.raises(UserError, match=r"begun\.json: could not be written, since the disk is full"):
+            run(2)
+    assert json.loads(Path("out/demo/done.json").read_text()) == done
+    assert "said 1" in Path("logs/demo/demo.log").read_text()
+    assert aside() == set()
+    assert not Path("out/demo/lock.json").exists()
+    assert run(1).skipped
+
+
 def test_results_and_logs_in_one_folder_move_once(ran: Ran) -> None:
     run(1, "logs=out")
     run(2, "logs=out")
