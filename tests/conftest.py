@@ -137,10 +137,11 @@ def open_run(tmp_path: Path) -> Callable[..., Run]:
         log_every: int = 1,
         save_every: int = 100,
         resume: bool = False,
+        before_first_write: Callable[[], None] = lambda: None,
         **provenance: Any,
     ) -> Run:
         identity = StageIdentity(name, folder / "out" / name, folder / "logs" / name, seed, **provenance)
-        return Run(identity, log_every, save_every, resume)
+        return Run(identity, log_every, save_every, resume, before_first_write=before_first_write)
 
     return make
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from accord.config.preference import DPOConfig
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PreferencePair, read_pairs, unit_length, units
+from accord.data.preferences import PreferencePair, longest_text, read_pairs, unit_length, units
 from accord.functional.logprobs import sequence_sums
 from accord.functional.losses.preference import dpo_loss
 from accord.models.backbone import Backbone
@@ -27,7 +27,7 @@ from accord.models.language import reply_logprobs
 from accord.models.reference import FrozenReference, Reference
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import open_model, open_tokenizer, save_model
+from accord.training.artifact import open_model, open_tokenizer, require_fit, save_model
 from accord.training.checkpoint import read_pt, write_pt
 from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
 from accord.training.epochs import Epochs, train_epochs
@@ -77,6 +77,7 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     data = read_pairs(config.data, config.model, tokenizer, run.seed)
     pairs, heldout = data.train, data.heldout
     grouped = units(pairs, options.group_by_prompt)
+    require_fit(config.model.base_model, backbone, tokenizer, longest_text([*pairs, *heldout]))
     lengths = [unit_length(pairs, rows) for rows in grouped]
     tokens = tokens_in_a_pass(sum(lengths), len(grouped), options)
     run.plan(
@@ -95,6 +96,7 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     else:
         size = options.micro_batch_size or options.batch_size
         reference = reference_logprobs(FrozenReference(backbone), [*pairs, *heldout], device, config.precision, size)
+        run.open_folders()
         write_pt(saved, {"key": run.key, "logprobs": reference})
     reference = reference.to(device)
 

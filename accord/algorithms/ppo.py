@@ -45,7 +45,7 @@ from accord.rollout.shaping import shape_scores, token_rewards, whiten_rewards
 from accord.rollout.text_source import TextSource
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import open_model, open_tokenizer, require_same_tokens, save_model
+from accord.training.artifact import open_model, open_tokenizer, require_fit, require_same_tokens, save_model
 from accord.training.checkpoint import Checkpoint, Resumable
 from accord.training.describe import describe_memory, describe_model
 from accord.training.fit import finish_step
@@ -294,7 +294,12 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
     reference = open_model(config.reference or config.model.base_model, device).requires_grad_(False)
     reward = open_rewards(config.reward, tokenizer, device)
     policy = LanguageActorCritic(backbone, config.model.critic, initial_critic(config, tokenizer)).to(device)
-    prompts = load_prompts(config.prompts, tokenizer, max(1, config.model.max_length - sampling.max_new_tokens))
+    prompts = load_prompts(config.prompts, tokenizer, config.model.max_length - sampling.max_new_tokens)
+    for path, model in (
+        (config.model.base_model, backbone),
+        (config.reference or config.model.base_model, reference),
+    ):
+        require_fit(path, model, tokenizer, prompts.longest + sampling.max_new_tokens)
     loop = RolloutLoop(
         training.iterations,
         training.replies,

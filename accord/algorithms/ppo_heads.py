@@ -21,7 +21,7 @@ from accord.rollout.env.tokens import TokenEnvironment
 from accord.rollout.score import Replies, open_rewards, total
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import open_model, open_tokenizer, save_pt
+from accord.training.artifact import open_model, open_tokenizer, require_fit, save_pt
 
 
 def open_token_environments(config: HeadsPPOConfig, run: Run) -> EpisodeVectors:
@@ -39,7 +39,8 @@ def open_token_environments(config: HeadsPPOConfig, run: Run) -> EpisodeVectors:
             )
     reward = open_rewards(config.reward, tokenizer, device)
     sampling, shaping = config.sampling, config.reward
-    prompts = load_prompts(config.prompts, tokenizer, max(1, config.model.max_length - sampling.max_new_tokens))
+    prompts = load_prompts(config.prompts, tokenizer, config.model.max_length - sampling.max_new_tokens)
+    require_fit(config.model.base_model, backbone, tokenizer, prompts.longest + sampling.max_new_tokens)
 
     def score(prompt: int, tokens: list[int], ended: bool) -> float:
         if not ended and shaping.missing_eos_penalty is not None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from accord.config.reward import LanguageRewardConfig, RewardConfig
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PreferencePair, read_pairs, unit_length, units
+from accord.data.preferences import PreferencePair, longest_text, read_pairs, unit_length, units
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.evaluation.reward_models import accuracy, reply_features, score_pairs
@@ -30,7 +30,7 @@ from accord.models.open import keep_layers, open_backbone
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import open_tokenizer, save_artifact, save_pt
+from accord.training.artifact import open_tokenizer, require_fit, save_artifact, save_pt
 from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
 from accord.training.epochs import Epochs, train_epochs
 from accord.types import LossOutput, PreferenceBatch
@@ -115,6 +115,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     if kind == "auto":
         kind = "mse" if settings.kind == "features" else "bradley_terry"
     grouped = units(pairs, options.group_by_prompt)
+    require_fit(settings.base_model, model.backbone, tokenizer, longest_text([*pairs, *heldout]))
     lengths = [unit_length(pairs, rows) for rows in grouped]
     run.plan(
         {

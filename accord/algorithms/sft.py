@@ -14,7 +14,7 @@ from accord.config.sft import SFTConfig
 from accord.data.supervised import describe_split, load_supervised, split_texts
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import open_model, open_tokenizer, save_model, save_pt
+from accord.training.artifact import open_model, open_tokenizer, require_fit, save_model, save_pt
 from accord.training.cross_entropy import train_texts
 from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
 
@@ -27,6 +27,7 @@ def train(config: SFTConfig, run: Run) -> dict[str, float]:
     data = split_texts(config.data, lambda path: load_supervised(path, tokenizer, config.model.max_length), run.seed)
     examples = data.train
     tokens = sum(len(e.tokens) for e in examples)
+    require_fit(config.model.base_model, backbone, tokenizer, max(map(len, [*examples, *data.heldout])))
     run.plan(
         {
             "model": describe_model(backbone, config.model.base_model),

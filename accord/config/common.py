@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Literal
+
+from pydantic import field_validator
 
 from accord.config.numbers import (
     Coefficient,
@@ -20,6 +23,22 @@ from accord.config.numbers import (
     Width,
 )
 from accord.config.section import Section
+
+RESERVED = ("results.json", "pipeline.json", "journal.jsonl")
+"""Files of a pipeline beside the folders of its stages."""
+MAX_NAME = 100
+
+
+def name_problem(name: str) -> str:
+    """What is wrong with a stage's name, which names its folders and its model in the registry; empty where it is good."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name, re.ASCII):
+        return (
+            f"{name!r} is not a name: use letters, digits, '.', '_' and '-', beginning with a letter or digit (out= and logs="
+            " say where the folders are)"
+        )
+    if len(name) > MAX_NAME:
+        return f"{name[:20] + '…'!r} has {len(name)} characters; use at most {MAX_NAME}"
+    return f"{name!r} is a file of the pipeline in that place; choose another name" if name in RESERVED else ""
 
 
 class Stage(Section):
@@ -46,6 +65,22 @@ class Stage(Section):
     """Steps between lines in metrics.jsonl."""
     save_every: Count = 50
     """Steps between saved states to resume from."""
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if name and (problem := name_problem(name)):
+            raise ValueError(problem)
+        return name
+
+
+def require_room(max_length: int, max_new_tokens: int, key: str) -> None:
+    """Raises ValueError where ``model.max_length`` leaves no token for a prompt beside a reply of ``max_new_tokens``."""
+    if max_new_tokens >= max_length:
+        raise ValueError(
+            f"{key} ({max_new_tokens}) leaves no room for a prompt in model.max_length ({max_length}), which counts prompt and"
+            f" reply together; raise model.max_length, or lower {key}"
+        )
 
 
 class PrecisionStage(Stage):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from accord.config.common import PrecisionStage, PromptedModel, Stage
+from accord.config.common import PrecisionStage, PromptedModel, Stage, require_room
 from accord.config.numbers import Coefficient, Count, CountOrZero, Share, Temperature, Tokens
 
 
@@ -75,4 +75,5 @@ class PairsConfig(PrecisionStage):
     def _fits(self) -> PairsConfig:
         if self.keep == "pairs" and self.replies < 2:
             raise ValueError("replies=1 gives nothing to compare; use at least 2, or keep=demonstrations")
+        require_room(self.model.max_length, self.max_new_tokens, "max_new_tokens")
         return self

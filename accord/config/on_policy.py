@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from accord.config.common import Optimizer, PrecisionStage, Stage, TextModel
+from accord.config.common import Optimizer, PrecisionStage, Stage, TextModel, require_room
 from accord.config.numbers import (
     Coefficient,
     Count,
@@ -214,6 +214,11 @@ class LanguagePPOConfig(PrecisionStage):
     reference: str = ""
     """Reference model of the KL; empty: the model that training starts from."""
 
+    @model_validator(mode="after")
+    def _has_room(self) -> LanguagePPOConfig:
+        require_room(self.model.max_length, self.sampling.max_new_tokens, "sampling.max_new_tokens")
+        return self
+
 
 class HeadsPPOConfig(Stage):
     """PPO on heads over a frozen language model's features, which is the reference."""
@@ -227,3 +232,8 @@ class HeadsPPOConfig(Stage):
     sampling: HeadsSampling = HeadsSampling()
     prompts: str = "demo"
     """Prompts (a folder, a stage or a file)."""
+
+    @model_validator(mode="after")
+    def _has_room(self) -> HeadsPPOConfig:
+        require_room(self.model.max_length, self.sampling.max_new_tokens, "sampling.max_new_tokens")
+        return self

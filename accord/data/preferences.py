@@ -130,7 +130,7 @@ def _pair(
     if replies[0] == replies[1]:
         tally.dropped["tie" if not cut else "tie once cut"] += 1
         return None
-    tally.truncated_prompts += len(places) < len(prompt_tokens)
+    tally.truncate_prompt(len(places), len(prompt_tokens))
     tally.truncated_replies += cut
     tally.retokenized += any(e.split for e in exchanges)
     return PreferencePair(tuple(prompt_tokens[i] for i in places), replies[0], replies[1], margin)
@@ -145,6 +145,11 @@ def read_pairs(data: SplitData, model: PromptedModel, tokenizer: Tokenizer, seed
         return found.pairs, found.texts, found.report.describe()
 
     return read_split(data, read, seed)
+
+
+def longest_text(pairs: Sequence[PreferencePair]) -> int:
+    """Tokens of the longest prompt with one of its replies; 0 without pairs."""
+    return max((len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs), default=0)
 
 
 def units(pairs: Sequence[PreferencePair], by_prompt: bool) -> list[list[int]]:

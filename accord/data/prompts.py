@@ -30,6 +30,11 @@ class PromptData:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self.prompts))
+
 
 def load_prompts(
     path: str | Path, tokenizer: Tokenizer, max_prompt_length: int, truncate: Side = "left", limit: int = 0
@@ -55,7 +60,7 @@ def load_prompts(
         if places is None:
             tally.dropped["prompt too long"] += 1
             continue
-        tally.truncated_prompts += len(places) < len(ids)
+        tally.truncate_prompt(len(places), len(ids))
         tally.tokens += len(places)
         usable.append((tuple(ids[i] for i in places), plain_text(prompt), prompt))
     report = tally.report(path)

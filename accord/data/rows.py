@@ -78,6 +78,8 @@ class Tally:
     tokens: int = 0
     truncated_prompts: int = 0
     truncated_replies: int = 0
+    remnants: int = 0
+    """Rows whose prompt lost more than three quarters of its tokens."""
     dropped: Counter[str] = field(default_factory=Counter)
     retokenized: int = 0
 
@@ -93,7 +95,17 @@ class Tally:
         )
         if not made.used:
             raise UserError(f"{path}: no row is usable. {made.describe()}")
+        if 2 * self.remnants > made.used:
+            raise UserError(
+                f"{path}: most prompts would lose more than three quarters of their tokens, since prompt and reply together may"
+                " have model.max_length (a prompt alone model.max_prompt_length); raise it, or lower max_new_tokens."
+            )
         return made
+
+    def truncate_prompt(self, kept: int, whole: int) -> None:
+        """Counts a prompt of ``whole`` tokens of which ``kept`` stay."""
+        self.truncated_prompts += kept < whole
+        self.remnants += 4 * kept < whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import torch
 
 from accord.config.fusion import FuseConfig
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PairLengths, load_preferences
+from accord.data.preferences import PairLengths, PreferenceData, load_preferences
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.fusion.head import read_head, write_head
@@ -16,6 +16,15 @@ from accord.models.reward import RewardModel
 from accord.runtime.device import resolve_device
 
 ROWS = 32
+
+
+def read_calibration(folder: Path, config: FuseConfig) -> PreferenceData:
+    """The pairs to calibrate on, in the tokens of the model in ``folder``.  Raises UserError where the file has none."""
+    lengths = PairLengths(max(1, config.max_length * 3 // 4), config.max_length)
+    data = load_preferences(config.calibrate, Tokenizer.open(folder), lengths)
+    if not data.pairs:
+        raise UserError(f"calibrate: {config.calibrate} has no usable pairs; name another file.")
+    return data
 
 
 @torch.no_grad()
@@ -26,10 +35,7 @@ def calibrate(folder: Path, config: FuseConfig) -> tuple[float, float]:
     √((1 + (M − 1) ρ)/M) for scores with correlation ρ.  Raises UserError where the file has no pairs.
     """
     device = resolve_device(config.device)
-    lengths = PairLengths(max(1, config.max_length * 3 // 4), config.max_length)
-    data = load_preferences(config.calibrate, Tokenizer.open(folder), lengths)
-    if not data.pairs:
-        raise UserError(f"calibrate: {config.calibrate} has no usable pairs; name another file.")
+    data = read_calibration(folder, config)
     model = RewardModel.open(folder).to(device).eval()
     scores = []
     for rows in torch.split(torch.arange(len(data.pairs)), ROWS):

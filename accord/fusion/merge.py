@@ -101,6 +101,9 @@ def open_sources(config: FuseConfig) -> Sources:
     reward = checks.require_same_heads(models, base)
     if config.calibrate and not reward:
         raise UserError(f"calibrate is for reward models, and {models[0]} is not one; leave it out.")
+    weights = [open_weights(folder) for folder in dict.fromkeys([models[0], *others])]
+    for tensors in weights[1:]:
+        checks.require_same_tensors(weights[0], tensors)
     paths = {f"models.{i}.model": str(folder) for i, folder in enumerate(models)}
     paths |= {key: value for key, value in (("base", config.base), ("calibrate", config.calibrate)) if value}
     digests = {key: content_digest(Path(path)) for key, path in paths.items()}
@@ -113,14 +116,15 @@ def merge(
     name: str = "",
     key: str = "",
     tick: Callable[[int], None] | None = None,
+    sources: Sources | None = None,
 ) -> dict[str, str]:
     """Writes the merged model to ``directory``, completely or not at all; returns its parents' digests by config key.
 
     Manifest and lineage record its sources; its kind is the first model's.  ``name`` and ``key`` are the stage's.
-    ``tick`` is called after each tensor with its number of parameters, and may raise to stop.  Raises UserError where the
-    models are not compatible.
+    ``tick`` is called after each tensor with its number of parameters, and may raise to stop.  ``sources`` are the
+    config's, where they are checked already.  Raises UserError where the models are not compatible.
     """
-    sources = open_sources(config)
+    sources = sources or open_sources(config)
     family = ancestors(sources.digests, sources.paths)
     metrics: dict[str, float] = {}
     manifest = {
@@ -152,8 +156,6 @@ def write_model(config: FuseConfig, sources: Sources, folder: Path, tick: Callab
     recipe = Recipe(config, tuple(sources.digests[name] for name in names))
     opened = [open_weights(path) for path in models]
     opened_base = open_weights(base) if base is not None else None
-    for other in [*opened[1:], *([opened_base] if opened_base is not None else [])]:
-        checks.require_same_tensors(opened[0], other)
     first = sources.models[0]
     layouts = in_file_order(_output(open_weights(first).layouts, config.dtype))
     write_streamed(folder / WEIGHTS, layouts, _merge_tensors(recipe, opened, opened_base, layouts, tick))

@@ -176,6 +176,26 @@ def move(new: Path, path: Path) -> None:
     flush(path.parent)
 
 
+def move_folder(source: Path, target: Path) -> None:
+    """Renames a folder to a path that does not exist; onto another file system it is copied and then removed.
+
+    Raises OSError.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        temporary = temporary_path(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary, symlinks=True)
+        os.replace(temporary, target)
+        shutil.rmtree(set_aside(source), ignore_errors=True)
+    flush(target.parent)
+    flush(source.parent)
+
+
 def set_aside(path: Path) -> Path:
     """Renames a folder, if it exists, to its temporary path, for the caller to remove.  Raises OSError."""
     temporary = temporary_path(path)

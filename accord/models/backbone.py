@@ -26,6 +26,8 @@ class Backbone(nn.Module, ABC):
 
     width: int
     vocab_size: int
+    max_positions: int | None = None
+    """The number of positions that have an embedding; None where positions have none, and texts may be of any length."""
 
     def __call__(self, packed: Packed, at: Tensor | None = None) -> Tensor:
         """``forward``, with the hooks of ``nn.Module``."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from accord.errors import UserError
 from accord.io.readers import shorten
@@ -50,6 +50,7 @@ class CausalLM(Backbone):
         if base is self.model or head is None:
             raise UserError(f"model type {self.kind!r}: has no language-model head separate from its body")
         self.vocab_size, self.width = (int(size) for size in head.weight.shape)
+        self.max_positions = _learned_positions(self.model)
         self._accepts = set(inspect.signature(base.forward).parameters)
         _check(self)
 
@@ -116,6 +117,15 @@ class CausalLM(Backbone):
     def save(self, directory: str | Path) -> None:
         """Writes the folder as transformers does."""
         self.model.save_pretrained(str(directory))
+
+
+def _learned_positions(model: nn.Module) -> int | None:
+    """The rows of an embedding of positions (GPT-2's ``wpe``; OPT has two more than positions); None where there is none."""
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and (last == "wpe" or "position" in last):
+            return module.num_embeddings - int(getattr(module, "offset", 0))
+    return None
 
 
 @torch.no_grad()

@@ -10,12 +10,13 @@ from accord.io.atomic import leftovers
 from accord.pipeline.failure import FAILED
 from accord.pipeline.lock import alive, owner
 from accord.pipeline.plan import PipelineConfig, Planned
+from accord.pipeline.previous import PREVIOUS
 from accord.pipeline.records import BEGUN, DONE
 from accord.pipeline.references import references
 
 
 def unreferenced(pipeline: PipelineConfig, planned: Sequence[Planned], folders: Mapping[str, Path]) -> list[Path]:
-    """Folders of stages that the pipeline no longer has, their logs, and temporary files of killed runs.
+    """Folders of stages that the pipeline no longer has, their logs, results put aside, and temporary files of killed runs.
 
     Only folders with a stage's record count, and not those that are being written or that a config names by path.
     """
@@ -27,6 +28,8 @@ def unreferenced(pipeline: PipelineConfig, planned: Sequence[Planned], folders: 
                 unowned += leftovers(place)
         elif _is_stage(place) and not any(path.is_relative_to(place.resolve()) for path in named):
             unowned.append(place)
+    aside = Path(pipeline.out) / PREVIOUS
+    unowned += [p for p in _folders(aside) if not any(path.is_relative_to(p.resolve()) for path in named)]
     old = {place.name for place in unowned}
     for place in _folders(Path(pipeline.logs)):
         if place.name in old or (place.name not in folders and not (Path(pipeline.out) / place.name).exists()):

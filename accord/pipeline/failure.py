@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +72,16 @@ def in_words(error: BaseException, log: Path, moment: Moment = "steps") -> str:
     """A sentence for any error, including bugs."""
     first = (str(error).strip().splitlines() or [""])[0]
     return sentence(error, moment) or f"{type(error).__name__}: {first} (the traceback is in {log})"
+
+
+def before_start(name: str, error: BaseException) -> str:
+    """A sentence for an error in a stage that has not touched its folder; for a bug it names the line of code."""
+    if words := sentence(error, "start"):
+        return words.replace(" The last saved state is kept.", "").replace("  The last saved state is kept.", "")
+    first = (str(error).strip().splitlines() or [""])[0]
+    last = (traceback.extract_tb(error.__traceback__) or [None])[-1]
+    where = f", at {Path(last.filename).name} line {last.lineno}" if last else ""
+    return f"{name}: {type(error).__name__}: {first} (before its first step{where}; --debug shows the traceback)."
 
 
 def read_failure(directory: Path) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def points(base: str, variables: Mapping[str, Sequence[Value]]) -> list[Point]:
 def _shown(value: Value) -> str:
     """A value as part of a folder's name."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return re.sub(r"[^\w.-]+", "-", text)
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)
 
 
 def filled(value: Any, variables: Mapping[str, Value]) -> Any:

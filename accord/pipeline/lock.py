@@ -87,17 +87,18 @@ def _take(directory: Path, mine: dict[str, Any]) -> None:
         if path.exists():
             other = owner(directory)
             if alive(other):
-                raise Locked(_refusal(directory, other))
+                raise Locked(refusal(directory, other))
             path.unlink(missing_ok=True)
         try:
             create_text(path, json.dumps(mine))
         except FileExistsError:  # from another host, in this instant
-            raise Locked(_refusal(directory, owner(directory))) from None
+            raise Locked(refusal(directory, owner(directory))) from None
     finally:
         os.close(guard)
 
 
-def _refusal(directory: Path, other: dict[str, Any]) -> str:
+def refusal(directory: Path, other: dict[str, Any]) -> str:
+    """Who is writing a folder, and what to do."""
     since = f" (since {other.get('since', 'some time')})"
     if other.get("host") == socket.gethostname():
         return f"{directory}: process {other['pid']} is writing it{since}; wait for it, or stop it, and run again."

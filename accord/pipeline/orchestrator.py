@@ -13,14 +13,16 @@ from accord.errors import Failed, UserError
 from accord.io.atomic import write_json
 from accord.io.readers import read_json
 from accord.io.records import LastRun, read_record_to_show
+from accord.pipeline.checks import check_device, check_folders, check_functions, check_rows
 from accord.pipeline.execute import Ended, Work, execute
 from accord.pipeline.failure import FAILED, in_words
 from accord.pipeline.plan import PipelineConfig, Planned, plan, selected
+from accord.pipeline.previous import finished
 from accord.pipeline.records import JOURNAL, missing_outputs, read_begun, read_done
 from accord.pipeline.references import require, resolve
 from accord.pipeline.stage import Outcome, failure, run_stage
 from accord.pipeline.status import read_progress, stage_statuses
-from accord.pipeline.task import folder, logs, task_of, valid_record
+from accord.pipeline.task import Task, folder, logs, sources, task_of, valid_record
 from accord.pipeline.view import LiveTable, view_for
 from accord.registry.manifest import versions
 from accord.runtime.console import console
@@ -51,6 +53,7 @@ def run_pipeline(path: str | Path, overrides: Sequence[str] = (), options: Optio
     pipeline, planned = plan(path, overrides)
     folders = {p.name: folder(p.config, p.kind) for p in planned}
     stages = _stages_to_run(planned, folders, options)
+    _check_all(stages, folders)
     remember(path, overrides, pipeline)
     view = view_for(stages, folders)
     with view:
@@ -93,6 +96,22 @@ def _stages_to_run(planned: Sequence[Planned], folders: Mapping[str, Path], opti
     return stages
 
 
+def _check_all(stages: Sequence[Planned], folders: Mapping[str, Path]) -> None:
+    """Checks every stage before the first one runs.  Raises UserError naming the stage."""
+    runs = {status.name for status in stage_statuses(stages, folders).values() if status.state != "done"}
+    for stage in stages:
+        resolved = resolve(stage.kind, stage.config, folders.get)
+        try:
+            check_folders(stage.kind, stage.config, sources(stage.kind, resolved))
+            if stage.name in runs:
+                check_functions(stage.kind, stage.config)
+                check_device(stage.config)
+                if any(need in runs for need in stage.needs):
+                    check_rows(stage.kind, stage.config)
+        except UserError as error:
+            raise UserError(f"stage {stage.name!r}: {error}") from None
+
+
 def _usable(directory: Path) -> bool:
     done = read_done(directory)
     return bool(done) and not missing_outputs(directory, done)
@@ -112,15 +131,13 @@ class _Starter:
         config = resolve(stage.kind, stage.config, self.folders.get)
         require(config, stage.kind, list(self.folders))
         force, journal = stage.name in self.forced, self._journal()
-        if alone or (not force and valid_record(task_of(stage.kind, config))):
+        if alone or (not force and _is_finished(task_of(stage.kind, config))):
             bar = not isinstance(self.view, LiveTable)
             return run_stage(stage.kind, config, resume=True, reuse=True, force=force, bar=bar, journal=journal)
         from accord.pipeline.worker import Worker
 
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
         quiet = isinstance(self.view, LiveTable)
-        for directory in (self.folders[stage.name], logs(config, stage.kind)):
-            directory.mkdir(parents=True, exist_ok=True)
         return Worker(stage.kind, config, force, journal, threads, quiet)
 
     def _journal(self) -> Path:
@@ -138,11 +155,16 @@ class _Starter:
         directory = self.folders[stage.name]
         if isinstance(error, Killed):
             begun = read_begun(directory)
-            if begun:
+            if begun and error.opened:
                 step = read_progress(directory).get("step", 0)
                 write_json(directory / FAILED, failure(begun["key"], str(error), step))
             return str(error)
         return in_words(error, logs(stage.config, stage.kind) / f"{stage.name}.log")
+
+
+def _is_finished(task: Task) -> bool:
+    """Whether the task is done, in its folder or where it was put aside."""
+    return bool(valid_record(task)) or finished(task)
 
 
 def _what_failed(ended: Ended) -> str:

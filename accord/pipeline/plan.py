@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from accord.config.common import Stage
+from accord.config.common import Stage, name_problem
 from accord.config.load import build, load, parse_override, put
 from accord.config.numbers import Seed, Threads
 from accord.config.section import Section
@@ -104,7 +104,7 @@ def _points(path: str | Path, pipeline: PipelineConfig, lines: Mapping[str, int]
     made: list[Point] = []
     for base, entry in pipeline.stages.items():
         where = f"{path}, stage {base!r}"
-        if not re.fullmatch(r"[\w-]+", base):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", base):
             raise UserError(f"{where}: a stage's name is its folder's; use letters, digits, _ and - only.")
         for variable in entry.for_:
             if not variable.isidentifier():
@@ -113,6 +113,8 @@ def _points(path: str | Path, pipeline: PipelineConfig, lines: Mapping[str, int]
         made += points(base, entry.for_)
     names = [p.name for p in made]
     for name in names:
+        if problem := name_problem(name):
+            raise UserError(f"{path}: the stage's name {problem}.")
         if names.count(name) > 1:
             raise UserError(f"{path}: two stages would be called {name!r}; change a name or a grid's values.")
     return made

@@ -19,6 +19,11 @@ DONE, BEGUN, JOURNAL, STATE = "done.json", "begun.json", "journal.jsonl", "state
 _NO_OUTPUT = (DONE, BEGUN, STATE, "config.yaml", "failed.json", "lock.json", "progress.json")
 
 
+def is_record(name: str) -> bool:
+    """Whether a file of this name is a stage's record, and not one of its results."""
+    return name in _NO_OUTPUT
+
+
 def read_done(directory: Path) -> dict[str, Any]:
     """The record of a finished stage; empty where it is not finished.  Raises UserError where it is damaged."""
     return read_record(directory / DONE, Done, "restore it, or remove it to run this stage again.")
@@ -31,7 +36,7 @@ def read_begun(directory: Path) -> dict[str, Any]:
 
 def outputs(directory: Path) -> dict[str, str]:
     """Digests of the files and folders that a stage wrote, by name, without hidden files and records."""
-    names = sorted(p.name for p in directory.iterdir() if not p.name.startswith(".") and p.name not in _NO_OUTPUT)
+    names = sorted(p.name for p in directory.iterdir() if not p.name.startswith(".") and not is_record(p.name))
     return {name: content_digest(directory / name) for name in names}
 
 

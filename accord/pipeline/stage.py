@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,22 @@ from accord.errors import Interrupted, UserError
 from accord.io.atomic import leftovers, write_json, write_text
 from accord.io.digests import MANIFEST
 from accord.io.finite_json import figures
-from accord.pipeline.failure import FAILED, in_words, moment_of, sentence
-from accord.pipeline.lock import LOCK, Locked, hold_lock
-from accord.pipeline.records import BEGUN, DONE, STATE, note, outputs, read_begun
-from accord.pipeline.task import Task, folder, logs, task_of, valid_record
+from accord.pipeline.checks import check_device, check_folders, check_functions
+from accord.pipeline.failure import FAILED, before_start, in_words, moment_of, sentence
+from accord.pipeline.lock import LOCK, Locked, alive, hold_lock, owner, refusal
+from accord.pipeline.previous import (
+    LOGS,
+    drop,
+    finished,
+    interrupted,
+    is_worth_keeping,
+    place_of,
+    put_aside,
+    restore_logs,
+    take_back,
+)
+from accord.pipeline.records import BEGUN, DONE, STATE, note, outputs, read_begun, read_done
+from accord.pipeline.task import Task, logs, task_of, valid_record
 from accord.pipeline.why import differences
 from accord.registry.manifest import versions
 from accord.runtime.allocator import keep_memory
@@ -60,56 +73,153 @@ def run_stage(
 
     ``reuse`` or ``resume``: a stage that is done with the same key is skipped.  ``resume``: continues from a saved state
     with the same key, if there is one.  ``force``: starts from the beginning in any case.  ``bar``: shows a progress bar.
-    ``journal``: a file for events.  A failure is recorded as a sentence (``failed.json``), written to the log, and raised.
+    ``journal``: a file for events.  Until the stage's function has opened and checked everything, no file is touched; after
+    that, a failure is recorded as a sentence (``failed.json``), written to the log, and raised.  A result of other settings
+    in the folder is put aside, and one of these settings that was put aside is taken back (``accord.pipeline.previous``).
     Raises UserError and Interrupted; Locked where another process is writing the folder.
     """
-    directory = _make(folder(config, kind))
-    _make(logs(config, kind))
     task = task_of(kind, config)
+    directory = task.directory
     if (reuse or resume) and not force and (done := valid_record(task)):
-        _tidy_done(directory)
+        _tidy_done(task)
         return Outcome(directory.name, True, done, directory)
+    check_folders(kind, config, task.sources)
+    if alive(lock := owner(directory)):
+        raise Locked(refusal(directory, lock))
+    if not force and _take_back(task, resume):
+        return Outcome(directory.name, True, read_done(directory), directory)
+    check_functions(kind, config)
+    check_device(config)
+    found = _stamps(directory)
+    begun = read_begun(directory)
+    same = begun.get("key") == task.key and not force
+    if resume and not reuse and begun and not same and (directory / STATE).exists():
+        raise UserError(
+            f"{directory}: the saved state has other settings or inputs; run without --resume to start from the beginning."
+        )
+    resumes = resume and same
+    why = begun.get("why", []) if resumes else differences(task, forced=force or not (resume or reuse))
     keep_memory()
     if config.threads:
         _set_threads(config.threads)
-    with hold_lock(directory):
-        begun = read_begun(directory)
-        same = begun.get("key") == task.key and not force
-        if resume and not reuse and begun and not same and (directory / STATE).exists():
-            raise UserError(
-                f"{directory}: the saved state has other settings or inputs; run without --resume to start from the beginning."
-            )
-        resumes = resume and same
-        why = begun.get("why", []) if resumes else differences(task, forced=force or not (resume or reuse))
-        (directory / DONE).unlink(missing_ok=True)
-        for place in (directory, logs(config, kind)):
-            _tidy(place, finished=False)
-        if not resumes:
-            for old in (STATE, ProgressFile.NAME):
-                (directory / old).unlink(missing_ok=True)
-            write_json(directory / BEGUN, {**task.record(), "why": why})
-        noted = partial(note, journal, directory.name, task.key)
-        noted("resumed" if resumes else "started")
-        record = _call(task, resumes, bar, why, noted)
+    noted = partial(note, journal, directory.name, task.key)
+    with contextlib.ExitStack() as stack:
+        attempt = _Attempt(task, resumes, tuple(why), noted, stack, found)
+        record = _call(attempt, bar)
         _tidy(directory, finished=True)
+        drop(task)
     return Outcome(directory.name, False, record, directory)
 
 
-def _call(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Callable[[str], None]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One run of a stage, whose folder is opened for writing only when everything has been checked."""
+
+    task: Task
+    resumes: bool
+    why: Sequence[str]
+    noted: Callable[[str], None]
+    """Writes an event to the journal."""
+    stack: contextlib.ExitStack
+    """Holds the folder's lock from ``open_folder`` on."""
+    found: Mapping[str, object]
+    """``_stamps`` of the folder when its records were read."""
+
+    def open_folder(self) -> None:
+        """Locks the stage's folder, puts an earlier result aside, and writes the records of the beginning.
+
+        Raises Locked where another process writes the folder or has changed it since it was read.
+        """
+        task, directory = self.task, _make(self.task.directory)
+        _make(logs(task.config, task.kind))
+        self.stack.enter_context(hold_lock(directory))
+        if _stamps(directory) != self.found:
+            raise Locked(f"{directory}: another process has changed it in the meantime; run again.")
+        if self.resumes or not is_worth_keeping(directory):
+            self._begin(directory)
+        else:
+            place = _put_aside(task)
+            try:
+                self.stack.enter_context(hold_lock(_make(directory)))
+                self._begin(directory)
+            except OSError:  # a full disk, say
+                take_back(task, place)
+                raise
+        self.noted("resumed" if self.resumes else "started")
+
+    def _begin(self, directory: Path) -> None:
+        """Removes what earlier runs left behind in the folder, and writes the records of the beginning."""
+        (directory / DONE).unlink(missing_ok=True)
+        for place in (directory, _make(logs(self.task.config, self.task.kind))):
+            _tidy(place, finished=False)
+        if not self.resumes:
+            (directory / ProgressFile.NAME).unlink(missing_ok=True)
+            write_json(directory / BEGUN, {**self.task.record(), "why": list(self.why)})
+        write_text(directory / "config.yaml", to_yaml(self.task.config))
+
+
+def _stamps(directory: Path) -> dict[str, object]:
+    """When the records and the state in a folder were last written."""
+    found: dict[str, object] = {}
+    for name in (DONE, BEGUN, STATE):
+        with contextlib.suppress(OSError):
+            stat = (directory / name).stat()
+            found[name] = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    return found
+
+
+def _put_aside(task: Task) -> Path:
+    """Puts what stands in a stage's folder aside, and says so where it is a result or a state; returns where it is."""
+    directory = task.directory
+    what = "finished" if (directory / DONE).exists() else "interrupted" if (directory / STATE).exists() else ""
+    same = task.key in (read_done(directory).get("key"), read_begun(directory).get("key"))
+    place = put_aside(task)
+    until = "until this one is finished" if same else "and comes back when its settings are asked for again"
+    if what:
+        console.print(f"{directory.name}: the {what} run here is moved to {place}, {until}", markup=False)
+    return place
+
+
+def _take_back(task: Task, resume: bool) -> bool:
+    """Takes a run with the task's key back from where it was put aside; whether it is a finished one.
+
+    One that stands in its folder goes first, and an unfinished one comes back only to be resumed.
+    """
+    records = (read_done(task.directory), read_begun(task.directory))
+    if any(record.get("key") == task.key for record in records) or not (
+        (is_done := finished(task)) or (resume and interrupted(task))
+    ):
+        return False
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hold_lock(_make(task.directory)))
+        if is_worth_keeping(task.directory):
+            _put_aside(task)
+        place = place_of(task.directory, task.key)
+        take_back(task, place)
+    what = "finished" if is_done else "interrupted"
+    console.print(f"{task.directory.name}: its {what} run with these settings is taken back from {place}", markup=False)
+    if is_done:
+        with optional(f"the entry of {task.directory / 'model'} in the registry", partial(console.print, markup=False)):
+            _register(task.directory)
+    return is_done
+
+
+def _call(attempt: _Attempt, bar: bool) -> dict[str, Any]:
     """Calls the stage's function, and writes done.json or failed.json."""
+    task = attempt.task
     config, directory, name = task.config, task.directory, task.directory.name
     place, started = logs(config, task.kind), time.time()
     reset_peak()
     identity = StageIdentity(name, directory, place, config.seed, task.key, task.inputs, task.sources, task.settings)
-    with Run(identity, config.log_every, config.save_every, resume, bar) as run:
+    with Run(identity, config.log_every, config.save_every, attempt.resumes, bar, attempt.open_folder) as run:
         try:
-            write_text(directory / "config.yaml", to_yaml(config))
             if isinstance(config, PrecisionStage) and config.precision != "float32":
                 from accord.runtime.device import resolve_device, slow_precision
 
                 if words := slow_precision(resolve_device(config.device), config.precision):
                     run.say(words)
             metrics = STAGE_KINDS[task.kind].function(config, run)
+            run.open_folders()
             record = {
                 **task.record(),
                 "seconds": round(run.seconds, 2),
@@ -119,23 +229,29 @@ def _call(task: Task, resume: bool, bar: bool, why: Sequence[str], noted: Callab
                 "versions": versions(),
                 "started": round(started, 3),
                 "finished": round(time.time(), 3),
-                "why": list(why),
+                "why": list(attempt.why),
             }
             write_json(directory / DONE, record)
         except Interrupted:
-            noted("stopped")
+            if run.opened:
+                attempt.noted("stopped")
+            raise
+        except Locked:
             raise
         except Exception as error:  # recorded as a sentence, and raised again
-            _record_failure(task, run, error, noted)
+            if not run.opened:
+                raise UserError(before_start(name, error)) from error
+            _record_failure(task, run, error, attempt.noted)
             if words := sentence(error, moment_of(run)):
                 raise UserError(words) from error
             raise
         (directory / FAILED).unlink(missing_ok=True)
-        noted("finished")
+        attempt.noted("finished")
         run.write_later(f"the entry of {directory / 'model'} in the registry", lambda: _register(directory))
         run.write_optional()
         if run.stop.raised:  # after the last step: no further stage may start
             _tidy(directory, finished=True)
+            drop(task)
             raise Interrupted(f"{name}: stopped after its last step; it is done.")
     return record
 
@@ -165,9 +281,10 @@ def _register(directory: Path) -> None:
         open_store().add(directory / "model", out=directory.parent)
 
 
-def _tidy_done(directory: Path) -> None:
+def _tidy_done(task: Task) -> None:
     """Removes files left by a kill after the stage's end, unless another process is writing the folder."""
-    leftovers = [directory / name for name in (STATE, BEGUN, LOCK, ProgressFile.NAME, FAILED)]
+    directory = task.directory
+    leftovers = [directory / name for name in (STATE, BEGUN, LOCK, ProgressFile.NAME, FAILED, LOGS)]
     if any(path.exists() for path in leftovers) or any(directory.glob(".*")):
         try:
             with hold_lock(directory):
@@ -177,6 +294,7 @@ def _tidy_done(directory: Path) -> None:
                     ):
                         _register(directory)
                 _tidy(directory, finished=True)
+                restore_logs(task)
         except Locked:
             return
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accord.config.common import Stage, TextModel
 from accord.config.sft import BaseConfig
+from accord.errors import UserError
 from accord.io.readers import read_json_if_present
+from accord.pipeline.checks import check_device, check_folders, check_functions, check_rows
 from accord.pipeline.records import DONE, read_done
 from accord.pipeline.references import SMALL, references, require, resolve
 from accord.pipeline.stage import Outcome, run_stage
-from accord.pipeline.task import folder
+from accord.pipeline.task import folder, sources
 from accord.runtime.console import console
 from accord.stage_kinds.table import STAGE_KINDS
 
@@ -19,7 +22,7 @@ from accord.stage_kinds.table import STAGE_KINDS
 def run_alone(kind: str, config: Stage, resume: bool) -> Outcome:
     """Runs missing stages, then the stage."""
     outcome = run_stage(kind, prepare(kind, config), resume=resume, reuse=False)
-    if outcome.skipped:
+    if outcome.skipped and resume:
         console.print(f"{folder(config, kind)} is already done with these settings; nothing to resume", markup=False)
     return outcome
 
@@ -27,10 +30,12 @@ def run_alone(kind: str, config: Stage, resume: bool) -> Outcome:
 def prepare(kind: str, config: Stage) -> Stage:
     """The config with every name resolved, after running missing stages with default settings.
 
-    A name is a stage kind, or the name of a finished stage in ``out``.
+    A name is a stage kind, or the name of a finished stage in ``out``.  Raises UserError before anything has run for all
+    that can be checked without the missing stages.
     """
     done = {path.parent.name: path.parent for path in Path(config.out).glob(f"*/{DONE}")}
     require(config, kind, [*STAGE_KINDS, *done], made=[*STAGE_KINDS, *done, *SMALL])
+    _check(kind, config, done)
     folders: dict[str, Path] = {}
     for reference, value in references(kind, config):
         if value in SMALL and reference.sort == "model":
@@ -42,6 +47,28 @@ def prepare(kind: str, config: Stage) -> Stage:
     resolved = resolve(kind, config, folders.get)
     require(resolved, kind, list(STAGE_KINDS))
     return resolved
+
+
+def _check(kind: str, config: Stage, done: Mapping[str, Path]) -> None:
+    """Checks a stage before the missing stages that it names run.  Raises UserError."""
+    name = folder(config, kind).name
+    if name in STAGE_KINDS and name != kind:
+        raise UserError(
+            f"name: {name!r} is where the stage {name} is looked for, and this one is of kind {kind!r}; choose another name=."
+        )
+    made = {key: done.get(key, Path(config.out) / key) for key in (*STAGE_KINDS, *done) if not Path(key).exists()}
+    for reference, value in references(kind, config):
+        if value in made and made[value] == folder(config, kind):
+            raise UserError(
+                f"{reference.key}: {value!r} is the folder that this stage would write, so it would replace its own input;"
+                f" choose another name=, as in name={name}_again."
+            )
+    resolved = resolve(kind, config, made.get)
+    check_folders(kind, config, sources(kind, resolved))
+    check_functions(kind, config)
+    check_device(config)
+    if any(value in made and not read_done(made[value]) for _, value in references(kind, config)):
+        check_rows(kind, config)
 
 
 def _default(name: str, config: Stage, key: str) -> Path:

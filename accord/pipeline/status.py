@@ -14,6 +14,7 @@ from accord.io.records import Progress, read_record_to_show
 from accord.pipeline.failure import read_failure
 from accord.pipeline.lock import alive, owner
 from accord.pipeline.plan import Planned
+from accord.pipeline.previous import finished, place_of
 from accord.pipeline.records import read_begun, read_done
 from accord.pipeline.references import require, resolve
 from accord.pipeline.task import task_of, valid_record
@@ -70,6 +71,8 @@ def _status(stage: Planned, folders: Mapping[str, Path], before: Sequence[str], 
         return StageStatus(stage.name, "interrupted", progress_in_words(stage.kind, directory), (*reasons, *outdated))
     if valid_record(task) and not forced:
         return StageStatus(stage.name, "may run" if outdated else "done", duration_and_age(done), outdated)
+    if finished(task) and not forced:
+        reasons = (f"it would be taken back from {place_of(directory, task.key)}",)
     return StageStatus(stage.name, "runs", "", (*reasons, *outdated))
 
 

@@ -20,6 +20,7 @@ from accord.config.common import Stage
 from accord.config.load import build
 from accord.errors import Interrupted, UserError
 from accord.pipeline.failure import in_words
+from accord.pipeline.lock import owner
 from accord.pipeline.records import read_done
 from accord.pipeline.stage import Outcome, run_stage
 from accord.pipeline.task import folder, logs
@@ -30,7 +31,11 @@ DONE, FAILED, STOPPED = 0, 1, 130
 
 
 class Killed(Exception):
-    """The worker's process ended without an error message."""
+    """The worker's process ended without an error message; ``opened``: after it had begun to write the stage's folder."""
+
+    def __init__(self, words: str, opened: bool) -> None:
+        super().__init__(words)
+        self.opened = opened
 
 
 class Worker:
@@ -75,21 +80,24 @@ class Worker:
             raise Interrupted(said[-1] if said else f"{self.name}: stopped.")
         if code == FAILED and said:
             raise UserError(said[-1])
-        raise Killed(self._death(code, said))
+        opened = owner(self.directory).get("pid") == self._process.pid
+        raise Killed(self._death(code, said, opened), opened)
 
     def stop(self) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
 
-    def _death(self, code: int, said: list[str]) -> str:
-        if said:
-            with (self.logs / f"{self.name}.log").open("a", encoding="utf-8") as log:
+    def _death(self, code: int, said: list[str], opened: bool) -> str:
+        path = self.logs / f"{self.name}.log"
+        if said and opened:
+            with path.open("a", encoding="utf-8") as log:
                 log.write("\n".join(said) + "\n")
         if code == -signal.SIGKILL:
             return "its process was killed (signal 9), perhaps because memory ran out; run again to resume."
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        return f"its process ended {how}; {self.logs / f'{self.name}.log'} has its last output. Run again to resume."
+        last = f"{path} has its last output" if opened else f"its last output: {said[-1] if said else 'nothing'}"
+        return f"its process ended {how}; {last}. Run again to resume."
 
 
 # ------------------------------------------------------------------------------------- the worker's side

@@ -22,6 +22,8 @@ def resolve_device(name: str) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device.type, False):
         raise UserError(f"device: {name!r} is not available on this machine; use device=auto or device=cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: {name!r} is not here: this machine has {torch.cuda.device_count()} CUDA devices.")
     return device
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,13 +49,20 @@ class StageIdentity:
 class Run:
     """One stage's run: ``directory`` for results, ``logs`` for logs and metrics.
 
-    ``tick`` is called once for each optimizer step.  ``bar`` shows a progress bar of its own, for a stage that no view
-    of a whole pipeline shows.  The run holds no tensors and no random state: every random draw comes from
-    ``generator(purpose, counters)``, so that resuming needs only counters.
+    Until ``open_folders``, which calls ``before_first_write``, the stage only reads: it opens and checks everything that
+    it needs, and what it says is logged later.  ``tick`` is called once for each optimizer step.  ``bar`` shows a progress
+    bar of its own, for a stage that no view of a whole pipeline shows.  The run holds no tensors and no random state: every
+    random draw comes from ``generator(purpose, counters)``, so that resuming needs only counters.
     """
 
     def __init__(
-        self, identity: StageIdentity, log_every: int, save_every: int, resume: bool = False, bar: bool = True
+        self,
+        identity: StageIdentity,
+        log_every: int,
+        save_every: int,
+        resume: bool = False,
+        bar: bool = True,
+        before_first_write: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self.directory, self.logs = identity.name, identity.directory, identity.logs
         self.seed, self.key = identity.seed, identity.key
@@ -65,25 +73,48 @@ class Run:
         self.started = time.monotonic()
         self.stop = StopSignal()
         self._resumable = True
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self.opened = False
+        """Whether the folders are open for writing."""
+        self._before_first_write = before_first_write
         self._log = logging.getLogger(f"accord.log.{self.name}.{id(self)}")
         self._log.setLevel(logging.INFO)
         self._log.propagate = False
-        handler = logging.FileHandler(self.logs / f"{self.name}.log", mode="a" if resume else "w", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        self._log.addHandler(handler)
+        self._unwritten = logging.handlers.MemoryHandler(2**20, logging.CRITICAL + 1, flushOnClose=False)
+        self._log.addHandler(self._unwritten)
         self._metrics = self.logs / "metrics.jsonl"
-        if not resume:
-            write_text(self._metrics, "")
-            for old in self.logs.glob("events.out.tfevents.*"):
-                old.unlink()
         self._writer: Any = None
         self._writes_events = True
         self._optional: list[tuple[str, Callable[[], object]]] = []
         self._bar: Progress | None = None
         self._shows_bar = bar
         self._progress_file: ProgressFile | None = None
+
+    # ---------------------------------------------------------------- the first write
+    def open_folders(self) -> None:
+        """From here on the stage's folders are written; a second call does nothing.
+
+        ``begin`` and ``record`` call it; a stage that writes files before these calls it itself.  Raises Interrupted where
+        the user has asked to stop, so that a stage that was stopped while it loaded leaves its folders as they were.
+        """
+        if self.opened:
+            return
+        if self.stop.raised:
+            raise Interrupted(f"{self.name}: stopped before its first step; nothing was changed.")
+        self._before_first_write()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(parents=True, exist_ok=True)
+        mode = "a" if self.resume else "w"
+        handler = logging.FileHandler(self.logs / f"{self.name}.log", mode=mode, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._unwritten.setTarget(handler)
+        self._unwritten.flush()
+        self._log.removeHandler(self._unwritten)
+        self._log.addHandler(handler)
+        if not self.resume:
+            write_text(self._metrics, "")
+            for old in self.logs.glob("events.out.tfevents.*"):
+                old.unlink()
+        self.opened = True
 
     # ---------------------------------------------------------------- output
     def say(self, text: str) -> None:
@@ -117,6 +148,7 @@ class Run:
         metrics) come after the state is saved and will be logged again.  ``resumable``: whether the stage saves a
         state that a later run can continue from.
         """
+        self.open_folders()
         self.total_steps, self.step, self._resumable = total_steps, step, resumable
         rows = read_metrics(self._metrics)
         before = [r for r in rows if r["step"] < step or (r["step"] == step and "learning_rate" in r)]
@@ -154,6 +186,7 @@ class Run:
 
     def record(self, metrics: Mapping[str, float], prefix: str = "") -> None:
         """Writes a line of metrics at the current step, to metrics.jsonl, TensorBoard and the log."""
+        self.open_folders()
         named = {f"{prefix}{k}": float(v) for k, v in metrics.items()}
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(dumps({"step": self.step, **named}) + "\n")

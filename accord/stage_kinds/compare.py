@@ -10,6 +10,8 @@ import torch
 from accord.config.evaluation import RESAMPLED, CompareConfig
 from accord.config.functions import load_scores
 from accord.data.prompts import PromptData, load_prompts
+from accord.data.rows import Where, preference_fields
+from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.evaluation.comparison import Answers, Gold, Measures, Sampling, compare_with_sft, measure, sample_replies
 from accord.evaluation.report import (
@@ -24,7 +26,9 @@ from accord.evaluation.report import (
 from accord.evaluation.reward_models import reward_figures
 from accord.io.atomic import write_text
 from accord.io.finite_json import figures, shown
+from accord.io.readers import read_jsonl
 from accord.models.backbone import Backbone
+from accord.models.reward import RewardModel
 from accord.registry.manifest import versions
 from accord.rollout.generate import Decoding
 from accord.rollout.noise import reply_keys
@@ -32,7 +36,7 @@ from accord.runtime.console import console
 from accord.runtime.device import resolve_device
 from accord.runtime.optional import optional
 from accord.runtime.run import Run
-from accord.training.artifact import open_model, open_tokenizer, require_same_tokens
+from accord.training.artifact import open_model, open_tokenizer, require_fit, require_same_tokens
 
 PROMPT_TOKENS = 1024
 
@@ -52,6 +56,7 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     data = load_prompts(config.prompts, tokenizer, PROMPT_TOKENS, limit=config.limit)
     if (different := len(set(data.texts))) < 2:
         raise UserError(f"{config.prompts}: intervals over prompts need at least 2 different ones, found {different}.")
+    check_models(config, tokenizer, data.longest + config.max_new_tokens)
     run.plan(plan(config, data))
     decoding = Decoding(config.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, config.temperature)
     sampling = Sampling(decoding, config.replies, config.batch_size)
@@ -76,6 +81,19 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     first = {name: answers[name].texts[:: config.replies] for name in config.models}
     write_report(run, config, results, list(data.texts), first)
     return figures({name: results[name]["gold_mean"] for name in config.models})
+
+
+def check_models(config: CompareConfig, tokenizer: Tokenizer, longest: int) -> None:
+    """Opens every model once, one at a time, and reads the reward model's pairs, before the first reply is sampled.
+
+    Raises UserError.
+    """
+    for folder in dict.fromkeys([*config.models.values(), config.reference, *([config.base] if config.base else [])]):
+        require_fit(folder, _open(folder, torch.device("cpu")), tokenizer, longest)
+    if config.reward_model:
+        RewardModel.open(config.reward_model)
+        for number, row in read_jsonl(config.pairs):
+            preference_fields(row, Where(config.pairs, number))
 
 
 def plan(config: CompareConfig, data: PromptData) -> dict[str, str]:

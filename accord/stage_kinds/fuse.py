@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from accord.config.fusion import FuseConfig
-from accord.fusion.checks import require_folder
-from accord.fusion.merge import merge
+from accord.fusion.calibrate import read_calibration
+from accord.fusion.merge import merge, open_sources
 from accord.fusion.weights import open_weights
 from accord.io.digests import read_manifest
 from accord.io.finite_json import figures
@@ -13,8 +13,10 @@ from accord.runtime.run import Run
 
 def run_fuse(config: FuseConfig, run: Run) -> dict[str, float]:
     """Merges the models into ``model/``; returns counts, and the score statistics of a reward model."""
-    first = require_folder(config.models[0].model, "models.0.model")
-    tensors = len(open_weights(first).layouts)
+    sources = open_sources(config)
+    if config.calibrate:
+        read_calibration(sources.models[0], config)
+    tensors = len(open_weights(sources.models[0]).layouts)
     run.plan(
         {
             "method": in_words(config),
@@ -33,7 +35,7 @@ def run_fuse(config: FuseConfig, run: Run) -> dict[str, float]:
         run.check_stop()
 
     target = run.directory / "model"
-    merge(config, target, run.name, run.key, tick)
+    merge(config, target, run.name, run.key, tick, sources)
     metrics = figures(read_manifest(target)["metrics"])
     run.record(metrics)
     run.say(f"wrote {target} (opens with transformers)")

@@ -24,7 +24,7 @@ from accord.rollout.noise import reply_keys
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
 from accord.stage_kinds.annotator import pair_up
-from accord.training.artifact import open_model, open_tokenizer
+from accord.training.artifact import open_model, open_tokenizer, require_fit
 from accord.training.describe import describe_model
 from accord.types import Generation
 
@@ -49,6 +49,7 @@ def run_pairs(config: PairsConfig, run: Run) -> dict[str, float]:
     prompts = data.prompts
     if config.instruction:
         prompts = tuple(tuple(prompt_ids(tokenizer, f"{text} {config.instruction}")) for text in data.texts)
+    require_fit(config.model.base_model, backbone, tokenizer, max(map(len, prompts)) + config.max_new_tokens)
     annotator = load_scores(config.annotator, "annotator")
     run.plan(plan(config, backbone, data))
     groups = sampling_groups(config, len(prompts))

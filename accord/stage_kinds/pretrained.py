@@ -9,7 +9,7 @@ import torch
 from accord.config.data import PretrainedConfig
 from accord.errors import UserError
 from accord.runtime.run import Run
-from accord.training.artifact import open_model, open_tokenizer, save_artifact
+from accord.training.artifact import open_model, open_tokenizer, require_fit, save_artifact
 from accord.training.describe import describe_model
 
 
@@ -39,6 +39,8 @@ def run_pretrained(config: PretrainedConfig, run: Run) -> dict[str, float]:
     run.say(f"opening {config.source} (a .gguf file takes about a minute)")
     backbone = open_model(source, torch.device("cpu"))
     tokenizer = open_tokenizer(source)
+    require_fit(config.source, backbone, tokenizer, 0)
     run.plan({"model": describe_model(backbone, config.source)})
+    run.open_folders()
     save_artifact(run, backbone, tokenizer, "pretrained", {})
     return {"parameters": float(sum(p.numel() for p in backbone.parameters()))}

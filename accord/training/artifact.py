@@ -85,6 +85,20 @@ def open_model(source: str, device: torch.device) -> Backbone:
     return open_backbone(source).to(device).eval()
 
 
+def require_fit(source: str, backbone: Backbone, tokenizer: Tokenizer, longest: int) -> None:
+    """Raises UserError where texts of the tokenizer, of up to ``longest`` tokens, are not what the model can read."""
+    if tokenizer.vocab_size > backbone.vocab_size:
+        raise UserError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} ids and the model {backbone.vocab_size}, so the last ones"
+            " have no embedding; use the tokenizer that the model was trained with."
+        )
+    if backbone.max_positions is not None and longest > backbone.max_positions:
+        raise UserError(
+            f"{source}: texts have up to {longest} tokens, prompt and reply together, and the model has positions for"
+            f" {backbone.max_positions}; lower model.max_length or max_new_tokens, or shorten the prompts."
+        )
+
+
 def save_model(
     run: Run,
     backbone: Backbone,

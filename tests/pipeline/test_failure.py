@@ -46,6 +46,7 @@ def acts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Act]:
     does: dict[str, Act] = {}
 
     def train(config: Any, run: Run) -> dict[str, float]:
+        run.open_folders()
         if run.name in does:
             does[run.name](config, run)
         if run.name == "demo":

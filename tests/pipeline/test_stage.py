@@ -148,6 +148,7 @@ def test_a_stage_leaves_its_record(make: Callable[..., SFTConfig], trains: Calla
         assert run.key == key(config)
         assert run.parents == parents("sft", config)
         assert not run.resume
+        run.open_folders()
         (run.directory / "state.pt").write_text("")
         return {"loss": 0.5}
 
@@ -192,17 +193,22 @@ def test_a_finished_stage_is_reused_unless_asked_not_to(
     assert len(runs) == 1
     assert not run_stage("sft", make(), resume=False, reuse=False).skipped  # asked to run again
     assert not run_stage("sft", make("seed=1"), resume=True, reuse=True).skipped
-    assert not run_stage("sft", make(), resume=True, reuse=True).skipped  # replaced by seed 1
-    assert len(runs) == 4
+    assert run_stage("sft", make(), resume=True, reuse=True).skipped  # put aside for seed 1, and taken back
+    assert len(runs) == 3
 
 
-def test_a_record_that_is_not_whole_counts_as_not_done(
+def test_a_record_that_is_not_whole_is_named_and_its_folder_left(
     make: Callable[..., SFTConfig], trains: Callable[[Train], None]
 ) -> None:
     trains(lambda config, run: {})
     config = make()
     run_stage("sft", config, resume=True, reuse=True)
-    (Path(config.out) / "sft" / "done.json").write_text('{"key": "')
+    done = Path(config.out) / "sft" / "done.json"
+    done.write_text('{"key": "')
+    with pytest.raises(UserError, match=r"done\.json: .* restore it, or remove it to run this stage again"):
+        run_stage("sft", config, resume=True, reuse=True)
+    assert done.read_text() == '{"key": "'
+    done.unlink()
     assert not run_stage("sft", config, resume=True, reuse=True).skipped
 
 
@@ -288,6 +294,7 @@ def test_rerunning_removes_the_old_record_first(
     run_stage("sft", make(), resume=True, reuse=True)
 
     def fails(config: SFTConfig, run: Run) -> dict[str, float]:
+        run.open_folders()
         raise UserError("loss: not finite")
 
     trains(fails)
@@ -302,6 +309,7 @@ def test_a_stop_after_the_last_step_still_interrupts(
     """Ctrl-C while a stage writes its last file: the stage is done, and the next one does not begin."""
 
     def train(config: SFTConfig, run: Run) -> dict[str, float]:
+        run.open_folders()
         signal.raise_signal(signal.SIGINT)
         return {"loss": 1.0}
 

@@ -37,6 +37,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     def train(config: Any, run: Run) -> dict[str, float]:
         names.append(run.name)
+        run.open_folders()
         assert set(run.sources) == set(run.parents)
         assert run.settings["seed"] == config.seed
         assert "log_every" not in run.settings

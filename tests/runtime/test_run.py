@@ -111,7 +111,31 @@ def test_the_plan_is_on_the_screen_and_in_the_log(run: Run, capsys: pytest.Captu
     run.plan({"model": "a [big] one", "steps": "3"})
     shown = capsys.readouterr().out
     assert "\n  model  a [big] one\n  steps  3\n" in shown  # brackets are text, not markup
+    assert not run.logs.exists()  # nothing is written until the stage has checked everything
+    run.open_folders()
     assert "a [big] one" in (run.logs / "sft.log").read_text()
+
+
+# ------------------------------------------------------------------ the first write
+def test_a_run_that_never_opens_its_folders_leaves_them_alone(make: Make) -> None:
+    with make() as first:
+        first.begin(1)
+        first.tick({"loss": 1.0})
+        first.say("said")
+    before = {p.name: p.read_bytes() for p in first.logs.iterdir()}
+    with make() as second:
+        second.say("checking")
+        second.plan({"model": "small"})
+    assert {p.name: p.read_bytes() for p in first.logs.iterdir()} == before
+
+
+def test_a_run_that_is_stopped_before_its_first_step_opens_nothing(make: Make) -> None:
+    opened: list[int] = []
+    with make(before_first_write=lambda: opened.append(1)) as run:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Interrupted, match="sft: stopped before its first step; nothing was changed"):
+            run.begin(9)
+    assert (opened, run.directory.exists(), run.logs.exists()) == ([], False, False)
 
 
 # ------------------------------------------------------------------ stopping
