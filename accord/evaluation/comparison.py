@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
 from accord.rollout.collect import read_replies
 from accord.rollout.generate import Decoding, generate
+from accord.rollout.score import Replies, Reward, total
 from accord.types import Generation, Packed
 
 
@@ -30,6 +33,7 @@ class Answers:
     lengths: list[int]
     ended: list[bool]
     base_nll: list[float]  # per reply, nats per token under the base model; empty without one
+    proxy: list[float] = field(default_factory=list)  # per reply, the reward model's score; empty without one
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class Measures:
     base: Backbone | None
     """Model for fluency, the negative log-likelihood of replies."""
     temperature: float
+    proxy: Reward | None = None
+    """The reward model that policies were trained against."""
 
 
 def sample_replies(
@@ -100,6 +106,13 @@ def measure(generations: Sequence[Generation], tokenizer: Tokenizer, data: Promp
     nll = []
     if measures.base is not None:
         nll = [-s / n for s, n in zip(sum_logprobs(measures.base, generations, 1.0), lengths, strict=True)]
+    proxy = []
+    if measures.proxy is not None:
+        sources = [source for source in data.sources for _ in range(k)]
+        tokens = [reply for g in generations for reply in g.reply_tokens()]
+        prompts, ended = [p for g in generations for p in g.prompts], [bool(e) for g in generations for e in g.ended]
+        terms = measures.proxy(Replies(sources, texts, prompts, tokens, ended))
+        proxy = [float(score) for score in total(terms, texts)]
     return Answers(
         texts,
         [scores[i : i + k] for i in range(0, len(scores), k)],
@@ -107,6 +120,7 @@ def measure(generations: Sequence[Generation], tokenizer: Tokenizer, data: Promp
         lengths,
         [bool(e) for g in generations for e in g.ended],
         nll,
+        proxy,
     )
 
 
@@ -115,7 +129,8 @@ def compare_with_sft(ours: Answers, sft: Answers, seed: int) -> dict[str, Any]:
     gold = bootstrap_ci(ours.gold, seed)
     rate = win_rate(ours.gold, sft.gold, seed)
     gain = paired_difference(ours.gold, sft.gold, seed)
-    more = {"base_nll": lambda: sum(ours.base_nll) / len(ours.base_nll)} if ours.base_nll else {}
+    means = {"base_nll": ours.base_nll, "proxy_mean": ours.proxy}
+    more = {name: partial(fmean, values) for name, values in means.items() if values}
     some = defined(
         {
             "kl_mean": lambda: sum(ours.kl) / len(ours.kl),

@@ -25,6 +25,7 @@ from accord.models.backbone import Backbone
 from accord.models.open import small_backbone
 from accord.rollout.generate import Decoding
 from accord.rollout.noise import reply_keys
+from accord.rollout.score import Replies
 from accord.types import Generation, Packed
 
 K = 3
@@ -238,3 +239,16 @@ def test_the_better_model_wins_and_not_the_worse() -> None:
     assert compare_with_sft(better, sft, 0)["win_rate_ci95"] == [1, 1]
     assert compare_with_sft(worse, made([[1.5, 2.5], [2.0, 3.0]] * 3), 0)["win_rate_vs_sft"] == 0
     assert compare_with_sft(worse, sft, 0)["gain_vs_sft"] == pytest.approx(0.5 - sum(map(sum, sft.gold)) / 12)
+
+
+def test_the_proxy_is_the_mean_score_of_the_reward_model(
+    model: Backbone, written: list[Generation], tokenizer: Tokenizer, data: PromptData
+) -> None:
+    def proxy(replies: Replies) -> dict[str, torch.Tensor]:
+        assert list(replies.prompts) == [p for p in data.sources for _ in range(K)]
+        return {"proxy": torch.tensor([float(len(tokens)) for tokens in replies.tokens])}
+
+    found = measure(written, tokenizer, data, Measures(GOLD, model, None, 1.0, proxy))
+    assert compare_with_sft(found, found, 0)["proxy_mean"] == pytest.approx(sum(found.lengths) / len(found.lengths))
+    without = measure(written, tokenizer, data, Measures(GOLD, model, None, 1.0))
+    assert "proxy_mean" not in compare_with_sft(without, without, 0)

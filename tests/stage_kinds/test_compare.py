@@ -129,6 +129,7 @@ def test_a_gold_that_tells_no_replies_apart_loses_no_other_figure(
     assert (results["dpo"]["gold_mean"], results["dpo"]["win_rate_vs_sft"]) == (1.0, 0.5)
     monkeypatch.setattr("accord.stage_kinds.compare.write_text", fails)
     with open_run("compare") as run:
+        run.open_folders()
         write_report(run, config, results, ["q"] * 4, dict.fromkeys(config.models, texts))
     written = json.loads((run.directory / "results.json").read_text(), parse_constant=pytest.fail)
     assert written["dpo"]["undefined"] == reasons
