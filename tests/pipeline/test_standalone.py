@@ -86,7 +86,7 @@ Ran = list[tuple[str, Stage]]
         (["pairs"], ["demo", "base", "sft", "pairs"]),
         (["dpo", "data.train=pairs"], ["demo", "base", "sft", "pairs", "dpo"]),
         (["ppo"], ["demo", "base", "sft", "reward", "ppo"]),
-        (["ppo", "reward.source=json:dumps"], ["demo", "base", "sft", "ppo"]),
+        (["ppo", "reward.source=accord.data.demo:gold_scores"], ["demo", "base", "sft", "ppo"]),
         (["compare"], ["demo", "base", "sft", "dpo", "compare"]),
     ],
     ids=lambda x: " ".join(x),
