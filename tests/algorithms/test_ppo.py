@@ -486,7 +486,7 @@ def test_the_learning_rate_follows_the_kl(stage: Any, world: Any, rewards: str, 
 
 def test_a_warm_up_moves_the_critic_alone(stage: Any, world: Any, rewards: str, tmp_path: Path, lines: Any) -> None:
     with pytest.raises(UserError, match="value_warmup needs a critic that does not move"):
-        stage("ppo", language(world, rewards, training={"value_warmup": 1}))
+        stage("ppo", language(world, rewards, model={"critic": "shared"}, training={"value_warmup": 1}))
     for name, warmup in (("warm", 2), ("half", 1)):
         training = {"value_warmup": warmup, "iterations": 2}
         stage("ppo", language(world, rewards, model={"critic": "separate"}, training=training), name)
@@ -519,7 +519,7 @@ def test_mistakes_in_a_language_config_are_named(stage: Any, world: Any, rewards
     terms = {"terms": [{"source": world.reward}]}
     with pytest.raises(UserError, match=r"critic=reward starts from the reward model"):
         stage("ppo", language(world, rewards, model={"critic": "reward"}, reward=terms))
-    with pytest.raises(UserError, match="the score of reply 0 is nan"):
+    with pytest.raises(UserError, match=r"the score of reply 0 .* is nan"):
         stage("ppo", language(world, rewards, reward={"source": f"{rewards}:nan"}))
 
 

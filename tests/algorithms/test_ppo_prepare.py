@@ -22,6 +22,7 @@ from accord.models.open import open_backbone, small_backbone
 from accord.models.reference import FrozenReference
 from accord.rollout.collect import TextTask, collect
 from accord.rollout.generate import Decoding
+from accord.rollout.noise import reply_keys
 from accord.rollout.score import FunctionReward
 from accord.types import PolicyBatch, Rollout, TextActions
 
@@ -65,7 +66,9 @@ def rollout_of(policy: LanguageActorCritic, reference: int = 1, with_readout: bo
         4,
     )
     readout = policy.values if with_readout and policy.values_come_with_sampling else None
-    return collect(task, policy.policy, range(4), torch.Generator().manual_seed(2), readout=readout)
+    return collect(
+        task, policy.policy, range(4), reply_keys(2, "the test", 0, range(4), task.samples_per_prompt), readout=readout
+    )
 
 
 def config_of(**changes: Any) -> PPO:

@@ -88,7 +88,7 @@ def test_figures_are_those_of_each_text_scored_alone(tmp_path: Path) -> None:
 def test_compare_reports_the_accuracy_that_training_reported(stage: Any, world: Any, tmp_path: Path) -> None:
     """To the last bit, on texts longer than the model reads: both cut them to the same tokens and score them alike."""
     rows = [
-        {"prompt": p * 9, "chosen": f"{r} {p}" * 4, "rejected": f"{p} no {r}" * 3} for p in PROMPTS for r in "abcdefg"
+        {"prompt": p * 2, "chosen": f"{r} {p}" * 4, "rejected": f"{p} no {r}" * 3} for p in PROMPTS for r in "abcdefg"
     ]
     rows += [{"prompt": "same", "chosen": "tie", "rejected": "tie"}]
     heldout = tmp_path / "heldout.jsonl"

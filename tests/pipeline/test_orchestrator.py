@@ -275,7 +275,7 @@ def test_after_ctrl_c_a_second_run_ends_as_if_uninterrupted(tmp_path: Path) -> N
     assert done(cut, "base") == base
     assert digests(cut) == digests(whole)
     steps = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert [row["step"] for row in steps] == list(range(1, 169))  # none twice, none missing
+    assert [row["step"] for row in steps if "learning_rate" in row] == list(range(1, 169))  # none twice, none missing
     whole_steps = [json.loads(line) for line in (whole / "logs" / "sft" / "metrics.jsonl").read_text().splitlines()]
     assert steps == whole_steps
 
@@ -422,7 +422,7 @@ def test_a_plan_puts_file_settings_inputs_and_overrides_together(tmp_path: Path)
     assert base["model"]["d_model"] == 32  # set
     assert base["training"]["batch_size"] == 3  # the override beats the file
     assert base["training"]["learning_rate"] == 3e-3  # the default of the stage
-    assert base["data"] == {"train": "demo", "limit": 48}
+    assert (base["data"]["train"], base["data"]["limit"]) == ("demo", 48)
     assert (base["seed"], base["threads"], base["logs"], base["name"]) == (9, 1, "l", "base")
     assert [p.config.seed for p in planned[2:]] == [4] * 7
     assert planned[6].kind == planned[7].kind == "ppo"

@@ -354,6 +354,7 @@ def test_what_is_optional_is_written_after_the_record_and_may_fail(
     seen: list[bool] = []
 
     def train(config: SFTConfig, run: Run) -> dict[str, float]:
+        run.begin(1)
         run.write_later("curve.png", lambda: seen.append(done.exists()))
         run.write_later("episode.gif", lambda: 1 / 0)
         publish_model(run)
@@ -386,6 +387,7 @@ def test_a_stage_killed_before_its_entry_in_the_registry_is_registered_by_the_ne
         raise Killed
 
     def train(config: SFTConfig, run: Run) -> dict[str, float]:
+        run.begin(1)
         publish_model(run)
         return {}
 

@@ -75,7 +75,7 @@ def test_ppo_on_a_whole_model_finds_the_letter_that_pays(
 
 def test_the_kl_holds_the_policy_back(stage: Any, world: Any, rewards: str, lines: Lines) -> None:
     ends = []
-    for name, beta in (("free", 0.0), ("near the reference", 2.0)):
+    for name, beta in (("free", 0.0), ("near_the_reference", 2.0)):
         values = {
             "model": {"policy": "language", "base_model": world.mamba, "max_length": 64},
             "training": {

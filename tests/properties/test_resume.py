@@ -353,7 +353,7 @@ def test_without_resume_a_stage_starts_from_the_beginning(
     stage("sft", values, "whole")
     stopped(stage, values, monkeypatch, name="cut")
     stage("sft", values, "cut")
-    assert [row["step"] for row in lines("cut")] == list(range(1, 7))
+    assert [row["step"] for row in lines("cut") if "learning_rate" in row] == list(range(1, 7))
     Ends(tmp_path, "sft", "cut").assert_equal(Ends(tmp_path, "sft", "whole"))
 
 

@@ -110,7 +110,7 @@ def decoding_of_ppo(stage: Any, world: Any, rewards: str, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(ppo, "TextSource", noting)
     model = {"policy": "language", "base_model": world.mamba, "max_length": 96}
-    with pytest.raises(Seen):
+    with pytest.raises(UserError, match="Seen"):  # before its first step
         stage("ppo", {"model": model, "prompts": world.prompts, "reward": {"source": f"{rewards}:brevity"},
                       "sampling": sampling})  # fmt: skip
     return found[0]
