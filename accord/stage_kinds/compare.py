@@ -32,6 +32,7 @@ from accord.models.reward import RewardModel
 from accord.registry.manifest import versions
 from accord.rollout.generate import Decoding
 from accord.rollout.noise import reply_keys
+from accord.rollout.score import open_reward
 from accord.runtime.console import console
 from accord.runtime.device import resolve_device
 from accord.runtime.optional import optional
@@ -62,7 +63,8 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     sampling = Sampling(decoding, config.replies, config.batch_size)
     reference = _open(config.reference, device)
     base = _open(config.base, device) if config.base else None
-    measures = Measures(gold, reference, base, config.temperature)
+    proxy = open_reward(config.reward_model, tokenizer, device, "reward_model") if config.reward_model else None
+    measures = Measures(gold, reference, base, config.temperature, proxy)
     folders = {**config.models, **({RESAMPLED: config.models["sft"]} if config.redraw else {})}
     answers: dict[str, Answers] = {}
     run.begin(len(folders), resumable=False)

@@ -125,6 +125,7 @@ def test_results_hold_what_is_to_be_measured(world: Path) -> None:
         assert 0 <= results[name]["eos_rate"] <= 1
         assert 1 <= results[name]["length_mean"] <= 8
         assert results[name]["base_nll"] > 0
+        assert isinstance(results[name]["proxy_mean"], float)
     assert results["sft"]["kl_mean"] == pytest.approx(0, abs=1e-5)
     assert results["sft"]["win_rate_vs_sft"] == 0.5
     assert {"heldout_accuracy", "gold_agreement", "n_heldout"} <= results["reward"].keys()
