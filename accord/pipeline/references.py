@@ -135,6 +135,8 @@ def require(config: Stage, kind: str, known: Collection[str], made: Collection[s
             if near
             else f"name a stage ({', '.join(dict.fromkeys(known))}), a folder or a file."
         )
+        if reference.sort == "reward" and not near:
+            hint = f"{hint[:-1]}, or a function as module:function."
         if value in SMALL:
             hint = "put a stage of kind 'base' before this one and name that."
         raise UserError(f"{where}{reference.key}: {value!r} does not exist; {hint}")
