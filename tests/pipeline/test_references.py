@@ -181,6 +181,17 @@ def test_names_of_nothing_are_refused_with_a_suggestion(override: str, message: 
     assert str(caught.value).startswith(f"p.yaml: {message}")
 
 
+def test_a_stage_that_the_pipeline_lacks_is_to_be_put_before() -> None:
+    given = config("sft", "data.train=demo")
+    with pytest.raises(
+        UserError, match=r"data.train: 'demo' does not exist; put a stage 'demo' before this one, or name"
+    ):
+        require(given, "sft", [], made=["mamba"])
+    given = config("sft", "data.train=zzz")
+    with pytest.raises(UserError, match=r"data.train: 'zzz' does not exist; name a folder or a file.$"):
+        require(given, "sft", [], made=["mamba"])
+
+
 def test_a_reward_of_nothing_may_have_been_meant_as_a_function() -> None:
     message = r"reward.source: 'zzz' does not exist; name a stage \(demo\), a folder or a file, or a function as module:function.$"
     with pytest.raises(UserError, match=message):
