@@ -108,7 +108,7 @@ class LoadedModel:
         where the model has no chat template.
         """
         from accord.config.reply import reply_settings
-        from accord.data.chat import prompt_ids
+        from accord.data.chat import prompt_to_continue
         from accord.rollout.generate import Decoding, stream
 
         values = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
@@ -125,7 +125,9 @@ class LoadedModel:
         for each in prompts:
             key = derive(settings.seed, "generate", used[repr(each)])
             used[repr(each)] += 1
-            replies.append(tokenizer.decode(list(stream(self.backbone, prompt_ids(tokenizer, each), decoding, key))))
+            replies.append(
+                tokenizer.decode(list(stream(self.backbone, prompt_to_continue(tokenizer, each), decoding, key)))
+            )
         return replies if several else replies[0]
 
     def score(self, prompt: Prompt, reply: str) -> float:
@@ -176,7 +178,7 @@ class LoadedReward:
         """The normalized score of a reply."""
         return self.scores([prompt], [reply])[0]
 
-    def generate(self, prompt: Prompt, **settings: Any) -> str:
+    def generate(self, prompt: Prompt | Sequence[Prompt], *settings: Any, **more: Any) -> str:
         """Raises UserError: only a language model writes replies."""
         raise UserError(
             f"{self.folder}: is a reward model, which scores replies and writes none; give a language model."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from accord.config.reply import reply_settings
-from accord.data.chat import prompt_ids
+from accord.data.chat import prompt_to_continue
 from accord.data.rows import Message
 from accord.errors import UserError
 from accord.models.open import open_backbone
@@ -32,7 +32,7 @@ def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed:
     console.print(f"{path}: type a message; an empty line ends the chat", markup=False)
     while line := _read_line():
         messages.append({"role": "user", "content": line})
-        prompt = prompt_ids(tokenizer, messages if tokenizer.chat_template else line)
+        prompt = prompt_to_continue(tokenizer, messages if tokenizer.chat_template else line)
         tokens: list[int] = []
         shown = ""
         for token in stream(backbone, prompt, decoding, derive(settings.seed, "chat", len(messages))):

@@ -140,7 +140,7 @@ def test_a_wrong_call_of_a_reward_model_is_a_sentence(world: Any) -> None:
     with pytest.raises(
         UserError, match="is a reward model, which scores replies and writes none; give a language model"
     ):
-        reward.generate("a")
+        reward.generate(["a"], 5)
     for call in (lambda: model.score("a", "b"), lambda: model.scores(["a"], ["b"])):
         with pytest.raises(
             UserError, match="a language model, which writes replies and scores none; load a reward model"
@@ -163,6 +163,7 @@ def test_a_wrong_call_of_a_reward_model_is_a_sentence(world: Any) -> None:
     [
         (lambda: accord.load(None), "load: a model is a folder, a file or a name; found None"),
         (lambda: accord.load(""), "load: a model is a folder, a file or a name; found ''"),
+        (lambda: accord.load("x" * 5000), "x…: no model can be opened here .File name too long"),
         (lambda: accord.load("sft", device=0), "load: device is auto, cpu, cuda, cuda:1 or mps; found 0"),
         (lambda: accord.load("sft", device="gpu"), "device: 'gpu' is no device"),
         (lambda: accord.run(None), "run: the pipeline is a YAML file's path; found None"),

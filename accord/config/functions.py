@@ -76,7 +76,7 @@ def load_function(name: str, key: str) -> Callable[..., Any]:
     if found is None:
         raise UserError(f"{key}: {name!r} cannot be imported: {_absence(module, function)}")
     if not callable(found):
-        raise UserError(f"{key}: {name!r} is not module:function, since it is of type {type(found).__name__}.")
+        raise UserError(f"{key}: {name!r} is not {_form(key)}, since it is of type {type(found).__name__}.")
     return found  # type: ignore[no-any-return]
 
 
@@ -92,11 +92,18 @@ def _parts(name: str, key: str) -> tuple[str, str]:
     """The dotted module and the function."""
     module, _, function = name.partition(":")
     if module.endswith(".py") or "/" in module:
-        dotted = module.removesuffix(".py").removeprefix("./").strip("/").replace("/", ".")
+        dotted = module.removesuffix(".py").lstrip("./").replace("/", ".")
         raise UserError(f"{key}: {name!r} names a file; name the module, as in {dotted}:{function or 'function'}.")
     if not all(part.isidentifier() for part in [*module.split("."), function]):
-        raise UserError(f"{key}: {name!r} is not module:function, as in rewards:score for 'def score' in rewards.py.")
+        example = "rewards:score for 'def score' in rewards.py"
+        if key == "environment":
+            example = "tasks:Maze for 'class Maze' in tasks.py"
+        raise UserError(f"{key}: {name!r} is not {_form(key)}, as in {example}.")
     return module, function
+
+
+def _form(key: str) -> str:
+    return "module:Class" if key == "environment" else "module:function"
 
 
 def _imported(module: str, name: str, key: str) -> Any:

@@ -123,7 +123,10 @@ def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default
     if error["type"] == "missing":
         return f"{where}: the required key {key!r} is missing."
     if error["input"] is None and where.startswith("override "):
-        return f"{where}: {key}: there is no value after '='; expected {message}."
+        none = (
+            f"; for an empty one type '{key}=\"\"' with both kinds of quotes" if error["type"] == "string_type" else ""
+        )
+        return f"{where}: {key}: there is no value after '='; expected {message}{none}."
     subject = f"{where}: {key}" if key else where
     return f"{subject}: {expected}{message}{found}."
 

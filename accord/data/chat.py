@@ -98,6 +98,16 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     return _encode(tokenizer, prompt_text(tokenizer, prompt))[0]
 
 
+def prompt_to_continue(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """``prompt_ids`` of a prompt that a reply is sampled to.  Raises UserError where it has no tokens."""
+    if not (ids := prompt_ids(tokenizer, prompt)):
+        cause = "write at least one character"
+        if tokenizer.chat_template is not None:
+            cause = "the chat template writes nothing for it; correct the template"
+        raise UserError(f"the prompt has no tokens to continue: {cause}.")
+    return ids
+
+
 def reply_ids(tokenizer: Tokenizer, prompt: Prompt, reply: str) -> list[int]:
     """The ids of a reply including its end token; training reads ``prompt_ids`` followed by these."""
     return exchange(tokenizer, prompt, reply).reply

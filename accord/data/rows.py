@@ -157,7 +157,11 @@ def text_field(row: Row, key: str, where: Where) -> str:
 def prompt_field(row: Row, key: str, where: Where) -> Prompt:
     """A string, or a list of messages."""
     value = require(row, key, where)
-    return value if isinstance(value, str) else messages_field(row, key, where)
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise where.error(f"{key!r} is a JSON {json_kind(value)}, expected text or a list of messages")
+    return messages_field(row, key, where)
 
 
 def messages_field(row: Row, key: str, where: Where) -> list[dict[str, Any]]:

@@ -29,7 +29,15 @@ MAX_JSON_BYTES = 512 << 20
 MAX_ROW_BYTES = 64 << 20
 MAX_INT_BITS = 1024
 """Size of a whole number; larger ones cannot even become a float."""
-UTF16 = (b"\xff\xfe", b"\xfe\xff")
+NO_TEXT = {
+    b"\xff\xfe": "is UTF-16; save it as UTF-8",
+    b"\xfe\xff": "is UTF-16; save it as UTF-8",
+    b"\x1f\x8b": "is compressed by gzip; decompress it",
+    b"(\xb5/\xfd": "is compressed by Zstandard; decompress it",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"PAR1": "is a Parquet file; save its rows as JSON Lines",
+}
+"""Files that are often given for text, by their first bytes."""
 UTF8_MARK = b"\xef\xbb\xbf"
 
 _MISSING = (FileNotFoundError, NotADirectoryError)
@@ -82,8 +90,9 @@ def read_text(path: Path, most: int = MAX_JSON_BYTES) -> str:
 
 def _decoded(content: bytes, where: str, row: int = 0) -> str:
     """``content`` as text; ``row`` is its line in the file, 0 where it is the whole file."""
-    if row <= 1 and content.startswith(UTF16):
-        raise UserError(f"{where}: is UTF-16; save it as UTF-8")
+    for start, words in NO_TEXT.items() if row <= 1 else ():
+        if content.startswith(start):
+            raise UserError(f"{where}: {words}")
     try:
         return content.removeprefix(UTF8_MARK).decode("utf-8") if row <= 1 else content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -130,11 +130,12 @@ def require(config: Stage, kind: str, known: Collection[str], made: Collection[s
         if is_function(value) or Path(value).exists() or not looks_like_path:
             continue
         near = difflib.get_close_matches(value, [*known, *SMALL], 1)
-        hint = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"name a stage ({', '.join(dict.fromkeys(known))}), a folder or a file."
-        )
+        stages = f"a stage ({', '.join(dict.fromkeys(known))}), " if known else ""
+        hint = f"did you mean {near[0]!r}?" if near else f"name {stages}a folder or a file."
+        if reference.sort == "reward" and not near:
+            hint = f"{hint[:-1]}, or a function as module:function."
+        if value in STAGE_KINDS and value not in known:
+            hint = f"put a stage {value!r} before this one, or name a folder or a file."
         if value in SMALL:
             hint = "put a stage of kind 'base' before this one and name that."
         raise UserError(f"{where}{reference.key}: {value!r} does not exist; {hint}")

@@ -13,6 +13,7 @@ from torch import nn
 from accord.data.tokenizer import Tokenizer
 from accord.data.vocabulary import difference_of_ids
 from accord.errors import UserError
+from accord.io.readers import shorten
 from accord.models.backbone import Backbone
 from accord.models.open import open_backbone
 from accord.models.reward import is_reward_model
@@ -34,11 +35,17 @@ def model_folder(text: str) -> Path:
     Raises UserError where there is none.
     """
     source = Path(text)
+    try:
+        exists = bool(text) and source.exists()
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        raise UserError(f"{shorten(text)}: no model can be opened here ({error.strerror}).") from None
+    if not text:
+        raise UserError("the model's name is empty; give a stage's folder, a model folder, or a .gguf file.")
     if (source / "model" / "config.json").exists():
         return source / "model"
     if (source / "config.json").exists() or (source.suffix == ".gguf" and source.exists()):
         return source
-    if source.exists():
+    if exists:
         raise UserError(f"{text}: no language model here: neither model/config.json nor config.json, nor a .gguf file.")
     if "/" in text or source.suffix == ".gguf":
         raise UserError(f"{text}: no such model; give a stage's folder, a model folder, or a .gguf file.")

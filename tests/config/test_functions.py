@@ -100,6 +100,7 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         ("users\0:raises", "is not module:function"),
         ("users.py:raises", "names a file; name the module, as in users:raises."),
         ("./my/users.py:raises", "names a file; name the module, as in my.users:raises."),
+        ("../users.py:raises", "names a file; name the module, as in users:raises."),
         ("usres:raises", "on Python's path; did you mean 'users'?"),
         ("nowhere.at.all:raises", "cannot be imported: there is no module 'nowhere' in"),
         ("users:riases", "/users.py) has no 'riases'; did you mean 'raises'?"),

@@ -213,6 +213,7 @@ def test_a_missing_file_suggests_a_file_beside_it(write: Write, tmp_path: Path) 
         ("learning_rate=1", "unknown key 'learning_rate'; did you mean 'training.learning_rate'?"),
         ("training.batch_size=many", "training.batch_size: expected a whole number, without point and exponent"),
         ("training.batch_size=", "training.batch_size: there is no value after '='; expected a whole number."),
+        ("name=", "name: there is no value after '='; expected text; for an empty one type 'name=\"\"' with both"),
         ("training=3", "'training' is a section; set one of its keys, such as training.batch_size."),
         ("training.batch_size.x=3", "training.batch_size: expected a whole number, found {'x': 3}."),
         ("seed", "write it as key=value, e.g. training.learning_rate=3e-5."),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from accord.data.chat import chat_tokens, document_ids, exchange, prompt_ids, render, reply_ids
+from accord.data.chat import chat_tokens, document_ids, exchange, prompt_ids, prompt_to_continue, render, reply_ids
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 
@@ -264,3 +265,22 @@ def test_a_reply_that_spells_the_end_token_ends_there(chatml: Tokenizer, plain: 
 def test_an_empty_reply_is_the_end_token(chatml: Tokenizer, plain: Tokenizer) -> None:
     assert reply_ids(chatml, "a", "") == [chatml.eos_id]
     assert reply_ids(plain, "a", "") == [plain.eos_id]
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "message"),
+    [
+        ("", "hello", "the chat template writes nothing for it; correct the template"),
+        ("{% if false %}x{% endif %}", "hello", "the chat template writes nothing for it"),
+        (None, "", "write at least one character"),
+    ],
+)
+def test_a_prompt_without_tokens_cannot_be_continued(
+    brackets: Tokenizer, template: str | None, prompt: str, message: str
+) -> None:
+    tokenizer = copy.copy(brackets)
+    tokenizer.chat_template, tokenizer.bos_id = template, None
+    assert prompt_ids(tokenizer, prompt) == []
+    with pytest.raises(UserError, match=f"the prompt has no tokens to continue: {message}"):
+        prompt_to_continue(tokenizer, prompt)
+    assert prompt_to_continue(brackets, "hello") == prompt_ids(brackets, "hello")

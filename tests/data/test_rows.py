@@ -24,7 +24,7 @@ def say(text: str) -> dict[str, str]:
         ({"instruction": "a", "id": 3}, "did you mean 'instruction'"),
         ({"chosen": "a", "x": 1}, "no 'prompt'; it has 'chosen', 'x'"),
         ({"prompt": None}, "'prompt' is null"),
-        ({"prompt": 3}, "a JSON number, expected a list of messages"),
+        ({"prompt": 3}, "a JSON number, expected text or a list of messages"),
         ({"prompt": []}, "'prompt' is empty"),
         ({"prompt": ["a"]}, r"prompt\[0\] is a JSON string"),
         ({"prompt": [{"role": "user"}]}, r"prompt\[0\] has no 'content'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import time
 from pathlib import Path
@@ -188,6 +189,25 @@ def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path: Path, rea
     ):
         with pytest.raises(UserError, match=f"{path}: {said}"):
             READERS[reader](path)
+
+
+@pytest.mark.parametrize("reader", ["yaml", "json", "rows"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(b'{"a": 1}'), "is compressed by gzip; decompress it"),
+        (b"(\xb5/\xfd\0", "is compressed by Zstandard; decompress it"),
+        (b"PK\x03\x04\0", "is a zip archive; unpack it"),
+        (b"PAR1\x15\0", "is a Parquet file; save its rows as JSON Lines"),
+    ],
+)
+def test_another_kind_of_file_is_named_rather_than_its_encoding(
+    tmp_path: Path, reader: str, content: bytes, words: str
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        READERS[reader](path)
 
 
 @pytest.mark.parametrize("reader", ["yaml", "json", "rows"])

@@ -181,6 +181,23 @@ def test_names_of_nothing_are_refused_with_a_suggestion(override: str, message: 
     assert str(caught.value).startswith(f"p.yaml: {message}")
 
 
+def test_a_stage_that_the_pipeline_lacks_is_to_be_put_before() -> None:
+    given = config("sft", "data.train=demo")
+    with pytest.raises(
+        UserError, match=r"data.train: 'demo' does not exist; put a stage 'demo' before this one, or name"
+    ):
+        require(given, "sft", [], made=["mamba"])
+    given = config("sft", "data.train=zzz")
+    with pytest.raises(UserError, match=r"data.train: 'zzz' does not exist; name a folder or a file.$"):
+        require(given, "sft", [], made=["mamba"])
+
+
+def test_a_reward_of_nothing_may_have_been_meant_as_a_function() -> None:
+    message = r"reward.source: 'zzz' does not exist; name a stage \(demo\), a folder or a file, or a function as module:function.$"
+    with pytest.raises(UserError, match=message):
+        require(config("ppo", "reward.source=zzz"), "ppo", ["demo"], made=["sft", "demo"])
+
+
 def test_names_of_stages_files_and_folders_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
     for override in ("model.base_model=org/name", f"data.train={tmp_path}/rows.jsonl", "seed=1"):

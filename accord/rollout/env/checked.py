@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from accord.config.functions import LARGEST_SCORE
 from accord.errors import UserError
 from accord.rollout.env.spaces import flattener, is_vector, spaces_of
 
@@ -33,7 +34,8 @@ def raised_in_words(error: BaseException) -> str:
 
 def all_finite(vector: np.ndarray) -> bool:
     """Whether all numbers of a vector are finite: by its square first, which takes a third of the time."""
-    return math.isfinite(vector.dot(vector)) or bool(np.isfinite(vector).all())
+    with np.errstate(over="ignore"):  # of the square alone
+        return math.isfinite(vector.dot(vector)) or bool(np.isfinite(vector).all())
 
 
 class CheckedEnvironment:
@@ -85,8 +87,8 @@ class CheckedEnvironment:
         observation, reward, terminated, truncated, info = found
         if not isinstance(reward, float):
             reward = self._reward(reward)
-        if not math.isfinite(reward):
-            raise self._fault(f"step() gave the reward {reward}, expected a finite number")
+        if not abs(reward) <= LARGEST_SCORE:  # true of NaN as well
+            raise self._fault(f"step() gave the reward {reward}, expected a finite number of at most {LARGEST_SCORE:g}")
         return (
             self._observed("step", observation),
             reward,

@@ -15,6 +15,8 @@ from accord.errors import UserError
 
 MAX_NUMBERS = 10_000
 """Numbers of a flattened observation; larger ones are images or tables that these networks cannot learn from."""
+MAX_VECTOR = 1_000_000
+"""Numbers of an observation that is a vector already, and outputs of a policy; the networks have a column or row for each."""
 NEAR = (0.25, 4.0)
 """Half-widths of action bounds that a policy of standard deviation 1 around 0 reaches; others are scaled to [-1, 1]."""
 
@@ -44,7 +46,8 @@ class Spaces:
         """The task's actions from the policy's (n, …): counted from ``start``, or scaled and clipped to the bounds."""
         if self.continuous:
             if self.scale is not None and self.offset is not None:
-                actions = actions * self.scale + self.offset
+                with np.errstate(over="ignore"):  # beyond the bounds, to which it is clipped
+                    actions = actions * self.scale + self.offset
             actions = np.clip(actions, self.low, self.high)
         elif np.any(self.start):
             actions = actions + self.start
@@ -61,6 +64,16 @@ class Spaces:
 
 def spaces_of(name: str, observations: Any, actions: Any) -> Spaces:
     """A task's spaces as ``Spaces``.  Raises UserError for spaces that no policy here can use."""
+    found = _spaces(name, observations, actions)
+    if found.action_dim > MAX_VECTOR:
+        raise UserError(
+            f"environment: {name!r} takes {_line(actions)}: {found.action_dim} outputs of a policy, and at most {MAX_VECTOR}"
+            " are supported; give it fewer actions."
+        )
+    return found
+
+
+def _spaces(name: str, observations: Any, actions: Any) -> Spaces:
     from gymnasium import spaces
 
     obs_dim, notes = _observation_size(name, observations)
@@ -99,7 +112,9 @@ def _continuous(name: str, obs_dim: int, actions: Any, notes: tuple[str, ...]) -
     near = np.where(bounded, (half >= NEAR[0]) & (half <= NEAR[1]) & (np.abs(middle) <= half), middle == 0)
     scale = offset = None
     if not near.all():
-        scale, offset = np.where(near, 1, half).astype(np.float32), np.where(near, 0, middle).astype(np.float32)
+        largest = np.finfo(np.float32).max
+        scale = np.where(near, 1, half).clip(max=largest).astype(np.float32)
+        offset = np.where(near, 0, middle).clip(-largest, largest).astype(np.float32)
         notes += (
             f"{int((~near).sum())} of {near.size} components of an action have bounds far from [-1, 1]: the policy acts in"
             f" units in which they are [-1, 1], and {name} gets them scaled",
@@ -122,6 +137,11 @@ def _observation_size(name: str, space: Any) -> tuple[int, tuple[str, ...]]:
     if not size:
         raise UserError(f"environment: {name!r} shows {_line(space)}, which has no numbers to learn from.")
     if is_vector(space):
+        if size > MAX_VECTOR:
+            raise UserError(
+                f"environment: {name!r} shows {_line(space)}, {size} numbers, and at most {MAX_VECTOR} are supported; give"
+                " it smaller observations, such as features."
+            )
         return size, ()
     if size > MAX_NUMBERS:
         raise UserError(

@@ -82,6 +82,7 @@ def test_reset_needs_no_options_and_observations_are_float32() -> None:
     assert (seen.dtype, seen.tolist(), info) == (np.float32, [1, 2], {})
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_vector_is_finite_where_its_square_is_not() -> None:
     large = np.array([3e38, -1.0], dtype=np.float32)
     assert all_finite(large)
@@ -111,6 +112,10 @@ STEPS: list[tuple[Any, str]] = [
     (lambda: None, r"step\(\) returned None; return observation, reward"),
     (lambda: (SEEN, math.nan, False, False, {}), r"step\(\) gave the reward nan, expected a finite number"),
     (lambda: (SEEN, np.float32(-np.inf), False, False, {}), r"step\(\) gave the reward -inf, expected a finite number"),
+    (
+        lambda: (SEEN, -1e300, False, False, {}),
+        r"step\(\) gave the reward -1e\+300, expected a finite number of at most 1e\+18",
+    ),
     (lambda: (SEEN, None, False, False, {}), r"step\(\) gave the reward None, expected a number"),
     (lambda: (SEEN, "1", False, False, {}), r"step\(\) gave the reward '1', expected a number"),
     (

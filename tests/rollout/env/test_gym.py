@@ -126,7 +126,7 @@ def test_a_task_opens_with_its_spaces(name: str, kind: type, obs_dim: int, actio
         ("tasks_of_the_tests:Demanding", r"cannot be made \(.*'needed'\); give its arguments in environment_args\.$"),
         ("tasks_of_the_tests:Headless", r"made \(RuntimeError: no display at tasks_of_the_tests.py line \d+\)\.$"),
         ("tasks_of_the_tests:NoTask", "is no subclass of gymnasium.Env"),
-        ("tasks_of_the_tests:broken", "is not module:function"),
+        ("tasks_of_the_tests:broken", "is not module:Class"),
         ("tasks_of_the_tests:Absent", "environment: .* cannot be imported"),
         ("no_such_module_here:Task", "environment: .* cannot be imported"),
         ("no_such_module_here:Task-v0", "cannot be made"),

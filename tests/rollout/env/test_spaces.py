@@ -83,6 +83,7 @@ def test_an_observation_that_is_not_of_the_space_is_named(space: Any, observatio
         (spaces.Box(0, 1, (0,)), "which has no numbers to learn from"),
         (spaces.Box(0, 255, (210, 160, 3), np.uint8), r"shows Box\(.*100800 numbers, and at most 10000 are flattened"),
         (spaces.Discrete(10_001), "at most 10000 are flattened"),
+        (spaces.Box(0, 1, (1_000_001,)), "1000001 numbers, and at most 1000000 are supported; give it smaller"),
     ],
 )
 def test_observations_that_are_no_vectors_are_refused(space: Any, message: str) -> None:
@@ -129,6 +130,32 @@ def test_bounds_near_one_are_not_scaled(low_high: tuple[float, float]) -> None:
     assert found.scale is None
     assert not found.notes
     assert found.to_task(drawn).tolist() == drawn.tolist()
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(10**8),
+        spaces.MultiDiscrete([10**6, 2]),
+        spaces.MultiBinary(10**6),
+        spaces.Box(-1, 1, (10**6 + 1,)),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_more_actions_than_a_network_can_have_outputs_are_refused(space: Any) -> None:
+    with pytest.raises(UserError, match=r"'a task' takes .*outputs of a policy, and at most 1000000 are supported"):
+        spaces_of("a task", VECTOR, space)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.filterwarnings("error")
+def test_bounds_at_the_end_of_their_dtype_overflow_nowhere(dtype: Any) -> None:
+    most = np.finfo(dtype).max
+    found = spaces_of("a task", VECTOR, spaces.Box(-most, most, (2,), dtype))
+    actions = found.to_task(np.array([[-3.0, 0.0], [0.5, 9.0]], np.float32))
+    assert np.isfinite(actions).all()
+    assert actions[0, 1] == 0
+    assert (actions[0, 0], actions[1, 1]) == (-most, most)
 
 
 def test_bounds_far_from_one_are_scaled_and_said() -> None:
