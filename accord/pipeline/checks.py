@@ -12,7 +12,7 @@ from accord.config.functions import is_function, load_scores
 from accord.errors import UserError
 from accord.io.readers import read_jsonl
 from accord.pipeline.previous import PREVIOUS
-from accord.pipeline.records import is_record, read_begun, read_done
+from accord.pipeline.records import BEGUN, DONE, is_record, read_begun, read_done
 from accord.pipeline.references import references, resolve, value_at
 from accord.pipeline.task import folder, logs
 from accord.stage_kinds.table import STAGE_KINDS
@@ -26,6 +26,7 @@ def check_folders(kind: str, config: Stage, inputs: Mapping[str, str]) -> None:
     directory, log_folder = folder(config, kind), logs(config, kind)
     for place in (directory, log_folder, directory.parent / PREVIOUS):
         _require_writable(place)
+    _require_outside_stages(directory)
     _require_kind(directory, kind)
     if Path(config.logs).resolve().is_relative_to(directory.resolve()):
         raise UserError(f"{directory}: the folder of all logs (logs={config.logs}) is in it; choose another name=.")
@@ -74,6 +75,13 @@ def _require_writable(place: Path) -> None:
     if code == errno.ENOTDIR or not os.access(nearest, os.W_OK | os.X_OK):
         verb = "written" if nearest == place and nearest.is_dir() else "created"
         raise UserError(f"{place}: cannot be {verb} ({os.strerror(code)}); choose another with out= or logs=.")
+
+
+def _require_outside_stages(directory: Path) -> None:
+    """Raises UserError for a folder within that of a stage, with which it would be moved or removed."""
+    for parent in directory.resolve().parents:
+        if any((parent / name).is_file() for name in (DONE, BEGUN)):
+            raise UserError(f"{directory}: is in the folder of the stage {parent.name}; choose another out=.")
 
 
 def _require_kind(directory: Path, kind: str) -> None:

@@ -11,7 +11,8 @@ from accord.config.sft import BaseConfig
 from accord.errors import UserError
 from accord.io.readers import read_json_if_present
 from accord.pipeline.checks import check_device, check_folders, check_functions, check_rows
-from accord.pipeline.records import DONE, read_done
+from accord.pipeline.previous import PREVIOUS
+from accord.pipeline.records import DONE, read_begun, read_done
 from accord.pipeline.references import SMALL, references, require, resolve
 from accord.pipeline.stage import Outcome, run_stage
 from accord.pipeline.task import folder, sources
@@ -75,9 +76,17 @@ def _default(name: str, config: Stage, key: str) -> Path:
     default = STAGE_KINDS[name].settings(**_shared(config))
     directory = folder(default, name)
     if not read_done(directory):
-        console.print(f"{key} names {name!r}, which is not in {config.out} yet: running it first", markup=False)
+        console.print(f"{key} names {name!r}, {_absence(directory)}: running it first", markup=False)
         run_stage(name, prepare(name, default), resume=True, reuse=True)
     return directory
+
+
+def _absence(directory: Path) -> str:
+    """In what way a stage is missing from its folder, and where results of it are that are not taken for it."""
+    words = "whose run in {} is not finished" if read_begun(directory) else "which is not in {} yet"
+    earlier = sorted(path.parent for path in directory.parent.glob(f"{PREVIOUS}/{directory.name}-*/{DONE}"))
+    aside = f" (finished runs with their own settings: {', '.join(map(str, earlier))})" if earlier else ""
+    return words.format(directory.parent) + aside
 
 
 def _shared(config: Stage) -> dict[str, Any]:

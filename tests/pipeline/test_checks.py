@@ -233,6 +233,8 @@ def test_every_kind_opens_its_folder_once_everything_is_read(place: Path, monkey
         ({"out/sft/thesis.tex": "x"}, "out/sft: holds thesis.tex and no record of a stage"),
         ({f"out/sft/{n}.md": "x" for n in "abcde"}, "out/sft: holds a.md, b.md, c.md and 2 more and no record"),
         ({"logs/sft/events.out.tfevents.1": "x"}, "logs/sft: holds events.out.tfevents.1 and no record of a stage"),
+        ({"out/done.json": "{}"}, "out/sft: is in the folder of the stage out; choose another out="),
+        ({"out/begun.json": "{}"}, "out/sft: is in the folder of the stage out; choose another out="),
         ({"out": "x"}, "out/sft: cannot be created"),
         ({"out/.previous": "x"}, "out/.previous: cannot be created (Not a directory)"),
     ],

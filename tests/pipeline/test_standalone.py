@@ -109,6 +109,22 @@ def test_what_is_missing_is_made_in_its_order(
         )
 
 
+def test_an_unfinished_stage_and_results_put_aside_are_named_before_it_runs_again(
+    ran: Ran, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone("sft", "seed=1")
+    alone("sft", "seed=2")
+    done = Path("checkpoints/rlhf/sft/done.json")
+    done.rename(done.with_name("begun.json"))
+    (aside,) = Path("checkpoints/rlhf/.previous").iterdir()
+    capsys.readouterr()
+    alone("dpo")
+    words = (
+        f"names 'sft', whose run in checkpoints/rlhf is not finished (finished runs with their own settings: {aside})"
+    )
+    assert f"{words}: running it first" in capsys.readouterr().out
+
+
 def test_what_is_there_is_taken(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
     alone("dpo")
     ran.clear()
