@@ -33,9 +33,8 @@ def raised_in_words(error: BaseException) -> str:
 
 
 def all_finite(vector: np.ndarray) -> bool:
-    """Whether all numbers of a vector are finite: by its square first, which takes a third of the time."""
-    with np.errstate(over="ignore"):  # of the square alone
-        return math.isfinite(vector.dot(vector)) or bool(np.isfinite(vector).all())
+    """Whether all numbers of a vector are finite: by its square first (``vdot`` warns of no overflow), which is faster."""
+    return math.isfinite(np.vdot(vector, vector)) or bool(np.isfinite(vector).all())
 
 
 class CheckedEnvironment:

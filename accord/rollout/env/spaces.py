@@ -49,7 +49,7 @@ class Spaces:
                 with np.errstate(over="ignore"):  # beyond the bounds, to which it is clipped
                     actions = actions * self.scale + self.offset
             actions = np.clip(actions, self.low, self.high)
-        elif np.any(self.start):
+        elif self.start if isinstance(self.start, int) else self.start.any():
             actions = actions + self.start
         return actions if self.action_shape is None else actions.reshape(len(actions), *self.action_shape)
 
