@@ -111,35 +111,34 @@ class LastRun(_Shape):
     overrides: list[str]
 
 
-class Manifest(_Shape, total=False):
+class _Origin(_Shape, total=False):
+    """How a model was made."""
+
+    parents: Digests
+    settings: dict[str, Any]
+    metrics: dict[str, Figure]
+    seed: int | None
+    versions: dict[str, str]
+    created: str
+
+
+class Manifest(_Origin, total=False):
     """``manifest.json`` of a model folder."""
 
     digest: Required[Annotated[str, Field(pattern=r"^[0-9a-f]{6,64}$")]]
     files: Digests
     kind: str
     name: str
-    parents: Digests
     data: Digests
-    settings: dict[str, Any]
-    metrics: dict[str, Figure]
-    seed: int | None
-    versions: dict[str, str]
-    created: str
 
 
-class LineageRecord(_Shape, total=False):
+class LineageRecord(_Origin, total=False):
     """One ancestor in ``lineage.json``."""
 
     name: Required[str]
     kind: Required[str]
     digest: Required[str]
     form: str
-    parents: Digests
-    settings: dict[str, Any]
-    metrics: dict[str, Figure]
-    seed: int | None
-    versions: dict[str, str]
-    created: str
 
 
 class Export(_Shape):

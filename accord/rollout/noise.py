@@ -1,6 +1,6 @@
 """Counter-based sampling noise: the random number of a token depends on its reply's key and its position alone.
 
-A reply is therefore the same alone and in any batch, whatever is sampled beside it, in whichever process.
+A reply is therefore the same alone and in any batch, and in every process.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def test_every_stage_runs_without_a_network(
 
 
 def test_a_model_of_another_family_opens_without_a_network(tmp_path: Path, contacts: list[str]) -> None:
-    """transformers itself asks the hub about what it finds missing in a folder, unless it is told that the folder is all."""
+    """transformers asks the hub for files that a folder lacks, unless local_files_only is set."""
     transformers = pytest.importorskip("transformers")
     from accord.models.open import open_backbone
 
