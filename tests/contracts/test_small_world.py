@@ -54,7 +54,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
     return Worlds(tmp_path_factory.mktemp("small_world"))
 
 
-def objective(model: dict[str, Any], beta: float = 0.05) -> float:
+def objective(model: dict[str, Any], beta: float = 0.1) -> float:
     """What PPO maximizes: the reward model's score less the KL penalty, on held-out prompts."""
     return float(model["proxy_mean"] - beta * model["kl_mean"])
 
