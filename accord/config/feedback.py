@@ -35,7 +35,9 @@ class SampleConfig(SamplingStage):
     def _one_source(self) -> SampleConfig:
         default = type(self).model_fields["model"].get_default().base_model
         if self.models and self.model.base_model != default:
-            raise ValueError(f"models and model.base_model ({self.model.base_model}) are both given; leave one of them out")
+            raise ValueError(
+                f"models and model.base_model ({self.model.base_model}) are both given; leave one of them out"
+            )
         for label in self.models:
             if not (label.strip() and label.isprintable()) or "." in label or len(label) > 80:
                 raise ValueError(f"the label {label!r:.60} is not a name; use printable characters, without dots")
@@ -119,8 +121,8 @@ class JudgeConfig(Stage):
     min_gap: Coefficient = 0.0
     """Scores that differ by less are a tie."""
     ties: Literal["drop", "half", "keep"] = "drop"
-    """Ties and 'both bad' among the preferences: drop; half: as a pair with the soft label 1/2; keep: marked as a tie as well,
-    for losses that model ties.  All are in judgments.jsonl."""
+    """Ties and 'both bad' among the preferences: drop; half: as rows with label 1/2; keep: the same, and the row's
+    key tie says which of the two it was.  All are in judgments.jsonl."""
     heldout_fraction: Share = 0.1
     """Fraction of the prompts whose pairs go to heldout_preferences.jsonl."""
 
@@ -137,7 +139,9 @@ class JudgeConfig(Stage):
         if not self.asks_people and self.people != People():
             raise ValueError(f"people are settings of judge={PEOPLE}NAME")
         if self.asks_people and not project_name(self.judge):
-            raise ValueError(f"judge={self.judge!r:.80} names no project; write {PEOPLE}NAME, of letters, digits, '.', '_', '-'")
+            raise ValueError(
+                f"judge={self.judge!r:.80} names no project; write {PEOPLE}NAME, of letters, digits, '.', '_', '-'"
+            )
         if not self.has_scores:
             for name in ("noise", "min_gap"):
                 if name in given:
@@ -170,7 +174,11 @@ def _address(url: str, key: str) -> str:
         _ = parts.port
     except ValueError:
         raise ValueError(f"{key} is not an address, as http://localhost:8000") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or any(c.isspace() or not c.isprintable() for c in url):
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or any(c.isspace() or not c.isprintable() for c in url)
+    ):
         raise ValueError(f"{key} is an address, as http://localhost:8000")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ValueError(f"{key} is an address without user, password and query, since configs are written to disk")

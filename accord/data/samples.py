@@ -71,7 +71,13 @@ def _candidate(row: Mapping[str, Any], where: Where) -> Candidate:
     tokens = known.get("tokens")
     if tokens is not None and not (isinstance(tokens, list) and all(type(t) is int and t >= 0 for t in tokens)):
         raise where.error("'tokens' of a candidate is not a list of token ids")
-    for key, kinds in {"model": (str,), "digest": (str,), "ended": (bool,), "seed": (int, type(None)), "sample": (int,)}.items():
+    for key, kinds in {
+        "model": (str,),
+        "digest": (str,),
+        "ended": (bool,),
+        "seed": (int, type(None)),
+        "sample": (int,),
+    }.items():
         if key in known and type(known[key]) not in kinds:
             raise where.error(f"{key!r} of a candidate is a JSON {json_kind(known[key])}")
     temperature = None if known.get("temperature") is None else number_field(row, "temperature", where, 1e3)

@@ -33,7 +33,8 @@ from accord.feedback.entities import (
 )
 
 __all__ = [
-    "Annotator", "NewCandidate", "NewPair", "Project", "ProjectSettings", "Store", "StoreUnavailable", "open_store",
+    "Annotator", "NewCandidate", "NewPair", "Project", "ProjectSettings", "Store", "StoreUnavailable", "digest_of",
+    "open_store",
 ]  # fmt: skip
 
 CHUNK = 500
@@ -285,6 +286,11 @@ def _checked(pair: NewPair, number: int) -> _Row:
     prompt = _digest([dict(m) for m in pair.prompt])
     a, b = (_digest(x.text, x.tokens, x.policy, dict(x.sampling)) for x in (pair.a, pair.b))
     return _Row(pair, prompt, a, b, _digest(prompt, *sorted((a, b)), pair.gold is not None))
+
+
+def digest_of(pair: NewPair) -> str:
+    """The digest by which a project knows a pair, whichever reply comes first.  Raises UserError."""
+    return _checked(pair, 1).digest
 
 
 def _is_message(value: Any) -> bool:

@@ -84,7 +84,9 @@ def sample_groups(
     for group in sampling_groups(budget, len(prompts)):
         decoding = Decoding(budget.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, group.temperature)
         asked = [prompts[i] for i in group.prompts]
-        generation, _ = generate(backbone, asked, decoding, keys(group.round, group.prompts, group.samples), group.samples)
+        generation, _ = generate(
+            backbone, asked, decoding, keys(group.round, group.prompts, group.samples), group.samples
+        )
         owners = [i for i in group.prompts for _ in range(group.samples)]
         yield [
             Reply(owner, tokenizer.decode(tokens).strip(), tuple(tokens), group.temperature, ended)

@@ -60,7 +60,13 @@ def preference(samples: Sequence[Sample], judgment: Judgment, ties: Ties) -> dic
         return {"prompt": sample.prompt, "chosen": b, "rejected": a}
     if ties == "drop":
         return None
-    return {"prompt": sample.prompt, "chosen": a, "rejected": b, "label": 0.5}
+    return {
+        "prompt": sample.prompt,
+        "chosen": a,
+        "rejected": b,
+        "label": 0.5,
+        **({"tie": judgment.choice} if ties == "keep" else {}),
+    }
 
 
 def preference_files(
