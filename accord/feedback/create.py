@@ -44,7 +44,9 @@ def _prepare_file(path: Path, engine: sa.Engine, create: bool) -> None:
         if path.exists() and path.stat().st_size:
             with path.open("rb") as file:
                 if file.read(len(connect.HEADER)) != connect.HEADER:
-                    raise UserError(f"{path}: is not a store of accord; set {PLACE_VARIABLE} or --store to another file.")
+                    raise UserError(
+                        f"{path}: is not a store of accord; set {PLACE_VARIABLE} or --store to another file."
+                    )
             return
         if not create:
             raise _missing(engine)

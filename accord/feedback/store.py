@@ -73,7 +73,9 @@ class Store:
     def create_project(self, name: str, settings: ProjectSettings | None = None, guidelines: str = "") -> Project:
         """A new project.  Raises UserError where the name is taken or not a name."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-            raise UserError(f"project {name!r}: a name has 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first.")
+            raise UserError(
+                f"project {name!r}: a name has 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first."
+            )
         values = {
             "name": name,
             "settings": asdict(settings or ProjectSettings()),
@@ -277,7 +279,9 @@ def _checked(pair: NewPair, number: int) -> _Row:
     where = f"pair {number}"
     if not pair.prompt or not all(_is_message(m) for m in pair.prompt):
         raise UserError(f"{where}: its prompt is messages, each with a role and a content as text.")
-    if not (isinstance(pair.probability, (int, float)) and math.isfinite(pair.probability) and 0 < pair.probability <= 1):
+    if not (
+        isinstance(pair.probability, (int, float)) and math.isfinite(pair.probability) and 0 < pair.probability <= 1
+    ):
         raise UserError(f"{where}: its probability is {pair.probability!r}, expected above 0 and at most 1.")
     if pair.gold not in (None, "a", "b", "tie"):
         raise UserError(f"{where}: gold is {pair.gold!r}, expected a, b or tie.")

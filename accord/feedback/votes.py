@@ -150,9 +150,7 @@ def _current(annotator: Annotator) -> sa.Select[Any]:
     return sa.select(votes).where(votes.c.annotator == annotator.id, votes.c.kind == "vote", ~later)
 
 
-def _append(
-    c: sa.Connection, question: Any, request: str, kind: str, values: dict[str, Any], moment: datetime
-) -> Any:
+def _append(c: sa.Connection, question: Any, request: str, kind: str, values: dict[str, Any], moment: datetime) -> Any:
     """Adds a row and lets the question's and the pair's summaries follow it."""
     votes, questions, pairs = schema.votes, schema.questions, schema.pairs
     _lock(c, pairs, question.pair)
@@ -212,9 +210,7 @@ def _check_request(request: str) -> None:
         raise UserError("request: 1 to 64 printable ASCII characters, a new random id for each vote.")
 
 
-def _check(
-    request: str, choice: str, strength: int, seconds: float, comment: str, tags: Sequence[str]
-) -> None:
+def _check(request: str, choice: str, strength: int, seconds: float, comment: str, tags: Sequence[str]) -> None:
     """Raises UserError where a value of a vote is out of range."""
     _check_request(request)
     if choice not in SHOWN:
