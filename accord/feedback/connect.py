@@ -111,7 +111,7 @@ def _transaction(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
                     connection.exec_driver_sql("ROLLBACK")
                 raise
             connection.exec_driver_sql("COMMIT")
-    except (sa.exc.IntegrityError, sa.exc.ProgrammingError):  # mistakes of the queries, not of the store
+    except sa.exc.IntegrityError:  # a name that is taken
         raise
     except sa.exc.DatabaseError as error:
         raise StoreUnavailable(f"{address(engine)}: {damage(engine, error.orig)}") from None
@@ -120,6 +120,10 @@ def _transaction(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
 def damage(engine: sa.Engine, error: object) -> str:
     """What is wrong with a store, and what to do, by the database's message."""
     words = " ".join(str(error).split())
+    if "append-only" in words:
+        return f"{words}: a correction is a new row; nothing was changed."
+    if "relation" in words and "does not exist" in words:
+        return f"not a whole store ({words}); restore it from a copy, or name another database."
     if engine.dialect.name == "postgresql":
         if any(part in words for part in ("does not exist", "password", "authentication", "permission denied")):
             return f"the database refuses ({words}); check the URL, the user and the password."

@@ -46,6 +46,8 @@ class ProjectSettings:
                 raise UserError(f"{name}: {getattr(self, name)}, expected a share from 0 to 0.5.")
         if not 1 <= self.lease_seconds <= 604800:
             raise UserError(f"lease_seconds: {self.lease_seconds}, expected 1 to 604800 (a week).")
+        if len(set(self.tags)) < len(self.tags) or not all(1 <= len(t) <= 40 and t.isprintable() for t in self.tags):
+            raise UserError("tags: each once, with 1 to 40 printable characters.")
 
 
 @dataclass(frozen=True, slots=True)

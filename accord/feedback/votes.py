@@ -136,6 +136,8 @@ def _by_request(c: sa.Connection, table: sa.Table, annotator: Annotator, request
 def _question(c: sa.Connection, annotator: Annotator, question_id: int) -> Any:
     """Raises UserError where it is not one of the annotator's."""
     table = schema.questions
+    if not 0 <= question_id < 2**31:
+        question_id = 0  # nobody's; the database could not hold the number
     query = sa.select(table).where(table.c.id == question_id, table.c.annotator == annotator.id)
     if (row := c.execute(query).one_or_none()) is None:
         raise UserError(f"question {question_id}: was not asked of you; reload the page.")
@@ -215,7 +217,7 @@ def _check(request: str, choice: str, strength: int, seconds: float, comment: st
     _check_request(request)
     if choice not in SHOWN:
         raise UserError(f"choice {choice!r}: expected one of {', '.join(SHOWN)}.")
-    if strength not in STRENGTHS:
+    if isinstance(strength, bool) or strength not in STRENGTHS:
         raise UserError(f"strength {strength!r}: expected 1, 2 or 3.")
     if not (math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS):
         raise UserError(f"seconds {seconds!r}: expected 0 to {MAX_SECONDS:.0f}.")
