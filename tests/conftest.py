@@ -217,5 +217,5 @@ def postgresql_server() -> Iterator[str]:
 
 @pytest.fixture
 def postgresql_url(postgresql_server: str) -> str:
-    """The URL of a new, empty PostgreSQL database."""
-    return postgresql.new_database(postgresql_server, f"test_{uuid4().hex[:12]}")
+    """The URL of an empty place for a store on the PostgreSQL server."""
+    return postgresql.new_place(postgresql_server, f"test_{uuid4().hex[:12]}")

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 FOLDERS = "/usr/lib/postgresql/*/bin"
-SETTINGS = "-c listen_addresses= -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=200"
+SETTINGS = (
+    "-c listen_addresses= -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c wal_level=minimal"
+    " -c max_wal_senders=0 -c max_connections=200"
+)
 
 
 def programs() -> Path | None:
@@ -59,10 +62,10 @@ def server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def new_database(template: str, name: str) -> str:
-    """The URL of a new, empty database."""
+def new_place(template: str, name: str) -> str:
+    """The URL of a new, empty schema, which takes a hundredth of the time and space of a database."""
     import psycopg
 
     with psycopg.connect(template.format(database="postgres"), autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-    return template.format(database=name)
+        connection.execute(f'CREATE SCHEMA "{name}"')
+    return f"{template.format(database='postgres')}&options=-csearch_path%3D{name}"

@@ -22,7 +22,8 @@ pytest.importorskip("alembic", reason="needs alembic (extra feedback)")
 def triggers(connection: sa.Connection) -> set[str]:
     sqlite = "SELECT name || sql FROM sqlite_master WHERE type = 'trigger'"
     postgresql = (
-        "SELECT pg_get_triggerdef(t.oid) || pg_get_functiondef(t.tgfoid) FROM pg_trigger t WHERE NOT tgisinternal"
+        "SELECT pg_get_triggerdef(t.oid) || pg_get_functiondef(t.tgfoid) FROM pg_trigger t"
+        " WHERE NOT tgisinternal AND pg_table_is_visible(t.tgrelid)"
     )
     return set(connection.exec_driver_sql(sqlite if connection.dialect.name == "sqlite" else postgresql).scalars())
 

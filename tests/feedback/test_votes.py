@@ -121,29 +121,27 @@ def test_nobody_votes_on_a_question_of_another(store: Store, ann: Annotator, que
     assert read_votes(store, "tone") == []
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"choice": "a"}, "choice 'a'"),
-        ({"choice": ["left"]}, "choice"),
-        ({"strength": 4}, "strength 4"),
-        ({"strength": True}, "strength True"),
-        ({"seconds": float("nan")}, "seconds nan"),
-        ({"seconds": -1}, "seconds -1"),
-        ({"comment": "x" * 10_001}, "the comment has 10,001"),
-        ({"tags": ("else",)}, "tag 'else'"),
-        ({"tags": ("rude", "rude")}, "each once"),
-        ({"request": ""}, "request"),
-        ({"request": "x" * 65}, "request"),
-        ({"request": "\0"}, "request"),
-    ],
-)
-def test_values_out_of_range_are_refused(
-    store: Store, ann: Annotator, question: Question, changes: dict[str, Any], words: str
-) -> None:
-    values = {"question_id": question.id, "choice": "left", "request": "1", **changes}
-    with pytest.raises(UserError, match=words):
-        cast(store, ann, **values)
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"choice": "a"}, "choice 'a'"),
+    ({"choice": ["left"]}, "choice"),
+    ({"strength": 4}, "strength 4"),
+    ({"strength": True}, "strength True"),
+    ({"seconds": float("nan")}, "seconds nan"),
+    ({"seconds": -1}, "seconds -1"),
+    ({"comment": "x" * 10_001}, "the comment has 10,001"),
+    ({"tags": ("else",)}, "tag 'else'"),
+    ({"tags": ("rude", "rude")}, "each once"),
+    ({"request": ""}, "request"),
+    ({"request": "x" * 65}, "request"),
+    ({"request": "\0"}, "request"),
+]
+
+
+def test_values_out_of_range_are_refused(store: Store, ann: Annotator, question: Question) -> None:
+    for changes, words in REFUSED:
+        values = {"question_id": question.id, "choice": "left", "request": "1", **changes}
+        with pytest.raises(UserError, match=words):
+            cast(store, ann, **values)
     assert history(store, ann) == []
 
 
@@ -163,31 +161,22 @@ def test_a_demonstration_is_stored_once_per_request(store: Store, ann: Annotator
         add_demonstration(store, ann, question.id, "x" * 200_001, request="2")
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE votes SET choice = 'b'",
-        "UPDATE votes SET seconds = 0, comment = NULL",
-        "UPDATE votes SET comment = '\"other\"'",
-        "UPDATE votes SET created = '2020-01-01'",
-        "DELETE FROM votes",
-        "UPDATE demonstrations SET text = '\"other\"'",
-        "DELETE FROM demonstrations",
-    ],
-)
-def test_the_database_refuses_to_change_what_was_stated(
-    store: Store, ann: Annotator, question: Question, statement: str
-) -> None:
+CHANGES = [
+    "UPDATE votes SET choice = 'b'",
+    "UPDATE votes SET seconds = 0, comment = NULL",
+    "UPDATE votes SET comment = '\"other\"'",
+    "UPDATE votes SET created = '2020-01-01'",
+    "DELETE FROM votes",
+    "UPDATE demonstrations SET text = '\"other\"'",
+    "DELETE FROM demonstrations",
+]
+
+
+def test_the_database_refuses_to_change_what_was_stated(store: Store, ann: Annotator, question: Question) -> None:
     cast(store, ann, question.id, "left", request="1", seconds=3, comment="why")
     add_demonstration(store, ann, question.id, "better", request="1")
     before = read_votes(store, "tone")
-    with pytest.raises((StoreUnavailable, sa.exc.IntegrityError), match="append-only"), writing(store.engine) as c:
-        c.exec_driver_sql(statement)
+    for statement in [*CHANGES, *["TRUNCATE votes"] * (store.engine.dialect.name == "postgresql")]:
+        with pytest.raises((StoreUnavailable, sa.exc.IntegrityError), match="append-only"), writing(store.engine) as c:
+            c.exec_driver_sql(statement)
     assert read_votes(store, "tone") == before
-
-
-def test_postgresql_refuses_to_empty_the_table(store: Store) -> None:
-    if store.engine.dialect.name != "postgresql":
-        pytest.skip("SQLite has no TRUNCATE")
-    with pytest.raises(StoreUnavailable, match="append-only"), writing(store.engine) as c:
-        c.exec_driver_sql("TRUNCATE votes")
