@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from accord.command_line import Parser, parse_words
 from accord.errors import Failed, Interrupted, UserError, Waiting, require_platform
+from accord.feedback.command import add_commands as add_feedback
 from accord.pipeline.command import add_pipeline
 from accord.registry.command import add_commands as add_models
 from accord.runtime.output import discard, lasting_output, open_streams
@@ -75,6 +76,7 @@ def parser() -> Parser:
     _common(config)
     config.set_defaults(act=show_config)
     add_models(commands, Formatter)
+    add_feedback(commands, Formatter)
     return top
 
 
