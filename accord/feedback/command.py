@@ -42,7 +42,9 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
     def add(
         within: Any, name: str, act: Callable[[argparse.Namespace], int], help: str, *words: str
     ) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = within.add_parser(name, help=help, description=help, formatter_class=formatter)
+        parser: argparse.ArgumentParser = within.add_parser(
+            name, help=help, description=help, formatter_class=formatter
+        )
         helps = {"project": "project of the store", "person": "annotator's name"}
         for word in words:
             parser.add_argument(word, metavar=word.upper(), help=helps[word])
@@ -64,7 +66,9 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
     p.add_argument("--pairs", type=int, default=1, metavar="N", help="pairs per prompt of sampled replies (default 1)")
     p.add_argument("--seed", type=int, default=0, help="seed of which replies are paired (default 0)")
     p.add_argument("--gold", action="store_true", help="as gold questions: the chosen reply is the known answer")
-    people = add(inner, "annotator", lambda options: people.print_help() or 0, "annotators and their tokens")
+    about = "add, list and revoke annotators, make new tokens"
+    people = inner.add_parser("annotator", help=about, description=about, formatter_class=formatter)
+    people.set_defaults(act=lambda options: people.print_help() or 0, debug=False)
     kinds = people.add_subparsers(dest="annotator_command", metavar="COMMAND")
     p = add(kinds, "add", add_annotator, "add an annotator and print their token", "project", "person")
     p.add_argument("--owner", action="store_true", help="may see the owner's page")
@@ -78,7 +82,9 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
     p.add_argument("--with-comments", action="store_true", help="write annotators' comments and tags as well")
     p = add(inner, "status", show_status, "show how many votes a project has and how many are missing", "project")
     p.add_argument("--json", action="store_true", help="as JSON, for other programs")
-    p = add(inner, "forget", forget, "erase a person's name, token and free text; their votes stay", "project", "person")
+    p = add(
+        inner, "forget", forget, "erase a person's name, token and free text; their votes stay", "project", "person"
+    )
     p.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
@@ -184,9 +190,19 @@ def show_status(options: argparse.Namespace) -> int:
     store = _open(options)
     project, found = store.project(options.project), coverage(store, options.project)
     if options.json:
-        print(dumps({"name": project.name, "pairs": found.pairs, "votes": found.votes, "missing": found.missing}, indent=2))
+        print(
+            dumps(
+                {"name": project.name, "pairs": found.pairs, "votes": found.votes, "missing": found.missing}, indent=2
+            )
+        )
         return 0
-    left = f"{found.missing:,} are missing" if found.missing else "none is missing" if found.pairs else "there are no pairs"
+    left = (
+        f"{found.missing:,} are missing"
+        if found.missing
+        else "none is missing"
+        if found.pairs
+        else "there are no pairs"
+    )
     _print(*_facts(project), f"{found.votes:,} votes on {found.pairs:,} pairs; {left}")
     return 0
 
@@ -202,7 +218,8 @@ def add_pairs(options: argparse.Namespace) -> int:
     pairs = read_pairs(Path(options.file), options.pairs, options.seed, options.gold)
     new = store.add_pairs(options.project, pairs)
     again = f"; {len(pairs) - new:,} were there already" if new < len(pairs) else ""
-    _print(f"added {new:,} {'gold questions' if options.gold else 'pairs'} to {options.project}{again}")
+    what = ("gold question" if options.gold else "pair") + "s" * (new != 1)
+    _print(f"added {new:,} {what} to {options.project}{again}")
     return 0
 
 
@@ -246,7 +263,14 @@ def show_annotators(options: argparse.Namespace) -> int:
         (a.name or "(forgotten)", a.role, "valid" if valid else "revoked", f"{p.done:,}", f"{p.today:,}", a.public_id)
         for a, valid, p in people
     ]
-    heads: list[Any] = [Column("name", overflow="fold"), "role", "token", right("votes"), right("last day"), "id in exports"]
+    heads: list[Any] = [
+        Column("name", overflow="fold"),
+        "role",
+        "token",
+        right("votes"),
+        right("last day"),
+        "id in exports",
+    ]
     show(make_table(heads, rows))
     return 0
 
@@ -264,7 +288,9 @@ def forget(options: argparse.Namespace) -> int:
     store.annotator(options.project, options.person)
     if not options.yes:
         if not sys.stdin.isatty():
-            raise UserError(f"forget {options.person}: this cannot be undone, and there is no terminal to ask; add --yes.")
+            raise UserError(
+                f"forget {options.person}: this cannot be undone, and there is no terminal to ask; add --yes."
+            )
         answer = input(f"erase the name, token, comments, tags and written answers of {options.person}? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
             _print("nothing was erased")
@@ -281,7 +307,9 @@ def snapshot(options: argparse.Namespace) -> int:
     taken = take_snapshot(
         _open(options), options.project, Path(options.folder), _moment(options.until), options.with_comments
     )
-    _print(f"wrote {taken.votes:,} votes to {taken.folder} (digest {taken.digest[:8]}, until {taken.until.isoformat()})")
+    _print(
+        f"wrote {taken.votes:,} votes to {taken.folder} (digest {taken.digest[:8]}, until {taken.until.isoformat()})"
+    )
     return 0
 
 

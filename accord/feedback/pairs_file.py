@@ -33,7 +33,9 @@ def read_pairs(path: Path, per_prompt: int, seed: int, gold: bool) -> list[NewPa
     number, first = next(iter(read_jsonl(path)))
     if "candidates" in first:
         if gold:
-            raise UserError(f"{path}: sampled replies have no known answer; --gold needs rows with chosen and rejected.")
+            raise UserError(
+                f"{path}: sampled replies have no known answer; --gold needs rows with chosen and rejected."
+            )
         return _of_samples(path, read_samples(str(path)), per_prompt, seed)
     if "chosen" not in first:
         raise UserError(f"{path}, row {number}: expected 'candidates', or 'chosen' and 'rejected', beside 'prompt'.")
@@ -54,7 +56,9 @@ def _of_samples(path: Path, samples: Sequence[Sample], per_prompt: int, seed: in
             for a, b in drawn
         ]
     if not pairs:
-        raise UserError(f"{path}: no prompt has two different replies that ended; sample more, or at a higher temperature.")
+        raise UserError(
+            f"{path}: no prompt has two different replies that ended; sample more, or at a higher temperature."
+        )
     return pairs
 
 

@@ -102,8 +102,10 @@ def take_snapshot(
 ) -> Snapshot:
     """Writes votes.jsonl and snapshot.json into ``folder``; the same votes give the same bytes.
 
-    Comments and tags are written only if ``comments``; names never.  Raises UserError where the folder cannot be written.
+    Comments and tags are written only if ``comments``; names never.  Raises UserError where the folder cannot be written
+    or holds something else.
     """
+    _require_own(folder)
     moment = until or schema.now()
     rows = read_votes(store, project, moment)
     lines = sorted(dumps(as_json(row, comments), sort_keys=True) for row in rows)
@@ -125,6 +127,12 @@ def take_snapshot(
     except OSError as error:
         raise UserError(f"{folder}: the snapshot cannot be written ({error.strerror}).") from None
     return Snapshot(folder, project, digest, len(rows), moment)
+
+
+def _require_own(folder: Path) -> None:
+    """Raises UserError where a folder holds something that is not a snapshot: it would be replaced."""
+    if folder.exists() and not (folder.is_dir() and ((folder / RECORD).is_file() or not any(folder.iterdir()))):
+        raise UserError(f"{folder}: exists and is not a snapshot, so it is not replaced; give a new folder.")
 
 
 def as_json(row: VoteRow, comments: bool = False) -> dict[str, Any]:
