@@ -53,6 +53,11 @@ def open_store(where: str | Path | None = None, create: bool = True) -> Store:
     return Store(engine)
 
 
+def new_public_id() -> str:
+    """A random id, by which exports name an annotator."""
+    return secrets.token_hex(8)
+
+
 def hash_of(secret: str) -> str:
     """What the store holds of a token or a cookie: 32 random bytes need no salt."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
@@ -144,7 +149,7 @@ class Store:
         values = {
             "project": owner.id,
             "name": name,
-            "public_id": secrets.token_hex(8),
+            "public_id": new_public_id(),
             "role": role,
             "token_hash": hash_of(token),
             "created": schema.now(),
