@@ -17,7 +17,7 @@ from accord.feedback.convert.pairs import PairOptions
 from accord.feedback.entities import Choice, VoteRow
 
 FIELDS = ("response1", "response2")
-RANKS = {(1, 2): "a", (2, 1): "b", (1, 1): "tie", (2, 2): "both_bad"}
+RANKS: dict[tuple[object, object], Choice] = {(1, 2): "a", (2, 1): "b", (1, 1): "tie", (2, 2): "both_bad"}
 USERS = uuid.uuid5(uuid.NAMESPACE_URL, "accord:feedback")
 """Argilla names users by UUID: one is made of each annotator's public id."""
 
@@ -87,7 +87,7 @@ def _choice(value: Any, where: Where) -> Choice:
             return "a" if value[0] == FIELDS[0] else "b"
         if all(isinstance(v, dict) for v in value) and {v.get("value") for v in value} == set(FIELDS):
             ranks = {v["value"]: v.get("rank") for v in value}
-            choice = RANKS.get(tuple(ranks[name] for name in FIELDS))  # type: ignore[arg-type]
+            choice = RANKS.get(tuple(ranks[name] for name in FIELDS))
             if choice is not None:
-                return choice  # type: ignore[return-value]
+                return choice
     raise where.error(f"the preference {value!r:.60} is no ranking of response1 and response2.")

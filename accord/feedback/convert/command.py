@@ -30,8 +30,12 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=NAMES, default="raw", help="format of the file (default: raw, all votes)")
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write; .jsonl, or .json for arrays")
     add_until(parser)
-    parser.add_argument("--ties", choices=("drop", "half", "weight"), default="drop",
-                        help="ties and both bad as pairs: left out; one row with label 0.5; or a row each way with half weight")  # fmt: skip
+    parser.add_argument(
+        "--ties",
+        choices=("drop", "half", "weight"),
+        default="drop",
+        help="ties and both bad as pairs: left out; one row with label 0.5; or a row each way of half the weight",
+    )
     parser.add_argument("--share", action="store_true", help="one row for each pair, its label the share of the votes")
     parser.add_argument("--strengths", action="store_true", help="write the strength of a vote as the row's weight")
     parser.add_argument("--with-comments", action="store_true", help="write annotators' comments and tags as well")
@@ -75,11 +79,10 @@ def export_votes(store: Any, name: str, options: argparse.Namespace) -> list[str
 
     chosen = FORMATS[options.format]
     wanted = PairOptions(options.ties, options.share, options.strengths)
-    if chosen.comments or options.format == "argilla" or options.format == "fastchat":
-        if not wanted.plain:
-            raise UserError(
-                f"--format {options.format} holds votes as they are; leave --ties, --share and --strengths out."
-            )
+    if chosen.whole and not wanted.plain:
+        raise UserError(
+            f"--format {options.format} holds votes as they are; leave --ties, --share and --strengths out."
+        )
     if options.with_comments and not chosen.comments:
         raise UserError(f"--format {options.format} has no place for comments; leave --with-comments out, or use raw.")
     votes = read_votes(store, name, moment(options.until))
@@ -91,9 +94,8 @@ def export_votes(store: Any, name: str, options: argparse.Namespace) -> list[str
         votes = [replace(vote, comment="", tags=()) for vote in votes]
     written = chosen.write(votes, wanted)
     if not written.rows:
-        raise UserError(
-            f"project {name!r}: no vote fits --format {options.format} ({_counts(written.left_out)}); nothing was written."
-        )
+        reasons = _counts(written.left_out)
+        raise UserError(f"project {name!r}: no vote fits --format {options.format} ({reasons}); nothing was written.")
     try:
         write_text(Path(options.out), chosen.text(written.rows))
     except OSError as error:
@@ -152,10 +154,11 @@ def show_stats(store: Any, name: str, options: argparse.Namespace) -> None:
     if not votes:
         print(f"{name}: no votes yet.")
         return
-    from accord.runtime.tables import make_table, right, show
+    from accord.runtime.tables import Column, make_table, right, show
 
     show(make_table(["", right(""), ""], _figures(report)))
-    heads = ["annotator", *map(right, ("votes", "skipped", "agrees", "with self", "left", "ties", "gold", "seconds"))]
+    figures = ("votes", "skipped", "agrees", "with self", "left", "ties", "gold", "seconds")
+    heads: list[str | Column] = ["annotator", *map(right, figures)]
     print()
     show(make_table(heads, [_person(person) for person in report.by_annotator]))
     if report.disagreements:

@@ -24,13 +24,15 @@ class Format:
     text: Callable[[Iterable[Row]], str] = as_lines
     comments: bool = False
     """Whether it has a place for comments."""
+    whole: bool = False
+    """Whether it holds votes as they are, not pairs of chosen and rejected replies."""
 
 
 _PAIRS = "It holds which reply was preferred, and neither annotators, sides shown, seconds, models nor skipped pairs."
 _SOFT = f"{_PAIRS} The keys label and weight are read by accord; TRL's trainers ignore them."
 
 FORMATS: dict[str, Format] = {
-    "raw": Format("every vote with everything shown", raw.write, raw.read, "", comments=True),
+    "raw": Format("every vote with everything shown", raw.write, raw.read, "", comments=True, whole=True),
     "trl": Format("prompt, chosen, rejected as text", trl.write_text_pairs, trl.read_pairs, _SOFT),
     "trl-conversational": Format(
         "prompt, chosen, rejected as messages", trl.write_chat_pairs, trl.read_pairs, _SOFT
@@ -49,14 +51,14 @@ FORMATS: dict[str, Format] = {
     "openrlhf": Format("chosen, rejected as whole conversations", openrlhf.write, openrlhf.read, _PAIRS),
     "argilla": Format(
         "records of the preference template", argilla.write, argilla.read,
-        "It holds neither strengths, sides shown, seconds, skipped pairs, repeats nor gold answers.",
+        "It holds neither strengths, sides shown, seconds, skipped pairs, repeats nor gold answers.", whole=True,
     ),
     "label-studio": Format(
         "tasks of the tag Pairwise", label_studio.write, label_studio.read,
-        "It holds neither models, sides shown nor gold answers.", as_array, comments=True,
+        "It holds neither models, sides shown nor gold answers.", as_array, comments=True, whole=True,
     ),
     "fastchat": Format(
         "battles of Chatbot Arena", fastchat.write, fastchat.read,
-        "It holds neither strengths, seconds, skipped pairs, repeats nor gold answers.", as_array,
+        "It holds neither strengths, seconds, skipped pairs, repeats nor gold answers.", as_array, whole=True,
     ),
 }  # fmt: skip
