@@ -69,8 +69,8 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
         prompt = user(fields["prompt"]) if is_text else messages_field(fields, "prompt", where)
         metadata = row.get("metadata")
         about = metadata if isinstance(metadata, dict) else {}
-        models = {side: str(about.get(key) or "") for side, key in (("a", "policy1"), ("b", "policy2"))}
-        pair = new_pair(prompt, *(text_field(fields, name, where) for name in FIELDS), **models)
+        first, second = (text_field(fields, name, where) for name in FIELDS)
+        pair = new_pair(prompt, first, second, [str(about.get(key) or "") for key in ("policy1", "policy2")])
         answers = row.get("responses")
         given = answers.get("preference") if isinstance(answers, dict) else None
         if not given:

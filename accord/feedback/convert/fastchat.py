@@ -59,8 +59,8 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
         if _turns(a) != _turns(b):
             yield "battles that differ before their last reply"
             continue
-        models: dict[str, Any] = {side: text_field(row, f"model_{side}", where) for side in ("a", "b")}
-        pair = new_pair(a[:-1], a[-1]["content"], b[-1]["content"], **models)
+        models = [text_field(row, f"model_{side}", where) for side in ("a", "b")]
+        pair = new_pair(a[:-1], a[-1]["content"], b[-1]["content"], models)
         if pair.a.text == pair.b.text:
             yield "battles of two equal replies"
             continue

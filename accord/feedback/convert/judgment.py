@@ -50,9 +50,9 @@ class CannotHold(Exception):
 
 
 # ------------------------------------------------------------------ prompts and replies
-def new_pair(prompt: Sequence[Message], a: str, b: str, **candidates: str) -> NewPair:
-    """A pair of two texts by models ``a`` and ``b``, of unknown settings."""
-    first, second = (NewCandidate(text, None, candidates.get(name, ""), {}) for text, name in ((a, "a"), (b, "b")))
+def new_pair(prompt: Sequence[Message], a: str, b: str, models: Sequence[str] = ("", "")) -> NewPair:
+    """A pair of two texts by two models, of unknown settings."""
+    first, second = (NewCandidate(text, None, model, {}) for text, model in zip((a, b), models, strict=True))
     return NewPair(tuple(dict(m) for m in prompt), first, second, probability=1.0)
 
 

@@ -89,7 +89,7 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
         else:
             key = next((name for name in PROMPTS if name in data), "prompt")
             prompt = user(text_field(data, key, where))
-        pair = new_pair(prompt, *(text_field(data, name, where) for name in names))
+        pair = new_pair(prompt, text_field(data, names[0], where), text_field(data, names[1], where))
         annotations = row.get("annotations") or []
         if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
             raise where.error("'annotations' is not a list of objects.")
