@@ -41,43 +41,47 @@ def import_votes(store: Store, project: str, judgments: Sequence[Judgment], now:
     Raises UserError naming the pair where one cannot be stored.
     """
     owner, moment = store.project(project), now or schema.now()
+    digests = [digest_of(judgment.pair) for judgment in judgments]
     added = store.add_pairs(project, [judgment.pair for judgment in judgments])
-    requests = _requests(judgments)
-    names = _names(judgments)
+    names, requests = _names(judgments, digests), _requests(judgments, digests)
     with writing(store.engine) as c:
-        people = {name: _person(c, owner.id, name, moment) for name in dict.fromkeys(names)}
-        pairs = _pairs(c, owner.id, {digest_of(j.pair) for j in judgments})
-        taken = _occasions(c, people.values())
-        known = _known(c, people.values())
-        votes = again = 0
-        for judgment, name, request in zip(judgments, names, requests, strict=True):
-            if (people[name], request) in known:
-                again += 1
-                continue
-            _add(c, pairs[digest_of(judgment.pair)], people[name], judgment, request, taken, moment)
-            votes += 1
-        _count_answers(c, [pair for pair, _ in pairs.values()])
-    return Imported(added, votes, again, len(people))
+        people = _people(c, owner.id, list(dict.fromkeys(names)), moment)
+        pairs = _pairs(c, owner.id, set(digests))
+        known, taken = _known(c, people.values()), set(_questions(c, people.values()))
+        rows = []
+        for judgment, digest, name, request in zip(judgments, digests, names, requests, strict=True):
+            if (people[name], request) not in known:
+                rows.append(_row(pairs[digest], people[name], judgment, request, taken, moment))
+        if rows:
+            c.execute(sa.insert(schema.questions), [question for question, _ in rows])
+            asked = _questions(c, people.values())
+            keys = [(q["pair"], q["annotator"], q["occasion"]) for q, _ in rows]
+            c.execute(
+                sa.insert(schema.votes),
+                [{"question": asked[key], **vote} for key, (_, vote) in zip(keys, rows, strict=True)],
+            )
+            _count_answers(c, sorted({number for number, _, _ in keys}))
+    return Imported(added, len(rows), len(judgments) - len(rows), len(people))
 
 
-def _requests(judgments: Sequence[Judgment]) -> list[str]:
+def _requests(judgments: Sequence[Judgment], digests: Sequence[str]) -> list[str]:
     """An id for each vote, of its content and of how many equal rows came before it."""
     seen: Counter[str] = Counter()
     made = []
-    for j in judgments:
+    for j, pair in zip(judgments, digests, strict=True):
         created = None if j.created is None else j.created.isoformat()
-        content = [digest_of(j.pair), j.pair.a.text, j.choice, j.annotator, j.strength, j.left, j.occasion, created]
+        content = [pair, j.pair.a.text, j.choice, j.annotator, j.strength, j.left, j.occasion, created]
         digest = hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
         made.append(f"import-{digest}-{seen[digest]}")
         seen[digest] += 1
     return made
 
 
-def _names(judgments: Sequence[Judgment]) -> list[str]:
+def _names(judgments: Sequence[Judgment], digests: Sequence[str]) -> list[str]:
+    """The names under which the store keeps the annotators of a file."""
     seen: Counter[str] = Counter()
     names = []
-    for j in judgments:
-        digest = digest_of(j.pair)
+    for j, digest in zip(judgments, digests, strict=True):
         seen[digest] += not j.annotator
         named = "".join(ch if ch.isprintable() else "?" for ch in j.annotator.strip())
         if len(named) > 60:
@@ -86,17 +90,20 @@ def _names(judgments: Sequence[Judgment]) -> list[str]:
     return names
 
 
-def _person(c: sa.Connection, project: int, name: str, moment: datetime) -> int:
+def _people(c: sa.Connection, project: int, names: Sequence[str], moment: datetime) -> dict[str, int]:
+    """The annotators of the names, added where they are new, without a token."""
     table = schema.annotators
-    found = c.execute(
-        sa.select(table.c.id).where(table.c.project == project, table.c.name == name)
-    ).scalar_one_or_none()
-    if found is not None:
-        return int(found)
-    values = {
-        "project": project, "name": name, "public_id": new_public_id(), "role": "annotator", "created": moment,
-    }  # fmt: skip
-    return int(c.execute(sa.insert(table).values(values).returning(table.c.id)).scalar_one())
+    query = sa.select(table.c.name, table.c.id).where(table.c.project == project)
+    known = {row.name for row in c.execute(query)}
+    new = [
+        {"project": project, "name": name, "public_id": new_public_id(), "role": "annotator", "created": moment}
+        for name in names
+        if name not in known
+    ]
+    if new:
+        c.execute(sa.insert(table), new)
+    ids = {row.name: int(row.id) for row in c.execute(query)}
+    return {name: ids[name] for name in names}
 
 
 def _pairs(c: sa.Connection, project: int, digests: Iterable[str]) -> dict[str, tuple[int, str]]:
@@ -111,10 +118,12 @@ def _pairs(c: sa.Connection, project: int, digests: Iterable[str]) -> dict[str, 
     return {row.digest: (row.id, row.text) for row in c.execute(query) if row.digest in wanted}
 
 
-def _occasions(c: sa.Connection, people: Iterable[int]) -> set[tuple[int, int, int]]:
+def _questions(c: sa.Connection, people: Iterable[int]) -> dict[tuple[int, int, int], int]:
+    """The questions asked of the annotators, by pair, annotator and occasion."""
     table = schema.questions
-    query = sa.select(table.c.pair, table.c.annotator, table.c.occasion).where(table.c.annotator.in_(list(people)))
-    return {(row.pair, row.annotator, row.occasion) for row in c.execute(query)}
+    query = sa.select(table.c.id, table.c.pair, table.c.annotator, table.c.occasion)
+    rows = c.execute(query.where(table.c.annotator.in_(list(people))))
+    return {(row.pair, row.annotator, row.occasion): row.id for row in rows}
 
 
 def _known(c: sa.Connection, people: Iterable[int]) -> set[tuple[int, str]]:
@@ -123,10 +132,15 @@ def _known(c: sa.Connection, people: Iterable[int]) -> set[tuple[int, str]]:
     return {(row.annotator, row.request) for row in c.execute(query)}
 
 
-def _add(
-    c: sa.Connection, pair: tuple[int, str], person: int, judgment: Judgment, request: str,
-    taken: set[tuple[int, int, int]], moment: datetime,
-) -> None:  # fmt: skip
+def _row(
+    pair: tuple[int, str],
+    person: int,
+    judgment: Judgment,
+    request: str,
+    taken: set[tuple[int, int, int]],
+    moment: datetime,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rows of a question and of its vote; the question is added to ``taken``."""
     number, first = pair
     choice, left = judgment.choice, judgment.left
     if judgment.pair.a.text != first:  # the store has the two replies in the other order
@@ -140,14 +154,12 @@ def _add(
         "pair": number, "annotator": person, "occasion": occasion, "left_side": left, "asked": created,
         "lease_until": created, "choice": choice,
     }  # fmt: skip
-    table = schema.questions
-    asked = c.execute(sa.insert(table).values(question).returning(table.c.id)).scalar_one()
     vote: dict[str, Any] = {
-        "question": asked, "annotator": person, "revision": 0, "kind": "vote", "choice": choice,
-        "strength": judgment.strength, "seconds": judgment.seconds, "comment": judgment.comment or None,
-        "tags": list(judgment.tags) or None, "request": request, "created": created,
+        "annotator": person, "revision": 0, "kind": "vote", "choice": choice, "strength": judgment.strength,
+        "seconds": judgment.seconds, "comment": judgment.comment or None, "tags": list(judgment.tags) or None,
+        "request": request, "created": created,
     }  # fmt: skip
-    c.execute(sa.insert(schema.votes).values(vote))
+    return question, vote
 
 
 def _count_answers(c: sa.Connection, numbers: Sequence[int]) -> None:
