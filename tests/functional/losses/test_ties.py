@@ -42,7 +42,9 @@ def soft(labels: list[float], weights: list[float] | None = None) -> SoftLabels:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("scores", [(0.0, 0.0), (1.3, -0.4), (-2.0, 0.5), (6.0, -6.0)])
 @pytest.mark.parametrize("parameter", [1.001, 1.5, 4.0])
-def test_probabilities_are_the_papers_and_sum_to_one(model: TieModel, scores: tuple[float, float], parameter: float) -> None:
+def test_probabilities_are_the_papers_and_sum_to_one(
+    model: TieModel, scores: tuple[float, float], parameter: float
+) -> None:
     a, b = scores
     log_tie = torch.tensor(log_tie_of(model, parameter), dtype=torch.float64)
     found = LOGPROBS[model](torch.tensor([a - b], dtype=torch.float64), log_tie)
@@ -63,7 +65,11 @@ def test_the_loss_takes_each_rows_own_outcome_and_weight(model: TieModel) -> Non
     """Rows 1, 1/2, 0: minus the log of win, tie and loss, times 1, 2 and 3, over three rows."""
     a, b = [0.4, -0.2, 1.1], [0.0, 0.9, -0.6]
     out = tie_loss(
-        torch.tensor(a), torch.tensor(b), soft([1.0, 0.5, 0.0], [1.0, 2.0, 3.0]), torch.tensor(log_tie_of(model, 1.7)), model
+        torch.tensor(a),
+        torch.tensor(b),
+        soft([1.0, 0.5, 0.0], [1.0, 2.0, 3.0]),
+        torch.tensor(log_tie_of(model, 1.7)),
+        model,
     )
     logs = [math.log(by_the_paper(model, x, y, 1.7)[n]) for n, (x, y) in enumerate(zip(a, b, strict=True))]
     assert out.loss.value() == pytest.approx(-(logs[0] + 2 * logs[1] + 3 * logs[2]) / 3, rel=1e-5)
