@@ -304,8 +304,8 @@ def tie_share(votes: Votes) -> float | None:
 
 
 def pace(votes: Votes) -> float | None:
-    """Median seconds of a vote."""
-    given = [v.seconds for v in votes if v.choice != "skip" and math.isfinite(v.seconds)]
+    """Median seconds of a vote; 0 seconds are of a vote from a file that does not say."""
+    given = [v.seconds for v in votes if v.choice != "skip" and v.seconds > 0]
     return float(median(given)) if given else None
 
 

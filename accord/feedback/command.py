@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UserError
+from accord.feedback.convert.command import add_export_options, add_import_options, add_until, moment
 from accord.io.finite_json import dumps
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ The store of preferences that people state: projects, pairs, annotators, votes.
   accord feedback annotator add tone Ann                add a person, who gets a token
   accord label tone                                     serve the page on which they vote
   accord feedback status tone                           show how many votes are there, and how many are missing
+  accord feedback stats tone                            show agreement, biases and pace of the annotators
   accord feedback snapshot tone votes/                  write the votes so far, which a pipeline reads
+  accord feedback export tone --format trl --out FILE   write them in a format of another program
 
 It is in checkpoints/feedback.db, or where --store or the environment variable ACCORD_FEEDBACK says: a path, or a
 postgresql:// URL."""
@@ -78,8 +80,17 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
     add(kinds, "token", new_token, "print a new token, which replaces the former one", "project", "person")
     p = add(inner, "snapshot", snapshot, "write the votes up to a moment into a folder", "project")
     p.add_argument("folder", metavar="DIR", help="folder to write; an earlier snapshot in it is replaced")
-    p.add_argument("--until", default="", metavar="TIME", help="moment in ISO form, UTC unless it says (default: now)")
+    add_until(p)
     p.add_argument("--with-comments", action="store_true", help="write annotators' comments and tags as well")
+    add_export_options(
+        add(inner, "export", export, "write the votes to a file in a format of another program", "project")
+    )
+    add_import_options(
+        add(inner, "import", import_votes, "add votes from a file in a format of another program", "project")
+    )
+    p = add(inner, "stats", show_statistics, "show agreement, biases and pace of the annotators", "project")
+    add_until(p)
+    p.add_argument("--json", action="store_true", help="as JSON, for other programs")
     p = add(inner, "status", show_status, "show how many votes a project has and how many are missing", "project")
     p.add_argument("--json", action="store_true", help="as JSON, for other programs")
     p = add(
@@ -301,24 +312,34 @@ def forget(options: argparse.Namespace) -> int:
 
 
 # ------------------------------------------------------------------ snapshots
+def export(options: argparse.Namespace) -> int:
+    from accord.feedback.convert.command import export_votes
+
+    _print(*export_votes(_open(options), options.project, options))
+    return 0
+
+
+def import_votes(options: argparse.Namespace) -> int:
+    from accord.feedback.convert.command import import_file
+
+    _print(*import_file(_open(options), options.project, options))
+    return 0
+
+
+def show_statistics(options: argparse.Namespace) -> int:
+    from accord.feedback.convert.command import show_stats
+
+    show_stats(_open(options), options.project, options)
+    return 0
+
+
 def snapshot(options: argparse.Namespace) -> int:
     from accord.feedback.snapshot import take_snapshot
 
     taken = take_snapshot(
-        _open(options), options.project, Path(options.folder), _moment(options.until), options.with_comments
+        _open(options), options.project, Path(options.folder), moment(options.until), options.with_comments
     )
     _print(
         f"wrote {taken.votes:,} votes to {taken.folder} (digest {taken.digest[:8]}, until {taken.until.isoformat()})"
     )
     return 0
-
-
-def _moment(text: str) -> datetime | None:
-    """Raises UserError where the text is not a moment."""
-    if not text:
-        return None
-    try:
-        made = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        raise UserError(f"--until {text!r}: expected a moment such as 2026-11-28T12:00.") from None
-    return made if made.tzinfo else made.replace(tzinfo=timezone.utc)

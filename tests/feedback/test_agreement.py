@@ -208,6 +208,7 @@ def test_tie_share_and_pace_leave_out_skipped_pairs() -> None:
     votes = [Vote(0, "x", "a", seconds=2.0), Vote(1, "x", "tie", seconds=6.0), Vote(2, "x", "skip", seconds=100.0)]
     assert (tie_share(votes), pace(votes)) == (0.5, 4.0)
     assert (tie_share([]), pace([])) == (None, None)
+    assert pace([Vote(0, "x", "a", seconds=0.0), Vote(1, "x", "a", seconds=3.0)]) == 3.0
 
 
 @pytest.mark.parametrize("accuracy", [0.5, 0.6, 0.75, 0.9, 1.0])

@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,20 +50,18 @@ def add_import_options(parser: argparse.ArgumentParser) -> None:
 def add_until(parser: argparse.ArgumentParser) -> None:
     """The option ``--until``."""
     parser.add_argument(
-        "--until", default="", metavar="DATE", help="only votes up to this moment, such as 2026-11-28T18:00"
+        "--until", default="", metavar="TIME", help="moment in ISO form, UTC unless it says (default: now)"
     )
 
 
 def moment(text: str) -> datetime | None:
     """The moment that ``--until`` names, in UTC where it names no zone.  Raises UserError."""
-    from datetime import timezone
-
     if not text:
         return None
     try:
         made = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
-        raise UserError(f"--until {text!r}: expected a date such as 2026-11-28 or 2026-11-28T18:00.") from None
+        raise UserError(f"--until {text!r}: expected a moment such as 2026-11-28T12:00.") from None
     return made if made.tzinfo else made.replace(tzinfo=timezone.utc)
 
 

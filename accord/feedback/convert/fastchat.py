@@ -65,7 +65,7 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
             yield "battles of two equal replies"
             continue
         created = moment_of(row.get("tstamp"), where, "tstamp")
-        yield Judgment(pair, WINNERS[winner], str(row.get("judge") or ""), created=created)
+        yield Judgment(pair, WINNERS[winner], str(row.get("judge") or ""), left="a", created=created)
 
 
 def _turns(talk: list[dict[str, Any]]) -> list[tuple[str, str]]:

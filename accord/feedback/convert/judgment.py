@@ -28,7 +28,8 @@ class Judgment:
     """As the file names them; empty where it names none."""
     strength: int = 1
     seconds: float = 0.0
-    left: Side = "a"
+    left: Side | None = None
+    """None: the file does not say, and a side is drawn."""
     occasion: int | None = None
     created: datetime | None = None
     comment: str = ""

@@ -123,6 +123,7 @@ def _judgment(pair: Any, annotation: Mapping[str, Any], where: Where) -> Judgmen
         choice,
         str(by.get("id", "") if isinstance(by, dict) else "" if by is None else by),
         strength=int(number_of(values.get("rating", {}), "rating", where, 1, 3, 1)),
+        left="a",
         seconds=number_of(annotation, "lead_time", where, 0, 86400, 0),
         created=moment_of(annotation.get("created_at"), where, "created_at"),
         comment=str(texts[0] if isinstance(texts, list) else texts),

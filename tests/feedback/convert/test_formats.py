@@ -363,6 +363,16 @@ def test_the_other_order_of_two_replies_is_the_same_pair(stores: Stores, tmp_pat
     assert sorted(v.choice for v in votes) == ["a", "b"]
 
 
+def test_sides_that_a_file_does_not_name_are_drawn(stores: Stores, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(f'{{"prompt": "q{n}", "chosen": "A", "rejected": "B"}}\n' for n in range(200)))
+    store = stores("sides")
+    import_file(store, "tone", options("trl", path))
+    votes = read_votes(store, "tone")
+    assert 70 <= sum(v.left == "a" for v in votes) <= 130
+    assert all(v.choice == "a" for v in votes)
+
+
 def test_imported_votes_count_toward_a_pairs_overlap(stores: Stores) -> None:
     from accord.feedback.queue import next_questions
 
@@ -419,7 +429,7 @@ def test_files_that_are_missing_empty_or_without_preferences_are_named(stores: S
         import_file(store, "tone", options("trl", tmp_path / "empty"))
     with pytest.raises(UserError, match="no votes yet"):
         export_votes(store, "tone", options("trl", tmp_path / "out"))
-    with pytest.raises(UserError, match="expected a date"):
+    with pytest.raises(UserError, match="expected a moment"):
         moment("yesterday")
 
 
