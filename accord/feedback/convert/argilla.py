@@ -12,7 +12,17 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from accord.data.rows import Where, messages_field, require, text_field
-from accord.feedback.convert.judgment import CannotHold, Judgment, Row, Written, by_pair, new_pair, only_text, user
+from accord.feedback.convert.judgment import (
+    CannotHold,
+    Judgment,
+    Row,
+    Written,
+    by_pair,
+    new_pair,
+    only_text,
+    require_choice,
+    user,
+)
 from accord.feedback.convert.pairs import PairOptions
 from accord.feedback.entities import Choice, VoteRow
 
@@ -71,6 +81,7 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
         about = metadata if isinstance(metadata, dict) else {}
         first, second = (text_field(fields, name, where) for name in FIELDS)
         pair = new_pair(prompt, first, second, [str(about.get(key) or "") for key in ("policy1", "policy2")])
+        require_choice(pair, where)
         answers = row.get("responses")
         given = answers.get("preference") if isinstance(answers, dict) else None
         if not given:

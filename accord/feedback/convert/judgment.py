@@ -57,6 +57,12 @@ def new_pair(prompt: Sequence[Message], a: str, b: str, models: Sequence[str] = 
     return NewPair(tuple(dict(m) for m in prompt), first, second, probability=1.0)
 
 
+def require_choice(pair: NewPair, where: Where) -> None:
+    """Raises UserError where the two replies are the same text and no gold question, so that there is nothing to prefer."""
+    if pair.a.text == pair.b.text and pair.gold != "tie":
+        raise where.error("its two replies are the same text, so there is nothing to prefer; remove the row.")
+
+
 def user(text: str) -> list[dict[str, Any]]:
     """A prompt of one message of the user."""
     return [{"role": "user", "content": text}]

@@ -25,6 +25,7 @@ from accord.feedback.convert.judgment import (
     new_pair,
     number_of,
     only_text,
+    require_choice,
     user,
 )
 from accord.feedback.convert.pairs import PairOptions
@@ -90,6 +91,7 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
             key = next((name for name in PROMPTS if name in data), "prompt")
             prompt = user(text_field(data, key, where))
         pair = new_pair(prompt, text_field(data, names[0], where), text_field(data, names[1], where))
+        require_choice(pair, where)
         annotations = row.get("annotations") or []
         if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
             raise where.error("'annotations' is not a list of objects.")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from accord.data.rows import Where, number_field, soft_label
 from accord.errors import UserError
-from accord.feedback.convert.judgment import CannotHold, Judgment, Row, Written, by_pair
+from accord.feedback.convert.judgment import CannotHold, Judgment, Row, Written, by_pair, require_choice
 from accord.feedback.entities import Message, NewPair, VoteRow
 
 Ties = Literal["drop", "half", "weight"]
@@ -136,8 +136,7 @@ def judgment_of(pair: NewPair, row: Row, where: Where) -> Judgment:
 
     Raises UserError for a label or a weight that is no single vote's.
     """
-    if pair.a.text == pair.b.text:
-        raise where.error("'chosen' and 'rejected' are the same text, so there is nothing to prefer; remove the row.")
+    require_choice(pair, where)
     label, weight = soft_label(row, where)
     number_field(row, "margin", where, 1e6)
     if label not in (0.0, 0.5, 1.0):

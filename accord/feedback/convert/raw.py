@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from accord.data.rows import Where, messages_field, require, text_field
-from accord.feedback.convert.judgment import Judgment, Row, Written, moment_of, number_of
+from accord.feedback.convert.judgment import Judgment, Row, Written, moment_of, number_of, require_choice
 from accord.feedback.convert.pairs import PairOptions
 from accord.feedback.entities import NewCandidate, NewPair, VoteRow
 from accord.feedback.snapshot import as_json
@@ -33,6 +33,7 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
             gold=gold,
             source=str(row.get("source") or ""),
         )
+        require_choice(pair, where)
         tags = row.get("tags") or []
         if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
             raise where.error("'tags' is not a list of texts.")

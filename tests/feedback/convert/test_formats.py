@@ -399,6 +399,14 @@ def test_imported_votes_count_toward_a_pairs_overlap(stores: Stores) -> None:
         ("fastchat", '{"conversation_a": []}', "row 2: 'conversation_a' is empty"),
         ("argilla", '{"fields": {"prompt": "q", "response1": "A", "response2": "B"}, "responses": {"preference": [{"value": 3}]}}',
          "row 2: the preference 3 is no ranking"),
+        ("label-studio", '{"data": {"prompt": "q", "text1": "A", "text2": "A"}}', "row 2: .*the same text"),
+        ("label-studio", '{"data": {"prompt": "q", "text1": "A", "text2": "B"}, "annotations": [{"result": 3}]}', "row 2: a 'result'"),
+        ("fastchat", '{"conversation_a": [{"role": "user", "content": "q"}], "conversation_b": [{"role": "user", "content": "q"}],'
+         ' "winner": "C"}', "row 2: winner 'C'"),
+        ("raw", '{"a": {"text": "A"}, "b": {"text": "B"}, "prompt": [{"role": "user", "content": "q"}], "choice": "a",'
+         ' "left": "a", "annotator": "x", "created": "soon"}', "row 2: created 'soon'"),
+        ("raw", '{"a": {"text": "A"}, "b": {"text": "B"}, "prompt": [{"role": "user", "content": "q"}], "choice": "a",'
+         ' "left": "a", "annotator": "x", "strength": 9}', "row 2: strength 9"),
         ("label-studio", '{"data": {"prompt": "q"}}', "row 2: 'data' has no two texts"),
         ("raw", '{"a": {"text": "A"}, "b": {"text": "B"}, "prompt": [{"role": "user", "content": "q"}], "choice": "c"}',
          "row 2: choice 'c'"),
