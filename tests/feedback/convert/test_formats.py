@@ -400,7 +400,8 @@ def test_imported_votes_count_toward_a_pairs_overlap(stores: Stores) -> None:
         ("argilla", '{"fields": {"prompt": "q", "response1": "A", "response2": "B"}, "responses": {"preference": [{"value": 3}]}}',
          "row 2: the preference 3 is no ranking"),
         ("label-studio", '{"data": {"prompt": "q", "text1": "A", "text2": "A"}}', "row 2: .*the same text"),
-        ("label-studio", '{"data": {"prompt": "q", "text1": "A", "text2": "B"}, "annotations": [{"result": 3}]}', "row 2: a 'result'"),
+        ("label-studio", '{"data": {"prompt": "q", "text1": "A", "text2": "B"}, "annotations": [{"result": 3}]}',
+         "row 2: a 'result'"),
         ("fastchat", '{"conversation_a": [{"role": "user", "content": "q"}], "conversation_b": [{"role": "user", "content": "q"}],'
          ' "winner": "C"}', "row 2: winner 'C'"),
         ("raw", '{"a": {"text": "A"}, "b": {"text": "B"}, "prompt": [{"role": "user", "content": "q"}], "choice": "a",'
