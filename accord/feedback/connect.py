@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -45,31 +46,64 @@ def engine_of(place: str) -> sa.Engine:
         import psycopg  # noqa: F401
     except ModuleNotFoundError:
         raise UserError("PostgreSQL needs the package psycopg: pip install 'accord[postgres]'.") from None
-    return sa.create_engine(
+    engine = sa.create_engine(
         url.set(drivername="postgresql+psycopg"),
         isolation_level="AUTOCOMMIT",
         json_serializer=dumps,
         pool_pre_ping=True,
         connect_args={"connect_timeout": CONNECT_TIMEOUT},
     )
+    _forget_in_children(engine)
+    return engine
 
 
 def _sqlite(path: Path) -> sa.Engine:
-    """One connection per use, so that none stays open between uses or across a fork."""
+    """Connections that stay open between uses: closing the last one moves the whole log into the file."""
     engine = sa.create_engine(
         sa.URL.create("sqlite", database=os.fspath(path)),
         isolation_level="AUTOCOMMIT",
         json_serializer=dumps,
-        poolclass=sa.NullPool,
-        connect_args={"timeout": WRITE_TIMEOUT},
+        poolclass=sa.QueuePool,
+        max_overflow=-1,
+        connect_args={"timeout": WRITE_TIMEOUT, "check_same_thread": False},
     )
-    sa.event.listen(engine, "connect", _prepare)
+
+    def enforce(connection: Any, record: object) -> None:
+        with closing(connection.cursor()) as statement:
+            statement.execute("PRAGMA foreign_keys = ON")
+
+    def note(connection: object, record: Any) -> None:
+        record.info["file"] = _identity(path)
+
+    def compare(connection: object, record: Any, proxy: object) -> None:
+        """Replaces a connection to a file that was moved or deleted since: it would take votes that nobody finds."""
+        if record.info["file"] != _identity(path):
+            raise sa.exc.DisconnectionError
+
+    for name, listener in (("connect", enforce), ("connect", note), ("checkout", compare)):
+        sa.event.listen(engine, name, listener)
+    _forget_in_children(engine)
     return engine
 
 
-def _prepare(connection: Any, record: object) -> None:
-    with closing(connection.cursor()) as statement:
-        statement.execute("PRAGMA foreign_keys = ON")
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and number of the file at a path."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _forget_in_children(engine: sa.Engine) -> None:
+    """Has a process that forks from this one open connections of its own."""
+    reference = weakref.ref(engine)
+
+    def forget() -> None:
+        if (found := reference()) is not None:
+            found.dispose(close=False)
+
+    os.register_at_fork(after_in_child=forget)
 
 
 def address(engine: sa.Engine) -> str:

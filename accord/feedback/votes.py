@@ -192,7 +192,7 @@ def shown_of(choice: Choice, left: Side) -> Shown:
     >>> shown_of("b", "b"), shown_of("tie", "b")
     ('left', 'tie')
     """
-    if choice in ("a", "b"):
+    if choice == "a" or choice == "b":  # not a tuple, which does not narrow the type
         return "left" if choice == left else "right"
     return choice
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -77,3 +79,29 @@ def test_a_writer_that_waits_too_long_is_one_sentence(tmp_path: Path, monkeypatc
     first, second = open_store(tmp_path / "f.db"), open_store(tmp_path / "f.db")
     with writing(first.engine), pytest.raises(StoreUnavailable, match="another process is writing"):
         second.create_project("tone")
+
+
+def test_a_store_that_was_deleted_takes_no_more_votes(tmp_path: Path) -> None:
+    path = tmp_path / "f.db"
+    store = open_store(path)
+    store.create_project("tone")
+    for file in tmp_path.iterdir():
+        file.unlink()
+    with pytest.raises(StoreUnavailable, match="not a readable store"):
+        store.create_project("lost")
+
+
+def test_a_process_that_forked_has_connections_of_its_own(store: Store) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+        child = os.fork()
+    if not child:
+        try:
+            for number in range(20):
+                store.create_project(f"child{number}")
+        finally:
+            os._exit(0)
+    for number in range(20):
+        store.create_project(f"parent{number}")
+    os.waitpid(child, 0)
+    assert len(store.projects()) == 41
