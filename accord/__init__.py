@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from accord import stages
     from accord.api import load, run
-    from accord.errors import Failed, Interrupted, UserError
+    from accord.errors import Failed, Interrupted, UserError, Waiting
     from accord.models.heads import ActorCritic
     from accord.models.language import LanguageActorCritic
     from accord.models.open import open_backbone
@@ -22,6 +22,7 @@ _MODULE_OF = {
     "LanguageActorCritic": "accord.models.language",
     "RewardModel": "accord.models.reward",
     "UserError": "accord.errors",
+    "Waiting": "accord.errors",
     "load": "accord.api",
     "open_backbone": "accord.models.open",
     "run": "accord.api",
@@ -34,6 +35,7 @@ __all__ = [
     "LanguageActorCritic",
     "RewardModel",
     "UserError",
+    "Waiting",
     "__version__",
     "load",
     "open_backbone",
@@ -55,7 +57,7 @@ def __getattr__(name: str) -> Any:
             return "0.0.0"
     if name != "stages" and name not in _MODULE_OF:
         raise AttributeError(f"module 'accord' has no attribute {name!r}")
-    if name not in ("UserError", "Failed", "Interrupted"):
+    if name not in ("UserError", "Failed", "Interrupted", "Waiting"):
         from accord.errors import require_platform
 
         require_platform()

@@ -30,7 +30,7 @@ def run(
 
     ``overrides`` are as on the command line (``ppo.kl.beta=0.1``), ``jobs`` is the number of parallel stages, ``only`` and
     ``force`` name stages.  Raises UserError before anything has run, Failed where a stage failed (after all stages that
-    do not need it), and Interrupted.
+    do not need it), Waiting where one waits for people (likewise), and Interrupted.
     """
     from accord.pipeline.orchestrator import Options, run_pipeline
     from accord.runtime.output import lasting_output

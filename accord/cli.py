@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from accord.command_line import Parser, parse_words
-from accord.errors import Failed, Interrupted, UserError, require_platform
+from accord.errors import Failed, Interrupted, UserError, Waiting, require_platform
+from accord.feedback.command import add_commands as add_feedback
 from accord.pipeline.command import add_pipeline
 from accord.registry.command import add_commands as add_models
 from accord.runtime.output import discard, lasting_output, open_streams
@@ -25,6 +26,8 @@ Reinforcement learning from human feedback: base -> SFT -> reward model -> PPO a
   accord run configs/pipeline.yaml            run the whole pipeline on the small world, in minutes
   accord sft --config configs/rlhf_sft.yaml   run one stage, and first the stages it needs
   accord chat checkpoints/rlhf/ppo_lm         chat with the result
+
+Exit codes: 0 done, 1 a stage failed, 2 a mistake of the user, 3 a stage waits for people, 130 stopped.
 
 Settings follow the config as key=value:  training.learning_rate=3e-5  model.base_model=my/folder
 'accord STAGE --help' lists the settings of a stage."""
@@ -73,6 +76,7 @@ def parser() -> Parser:
     _common(config)
     config.set_defaults(act=show_config)
     add_models(commands, Formatter)
+    add_feedback(commands, Formatter)
     return top
 
 
@@ -163,8 +167,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code.
 
-    0, 1 (a stage failed), 2 (a user error), 130 (interrupted) or 141 (the reader of the output, such as ``head``, closed it;
-    training goes on then).
+    0, 1 (a stage failed), 2 (a user error), 3 (a stage waits for people), 130 (interrupted) or 141 (the reader of the
+    output, such as ``head``, closed it; training goes on then).
     """
     words = sys.argv[1:] if argv is None else list(argv)
     open_streams()
@@ -196,6 +200,10 @@ def _run(words: Sequence[str]) -> int:
     except Failed as failed:
         print(f"accord: {failed}", file=sys.stderr)
         return 1
+    except Waiting as waiting:
+        again = "run the same command again" if words[0] == "run" else "run it again"
+        print(f"accord: {waiting} To go on, {again}.", file=sys.stderr)
+        return 3
     except Interrupted as stopped:
         again = "run the same command again to resume" if words[0] == "run" else "add --resume to resume"
         print(f"accord: {stopped} {again[0].upper()}{again[1:]}.", file=sys.stderr)

@@ -18,7 +18,7 @@ from accord.stage_kinds.table import STAGE_KINDS
 
 DASHES = "‐‑‒–—―−﹣－"
 QUOTES = "“”„‟‘’‚‛"
-WITHOUT_OVERRIDES = ("chat", "models")
+WITHOUT_OVERRIDES = ("chat", "models", "feedback")
 FILE_OPTIONS = ("--config", "--set")  # the word after these is theirs, whatever it looks like
 
 

@@ -17,6 +17,13 @@ class Failed(Exception):
     """A stage of a pipeline failed; those that do not need it have run.  The command line exits with 1."""
 
 
+class Waiting(Exception):
+    """A stage waits for people, and goes on when it is run again; stages that do not need it have run.
+
+    The command line exits with 3.
+    """
+
+
 def require_platform() -> None:
     """Raises UserError on Windows, which has neither the signals nor the file locks that a run relies on."""
     if sys.platform == "win32":

@@ -61,7 +61,7 @@ def _function(kind: StageKind) -> StageFunction:
 
     Stages that it names and that are missing run first; an unchanged stage does not run.  ``overrides`` are settings by
     dotted key or by section: ``seed=1``, ``training={{"batch_size": 8}}``, ``**{{"training.batch_size": 8}}``.
-    The outcome has ``folder``, ``metrics`` and ``skipped``.  Raises UserError.
+    The outcome has ``folder``, ``metrics`` and ``skipped``.  Raises UserError, and Waiting where it waits for people.
     """
     function = cast(StageFunction, run)
     function.settings, function.config = kind.settings, config_of

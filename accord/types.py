@@ -160,6 +160,18 @@ class Packed(_Tensors):
 
 
 @dataclass(frozen=True, slots=True)
+class SoftLabels(_Tensors):
+    """How sure each of ``B`` preferences is, and how much it counts."""
+
+    labels: Tensor  # (B,) float32, the probability that chosen is preferred; 1/2 is a tie
+    weights: Tensor  # (B,) float32, factors of the loss
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "weights"):
+            _require(name, getattr(self, name), (len(self.labels),))
+
+
+@dataclass(frozen=True, slots=True)
 class PreferenceBatch(_Tensors):
     """``B`` pairs packed as prompt, chosen, rejected, … with each prompt's tokens once.
 
@@ -171,10 +183,13 @@ class PreferenceBatch(_Tensors):
     rejected: Tensor  # (B,) int64
     margins: Tensor  # (B,) float32, 0 where the data has none
     indices: Tensor  # (B,) int64, the pair's index in its dataset
+    soft: SoftLabels | None = None  # None where every label and weight is 1
 
     def __post_init__(self) -> None:
         for name in ("chosen", "rejected", "margins", "indices"):
             _require(name, getattr(self, name), (len(self.chosen),))
+        if self.soft is not None:
+            _require("soft", self.soft.labels, (len(self.chosen),))
 
 
 @dataclass(frozen=True, slots=True)

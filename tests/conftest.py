@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from accord.models.reward import RewardModel, ScalarHead
 from accord.pipeline.stage import Outcome, run_stage
 from accord.runtime.run import Run, StageIdentity
 from accord.stage_kinds.table import STAGE_KINDS
+from tests import postgresql
 
 REGISTRY = "ACCORD_REGISTRY"
 REWARDS = """
@@ -204,3 +206,16 @@ def _registry_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(autouse=True)
 def _registry_of_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(REGISTRY, str(tmp_path_factory.mktemp("registry") / "registry.sqlite"))
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """A PostgreSQL server, started once; skips the test where there is none."""
+    with postgresql.server() as template:
+        yield template
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> str:
+    """The URL of an empty place for a store on the PostgreSQL server."""
+    return postgresql.new_place(postgresql_server, f"test_{uuid4().hex[:12]}")

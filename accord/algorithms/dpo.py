@@ -6,7 +6,8 @@ Numbered details:
 3. the reference is the model that training starts from; its log-probs are computed once and saved;
 4. so the loss of the first step is ln 2;
 5. a pair's prompt is encoded once; chosen and rejected are its two continuations;
-6. label smoothing ε: (1−ε)·loss + ε·loss with the pair swapped (conservative DPO, Mitchell 2023).
+6. label smoothing ε: (1−ε)·loss + ε·loss with the pair swapped (conservative DPO, Mitchell 2023);
+7. a row's "label" y is the probability that chosen is preferred: y·loss + (1−y)·loss with the pair swapped, a tie is 1/2.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from accord.config.preference import DPOConfig
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PreferencePair, longest_text, read_pairs, unit_length, units
+from accord.data.preferences import PreferencePair, decided, longest_text, read_pairs, unit_length, units
 from accord.functional.logprobs import sequence_sums
 from accord.functional.losses.preference import dpo_loss
 from accord.models.backbone import Backbone
@@ -65,7 +66,7 @@ def objective(
     """The loss of one micro-batch; ``reference`` holds (n, 2) log-probs of the whole data set."""
     chosen, rejected = pair_logprobs(partial(reply_logprobs, backbone), batch)
     ref = reference[batch.indices]
-    return dpo_loss(chosen, rejected, ref[:, 0], ref[:, 1], beta, label_smoothing)
+    return dpo_loss(chosen, rejected, ref[:, 0], ref[:, 1], beta, label_smoothing, batch.soft)
 
 
 def train(config: DPOConfig, run: Run) -> dict[str, float]:
@@ -75,7 +76,7 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     tokenizer = open_tokenizer(config.model.base_model)
     backbone = open_model(config.model.base_model, device)
     data = read_pairs(config.data, config.model, tokenizer, run.seed)
-    pairs, heldout = data.train, data.heldout
+    pairs, heldout = data.train, decided(data.heldout)
     grouped = units(pairs, options.group_by_prompt)
     require_fit(config.model.base_model, backbone, tokenizer, longest_text([*pairs, *heldout]))
     lengths = [unit_length(pairs, rows) for rows in grouped]

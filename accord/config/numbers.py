@@ -29,6 +29,7 @@ Timesteps = Annotated[int, Field(ge=1, le=10**12), _NUMBER]
 """Environment steps of a whole run."""
 Threads = Annotated[int, Field(ge=0, le=1024), _NUMBER]
 """CPU threads: the process ends without an error message where the system cannot start them."""
+Retries = Annotated[int, Field(ge=0, le=100), _NUMBER]
 Parallel = Annotated[int, Field(ge=1, le=10**5), _NUMBER]
 """Environments that run side by side."""
 Tokens = Annotated[int, Field(ge=1, le=2**24), _NUMBER]
@@ -57,6 +58,8 @@ Temperature = Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False), _NUM
 """Divides logits; smaller ones overflow, and are greedy in all but name."""
 TemperatureOrZero = Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False), _NUMBER]
 """0 is greedy."""
+Seconds = Annotated[float, Field(ge=0.1, le=86400, allow_inf_nan=False), _NUMBER]
+"""How long something is waited for."""
 GradientNorm = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False), _NUMBER]
 LogDeviation = Annotated[float, Field(ge=-20, le=20, allow_inf_nan=False), _NUMBER]
 """The logarithm of a standard deviation."""

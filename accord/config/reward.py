@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from accord.config.common import Optimizer, PrecisionStage, PromptedModel, SplitData
 from accord.config.numbers import Coefficient, Count, Layers, LayersOrZero, LearningRate, Width
 from accord.config.variants import Variants
@@ -40,6 +42,21 @@ class LanguageRewardModel(RewardModelSettings):
     layers: LayersOrZero = 0
     """Use only the first layers of the base model; 0: all.  Middle layers of a pretrained model often give better features
     than the last ones, at lower cost."""
+    ties: Literal["half", "rao_kupper", "davidson"] = "half"
+    """What a row with label 0.5 is to Bradley-Terry: half a win for each reply, or an outcome of its own, after Rao and
+    Kupper (1967) or Davidson (1970), with one parameter more."""
+    tie_parameter: Coefficient = 0.0
+    """θ of Rao and Kupper, above 1, or ν of Davidson, above 0; 0: learned with the model."""
+
+    @model_validator(mode="after")
+    def _ties_fit(self) -> LanguageRewardModel:
+        if self.ties == "half" and self.tie_parameter:
+            raise ValueError("model.tie_parameter needs model.ties=rao_kupper or model.ties=davidson")
+        if self.ties != "half" and self.objective == "mse":
+            raise ValueError(f"model.ties={self.ties} needs model.objective=bradley_terry")
+        if self.ties == "rao_kupper" and 0 < self.tie_parameter <= 1:
+            raise ValueError("model.tie_parameter is θ of Rao and Kupper, which is above 1 (or 0: learned)")
+        return self
 
 
 class RewardOptimizer(Optimizer):

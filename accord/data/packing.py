@@ -11,7 +11,7 @@ from torch import Tensor
 from accord.data.preferences import PreferencePair
 from accord.data.prompts import rows_by_prompt
 from accord.data.supervised import SupervisedExample
-from accord.types import Packed, PreferenceBatch
+from accord.types import Packed, PreferenceBatch, SoftLabels
 
 Tokens = Sequence[int]
 
@@ -113,7 +113,16 @@ def pack_preferences(pairs: Sequence[PreferencePair], indices: Sequence[int]) ->
         torch.tensor(rejected),
         torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
         torch.tensor(list(indices)),
+        soft_labels(pairs),
     )
+
+
+def soft_labels(pairs: Sequence[PreferencePair]) -> SoftLabels | None:
+    """Labels and weights, (B,) float32 each; None where all are 1."""
+    if all(pair.label == pair.weight == 1 for pair in pairs):
+        return None
+    labels, weights = [pair.label for pair in pairs], [pair.weight for pair in pairs]
+    return SoftLabels(torch.tensor(labels, dtype=torch.float32), torch.tensor(weights, dtype=torch.float32))
 
 
 def pack_continuations(prompts: Sequence[Tokens], replies: Sequence[Tokens]) -> tuple[Packed, Tensor]:

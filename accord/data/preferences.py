@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from accord.config.common import PromptedModel, SplitData
 from accord.data.chat import exchange
 from accord.data.heldout import Split, read_split
 from accord.data.prompts import Side, is_blank, plain_text, rows_by_prompt, tokens_to_keep
-from accord.data.rows import Prompt, Report, Tally, Where, preference_fields
+from accord.data.rows import Prompt, Report, Tally, Where, preference_fields, soft_label
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.io.readers import read_jsonl
@@ -25,19 +25,29 @@ ReplyCut = Literal["right", "drop"]
 class PreferencePair:
     """Two replies to the same prompt.  A reply ends with the end token unless it was truncated.
 
-    Raises ValueError where a part is empty, the replies are the same, or the margin is negative.
+    Raises ValueError where a part is empty, the replies are the same, the margin or the weight is negative, or the label is
+    below 1/2.
     """
 
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     margin: float = 0.0  # by how much chosen is preferred; 0 where unknown
+    label: float = 1.0  # the probability that chosen is preferred, at least 1/2, which is a tie
+    weight: float = 1.0  # a factor of the loss
 
     def __post_init__(self) -> None:
         if not (self.prompt and self.chosen and self.rejected):
             raise ValueError("a preference pair needs a prompt and two replies")
         if self.chosen == self.rejected or self.margin < 0:
             raise ValueError("a preference pair needs two different replies and a margin of at least 0")
+        if not (0.5 <= self.label <= 1 and self.weight >= 0):
+            raise ValueError("a preference pair needs a label from 1/2 to 1 and a weight of at least 0")
+
+    @property
+    def tied(self) -> bool:
+        """Whether neither reply is preferred."""
+        return self.label == 0.5
 
     def __len__(self) -> int:
         """Tokens when packed, the prompt counted once."""
@@ -78,10 +88,11 @@ class PairLengths:
 
 
 def load_preferences(path: str | Path, tokenizer: Tokenizer, lengths: PairLengths, limit: int = 0) -> PreferenceData:
-    """Reads ``{"prompt", "chosen", "rejected"}`` rows with an optional "margin": plain strings or messages, with the
-    prompt in a field of its own or as the common start of both.
+    """Reads ``{"prompt", "chosen", "rejected"}`` rows with an optional "margin", or "label" and "weight": plain strings or
+    messages, with the prompt in a field of its own or as the common start of both.
 
-    Ties (equal replies, before or after truncation) and empty pairs are dropped.
+    A label below 1/2 exchanges the replies.  Equal replies (before or after truncation), empty pairs and rows of weight 0
+    are dropped.
     ``limit`` > 0 reads the first rows only.  Raises UserError, naming file and row.
     """
     tally = Tally()
@@ -89,9 +100,16 @@ def load_preferences(path: str | Path, tokenizer: Tokenizer, lengths: PairLength
     for number, row in islice(read_jsonl(path), limit or None):
         tally.rows += 1
         where = Where(str(path), number)
-        fields = preference_fields(row, where)
+        fields, (label, weight) = preference_fields(row, where), soft_label(row, where)
+        if label < 0.5:
+            prompt, chosen, rejected, margin = fields
+            fields, label = (prompt, rejected, chosen, margin), 1 - label
+        if not weight:
+            tally.dropped["weight 0"] += 1
+            continue
         pair = _pair(fields, where, tokenizer, lengths, tally)
         if pair is not None:
+            pair = replace(pair, label=label, weight=weight) if (label, weight) != (1.0, 1.0) else pair
             tally.tokens += len(pair)
             pairs.append(pair)
             texts.append(plain_text(fields[0]))
@@ -145,6 +163,11 @@ def read_pairs(data: SplitData, model: PromptedModel, tokenizer: Tokenizer, seed
         return found.pairs, found.texts, found.report.describe()
 
     return read_split(data, read, seed)
+
+
+def decided(pairs: Sequence[PreferencePair]) -> Sequence[PreferencePair]:
+    """The pairs that are no ties."""
+    return [pair for pair in pairs if not pair.tied] if any(pair.tied for pair in pairs) else pairs
 
 
 def longest_text(pairs: Sequence[PreferencePair]) -> int:

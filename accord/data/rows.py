@@ -23,6 +23,8 @@ Prompt = Union[str, Sequence[Message]]  # noqa: UP007  (evaluated at run time)
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MARGIN = 1e6
 """By how much a chosen reply is preferred: more would overflow in float32 losses long before it means anything."""
+MAX_WEIGHT = 1e6
+"""Of one row, relative to 1."""
 # Other names of these fields, too different for a spelling guess.
 SYNONYMS = {
     "prompt": ("instruction", "question", "query", "input"),
@@ -191,11 +193,11 @@ def _message(item: Any, name: str, where: Where) -> dict[str, Any]:
     return {**item, "content": content}
 
 
-def number_field(row: Row, key: str, where: Where, high: float) -> float:
-    """A number from 0 to ``high``, no boolean; 0 where it is missing or null."""
+def number_field(row: Row, key: str, where: Where, high: float, default: float = 0.0) -> float:
+    """A number from 0 to ``high``, no boolean; ``default`` where it is missing or null."""
     value = row.get(key)
     if value is None:
-        return 0.0
+        return default
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
         raise where.error(f"{key} {value!r:.40}, expected a number from 0 to {high:,.0f}")
     return float(value)
@@ -231,6 +233,18 @@ def preference_fields(row: Row, where: Where) -> tuple[Prompt, str, str, float]:
         prompt = _common_text(chosen, rejected)
         return prompt, chosen[len(prompt) :], rejected[len(prompt) :], margin
     return (*_chats(row, where), margin)
+
+
+def soft_label(row: Row, where: Where) -> tuple[float, float]:
+    """(label, weight) of a preference: the probability that chosen is preferred, 1/2 for a tie, and a factor of its loss.
+
+    1 and 1 where they are missing.  Raises UserError for a margin beside a label below 1, which it contradicts.
+    """
+    label = number_field(row, "label", where, 1.0, default=1.0)
+    weight = number_field(row, "weight", where, MAX_WEIGHT, default=1.0)
+    if label < 1 and row.get("margin"):
+        raise where.error(f"a margin of {row['margin']} beside a label of {label:g}; leave one of them out")
+    return label, weight
 
 
 def _chats(row: Row, where: Where) -> tuple[Prompt, str, str]:

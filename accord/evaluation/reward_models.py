@@ -18,6 +18,7 @@ from accord.config.section import Section
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PairLengths, PreferencePair, load_preferences
 from accord.data.tokenizer import Tokenizer
+from accord.errors import UserError
 from accord.evaluation.comparison import Gold
 from accord.evaluation.metrics import defined, length_correlation, length_matched_accuracy, pair_agreement
 from accord.io.digests import MANIFEST, read_manifest
@@ -92,14 +93,20 @@ def reward_figures(folder: str, pairs_file: str, gold: Gold, device: torch.devic
     sizes = [len(p.chosen) for p in found.pairs], [len(p.rejected) for p in found.pairs]
     scores = torch.stack([chosen, rejected], 1).tolist()
     gold_scores = list(zip(*(gold(found.texts, side) for side in zip(*found.replies, strict=True)), strict=True))
-    labels = [[1.0, 0.0]] * len(found)
+    decided = torch.tensor([not pair.tied for pair in found.pairs])
+    if not decided.any():
+        raise UserError(
+            f"{pairs_file}: every row is a tie (label 0.5), so there is no accuracy to measure; name another file."
+        )
+    labels = [[0.5, 0.5] if pair.tied else [1.0, 0.0] for pair in found.pairs]
     agreements = {  # gold may not tell any two replies apart
         "gold_agreement": lambda: pair_agreement(scores, gold_scores),
         "label_agreement_with_gold": lambda: pair_agreement(labels, gold_scores),
     }
-    matched = length_matched_accuracy(chosen.numpy(), rejected.numpy(), *sizes)
+    first, second = (torch.tensor(side)[decided].numpy() for side in sizes)
+    matched = length_matched_accuracy(chosen[decided].numpy(), rejected[decided].numpy(), first, second)
     return {
-        "heldout_accuracy": accuracy(chosen, rejected),
+        "heldout_accuracy": accuracy(chosen[decided], rejected[decided]),
         **defined(agreements),
         "n_heldout": len(found),
         "length_correlation": length_correlation([*chosen.tolist(), *rejected.tolist()], [*sizes[0], *sizes[1]]),

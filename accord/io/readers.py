@@ -140,8 +140,9 @@ def read_json_if_present(path: Path, remedy: str) -> dict[str, Any] | None:
     return found
 
 
-def parse_json(text: str, where: str, *, constants: bool = True) -> Any:
-    """The value of a JSON text; ``constants``: whether NaN and Infinity, which are not JSON, are numbers.
+def parse_json(text: str, where: str, *, constants: bool = True, halves: bool = False) -> Any:
+    """The value of a JSON text; ``constants``: whether NaN and Infinity, which are not JSON, are numbers; ``halves``: whether
+    half of a surrogate pair, which a vote's text may hold, is let through.
 
     Raises UserError, beginning with ``where``, for text that is not JSON, nested deeper than ``MAX_DEPTH``, with a key
     twice in an object, with a number of thousands of digits, or with half of a surrogate pair, which is no character.
@@ -169,7 +170,7 @@ def parse_json(text: str, where: str, *, constants: bool = True) -> Any:
         raise UserError(f"{where}: a number has too many digits to be read") from None
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(found) > MAX_DEPTH:
         raise UserError(f"{where}: nested too deeply, at most {MAX_DEPTH} levels are read")
-    if re.search(r"\\u[dD][89a-fA-F]", text):
+    if not halves and re.search(r"\\u[dD][89a-fA-F]", text):
         _require_characters(json.dumps(found, ensure_ascii=False), where)
     return found
 

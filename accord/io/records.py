@@ -84,6 +84,30 @@ class Failure(_Shape):
     error: str
 
 
+class Wait(_Shape):
+    """``waiting.json``: what a stage waits for."""
+
+    key: str
+    project: str
+    missing: Count
+    votes: Count
+    """Wanted in all; 0: as many as the overlap on every pair."""
+    pairs: list[str]
+    """Their digests."""
+    page: str
+
+
+class SavedAnswer(_Shape):
+    """A row of a judge's ``answers.jsonl``."""
+
+    request: str
+    text: str
+    finish: str
+    refused: bool
+    model: str
+    tokens: Count
+
+
 class Progress(_Shape):
     """``progress.json``."""
 

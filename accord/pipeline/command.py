@@ -20,6 +20,7 @@ STATES = {
     "running": "▶ running",
     "failed": "✗ failed",
     "interrupted": "‖ interrupted",
+    "waiting": "… waiting",
     "runs": "· would run",
     "may run": "? may run",
     "damaged": "✗ damaged",
@@ -101,7 +102,7 @@ def _dry_run(options: argparse.Namespace) -> int:
     only = selected(options.only, planned, "--only") if options.only else {p.name for p in planned}
     found = [s for s in stage_statuses(planned, folders, forced).values() if s.name in only]
     _show(found)
-    certain = sum(s.state in ("runs", "failed", "interrupted") for s in found)
+    certain = sum(s.state in ("runs", "failed", "interrupted", "waiting") for s in found)
     possible = sum(s.state == "may run" for s in found)
     more = f", and {possible} more if their inputs change" if possible else ""
     print(f"\n{certain} of {len(found)} stages would run{more}; nothing was run")
@@ -186,6 +187,7 @@ def _reasons(stage: StageStatus, directory: Path) -> list[str]:
         return [f"{name} would run:", *reasons]
     head = {"running": f"{name} is running ({words}), because:", "failed": f"{name} failed: {words}"}
     head["interrupted"] = f"{name} was interrupted ({words}) and would resume; it ran because:"
+    head["waiting"] = f"{name} is {words}; it would go on when run again; it ran because:"
     return [
         head[stage.state],
         *(then if stage.state != "failed" else ["it would run again; it ran because:", *then]),

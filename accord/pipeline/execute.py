@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from accord.errors import Interrupted
+from accord.errors import Interrupted, Waiting
 from accord.pipeline.plan import Planned
 from accord.pipeline.stage import Outcome
 from accord.runtime.stop_signal import StopSignal
@@ -22,6 +22,8 @@ class View(Protocol):
     def ended(self, name: str, outcome: Outcome) -> None: ...
 
     def failed(self, name: str, words: str) -> None: ...
+
+    def waits(self, name: str, words: str) -> None: ...
 
     def not_run(self, name: str, cause: str) -> None: ...
 
@@ -44,8 +46,10 @@ class Ended:
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
+    """Name: what it waits for."""
     not_run: dict[str, str] = field(default_factory=dict)
-    """Name: the failed stage that it needs."""
+    """Name: why, as in "sft failed": the stage that it needs."""
 
 
 Start = Callable[[Planned, bool], "Outcome | Work"]
@@ -53,7 +57,9 @@ Words = Callable[[Planned, Exception], str]
 
 
 def execute(stages: Sequence[Planned], start: Start, jobs: int, view: View, words: Words) -> Ended:
-    """Runs every stage whose dependencies are done; after a failure, the stages that do not need it still run.
+    """Runs every stage whose dependencies are done.
+
+    After a failure, and while a stage waits for people, the stages that do not need it still run.
 
     ``start(stage, alone)`` runs a stage to its end, or starts it in another process; ``alone``: no other stage could run in
     the meantime.  Raises Interrupted, after all running stages have saved their states.
@@ -68,6 +74,10 @@ def execute(stages: Sequence[Planned], start: Start, jobs: int, view: View, word
             result = get()
         except Interrupted:
             raise
+        except Waiting as wait:
+            ended.waiting[stage.name] = str(wait)
+            view.waits(stage.name, str(wait))
+            return
         except Exception as error:  # the failure of one stage must not stop the others
             ended.failures[stage.name] = words(stage, error)
             view.failed(stage.name, ended.failures[stage.name])
@@ -116,12 +126,13 @@ def _ready(waiting: Sequence[Planned], ended: Ended, all_names: set[str]) -> lis
 
 
 def _skip_dependents(waiting: list[Planned], ended: Ended, view: View) -> None:
-    """Removes waiting stages that need a failed one."""
+    """Removes stages that need one that failed or waits for people."""
     for stage in list(waiting):
-        cause = next((n for n in stage.needs if n in ended.failures or n in ended.not_run), None)
+        causes = {**{n: f"{n} waits for people" for n in ended.waiting}, **{n: f"{n} failed" for n in ended.failures}}
+        cause = next((n for n in stage.needs if n in causes or n in ended.not_run), None)
         if cause is not None:
             waiting.remove(stage)
-            ended.not_run[stage.name] = ended.not_run.get(cause, cause)
+            ended.not_run[stage.name] = ended.not_run.get(cause) or causes[cause]
             view.not_run(stage.name, ended.not_run[stage.name])
 
 

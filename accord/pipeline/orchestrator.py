@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accord.errors import Failed, UserError
+from accord.errors import Failed, UserError, Waiting
 from accord.io.atomic import write_json
 from accord.io.readers import read_json
 from accord.io.records import LastRun, read_record_to_show
@@ -47,7 +47,7 @@ def run_pipeline(path: str | Path, overrides: Sequence[str] = (), options: Optio
 
     A stage whose settings and inputs are unchanged is kept; an interrupted one resumes; after a failure, the stages that
     do not need it still run.  With ``only``, the results are those of these stages, and no file is written.  Raises
-    UserError before anything has run, Failed after everything that could run, and Interrupted.
+    UserError before anything has run, Failed or Waiting after everything that could run, and Interrupted.
     """
     started, options = time.monotonic(), options or Options()
     pipeline, planned = plan(path, overrides)
@@ -61,6 +61,8 @@ def run_pipeline(path: str | Path, overrides: Sequence[str] = (), options: Optio
         ended = execute(stages, starter.start, options.jobs, view, starter.words)
     if ended.failures:
         raise Failed(_what_failed(ended))
+    if ended.waiting:
+        raise Waiting(_what_waits(ended))
     if len(stages) < len(planned):
         return {"stages": _stages(ended.outcomes)}
     results = collect_results(pipeline, planned, folders, ended.outcomes)
@@ -170,8 +172,17 @@ def _is_finished(task: Task) -> bool:
 def _what_failed(ended: Ended) -> str:
     """The last line of a run with failures."""
     said = "; ".join(f"{name} failed: {words.rstrip('.')}" for name, words in ended.failures.items())
-    skipped = f"; not run because of that: {', '.join(ended.not_run)}" if ended.not_run else ""
-    return f"{said}{skipped}. Fix this and run the same command again; finished stages are kept."
+    waits = "".join(f"; {words.rstrip('.')}" for words in ended.waiting.values())
+    return f"{said}{_skipped(ended)}{waits}. Fix this and run the same command again; finished stages are kept."
+
+
+def _what_waits(ended: Ended) -> str:
+    """The last line of a run in which stages wait for people, and none failed."""
+    return f"{'; '.join(words.rstrip('.') for words in ended.waiting.values())}{_skipped(ended)}."
+
+
+def _skipped(ended: Ended) -> str:
+    return f"; not run because of that: {', '.join(ended.not_run)}" if ended.not_run else ""
 
 
 def remember(path: str | Path, overrides: Sequence[str], pipeline: PipelineConfig) -> None:

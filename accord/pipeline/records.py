@@ -16,7 +16,7 @@ from accord.runtime.console import console
 from accord.runtime.optional import optional
 
 DONE, BEGUN, JOURNAL, STATE = "done.json", "begun.json", "journal.jsonl", "state.pt"
-_NO_OUTPUT = (DONE, BEGUN, STATE, "config.yaml", "failed.json", "lock.json", "progress.json")
+_NO_OUTPUT = (DONE, BEGUN, STATE, "config.yaml", "failed.json", "lock.json", "progress.json", "waiting.json")
 
 
 def is_record(name: str) -> bool:

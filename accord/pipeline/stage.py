@@ -13,7 +13,8 @@ from typing import Any
 
 from accord.config.common import PrecisionStage, Stage
 from accord.config.load import to_yaml
-from accord.errors import Interrupted, UserError
+from accord.errors import Interrupted, UserError, Waiting
+from accord.feedback.waiting import WAITING
 from accord.io.atomic import leftovers, write_json, write_text
 from accord.io.digests import MANIFEST
 from accord.io.finite_json import figures
@@ -74,7 +75,8 @@ def run_stage(
     ``reuse`` or ``resume``: a stage that is done with the same key is skipped.  ``resume``: continues from a saved state
     with the same key, if there is one.  ``force``: starts from the beginning in any case.  ``bar``: shows a progress bar.
     ``journal``: a file for events.  Until the stage's function has opened and checked everything, no file is touched; after
-    that, a failure is recorded as a sentence (``failed.json``), written to the log, and raised.  A result of other settings
+    that, a failure is recorded as a sentence (``failed.json``), written to the log, and raised.  A stage that waits for people
+    leaves ``waiting.json`` and raises Waiting.  A result of other settings
     in the folder is put aside, and one of these settings that was put aside is taken back (``accord.pipeline.previous``).
     Raises UserError and Interrupted; Locked where another process is writing the folder.
     """
@@ -149,7 +151,8 @@ class _Attempt:
 
     def _begin(self, directory: Path) -> None:
         """Removes what earlier runs left behind in the folder, and writes the records of the beginning."""
-        (directory / DONE).unlink(missing_ok=True)
+        for name in (DONE, WAITING):
+            (directory / name).unlink(missing_ok=True)
         for place in (directory, _make(logs(self.task.config, self.task.kind))):
             _tidy(place, finished=False)
         if not self.resumes:
@@ -230,11 +233,16 @@ def _call(attempt: _Attempt, bar: bool) -> dict[str, Any]:
                 "started": round(started, 3),
                 "finished": round(time.time(), 3),
                 "why": list(attempt.why),
+                **({"read": dict(run.read)} if run.read else {}),
             }
             write_json(directory / DONE, record)
         except Interrupted:
             if run.opened:
                 attempt.noted("stopped")
+            raise
+        except Waiting:
+            if run.opened:
+                attempt.noted("waiting")
             raise
         except Locked:
             raise
@@ -284,7 +292,7 @@ def _register(directory: Path) -> None:
 def _tidy_done(task: Task) -> None:
     """Removes files left by a kill after the stage's end, unless another process is writing the folder."""
     directory = task.directory
-    leftovers = [directory / name for name in (STATE, BEGUN, LOCK, ProgressFile.NAME, FAILED, LOGS)]
+    leftovers = [directory / name for name in (STATE, BEGUN, LOCK, ProgressFile.NAME, FAILED, WAITING, LOGS)]
     if any(path.exists() for path in leftovers) or any(directory.glob(".*")):
         try:
             with hold_lock(directory):
@@ -307,7 +315,7 @@ def _tidy(directory: Path, finished: bool) -> None:
         else:
             leftover.unlink(missing_ok=True)
     if finished:
-        for name in (STATE, BEGUN, ProgressFile.NAME, FAILED):
+        for name in (STATE, BEGUN, ProgressFile.NAME, FAILED, WAITING):
             (directory / name).unlink(missing_ok=True)
 
 

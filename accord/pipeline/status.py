@@ -1,4 +1,4 @@
-"""The status of a pipeline's stages: done, running, failed, interrupted, or why they would run."""
+"""The status of a pipeline's stages: done, running, failed, interrupted, waiting for people, or why they would run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accord.errors import UserError
+from accord.feedback.waiting import waiting_in_words
 from accord.io.finite_json import shown
 from accord.io.records import Progress, read_record_to_show
 from accord.pipeline.failure import read_failure
@@ -22,7 +23,7 @@ from accord.pipeline.why import NEVER, differences
 from accord.registry.headline import HEADLINES, STEP, headline
 from accord.runtime.progress_file import ProgressFile
 
-State = Literal["done", "running", "failed", "interrupted", "runs", "may run", "damaged"]
+State = Literal["done", "running", "failed", "interrupted", "waiting", "runs", "may run", "damaged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ def _status(stage: Planned, folders: Mapping[str, Path], before: Sequence[str], 
     reasons = tuple(differences(task, forced))
     if failed.get("key") == task.key and not done:
         return StageStatus(stage.name, "failed", str(failed["error"]), (*reasons, *outdated))
+    if begun.get("key") == task.key and not done and (words := waiting_in_words(directory, task.key)):
+        return StageStatus(stage.name, "waiting", words, (*reasons, *outdated))
     if begun.get("key") == task.key and not done:
         return StageStatus(stage.name, "interrupted", progress_in_words(stage.kind, directory), (*reasons, *outdated))
     if valid_record(task) and not forced:

@@ -10,7 +10,7 @@ from typing import Any
 from accord.config.common import Stage
 from accord.config.functions import is_function
 from accord.config.load import put
-from accord.config.section import digest
+from accord.config.section import Section, digest
 from accord.io.digests import content_digest
 from accord.pipeline.records import missing_outputs, read_done
 from accord.pipeline.references import references, value_at
@@ -71,10 +71,17 @@ def parents(kind: str, config: Stage) -> dict[str, str]:
 
 def bare(config: Stage, inputs: Mapping[str, str]) -> dict[str, Any]:
     """The settings that change results, as plain values, with inputs set to None."""
-    values = config.model_dump(mode="json", exclude=set(config.runtime))
+    values = config.model_dump(mode="json", exclude=_runtime(config))
     for name in inputs:
         _blank(values, name.split("."))
     return values
+
+
+def _runtime(section: Section) -> dict[str, Any]:
+    """The settings of a section, and of sections in it, that do not change results, as pydantic excludes them."""
+    inner = {name: getattr(section, name) for name in type(section).model_fields}
+    below = {name: _runtime(value) for name, value in inner.items() if isinstance(value, Section)}
+    return {**{name: found for name, found in below.items() if found}, **dict.fromkeys(section.runtime, True)}
 
 
 def stage_key(kind: str, config: Stage, inputs: Mapping[str, str]) -> str:

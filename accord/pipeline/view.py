@@ -18,8 +18,8 @@ from accord.pipeline.stage import Outcome
 from accord.pipeline.status import duration, final_metrics, read_progress, running_metrics, time_left
 from accord.runtime.console import console
 
-MARKS = {"done": "✓", "failed": "✗", "not run": "-", "running": "▶", "waiting": "·"}
-STYLES = {"done": "green", "failed": "red", "not run": "yellow", "running": "bold", "waiting": "dim"}
+MARKS = {"done": "✓", "failed": "✗", "not run": "-", "running": "▶", "waits": "…", "waiting": "·"}
+STYLES = {"done": "green", "failed": "red", "not run": "yellow", "running": "bold", "waits": "yellow", "waiting": "dim"}
 
 
 class Lines:
@@ -41,8 +41,11 @@ class Lines:
     def failed(self, name: str, words: str) -> None:
         console.print(f"✗ {name}: failed: {words}", markup=False)
 
+    def waits(self, name: str, words: str) -> None:
+        console.print(f"… {words}", markup=False)
+
     def not_run(self, name: str, cause: str) -> None:
-        console.print(f"- {name}: not run, because {cause} failed", markup=False)
+        console.print(f"- {name}: not run, because {cause}", markup=False)
 
 
 @dataclass(slots=True)
@@ -83,8 +86,11 @@ class LiveTable:
     def failed(self, name: str, words: str) -> None:
         self.rows[name] = _Row("failed", words)
 
+    def waits(self, name: str, words: str) -> None:
+        self.rows[name] = _Row("waits", words)
+
     def not_run(self, name: str, cause: str) -> None:
-        self.rows[name] = _Row("not run", f"{cause} failed")
+        self.rows[name] = _Row("not run", cause)
 
     def table(self) -> Table:
         """The rows of all stages, or those around the active ones where there are more stages than lines."""

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from accord.config.common import Stage
 from accord.config.load import build
-from accord.errors import Interrupted, UserError
+from accord.errors import Interrupted, UserError, Waiting
 from accord.pipeline.failure import in_words
 from accord.pipeline.lock import owner
 from accord.pipeline.records import read_done
@@ -27,7 +27,7 @@ from accord.pipeline.task import folder, logs
 from accord.runtime.output import lasting_output, open_streams
 from accord.stage_kinds.table import STAGE_KINDS
 
-DONE, FAILED, STOPPED = 0, 1, 130
+DONE, FAILED, WAITS, STOPPED = 0, 1, 3, 130
 
 
 class Killed(Exception):
@@ -65,7 +65,7 @@ class Worker:
             pass
 
     def result(self) -> Outcome | None:
-        """None while it runs.  Raises UserError, Interrupted, or Killed."""
+        """None while it runs.  Raises UserError, Waiting, Interrupted, or Killed."""
         code = self._process.poll()
         if code is None:
             return None
@@ -78,6 +78,8 @@ class Worker:
             return Outcome(self.name, False, done, self.directory)
         if code == STOPPED:
             raise Interrupted(said[-1] if said else f"{self.name}: stopped.")
+        if code == WAITS and said:
+            raise Waiting(said[-1])
         if code == FAILED and said:
             raise UserError(said[-1])
         opened = owner(self.directory).get("pid") == self._process.pid
@@ -117,6 +119,9 @@ def work(job: dict[str, Any]) -> int:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return STOPPED
+    except Waiting as wait:
+        print(wait, file=sys.stderr)
+        return WAITS
     except Exception as error:  # the parent reads it, and other stages still run
         place = logs(config, job["kind"])
         print(" ".join(in_words(error, place / f"{place.name}.log").split()), file=sys.stderr)

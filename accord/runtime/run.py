@@ -72,6 +72,8 @@ class Run:
         self.total_steps = 0
         self.started = time.monotonic()
         self.stop = StopSignal()
+        self.read: dict[str, str] = {}
+        """Digests of what the stage read besides its inputs, for the record in done.json."""
         self._resumable = True
         self.opened = False
         """Whether the folders are open for writing."""

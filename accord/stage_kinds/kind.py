@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from accord.config.variants import Variants
 
 DataFile = Literal[
-    "base", "sft", "preferences", "prompts", "heldout_base", "heldout_sft", "heldout_preferences", "heldout_prompts"
+    "base",
+    "sft",
+    "preferences",
+    "prompts",
+    "samples",
+    "heldout_base",
+    "heldout_sft",
+    "heldout_preferences",
+    "heldout_prompts",
 ]
 Sort = Literal["model", "reward", DataFile]
 

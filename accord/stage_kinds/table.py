@@ -75,6 +75,28 @@ _KINDS = (
         functions=("annotator",),
     ),
     StageKind(
+        name="sample",
+        help="sample replies of one or several models",
+        settings_path="accord.config.feedback:SampleConfig",
+        function_path="accord.stage_kinds.sample:run_sample",
+        version=1,
+        next_step="accord judge samples={folder}",
+        references=(
+            Reference("model.base_model", "model", unless="models"),
+            Reference("models.*", "model"),
+            Reference("prompts", "prompts"),
+        ),
+    ),
+    StageKind(
+        name="judge",
+        help="have sampled replies judged in pairs: by scores, a reward model, people, another model",
+        settings_path="accord.config.feedback:JudgeConfig",
+        function_path="accord.stage_kinds.judge:run_judge",
+        version=1,
+        next_step="accord reward data.train={folder}",
+        references=(Reference("samples", "samples"), Reference("judge", "reward", unless="openai.url")),
+    ),
+    StageKind(
         name="reward",
         help="train a reward model on preferences",
         settings_path="accord.config.reward:REWARD",

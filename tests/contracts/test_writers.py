@@ -15,6 +15,7 @@ ALLOWED = {
     ): "the journal grows by one write at its end, which several processes share",
     ("accord/pipeline/worker.py", "open"): "the last words of a process are added to its log",
     ("accord/runtime/run.py", "open"): "metrics.jsonl grows by a line",
+    ("accord/stage_kinds/judges/openai.py", "open"): "answers.jsonl grows by a line, and is written whole at the end",
     (
         "accord/runtime/progress_file.py",
         "os.open",

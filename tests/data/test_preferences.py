@@ -135,3 +135,43 @@ def test_prompts_on_both_sides_are_counted(rows: Rows, small: Tokenizer) -> None
     assert (
         read_pairs(SplitData(train=train, heldout=str(own), limit=2), model, small, 3).shared == 1
     )  # of what is trained on
+
+
+# ------------------------------------------------------------------ soft labels
+def test_a_label_below_a_half_exchanges_the_replies(rows: Rows, small: Tokenizer) -> None:
+    path = rows(
+        row(chosen="b", rejected="cd", label=0.25, weight=2), row(chosen="cd", rejected="b", label=0.75, weight=2)
+    )
+    data = load_preferences(path, small, PairLengths(16, 32))
+    assert data.pairs[0] == data.pairs[1]
+    assert (data.pairs[0].label, data.pairs[0].weight) == (0.75, 2.0)
+    assert data.replies[0] == ("cd", "b")
+
+
+def test_a_tie_stays_and_a_row_without_weight_is_dropped(rows: Rows, small: Tokenizer) -> None:
+    data = load_preferences(rows(row(label=0.5), row(weight=0), row(label=None)), small, PairLengths(16, 32))
+    assert [pair.tied for pair in data.pairs] == [True, False]
+    assert data.report.dropped == {"weight 0": 1}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"label": 1.5}, "label 1.5, expected a number from 0 to 1"),
+        ({"label": True}, "label True"),
+        ({"label": float("nan")}, "row 1: NaN is not JSON|label nan"),
+        ({"weight": -1}, "weight -1"),
+        ({"weight": "2"}, "weight '2'"),
+        ({"label": 0.5, "margin": 2}, "a margin of 2 beside a label of 0.5"),
+    ],
+)
+def test_a_bad_label_or_weight_is_named(more: dict[str, Any], said: str, rows: Rows, small: Tokenizer) -> None:
+    with pytest.raises(UserError, match=said):
+        load_preferences(rows(row(**more)), small, PairLengths(16, 32))
+
+
+def test_an_impossible_label_is_no_pair() -> None:
+    with pytest.raises(ValueError, match="label"):
+        PreferencePair((1,), (2,), (3,), label=0.4)
+    with pytest.raises(ValueError, match="weight"):
+        PreferencePair((1,), (2,), (3,), weight=-1.0)

@@ -21,8 +21,12 @@ def nll_loss(total: Tensor, count: int) -> LossOutput:
     return LossOutput(loss, {"nll": loss.detach()})
 
 
-def mse_loss(pred: Tensor, target: Tensor) -> LossOutput:
-    """Squared error, per element."""
+def mse_loss(pred: Tensor, target: Tensor, weights: Tensor | None = None) -> LossOutput:
+    """Squared error, per element, times its weight where there are ``weights``."""
     same_shape(target, pred=pred)
     error = wide(pred) - wide(target)
-    return LossOutput(mean_of(error.square()), {"absolute_error": mean_of(error.detach().abs())})
+    loss = error.square()
+    if weights is not None:
+        same_shape(target, weights=weights)
+        loss = weights * loss
+    return LossOutput(mean_of(loss), {"absolute_error": mean_of(error.detach().abs())})

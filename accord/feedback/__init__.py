@@ -1,0 +1,1 @@
+"""The store of preferences: prompts, replies, pairs, annotators and their votes."""

@@ -1,0 +1,146 @@
+"""Votes as rows of chosen and rejected replies: what becomes of ties, and how several votes on one pair are used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from accord.data.rows import Where, number_field, soft_label
+from accord.errors import UserError
+from accord.feedback.convert.judgment import CannotHold, Judgment, Row, Written, by_pair, require_choice
+from accord.feedback.entities import Message, NewPair, VoteRow
+
+Ties = Literal["drop", "half", "weight"]
+TIES: tuple[Ties, ...] = ("drop", "half", "weight")
+NO_SIDE = ("tie", "both_bad")
+
+
+@dataclass(frozen=True, slots=True)
+class PairOptions:
+    """What an export makes of votes that prefer neither reply, and of several votes on one pair."""
+
+    ties: Ties = "drop"
+    """Ties and both bad: left out; one row with label 1/2; or a row for each reply, each with half the weight."""
+    share: bool = False
+    """One row for each pair, whose label is the share of its votes, instead of one row for each vote."""
+    strengths: bool = False
+    """Whether a vote's strength, 1 to 3, is the row's weight."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether no row can have a label or a weight."""
+        return self.ties == "drop" and not self.share and not self.strengths
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A row: two replies to a prompt, the probability that the first is preferred, and its weight."""
+
+    prompt: Sequence[Message]
+    chosen: str
+    rejected: str
+    label: float
+    weight: float
+
+    def extras(self) -> dict[str, float]:
+        """The keys "label" and "weight", where they are not 1."""
+        return {k: v for k, v in (("label", self.label), ("weight", self.weight)) if v != 1}
+
+
+def preferences(
+    votes: Iterable[VoteRow], options: PairOptions, left_out: Counter[str]
+) -> Iterator[tuple[Preference, int]]:
+    """The rows that votes make, each with the number of its votes (0 for a tie's second row); the rest is counted by reason.
+
+    Every first vote of every annotator is used.  Repeats and gold questions are not: they measure annotators.
+    """
+    used: list[VoteRow] = []
+    for vote in votes:
+        reason = _unused(vote, options)
+        if reason:
+            left_out[reason] += 1
+        else:
+            used.append(vote)
+    pairs = by_pair(used)
+    typical = sum(_weight(vote, options) for vote in used) / max(len(pairs), 1)
+    for given in pairs.values():
+        if options.share:
+            yield _shared(given, options, typical), len(given)
+        else:
+            for vote in given:
+                yield from _each(vote, options)
+
+
+def _unused(vote: VoteRow, options: PairOptions) -> str:
+    if vote.choice == "skip":
+        return "skipped"
+    if vote.gold is not None:
+        return "gold questions"
+    if vote.occasion:
+        return "repeats"
+    if vote.a.text == vote.b.text:
+        return "equal replies"
+    return {"tie": "ties", "both_bad": "both bad"}.get(vote.choice, "") if options.ties == "drop" else ""
+
+
+def _weight(vote: VoteRow, options: PairOptions) -> float:
+    return float(vote.strength) if options.strengths and vote.choice not in NO_SIDE else 1.0
+
+
+def _each(vote: VoteRow, options: PairOptions) -> Iterator[tuple[Preference, int]]:
+    first, second, weight = vote.a.text, vote.b.text, _weight(vote, options)
+    if vote.choice in NO_SIDE and options.ties == "weight":
+        yield Preference(vote.prompt, first, second, 1.0, weight / 2), 1
+        yield Preference(vote.prompt, second, first, 1.0, weight / 2), 0
+        return
+    if vote.choice == "b":
+        first, second = second, first
+    yield Preference(vote.prompt, first, second, 0.5 if vote.choice in NO_SIDE else 1.0, weight), 1
+
+
+def _shared(given: Sequence[VoteRow], options: PairOptions, typical: float) -> Preference:
+    """The share of the votes for the reply that has most; the weight is their number, relative to the average pair."""
+    total = sum(_weight(vote, options) for vote in given)
+    for_a = sum(_weight(v, options) * (0.5 if v.choice in NO_SIDE else float(v.choice == "a")) for v in given) / total
+    a, b, weight = given[0].a.text, given[0].b.text, total / typical
+    if for_a >= 0.5:
+        return Preference(given[0].prompt, a, b, for_a, weight)
+    return Preference(given[0].prompt, b, a, 1 - for_a, weight)
+
+
+def write_pairs(votes: Iterable[VoteRow], options: PairOptions, row: Callable[[Preference], dict[str, Any]]) -> Written:
+    """The rows of an export, one for each preference; ``row`` may raise CannotHold."""
+    written = Written()
+    for preference, count in preferences(votes, options, written.left_out):
+        try:
+            written.rows.append(row(preference))
+            written.votes += count
+        except CannotHold as reason:
+            written.left_out[str(reason)] += count
+    return written
+
+
+def require_plain(options: PairOptions, name: str) -> None:
+    """Raises UserError where a format without labels and weights is asked for them."""
+    if not options.plain:
+        raise UserError(
+            f"--format {name} has no place for soft labels and weights; leave --ties, --share and --strengths out, or write"
+            " --format trl."
+        )
+
+
+def judgment_of(pair: NewPair, row: Row, where: Where) -> Judgment:
+    """The vote that a row of chosen (candidate a) and rejected (b) states, with its label and weight.
+
+    Raises UserError for a label or a weight that is no single vote's.
+    """
+    require_choice(pair, where)
+    label, weight = soft_label(row, where)
+    number_field(row, "margin", where, 1e6)
+    if label not in (0.0, 0.5, 1.0):
+        raise where.error(f"a label of {label:g} is a share of votes, not a vote; export one row for each vote.")
+    if weight not in (1.0, 2.0, 3.0):
+        raise where.error(f"a weight of {weight:g} is no strength of a vote (1, 2 or 3); export without --ties weight.")
+    return Judgment(pair, {1.0: "a", 0.5: "tie", 0.0: "b"}[label], strength=int(weight))  # type: ignore[arg-type]

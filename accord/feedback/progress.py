@@ -1,0 +1,91 @@
+"""How far an annotator and a project have come."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from accord.feedback import schema
+from accord.feedback.connect import reading
+from accord.feedback.entities import ANSWERS, Annotator
+from accord.feedback.store import Store
+
+PACE = 50
+"""Newest votes of which the pace is the median."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What an annotator sees of their own work."""
+
+    done: int
+    left: int
+    """Pairs that they could still be asked."""
+    today: int
+    """Votes of the last 24 hours."""
+    pace_seconds: float | None
+    self_agreement: float | None
+    """Share of repeats answered as the first time; None before the first one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How many votes a project has and still needs; gold questions and repeats do not count."""
+
+    pairs: int
+    votes: int
+    missing: int
+    """Votes until each pair has as many as the overlap."""
+
+
+def progress(store: Store, annotator: Annotator, now: datetime | None = None) -> Progress:
+    """An annotator's progress."""
+    project = store.project(annotator.project)
+    q, pairs, votes = schema.questions, schema.pairs, schema.votes
+    mine = q.c.annotator == annotator.id
+    first = q.alias()
+    newer = votes.alias()
+    newest = sa.select(sa.func.max(newer.c.revision)).where(newer.c.question == q.c.id).scalar_subquery()
+    standing = (
+        sa.select(votes.c.seconds, votes.c.created)
+        .join(q, q.c.id == votes.c.question)
+        .where(mine, q.c.choice.is_not(None), votes.c.revision == newest)
+        .order_by(votes.c.id.desc())
+    )
+    repeats = (
+        sa.select(q.c.choice, first.c.choice)
+        .join(first, sa.and_(first.c.pair == q.c.pair, first.c.annotator == q.c.annotator, first.c.occasion == 0))
+        .where(mine, q.c.occasion > 0, q.c.choice.in_(ANSWERS), first.c.choice.in_(ANSWERS))
+    )
+    decided = sa.exists().where(q.c.pair == pairs.c.id, mine, q.c.choice.is_not(None))
+    open_pairs = sa.select(sa.func.count()).select_from(pairs).where(
+        pairs.c.project == project.id, pairs.c.gold.is_(None), pairs.c.answers < project.settings.overlap, ~decided
+    )  # fmt: skip
+    since = (now or schema.now()) - timedelta(days=1)
+    with reading(store.engine) as c:
+        rows = c.execute(standing).all()
+        pairs_of_answers = c.execute(repeats).all()
+        left = c.execute(open_pairs).scalar_one()
+    return Progress(
+        done=len(rows),
+        left=int(left),
+        today=sum(row.created > since for row in rows),
+        pace_seconds=statistics.median(row.seconds for row in rows[:PACE]) if rows else None,
+        self_agreement=statistics.fmean(a == b for a, b in pairs_of_answers) if pairs_of_answers else None,
+    )
+
+
+def coverage(store: Store, project: str) -> Coverage:
+    """How many votes a project has and still needs."""
+    owner = store.project(project)
+    pairs, overlap = schema.pairs, owner.settings.overlap
+    missing = sa.case((pairs.c.answers < overlap, overlap - pairs.c.answers), else_=0)
+    query = sa.select(sa.func.count(), sa.func.sum(pairs.c.answers), sa.func.sum(missing)).where(
+        pairs.c.project == owner.id, pairs.c.gold.is_(None)
+    )
+    with reading(store.engine) as c:
+        count, votes, lacking = c.execute(query).one()
+    return Coverage(int(count), int(votes or 0), int(lacking or 0))
