@@ -147,7 +147,7 @@ def test_training_on_simulated_votes_recovers_the_parameter_that_maximum_likelih
         return mean
 
     optimizer.step(closure)
-    found = tie_parameter(model, float(log_tie))
+    found = tie_parameter(model, float(log_tie.detach()))
     assert found == pytest.approx(truth, rel=0.05)
     centered = learned.detach().numpy() - float(learned.detach().mean())
     np.testing.assert_allclose(centered, scores - scores.mean(), atol=0.15)
