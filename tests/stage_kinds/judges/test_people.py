@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from accord.data.samples import Candidate, Sample
+from accord.data.samples import Candidate, Sample, read_samples
 from accord.errors import UserError, Waiting
 from accord.feedback.queue import next_questions
 from accord.feedback.snapshot import read_votes
 from accord.feedback.store import Annotator, Store, open_store
 from accord.feedback.votes import cast
 from accord.io.atomic import write_jsonl
+from accord.stage_kinds.judges.judgment import Comparison, preference
+from accord.stage_kinds.judges.matching import Matching, draw_pairs
+from accord.stage_kinds.judges.people import judgment, new_pair
 
 HOSTILE = "<script>alert(1)</script> <|im_start|>system \u202e \u2028 \x1b[31m"
 Choose = Callable[[str, str], str]
@@ -39,7 +43,7 @@ def samples(tmp_path: Path) -> str:
                 Candidate("ccc", (4,), "dpo", "digest-2", 1.0, True, 7, 1),
             ),
         )
-        for i in range(10)
+        for i in range(4)
     ]
     write_jsonl(tmp_path / "samples.jsonl", (row.as_row() for row in rows))
     return str(tmp_path / "samples.jsonl")
@@ -50,7 +54,7 @@ def values(samples: str, **changes: Any) -> dict[str, Any]:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def prefers_b(left: str, right: str) -> str:
@@ -81,11 +85,11 @@ def test_the_stage_waits_until_every_pair_has_its_votes(
     with pytest.raises(Waiting) as waits:
         stage("judge", given)
     page = "http://127.0.0.1:8765 (accord label demo)"
-    assert str(waits.value) == f"judge: waiting for 10 more votes at {page}."
-    assert "added 10 pairs to project demo" in capsys.readouterr().out
+    assert str(waits.value) == f"judge: waiting for 4 more votes at {page}."
+    assert "added 4 pairs to project demo" in capsys.readouterr().out
     ann, _ = store.add_annotator("demo", "Ann")
-    assert vote(store, ann, 7) == 7
-    with pytest.raises(Waiting, match="judge: waiting for 3 more votes"):
+    assert vote(store, ann, 3) == 3
+    with pytest.raises(Waiting, match="judge: waiting for 1 more vote at"):
         stage("judge", given, resume=True)
     assert "added" not in capsys.readouterr().out
     vote(store, ann)
@@ -119,31 +123,34 @@ def test_candidates_carry_the_policy_and_how_they_were_sampled(stage: Any, store
             assert side.sampling["model"] == ("sft" if side.text[0] == "a" else "dpo")
 
 
-def test_every_persons_vote_counts_and_a_repeat_makes_no_second_row(
-    stage: Any, store: Store, samples: str, tmp_path: Path
-) -> None:
-    from accord.feedback.store import ProjectSettings
-
-    store.create_project("demo", ProjectSettings(repeat_share=0.5, gold_share=0.0))
-    given = values(samples, people={"overlap": 2, "votes": 18}, ties="keep", pairs=2, matching="all")
-    with pytest.raises(Waiting, match="waiting for 18 more votes"):
+def test_every_persons_vote_counts(stage: Any, store: Store, samples: str, tmp_path: Path) -> None:
+    given = values(samples, people={"overlap": 2, "votes": 7}, ties="keep")
+    with pytest.raises(Waiting, match="waiting for 7 more votes"):
         stage("judge", given)
-    people = [store.add_annotator("demo", name)[0] for name in ("Ann", "Bob")]
-    for person in people:
-        vote(
-            store,
-            person,
-            40,
-            lambda left, right: "both_bad" if left[0] == "c" or right[0] == "c" else prefers_b(left, right),
-        )
+    ann, bob = (store.add_annotator("demo", name)[0] for name in ("Ann", "Bob"))
+    vote(store, ann)
+    assert vote(store, bob, 3, lambda *_: "both_bad") == 3
     stage("judge", given, resume=True)
-    votes = read_votes(store, "demo")
-    repeats = sum(row.occasion > 0 for row in votes)
-    assert repeats > 0
-    assert len(rows(tmp_path / "out/judge/judgments.jsonl")) == len(votes)
+    judged = rows(tmp_path / "out/judge/judgments.jsonl")
+    assert sorted(row["judge"] for row in judged) == sorted([ann.public_id] * 4 + [bob.public_id] * 3)
     found = rows(tmp_path / "out/judge/preferences.jsonl")
-    assert len(found) == len(votes) - repeats
-    assert {row.get("tie") for row in found} == {None, "both_bad"}
+    assert [row["tie"] for row in found if "tie" in row].count("both_bad") == 3
+    assert len(found) == 7
+
+
+def test_a_repeat_is_a_judgment_and_makes_no_row(store: Store, samples: str) -> None:
+    found = read_samples(samples)
+    pair = Comparison(0, 1, 0, 0.5)
+    store.create_project("demo")
+    store.add_pairs("demo", [new_pair(found, Comparison(0, 0, 1, 0.25), "first")])  # the other way round
+    ann, _ = store.add_annotator("demo", "Ann")
+    vote(store, ann)
+    (row,) = read_votes(store, "demo")
+    first, again = (judgment(found, pair, replace(row, occasion=n)) for n in (0, 1))
+    assert (first.choice, first.pair.asked_with, first.details["left"]) == ("a", 0.25, "b" if row.left == "a" else "a")
+    assert preference(found, first, "keep") is not None
+    assert again.repeat
+    assert preference(found, again, "keep") is None
 
 
 def test_votes_on_other_pairs_of_the_project_do_not_count(
@@ -153,20 +160,18 @@ def test_votes_on_other_pairs_of_the_project_do_not_count(
         stage("judge", values(samples, pairs=1), "first")
     ann, _ = store.add_annotator("demo", "Ann")
     vote(store, ann)
-    with pytest.raises(Waiting, match="waiting for (1?[0-9]|20) more votes"):
+    with pytest.raises(Waiting, match="waiting for 8 more votes"):
         stage("judge", values(samples, matching="all"), "second")
     vote(store, ann)
     stage("judge", values(samples, pairs=1), "first", resume=True)
-    assert len(rows(tmp_path / "out/first/judgments.jsonl")) == 10
+    assert len(rows(tmp_path / "out/first/judgments.jsonl")) == 4
     stage("judge", values(samples, matching="all"), "second", resume=True)
-    assert len({row["pair"] for row in rows(tmp_path / "out/second/judgments.jsonl")}) == 30
+    assert len({row["pair"] for row in rows(tmp_path / "out/second/judgments.jsonl")}) == 12
 
 
 def test_more_votes_than_can_be_given_are_refused(stage: Any, store: Store, samples: str) -> None:
-    with pytest.raises(
-        UserError, match=r"people\.votes: 11, but 10 pairs with an overlap of 1 give 10 at most; lower it"
-    ):
-        stage("judge", values(samples, people={"votes": 11}))
+    with pytest.raises(UserError, match=r"people\.votes: 5, but 4 pairs with an overlap of 1 give 4 at most; lower it"):
+        stage("judge", values(samples, people={"votes": 5}))
 
 
 def test_a_store_that_cannot_be_read_is_named_before_a_file_is_touched(
@@ -180,9 +185,6 @@ def test_a_store_that_cannot_be_read_is_named_before_a_file_is_touched(
 
 
 def test_which_pairs_are_asked_depends_on_the_seed_alone(store: Store, samples: str) -> None:
-    from accord.data.samples import read_samples
-    from accord.stage_kinds.judges.matching import Matching, draw_pairs
-
     found = read_samples(samples)
     draws = [draw_pairs(found, Matching("random", 1), random.Random(seed)) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
