@@ -29,6 +29,10 @@ Timesteps = Annotated[int, Field(ge=1, le=10**12), _NUMBER]
 """Environment steps of a whole run."""
 Threads = Annotated[int, Field(ge=0, le=1024), _NUMBER]
 """CPU threads: the process ends without an error message where the system cannot start them."""
+Requests = Annotated[int, Field(ge=1, le=256), _NUMBER]
+"""HTTP requests at the same time."""
+Overlap = Annotated[int, Field(ge=0, le=100), _NUMBER]
+"""People who are asked the same."""
 Retries = Annotated[int, Field(ge=0, le=100), _NUMBER]
 Parallel = Annotated[int, Field(ge=1, le=10**5), _NUMBER]
 """Environments that run side by side."""

@@ -18,6 +18,8 @@ KEY_SETTINGS: dict[str, tuple[str, ...]] = {
     "base": ("model.base_model", "model.d_model", "model.n_layers", "training.learning_rate", "training.num_epochs"),
     "sft": ("training.learning_rate", "training.num_epochs", "training.batch_size"),
     "pairs": ("annotator", "noise", "replies", "pairs"),
+    "sample": ("replies", "temperatures", "max_new_tokens", "limit"),
+    "judge": ("judge", "openai.model", "pairs", "matching", "ties"),
     "reward": ("model.kind", "training.learning_rate", "training.num_epochs", "training.batch_size"),
     "ppo": ("kl.beta", "training.iterations", "training.replies", "training.learning_rate", "training.clip_range"),
     "dpo": ("training.beta", "training.learning_rate", "training.num_epochs"),

@@ -115,6 +115,8 @@ CHANGED = {
     "base": ["model.base_model=transformer", "training.warmup_steps=0"],
     "sft": ["training.learning_rate=3e-5", "data.train=ä b.jsonl"],
     "pairs": ["temperatures=[0.7, 1.3]", "noise=0"],
+    "sample": ["temperatures=[0.7, 1.3]", "models={one: a, two: b}"],
+    "judge": ["judge=feedback://demo", "people.votes=40"],
     "reward": ["training.head_learning_rate=1e-3", "model.layers=3"],
     "ppo": ["reward.terms=[{source: a}, {source: 'm:f', weight: -2}]", "kl.placement=loss", "kl.estimator=k2"],
     "dpo": ["training.label_smoothing=0.1", "name='yes'"],

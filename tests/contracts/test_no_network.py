@@ -70,6 +70,27 @@ def stages(world: Any, rewards: str, out: Path) -> list[tuple[str, str, dict[str
                 "heldout_fraction": 0.4,
             },
         ),
+        (
+            "sample",
+            "sample",
+            {
+                "models": {"one": world.transformer, "two": world.mamba},
+                "prompts": world.prompts,
+                "replies": 8,
+                "max_new_tokens": 32,
+                "temperatures": [3.0],
+                "model": {"max_length": 96},
+            },
+        ),
+        (
+            "judge",
+            "judge",
+            {
+                "samples": str(out / "sample" / "samples.jsonl"),
+                "judge": f"{rewards}:brevity",
+                "heldout_fraction": 0.0,
+            },
+        ),
         ("reward", "reward", {"model": {**reward, "kind": "language"}, "data": pairs, "training": few}),
         (
             "reward_features",

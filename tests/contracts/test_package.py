@@ -29,7 +29,7 @@ def test_the_public_names_are_importable() -> None:
     assert accord.RewardModel is RewardModel
     assert set(accord.__all__) == {
         *("ActorCritic", "LanguageActorCritic", "RewardModel", "__version__", "open_backbone"),
-        *("Failed", "Interrupted", "UserError", "load", "run", "stages"),
+        *("Failed", "Interrupted", "UserError", "Waiting", "load", "run", "stages"),
     }
     with pytest.raises(AttributeError, match="module 'accord' has no attribute 'Trainer'"):
         accord.Trainer  # noqa: B018

@@ -34,7 +34,7 @@ def test_every_state_has_its_line(tmp_path: Path) -> None:
     view.ended("a", Outcome("a", True, {"metrics": {"loss": 0.5, "score": 2.5, "kl": 0.1}, "seconds": 3}))
     view.started("b")
     view.failed("c", "no room")
-    view.not_run("d", "c")
+    view.not_run("d", "c failed")
     progress = ProgressFile(tmp_path / "b", 0, 200)
     progress.metrics |= {"rollout/score": 1.5, "rollout/kl": 0.25}
     progress.update(50, {"loss": 3.0}, last=True)
@@ -80,8 +80,12 @@ def test_without_a_terminal_there_are_lines(tmp_path: Path, capsys: pytest.Captu
         view.started("a")
         view.ended("a", Outcome("a", False, {"seconds": 3.2}))
         view.failed("b", "a [bold] word")
-        view.not_run("c", "b")
-    assert capsys.readouterr().out == "✓ a: done in 3 s\n✗ b: failed: a [bold] word\n- c: not run, because b failed\n"
+        view.not_run("c", "b failed")
+        view.waits("d", "d: waiting for 2 more votes.")
+    assert (
+        capsys.readouterr().out
+        == "✓ a: done in 3 s\n✗ b: failed: a [bold] word\n- c: not run, because b failed\n… d: waiting for 2 more votes.\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The stage pairs: how replies are sampled, and the files that it writes."""
+"""The stage pairs: the files that it writes, which are those of sample and judge."""
 
 from __future__ import annotations
 
@@ -8,41 +8,12 @@ from typing import Any
 
 import pytest
 
-from accord.config.data import PairsConfig
 from accord.errors import UserError
-from accord.models.open import open_backbone
-from accord.stage_kinds.pairs import sampling_groups
-
-
-def test_every_prompt_is_answered_once_at_each_temperature() -> None:
-    config = PairsConfig(replies=5, temperatures=(1.0, 0.7), batch_size=6)
-    groups = sampling_groups(config, 5)
-    assert [g.round for g in groups] == [0, 0, 0, 1, 1, 1]
-    assert [list(g.prompts) for g in groups] == [[0, 1], [2, 3], [4]] * 2
-    assert [(g.temperature, g.samples) for g in groups] == [(1.0, 3)] * 3 + [(0.7, 2)] * 3
 
 
 # ------------------------------------------------------------------------------------- the stage
 def rows(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.fixture
-def talker(world: Any, tokenizer: Any, tmp_path: Path) -> str:
-    """A model whose replies end: its end token is likelier than any letter."""
-    import torch
-
-    backbone = open_backbone(world.mamba)
-    folder = tmp_path / "talker"
-    folder.mkdir()
-    with torch.no_grad():
-        for name, p in backbone.named_parameters():
-            if name == "embeddings.weight":
-                p.mul_(2)
-                p[tokenizer.eos_id] = p[5:31].mean(0) * 8  # near to all letters
-    backbone.save(str(folder))
-    tokenizer.save(folder)
-    return str(folder)
 
 
 def values(world: Any, model: str, rewards: str, **changes: Any) -> dict[str, Any]:
@@ -108,3 +79,31 @@ def test_nothing_to_compare_is_an_error(stage: Any, world: Any, talker: str, rew
         stage("pairs", values(world, talker, rewards, annotator=f"{rewards}:nan"))
     with pytest.raises(UserError, match="annotator: 'nowhere:f' cannot be imported"):
         stage("pairs", values(world, talker, rewards, annotator="nowhere:f"))
+
+
+def test_sample_and_judge_are_pairs(stage: Any, world: Any, talker: str, rewards: str, tmp_path: Path) -> None:
+    given = values(world, talker, rewards, noise=2.0, temperatures=[0.8, 1.0, 1.2])
+    both = stage("pairs", given)
+    judging = {key: given.pop(key) for key in ("noise", "heldout_fraction", "pairs")}
+    annotator = given.pop("annotator")
+    stage("sample", given)
+    samples = str(tmp_path / "out" / "sample" / "samples.jsonl")
+    judge = stage("judge", {"samples": samples, "judge": annotator, **judging})
+    for name in ("preferences.jsonl", "heldout_preferences.jsonl"):
+        assert (tmp_path / "out/judge" / name).read_bytes() == (tmp_path / "out/pairs" / name).read_bytes()
+        assert judge.done["outputs"][name] == both.done["outputs"][name]
+
+
+def test_settings_from_before_the_split_have_the_same_key(stage: Any, world: Any, talker: str, rewards: str) -> None:
+    """Keys of finished stages, as the version before sample and judge computed them."""
+    from accord.config.data import PairsConfig
+    from accord.pipeline.task import stage_key
+
+    inputs = {"model.base_model": "m", "prompts": "p", "annotator": "a:f"}
+    keys = [
+        stage_key("pairs", PairsConfig(), inputs),
+        stage_key(
+            "pairs", PairsConfig(replies=16, pairs=8, max_new_tokens=72, temperatures=(0.8, 1.0, 1.2, 1.0)), inputs
+        ),
+    ]
+    assert keys == ["64466d0274e28a8a", "3e3b3a79e5726b4f"]

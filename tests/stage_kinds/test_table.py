@@ -101,7 +101,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         def train(config: Any, run: Run) -> dict[str, float]:
             ran.append(kind)
             run.open_folders()
-            for name in ("base", "sft", "preferences", "heldout_preferences", "prompts", "heldout_prompts"):
+            for name in ("base", "sft", "preferences", "heldout_preferences", "prompts", "heldout_prompts", "samples"):
                 (run.directory / f"{name}.jsonl").write_text(f"{name}\n")
             (run.directory / "model").mkdir(exist_ok=True)
             (run.directory / "model" / "config.json").write_text("{}")

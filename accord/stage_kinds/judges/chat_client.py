@@ -192,6 +192,7 @@ def ask_all(
             except (queue.Empty, _Stopped):
                 return
             except Exception as error:  # raised again by the main thread
+                stopped.set()
                 done.put((key, error))
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(parallel, len(bodies)))]
@@ -201,7 +202,7 @@ def ask_all(
     missing, deadline = len(bodies), math.inf
     try:
         while missing:
-            if not stopped.is_set() and (failure or stop()):
+            if deadline == math.inf and (stopped.is_set() or stop()):
                 stopped.set()
                 deadline = time.monotonic() + GRACE
             over = time.monotonic() > deadline or not any(thread.is_alive() for thread in threads)

@@ -1,71 +1,64 @@
-"""The annotator: who is compared with whom, and how often noise turns a preference around."""
+"""Which replies are compared, and with what probability."""
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
-from typing import Any
+from itertools import combinations
 
 import pytest
 
-from accord.config.data import PairsConfig
-from accord.stage_kinds.annotator import pair_up, prefer
+from accord.data.samples import Candidate, Sample
+from accord.stage_kinds.judges.matching import Matching, draw_pairs, matched, probability
 
 
-@pytest.mark.parametrize("noise", [0.4, 2.0])
-def test_the_annotator_is_bradley_terry(noise: float) -> None:
-    rng = random.Random(0)
-    for gap in (0.0, 0.3, 1.0, -1.0):
-        share = sum(prefer(5.0 + gap, 5.0, noise, rng) for _ in range(20_000)) / 20_000
-        expected = 1 / (1 + math.exp(-gap / noise))
-        assert share == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 20_000))
-
-
-def test_without_noise_the_better_always_wins_and_far_gaps_do_not_overflow() -> None:
-    rng = random.Random(0)
-    assert prefer(1.0, 0.999, 0.0, rng)
-    assert not prefer(0.999, 1.0, 0.0, rng)
-    assert prefer(1e9, 0.0, 1e-3, rng)
-    assert not prefer(0.0, 1e9, 1e-3, rng)
-
-
-def config_of(**values: Any) -> PairsConfig:
-    return PairsConfig.model_validate({"noise": 0.0, "matching": "extremes", **values})
-
-
-def made(texts: list[str], scores: list[float], **values: Any) -> list[tuple[str, str]]:
-    return pair_up(texts, scores, config_of(**values), random.Random(0))
+def of(how: str, pairs: int = 2) -> Matching:
+    return Matching(how, pairs)  # type: ignore[arg-type]
 
 
 def test_matching_of_extremes_pairs_the_best_with_the_worst() -> None:
-    texts, scores = ["a", "b", "c", "d", "e"], [3.0, 1.0, 5.0, 2.0, 4.0]
-    assert made(texts, scores) == [("c", "b"), ("e", "d")]
-    assert made(texts, scores, pairs=1) == [("c", "b")]
-    assert made(texts, scores, pairs=9) == [("c", "b"), ("e", "d")]  # no reply is in two pairs
-    assert made(texts, scores, min_gap=2.5) == [("c", "b")]
-
-
-@pytest.mark.parametrize("matching", ["random", "extremes"])
-def test_what_cannot_be_compared_is_left_out(matching: str) -> None:
-    assert made(["a", "a"], [2.0, 1.0], matching=matching) == []  # the same text
-    assert made(["a", "b"], [1.0, 1.0], matching=matching) == []  # nothing to tell apart
-    assert made(["a"], [1.0], matching=matching) == []
-    assert made([], [], matching=matching) == []
-
-
-def test_random_matching_pairs_every_two_equally_often() -> None:
-    texts, scores, rng = ["a", "b", "c", "d"], [4.0, 3.0, 2.0, 1.0], random.Random(0)
-    met: Counter[tuple[str, str]] = Counter()
-    for _ in range(3000):
-        pairs = pair_up(texts, scores, config_of(matching="random"), rng)
-        assert sorted("".join(map("".join, pairs))) == texts  # each in one pair
-        met.update(pairs)
-    assert set(met) == {("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")}  # the better one wins
-    assert all(abs(n - 1000) < 110 for n in met.values())  # four deviations
-
-
-def test_noise_turns_some_pairs_around() -> None:
+    scores = [3.0, 1.0, 5.0, 2.0, 4.0]
     rng = random.Random(0)
-    outcomes = {tuple(pair_up(["a", "b"], [1.0, 0.5], config_of(noise=1.0), rng)) for _ in range(50)}
-    assert outcomes == {(("a", "b"),), (("b", "a"),)}
+    assert matched(of("extremes"), 5, rng, scores) == [(2, 1), (4, 3)]
+    assert matched(of("extremes", 1), 5, rng, scores) == [(2, 1)]
+    assert matched(of("extremes", 9), 5, rng, scores) == [(2, 1), (4, 3)]  # no reply is in two pairs
+
+
+@pytest.mark.parametrize("how", ["random", "extremes", "all"])
+def test_fewer_than_two_replies_make_no_pair(how: str) -> None:
+    assert matched(of(how), 1, random.Random(0), [1.0]) == []
+    assert matched(of(how), 0, random.Random(0), []) == []
+
+
+def test_all_is_every_pair_once() -> None:
+    pairs = matched(of("all", 1), 4, random.Random(0))
+    assert sorted(tuple(sorted(pair)) for pair in pairs) == list(combinations(range(4), 2))
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 9])
+def test_the_recorded_probability_is_the_share_of_draws(pairs: int) -> None:
+    rng, draws = random.Random(0), 3000
+    met: Counter[tuple[int, ...]] = Counter()
+    for _ in range(draws):
+        found = matched(of("random", pairs), 5, rng)
+        assert len({i for pair in found for i in pair}) == 2 * len(found)  # each reply in at most one
+        met.update(tuple(sorted(pair)) for pair in found)
+    expected = probability(of("random", pairs), 5)
+    assert expected == min(pairs, 2) / 10
+    assert set(met) == set(combinations(range(5), 2))
+    deviation = (expected * (1 - expected) / draws) ** 0.5
+    assert all(abs(n / draws - expected) < 4.5 * deviation for n in met.values())
+
+
+def test_where_chance_does_not_choose_the_probability_is_one() -> None:
+    assert probability(of("all"), 5) == probability(of("extremes"), 5) == probability(of("random"), 1) == 1.0
+    assert probability(of("random", 1), 2) == 1.0
+
+
+def test_people_are_not_asked_to_compare_equal_replies() -> None:
+    texts = [["a", "a", "b", "a"], ["c", "c"], ["d"]]
+    samples = [Sample("p", tuple(map(Candidate, some))) for some in texts]
+    (pair,) = draw_pairs(samples, of("random"), random.Random(0))
+    assert pair.prompt == 0
+    assert {pair.a, pair.b} == {0, 2}
+    assert pair.asked_with == 1.0
