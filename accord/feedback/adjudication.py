@@ -29,7 +29,10 @@ def ask_owner(store: Store, owner: Annotator, pair: int) -> tuple[Question, Side
     own = sa.and_(q.c.pair == pair, q.c.annotator == owner.id, q.c.occasion == ADJUDICATION)
     with writing(store.engine) as c:
         c.execute(sa.select(projects.c.id).where(projects.c.id == project.id).with_for_update(key_share=True))
-        if c.execute(sa.select(pairs.c.id).where(pairs.c.id == pair, pairs.c.project == project.id)).one_or_none() is None:
+        if (
+            c.execute(sa.select(pairs.c.id).where(pairs.c.id == pair, pairs.c.project == project.id)).one_or_none()
+            is None
+        ):
             raise UserError(f"pair {pair}: not in project {project.name!r}; reload the page.")
         found = c.execute(sa.select(q.c.id, q.c.left_side).where(own)).one_or_none()
         if found is None:

@@ -112,7 +112,10 @@ def read_guidelines(request: Request, session: SignedIn) -> AsciiJSON:
 
 def shown(question: Question) -> dict[str, Any]:
     """A question as the page gets it: which model wrote what, and whether it is a repeat or a gold question, is not in it."""
-    sides = {side: {"html": html_of(text), "text": text} for side, text in (("left", question.left), ("right", question.right))}
+    sides = {
+        side: {"html": html_of(text), "text": text}
+        for side, text in (("left", question.left), ("right", question.right))
+    }
     return {"id": question.id, "messages": messages_html(question.messages), **sides}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -10,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from accord.errors import UserError
 from accord.feedback.connect import StoreUnavailable
@@ -18,6 +17,7 @@ from accord.feedback.store import Store
 from accord.labeling import api, owner, pages
 from accord.labeling.auth import Site
 from accord.labeling.render import visible_text
+from accord.labeling.reward_check import RewardCheck
 from accord.labeling.security import Guard, Rates, refuse
 from accord.labeling.settings import PageSettings
 
@@ -34,14 +34,15 @@ def create_app(store: Store, settings: PageSettings) -> ASGIApp:
         logins=Rates(settings.login_failures_per_minute / 60, settings.login_burst),
         requests=Rates(settings.requests_per_second, settings.request_burst),
     )
-    app.state.reward_check = owner.RewardCheck()
+    app.state.reward_check = RewardCheck()
     for routes in (pages.routes, api.routes, owner.routes):
         app.include_router(routes)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(UserError, _mistaken)
-    return Guard(Surprises(app), settings)
+    app.add_exception_handler(Exception, _unexpected)
+    return Guard(app, settings)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -63,24 +64,6 @@ async def _mistaken(request: Request, error: Exception) -> Response:
     return refuse(503 if isinstance(error, StoreUnavailable) else 400, visible_text(str(error)))
 
 
-class Surprises:
-    """Answers an unexpected error with one sentence, and prints it for the owner; the page tries again by itself."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def answer(message: object) -> None:
-            nonlocal started
-            started = True
-            await send(message)  # type: ignore[arg-type]
-
-        try:
-            await self.app(scope, receive, answer)
-        except Exception:
-            traceback.print_exc()
-            if not started:
-                sentence = "The server made a mistake; nothing was lost. Its owner sees the reason in the terminal."
-                await refuse(500, sentence)(scope, receive, send)
+async def _unexpected(request: Request, error: Exception) -> Response:
+    """The server prints the error for the owner; the page tries again by itself."""
+    return refuse(500, "The server made a mistake; nothing was lost. Its owner sees the reason in the terminal.")

@@ -84,7 +84,9 @@ def signed_in(request: Request) -> Session:
         raise HTTPException(401, SIGN_IN)
     site = site_of(request)
     if wait := site.requests.take(csrf_of(session.cookie)):
-        raise HTTPException(429, "Too many requests; this goes on by itself in a moment.", {"Retry-After": str(round(wait) or 1)})
+        raise HTTPException(
+            429, "Too many requests; this goes on by itself in a moment.", {"Retry-After": str(round(wait) or 1)}
+        )
     if request.method != "GET":
         require_own_page(request, [session.cookie])
     return session
@@ -116,7 +118,9 @@ def log_in(request: Request, token: str) -> Session:
     client = client_of(request.scope, site.settings.behind_proxy)
     if wait := site.logins.take(client):
         seconds = max(1, round(wait))
-        raise HTTPException(429, f"Too many wrong tokens; try again in {seconds} seconds.", {"Retry-After": str(seconds)})
+        raise HTTPException(
+            429, f"Too many wrong tokens; try again in {seconds} seconds.", {"Retry-After": str(seconds)}
+        )
     annotator = site.store.authenticate(token.strip())
     if annotator is None or annotator.project != site.settings.project:
         raise HTTPException(401, WRONG_TOKEN)
@@ -132,7 +136,9 @@ def new_login_cookie() -> str:
 
 def set_cookie(response: Response, site: Site, name: str, value: str, seconds: int | None) -> None:
     """A cookie that scripts cannot read and other sites do not cause to be sent."""
-    response.set_cookie(name, value, max_age=seconds, path="/", secure=site.settings.secure, httponly=True, samesite="strict")
+    response.set_cookie(
+        name, value, max_age=seconds, path="/", secure=site.settings.secure, httponly=True, samesite="strict"
+    )
 
 
 def drop_cookie(response: Response, site: Site, name: str) -> None:

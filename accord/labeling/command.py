@@ -28,15 +28,24 @@ def add_command(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
         "label", help="serve the page on which people compare replies", description=OVERVIEW, formatter_class=formatter
     )
     parser.add_argument("project", metavar="NAME", help="project of the store")
-    parser.add_argument("--store", default="", help="path or postgresql:// URL (default: $ACCORD_FEEDBACK, checkpoints/feedback.db)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
+    parser.add_argument(
+        "--store", default="", help="path or postgresql:// URL (default: $ACCORD_FEEDBACK, checkpoints/feedback.db)"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+    )
     parser.add_argument("--port", type=int, default=8765, help="port; 0 for any free one (default 8765)")
     parser.add_argument("--url", default="", help="address that people type, where it is another one")
     parser.add_argument("--tls-cert", default="", metavar="FILE", help="certificate chain (PEM)")
     parser.add_argument("--tls-key", default="", metavar="FILE", help="its key (PEM)")
     parser.add_argument("--behind-proxy", action="store_true", help="a proxy in front of the page speaks TLS")
     parser.add_argument("--guidelines", default="", metavar="FILE.md", help="set the project's guidelines, in Markdown")
-    parser.add_argument("--reward-model", default="", metavar="MODEL", help="compare this one with the votes (default: the registry's newest)")
+    parser.add_argument(
+        "--reward-model",
+        default="",
+        metavar="MODEL",
+        help="compare this one with the votes (default: the registry's newest)",
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.set_defaults(act=label)
 

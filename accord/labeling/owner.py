@@ -22,8 +22,6 @@ from accord.labeling.auth import Session, owner_signed_in, site_of
 from accord.labeling.reward_check import RewardCheck
 from accord.labeling.security import AsciiJSON
 
-__all__ = ["RewardCheck", "routes"]
-
 RESAMPLES = 500
 """Of the bootstrap: an interval's ends to about a tenth of its width, in well under a second."""
 
@@ -90,7 +88,13 @@ def _name(people: dict[str, tuple[Annotator, bool]], public_id: str) -> str:
 def _annotators(report: Report, people: dict[str, tuple[Annotator, bool]]) -> list[dict[str, Any]]:
     own = {found.annotator: asdict(found) for found in report.by_annotator}
     return [
-        {**own.get(public_id, {"votes": 0, "skipped": 0}), "annotator": public_id, "name": a.name, "role": a.role, "active": valid}
+        {
+            **own.get(public_id, {"votes": 0, "skipped": 0}),
+            "annotator": public_id,
+            "name": a.name,
+            "role": a.role,
+            "active": valid,
+        }
         for public_id, (a, valid) in people.items()
     ]
 
@@ -124,8 +128,8 @@ def revoke(request: Request, session: Owner, body: Named) -> AsciiJSON:
 def _require_another(session: Session, name: str) -> None:
     """Raises HTTPException where the owner would end the session that asks."""
     if session.annotator.name == name:
-        sentence = f"This is your own token; in a terminal, type 'accord feedback annotator token {session.annotator.project} {name}'."
-        raise HTTPException(400, sentence)
+        words = f"accord feedback annotator token {session.annotator.project} {name}"
+        raise HTTPException(400, f"This is your own token; change it in a terminal: {words}")
 
 
 # ------------------------------------------------------------------ disagreements

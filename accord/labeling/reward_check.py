@@ -87,7 +87,9 @@ def newest_reward_model() -> tuple[str, str]:
 
     found = max(open_store().list(kind="reward"), key=lambda version: version.created, default=None)
     if found is None:
-        raise UserError("no reward model in the registry; train one with 'accord reward', or name one with --reward-model.")
+        raise UserError(
+            "no reward model in the registry; train one with 'accord reward', or name one with --reward-model."
+        )
     return found.label, str(found.folder)
 
 

@@ -66,7 +66,10 @@ class Guard:
 
     def _refusal(self, headers: Headers) -> AsciiJSON | None:
         if not is_own_host(headers.get("host", ""), self.settings.host_names):
-            return refuse(421, "This page does not go by that name; start it with 'accord label --url' and the address people type.")
+            return refuse(
+                421,
+                "This page does not go by that name; start it with 'accord label --url' and the address people type.",
+            )
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self.settings.body_bytes:
             return refuse(413, too_large(self.settings.body_bytes))
@@ -136,7 +139,9 @@ def is_same_origin(headers: Headers, names: Iterable[str]) -> bool:
         place = urlsplit(origin)
     except ValueError:
         return False
-    return place.netloc.lower() == headers.get("host", "").lower() or (place.hostname or "") in {n.lower() for n in names}
+    return place.netloc.lower() == headers.get("host", "").lower() or (place.hostname or "") in {
+        n.lower() for n in names
+    }
 
 
 def client_of(scope: Scope, behind_proxy: bool) -> str:

@@ -37,7 +37,9 @@ def is_loopback(host: str) -> bool:
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket.  Raises UserError where the address is taken or not this machine's."""
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         made = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError):
         raise UserError(f"--host {host}: not an address of this machine.") from None
@@ -48,8 +50,12 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         made.close()
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"port {port} of {host} is in use; choose another one with --port, or 0 for any free one.") from None
-        raise UserError(f"{host}:{port}: cannot be listened on ({error.strerror}); choose another --host or --port.") from None
+            raise UserError(
+                f"port {port} of {host} is in use; choose another one with --port, or 0 for any free one."
+            ) from None
+        raise UserError(
+            f"{host}:{port}: cannot be listened on ({error.strerror}); choose another --host or --port."
+        ) from None
     return made
 
 
