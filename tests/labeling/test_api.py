@@ -8,7 +8,7 @@ import pytest
 
 from accord.feedback.snapshot import read_votes
 from accord.feedback.store import ProjectSettings
-from tests.labeling.conftest import NewPage, Page, new_pair
+from tests.labeling.visitors import NewPage, Page, new_pair
 
 
 def test_two_questions_are_open_and_a_vote_brings_the_next(page: Page) -> None:

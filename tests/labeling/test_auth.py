@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from accord.labeling.auth import SIGN_IN, STALE_PAGE, WRONG_TOKEN
-from tests.labeling.conftest import NewPage, Page, csrf_in, new_pair, try_token
+from tests.labeling.visitors import NewPage, Page, csrf_in, new_pair, try_token
 
 
 def cookies_set(answer: Any) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from accord.labeling.security import Rates, client_of, is_own_host, is_same_origin
-from tests.labeling.conftest import ORIGIN, NewPage, Page
+from tests.labeling.visitors import ORIGIN, NewPage, Page
 
 
 def test_every_answer_has_the_headers_that_keep_a_page_harmless(page: Page) -> None:
