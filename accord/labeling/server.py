@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import signal
 import socket
 import ssl
 from dataclasses import dataclass
@@ -83,4 +84,6 @@ def serve(app: ASGIApp, listening: socket.socket, certificate: Certificate | Non
         ssl_certfile=certificate.chain if certificate else None,
         ssl_keyfile=certificate.key if certificate else None,
     )
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # uvicorn raises the signal again after the last answer
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     uvicorn.Server(config).run(sockets=[listening])
