@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import signal
 import socket
 import ssl
@@ -15,8 +16,8 @@ from starlette.types import ASGIApp
 from accord.errors import UserError
 
 OPEN_CONNECTIONS = 500
-GRACE = 5
-"""Seconds that requests have to end after Ctrl-C."""
+GRACE = 3
+"""Seconds that requests have to end after Ctrl-C; connections of idle browsers may take as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def serve(app: ASGIApp, listening: socket.socket, certificate: Certificate | Non
         ssl_certfile=certificate.chain if certificate else None,
         ssl_keyfile=certificate.key if certificate else None,
     )
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "graceful shutdown" not in record.getMessage())
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # uvicorn raises the signal again after the last answer
         signal.signal(signal.SIGINT, signal.default_int_handler)
     uvicorn.Server(config).run(sockets=[listening])
