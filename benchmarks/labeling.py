@@ -226,7 +226,12 @@ def compare(store_place: str, people: list[Annotator]) -> dict[str, int]:
     by_pair = Counter(v.pair for v in current if v.occasion == 0 and v.choice != "skip")
     by_person = Counter((v.pair, v.annotator, v.occasion) for v in current)
     doubled = len(rows) - len(answered) + sum(n - 1 for n in by_person.values())
-    return {"stored": len(rows), "lost": lost, "doubled": doubled, "beyond_overlap": sum(n > OVERLAP for n in by_pair.values())}
+    return {
+        "stored": len(rows),
+        "lost": lost,
+        "doubled": doubled,
+        "beyond_overlap": sum(n > OVERLAP for n in by_pair.values()),
+    }
 
 
 # ------------------------------------------------------------------ from a key to the next pair
@@ -259,7 +264,13 @@ def latency(store_place: str, votes: int = 60) -> dict[str, Any]:
         server.end(signal.SIGINT)
     times.sort()
     p95 = times[int(0.95 * len(times))]
-    return {"votes": votes, "median_ms": times[len(times) // 2], "p95_ms": p95, "most_ms": times[-1], "met": p95 < ALLOWED_MS}
+    return {
+        "votes": votes,
+        "median_ms": times[len(times) // 2],
+        "p95_ms": p95,
+        "most_ms": times[-1],
+        "met": p95 < ALLOWED_MS,
+    }
 
 
 WATCH = """() => {
@@ -276,7 +287,9 @@ WATCH = """() => {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", default="", help="path, or postgresql:// URL of an empty database (default: a new file)")
+    parser.add_argument(
+        "--store", default="", help="path, or postgresql:// URL of an empty database (default: a new file)"
+    )
     parser.add_argument("--quick", action="store_true", help="4 annotators, 15 votes each, 2 kills")
     parser.add_argument("--latency", action="store_true", help="from a key to the next pair, in Chromium")
     parser.add_argument("--annotators", type=int, default=16)

@@ -38,7 +38,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-def test_the_first_start_shows_the_owners_token_once(store: Store, served: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_start_shows_the_owners_token_once(
+    store: Store, served: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["label", "demo", "--port", "0"]) == 0
     first = capsys.readouterr().out
     assert main(["label", "demo", "--port", "0"]) == 0
@@ -72,8 +74,20 @@ def test_guidelines_are_set_from_a_file(store: Store, served: list[Any], tmp_pat
     assert store.project("demo").guidelines == "# Être juste\n"
 
 
-def test_beyond_this_machine_it_takes_a_name_and_protection(store: Store, served: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["label", "demo", "--port", "0", "--host", "0.0.0.0", "--behind-proxy", "--url", "https://label.example.org/"]
+def test_beyond_this_machine_it_takes_a_name_and_protection(
+    store: Store, served: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "label",
+        "demo",
+        "--port",
+        "0",
+        "--host",
+        "0.0.0.0",
+        "--behind-proxy",
+        "--url",
+        "https://label.example.org/",
+    ]
     assert main(words) == 0
     (settings, *_), *_ = served
     assert settings.secure
@@ -86,12 +100,18 @@ def test_beyond_this_machine_it_takes_a_name_and_protection(store: Store, served
     [
         (["dmo"], "project 'dmo': not in {store}; did you mean 'demo'?"),
         (["demo", "--store", "{folder}/absent.db"], "absent.db: no store here"),
-        (["demo", "--host", "0.0.0.0"], "--host 0.0.0.0: beyond this machine tokens and votes would travel unprotected; add --tls-cert"),
+        (
+            ["demo", "--host", "0.0.0.0"],
+            "--host 0.0.0.0: beyond this machine tokens and votes would travel unprotected; add --tls-cert",
+        ),
         (["demo", "--host", "::"], "--host ::: beyond this machine"),
         (["demo", "--host", "example.org"], "--host example.org: beyond this machine"),
         (["demo", "--port", "65536"], "--port 65536: expected 0 to 65535."),
         (["demo", "--tls-cert", "x.pem"], "--tls-cert and --tls-key: give both"),
-        (["demo", "--tls-cert", "x.pem", "--tls-key", "y.pem"], "x.pem, y.pem: not a certificate with its key (No such file"),
+        (
+            ["demo", "--tls-cert", "x.pem", "--tls-key", "y.pem"],
+            "x.pem, y.pem: not a certificate with its key (No such file",
+        ),
         (["demo", "--guidelines", "{folder}/absent.md"], "absent.md: cannot be read (No such file or directory)."),
         (["demo", "--guidelines", "{folder}"], "cannot be read (Is a directory)."),
         (["demo", "--guidelines", "{folder}/latin.md"], "latin.md: is not text in UTF-8"),

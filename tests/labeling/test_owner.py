@@ -55,7 +55,14 @@ def test_the_figures_are_those_of_the_votes(voted: Page) -> None:
     assert set(people) == {"ann", "bob", "boss"}
     assert people["ann"]["votes"] == 4
     assert people["ann"]["agreement"] == pytest.approx(3 / 4)
-    assert people["boss"] | {"annotator": ""} == {"votes": 0, "skipped": 0, "annotator": "", "name": "boss", "role": "owner", "active": True}
+    assert people["boss"] | {"annotator": ""} == {
+        "votes": 0,
+        "skipped": 0,
+        "annotator": "",
+        "name": "boss",
+        "role": "owner",
+        "active": True,
+    }
     (divided,) = found["disagreements"]
     assert (divided["choices"], divided["decided"]) == ({"a": 1, "b": 1}, None)
     assert found["reward"] == {"state": "none"}
@@ -96,7 +103,10 @@ def test_a_pair_of_another_project_cannot_be_decided(page: Page) -> None:
     owner = page.annotator("boss", "owner")
     for pair in (6, 4711):
         answer = owner.post("/api/owner/disagreement", {"pair": pair})
-        assert (answer.status_code, answer.json()) == (400, {"error": f"pair {pair}: not in project 'demo'; reload the page."})
+        assert (answer.status_code, answer.json()) == (
+            400,
+            {"error": f"pair {pair}: not in project 'demo'; reload the page."},
+        )
 
 
 def test_annotators_are_added_given_a_new_token_and_revoked(page: Page) -> None:

@@ -102,10 +102,16 @@ def test_an_image_is_its_text() -> None:
 
 
 def test_markdown_is_rendered() -> None:
-    html = html_of("# Title\n\n**bold** *it* ~~no~~ `x < y`\n\n3. three\n\n> said\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\nif a < b: pass\n```")
+    text = "# Title\n\n**bold** *it* ~~no~~ `x < y`\n\n3. three\n\n> said\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+    html = html_of(f"{text}```python\nif a < b: pass\n```")
     for part in ("<h3>Title</h3>", "<strong>bold</strong>", "<em>it</em>", "<s>no</s>", "<code>x &lt; y</code>"):
         assert part in html
-    for part in ('<ol start="3">', "<blockquote>", "<td>2</td>", '<pre class="code"><code>if a &lt; b: pass\n</code></pre>'):
+    for part in (
+        '<ol start="3">',
+        "<blockquote>",
+        "<td>2</td>",
+        '<pre class="code"><code>if a &lt; b: pass\n</code></pre>',
+    ):
         assert part in html
 
 
@@ -125,7 +131,9 @@ def test_markdown_is_rendered() -> None:
         ("\U000e0041", "U+E0041"),
     ],
 )
-@pytest.mark.parametrize("form", ["a{}b", "`a{}b`", "```\na{}b\n```", "    a{}b", "[a{}b](https://a.example)", "![a{}b](https://a.example)"])
+@pytest.mark.parametrize(
+    "form", ["a{}b", "`a{}b`", "```\na{}b\n```", "    a{}b", "[a{}b](https://a.example)", "![a{}b](https://a.example)"]
+)
 def test_what_does_not_show_is_shown_by_name(form: str, hidden: str, shown: str) -> None:
     html = html_of(form.format(hidden))
     assert hidden not in html
@@ -165,9 +173,7 @@ def test_a_role_is_a_word() -> None:
     assert visible('<b>"') == "&lt;b&gt;&quot;"
 
 
-@pytest.mark.parametrize(
-    "part", ["[", "[a](", "**a ", "> ", "|a", "\x1b[31m\u202e", "*_"]
-)
+@pytest.mark.parametrize("part", ["[", "[a](", "**a ", "> ", "|a", "\x1b[31m\u202e", "*_"])
 def test_a_reply_of_100_kb_is_rendered_in_seconds(part: str) -> None:
     text = (part * 100_000)[:100_000]
     began = time.process_time()

@@ -16,7 +16,9 @@ from accord.feedback.entities import Candidate, VoteRow
 from accord.labeling.reward_check import RewardCheck, compare, newest_reward_model, score
 
 
-def row(vote: int, choice: Any, a: str, b: str, annotator: str = "x", pair: int = 0, prompt: str = "what is red?") -> VoteRow:
+def row(
+    vote: int, choice: Any, a: str, b: str, annotator: str = "x", pair: int = 0, prompt: str = "what is red?"
+) -> VoteRow:
     first, second = (Candidate(n, text, None, "p", {}) for n, text in enumerate((a, b)))
     messages = ({"role": "user", "content": prompt},)
     return VoteRow(

@@ -36,8 +36,28 @@ def new_certificate(folder: Path) -> Certificate:
     if not shutil.which("openssl"):
         pytest.skip("needs the program openssl")
     made = Certificate(str(folder / "cert.pem"), str(folder / "key.pem"))
-    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    words += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", made.key, "-out", made.chain]
+    words = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    words += [
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        made.key,
+        "-out",
+        made.chain,
+    ]
     subprocess.run(words, check=True, capture_output=True)
     return made
 
@@ -46,7 +66,16 @@ def test_it_speaks_tls_and_ends_at_ctrl_c_with_0(tmp_path: Path) -> None:
     certificate = new_certificate(tmp_path)
     check_certificate(certificate)
     open_store(tmp_path / "feedback.db").create_project("demo")
-    words = ["--store", str(tmp_path / "feedback.db"), "--port", "0", "--tls-cert", certificate.chain, "--tls-key", certificate.key]
+    words = [
+        "--store",
+        str(tmp_path / "feedback.db"),
+        "--port",
+        "0",
+        "--tls-cert",
+        certificate.chain,
+        "--tls-key",
+        certificate.key,
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "accord", "label", "demo", *words],
         cwd=tmp_path,
@@ -67,6 +96,7 @@ def test_it_speaks_tls_and_ends_at_ctrl_c_with_0(tmp_path: Path) -> None:
         assert answer.headers["server"] is None
         assert answer.headers["strict-transport-security"] == "max-age=31536000"
         assert "; Secure" in answer.headers["set-cookie"]
+        connection.close()
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=30)
     finally:

@@ -102,7 +102,9 @@ def new_page(tmp_path: Path) -> NewPage:
     def make(pairs: Sequence[NewPair] = (), guidelines: str = "", settings: Any = None, **page: Any) -> Page:
         store = open_store(tmp_path / "feedback.db")
         store.create_project("demo", settings or ProjectSettings(repeat_share=0, gold_share=0), guidelines)
-        store.add_pairs("demo", pairs or [new_pair(f"question {i}", f"reply {i} of one", f"reply {i} of two") for i in range(5)])
+        store.add_pairs(
+            "demo", pairs or [new_pair(f"question {i}", f"reply {i} of one", f"reply {i} of two") for i in range(5)]
+        )
         made = Page(store, PageSettings("demo", **page))
         made.start()
         return made
