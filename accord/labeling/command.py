@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -98,19 +96,10 @@ def label(options: argparse.Namespace) -> int:
         shown = f"[{options.host}]" if ":" in options.host else options.host
         _greet(store, options.project, options.url or f"http{'s' * settings.tls}://{shown}:{port}")
         try:
-            with connected(store):
-                server.serve(app, listening, certificate)
+            server.serve(app, listening, certificate)
         except KeyboardInterrupt:
             print("\nThe page has stopped; every vote is in the store.", flush=True)
     return 0
-
-
-@contextmanager
-def connected(store: Store) -> Iterator[None]:
-    """One idle connection: SQLite writes its log back into the file whenever the last one closes, which costs more than a vote."""
-    with store.engine.connect() as connection:
-        connection.exec_driver_sql("SELECT 1 FROM projects LIMIT 1").all()
-        yield
 
 
 def _certificate(options: argparse.Namespace) -> Any:

@@ -139,9 +139,8 @@ def is_same_origin(headers: Headers, names: Iterable[str]) -> bool:
         place = urlsplit(origin)
     except ValueError:
         return False
-    return place.netloc.lower() == headers.get("host", "").lower() or (place.hostname or "") in {
-        n.lower() for n in names
-    }
+    own_name = (place.hostname or "") in {name.lower() for name in names}
+    return place.netloc.lower() == headers.get("host", "").lower() or own_name
 
 
 def client_of(scope: Scope, behind_proxy: bool) -> str:
