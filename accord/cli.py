@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from accord.command_line import Parser, parse_words
 from accord.errors import Failed, Interrupted, UserError, Waiting, require_platform
 from accord.feedback.command import add_commands as add_feedback
+from accord.labeling.command import add_command as add_label
 from accord.pipeline.command import add_pipeline
 from accord.registry.command import add_commands as add_models
 from accord.runtime.output import discard, lasting_output, open_streams
@@ -77,6 +78,7 @@ def parser() -> Parser:
     config.set_defaults(act=show_config)
     add_models(commands, Formatter)
     add_feedback(commands, Formatter)
+    add_label(commands, Formatter)
     return top
 
 
