@@ -35,7 +35,9 @@ Stores = Callable[[str], Store]
 @pytest.fixture(scope="module")
 def new_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("store") / "feedback.db"
-    open_store(path).create_project("tone")
+    store = open_store(path)
+    store.create_project("tone")
+    store.engine.dispose()  # what is in the write-ahead log goes into the file
     return path.read_bytes()
 
 
