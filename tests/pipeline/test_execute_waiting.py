@@ -94,7 +94,7 @@ def test_a_pipeline_waits_for_people_and_goes_on(accord: Accord, tmp_path: Path)
 
 def test_stages_in_processes_of_their_own_wait_in_the_same_way(accord: Accord, tmp_path: Path) -> None:
     command, out = ("run", "people.yaml", "--jobs", "2"), tmp_path / "checkpoints/rlhf"
-    code, said, error = accord(*command)
+    code, _, error = accord(*command)
     assert code == 3
     assert error.startswith(f"accord: judge: waiting for 3 more votes {WHERE}; not run because of that: reward.")
     assert (out / "base/done.json").exists()

@@ -57,7 +57,7 @@ def test_messages_stay_messages(stage: Any, world: Any, talker: str, tmp_path: P
 
 
 def test_mistakes_are_found_before_anything_is_sampled(stage: Any, world: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="models and model.base_model .* are both given"):
+    with pytest.raises(UserError, match=r"models and model.base_model .* are both given"):
         stage("sample", values(world, models={"a": world.mamba}, model={"base_model": world.mamba}))
     with pytest.raises(UserError, match=r"the label 'a\.b' is not a name"):
         stage("sample", values(world, models={"a.b": world.mamba}))

@@ -54,9 +54,9 @@ def test_after_the_last_try_a_sentence_says_so() -> None:
 
 @pytest.mark.parametrize(("status", "words"), [(401, "openai.key_env"), (404, "openai.model"), (400, "openai.body")])
 def test_a_refusal_is_not_tried_again_and_its_words_hide_the_key(status: int, words: str) -> None:
-    with serving(lambda *_: fails(status, f"bad\n\x1b[31m key {KEY}")) as server:
-        with pytest.raises(UserError, match=words) as raised:
-            ask(client(server.url))
+    refuse = fails(status, f"bad\n\x1b[31m key {KEY}")
+    with serving(lambda *_: refuse) as server, pytest.raises(UserError, match=words) as raised:
+        ask(client(server.url))
     assert len(server.asked) == 1
     assert KEY not in str(raised.value)
     assert str(raised.value).isprintable()
@@ -67,9 +67,9 @@ def test_a_redirect_is_refused_so_that_the_key_goes_nowhere_else() -> None:
     with (
         serving(lambda *_: says("stolen")) as other,
         serving(lambda *_: fails(302, Location=f"{other.url}/x")) as server,
+        pytest.raises(UserError, match=r"answered 302 .*, a redirect; name the address that it leads to"),
     ):
-        with pytest.raises(UserError, match="answered 302 .*, a redirect; name the address that it leads to"):
-            ask(client(server.url))
+        ask(client(server.url))
     assert other.asked == []
 
 
@@ -82,7 +82,7 @@ def test_a_silent_server_is_left_after_the_timeout() -> None:
 
     with serving(silent) as server:
         started = time.monotonic()
-        with pytest.raises(UserError, match="no answer .*tried 2 times"):
+        with pytest.raises(UserError, match=r"no answer .*tried 2 times"):
             ask(client(server.url, retries=1, timeout=0.2))
         assert time.monotonic() - started < 2
         wait.set()

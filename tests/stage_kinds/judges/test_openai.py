@@ -183,7 +183,9 @@ def test_a_key_must_be_there_before_anything_is_asked(
     stage: Any, samples: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with serving(shorter) as server:
-        with pytest.raises(UserError, match="the environment variable NO_SUCH_KEY holds no key"):
-            stage("judge", values(samples, server.url, key_env="NO_SUCH_KEY"))
+    with (
+        serving(shorter) as server,
+        pytest.raises(UserError, match="the environment variable NO_SUCH_KEY holds no key"),
+    ):
+        stage("judge", values(samples, server.url, key_env="NO_SUCH_KEY"))
     assert server.asked == []

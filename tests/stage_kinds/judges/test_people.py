@@ -15,7 +15,7 @@ from accord.data.samples import Candidate, Sample, read_samples
 from accord.errors import UserError, Waiting
 from accord.feedback.queue import next_questions
 from accord.feedback.snapshot import read_votes
-from accord.feedback.store import Annotator, Store, open_store
+from accord.feedback.store import Annotator, ProjectSettings, Store, open_store
 from accord.feedback.votes import cast
 from accord.io.atomic import write_jsonl
 from accord.stage_kinds.judges.judgment import Comparison, preference
@@ -104,7 +104,8 @@ def test_the_stage_waits_until_every_pair_has_its_votes(
         assert row["choice"] == next((side for side, good in expected.items() if good), "tie")
     for row in rows(out / "preferences.jsonl"):
         assert row["chosen"] == f"b {HOSTILE}"
-        assert row["prompt"].startswith("prompt ") and row["prompt"].endswith(HOSTILE)
+        assert row["prompt"].startswith("prompt ")
+        assert row["prompt"].endswith(HOSTILE)
     snapshot = json.loads((out / "snapshot/snapshot.json").read_text())
     assert outcome.done["read"] == {"votes of demo": snapshot["digest"]}
     assert "snapshot" in outcome.done["outputs"]
@@ -156,6 +157,7 @@ def test_a_repeat_is_a_judgment_and_makes_no_row(store: Store, samples: str) -> 
 def test_votes_on_other_pairs_of_the_project_do_not_count(
     stage: Any, store: Store, samples: str, tmp_path: Path
 ) -> None:
+    store.create_project("demo", ProjectSettings(repeat_share=0.0))
     with pytest.raises(Waiting):
         stage("judge", values(samples, pairs=1), "first")
     ann, _ = store.add_annotator("demo", "Ann")
