@@ -90,11 +90,14 @@ function showProgress(progress) {
   const bar = byId("progress-bar");
   bar.max = Math.max(1, done + left);
   bar.value = done;
-  const parts = [`${done} of ${done + left} done`];
-  if (today) parts.push(`${today} today`);
-  if (pace) parts.push(`${pace < 10 ? pace.toFixed(1) : Math.round(pace)} s per pair`);
-  if (agreement !== null && agreement !== undefined) parts.push(`${Math.round(100 * agreement)} % agreement with own repeats`);
-  byId("progress-text").replaceChildren(...parts.map((part) => Object.assign(document.createElement("span"), { textContent: part })));
+  const parts = { done: `${done} of ${done + left} done` };
+  if (today) parts.today = `${today} today`;
+  if (pace) parts.pace = `${pace < 10 ? pace.toFixed(1) : Math.round(pace)} s per pair`;
+  if (typeof agreement === "number") parts.self = `${Math.round(100 * agreement)} % self-agreement`;
+  const spans = Object.entries(parts).map(([className, textContent]) => Object.assign(document.createElement("span"), { className, textContent }));
+  const own = spans.find((span) => span.className === "self");
+  if (own) own.title = "How often you answered a pair that was asked twice in the same way";
+  byId("progress-text").replaceChildren(...spans);
 }
 
 function setDifferences(on) {
@@ -463,5 +466,6 @@ signIn(byId("login"), signedIn);
 byId("empty").textContent = "Loading…";
 byId("empty").hidden = false;
 if (state.guidelines === "unread") openGuidelines();
+for (const { body } of outbox.entries()) if (body.choice) state.answered.add(body.question);
 await outbox.send(); // votes that an earlier page could not send come first: they free their pairs
 await fetchQuestions();
