@@ -4,6 +4,7 @@ import { get, post, randomId, Refused, renewCsrf, Unreachable } from "./client.j
 import { markDifferences } from "./diff.js";
 import { Drafts } from "./drafts.js";
 import { Outbox } from "./outbox.js";
+import { showAnswer, showMessages } from "./pair.js";
 import { signIn } from "./sign_in.js";
 
 const byId = (id) => document.getElementById(id);
@@ -40,7 +41,7 @@ function show(question, earlier = null) {
   byId("question").classList.toggle("visually-hidden", !question);
   byId("empty").hidden = Boolean(question);
   if (!question) return;
-  byId("messages").replaceChildren(...question.messages.map(messageElement));
+  showMessages(byId("messages"), question.messages);
   fill("left");
   fill("right");
   setDifferences(false);
@@ -56,32 +57,8 @@ function show(question, earlier = null) {
   byId("question").focus({ preventScroll: true });
 }
 
-function messageElement({ role, html }) {
-  const message = document.createElement("article");
-  const name = document.createElement("h3");
-  const text = document.createElement("div");
-  message.className = `message role-${["user", "assistant", "system"].includes(role) ? role : "other"}`;
-  name.textContent = { user: "User", assistant: "Assistant", system: "System" }[role] ?? role;
-  text.className = "text";
-  text.dir = "auto";
-  text.innerHTML = html;
-  makeScrollable(text, "Code");
-  message.append(name, text);
-  return message;
-}
-
 function fill(side) {
-  byId(side).innerHTML = state.shown[side].html;
-  makeScrollable(byId(side), side === "left" ? "Code in Answer 1" : "Code in Answer 2");
-}
-
-/** Code may be wider than its card: it can be scrolled with the keyboard. */
-function makeScrollable(element, label) {
-  for (const code of element.querySelectorAll("pre.code")) {
-    code.tabIndex = 0;
-    code.setAttribute("role", "group");
-    code.setAttribute("aria-label", label);
-  }
+  showAnswer(byId(side), state.shown[side].html, side === "left" ? "Code in Answer 1" : "Code in Answer 2");
 }
 
 function showProgress(progress) {
@@ -138,6 +115,7 @@ function vote(choice) {
   const body = {
     request: randomId(),
     question: question.id,
+    have: state.queue.map((other) => other.id), // with this one: `next` is none of them
     choice,
     strength: better ? strength() : 1,
     seconds: Math.round(seconds() * 1000) / 1000,
@@ -310,8 +288,7 @@ async function openGuidelines() {
   byId("guidelines-done").textContent = state.guidelines === "unread" ? "I have read them" : "Close";
   if (!dialog.open) dialog.showModal();
   try {
-    byId("guidelines-text").innerHTML = await get("/guidelines");
-    makeScrollable(byId("guidelines-text"), "Code in the guidelines");
+    showAnswer(byId("guidelines-text"), await get("/guidelines"), "Code in the guidelines");
   } catch (error) {
     byId("guidelines-text").textContent = error.message;
   }
