@@ -61,7 +61,9 @@ def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
     pytest.importorskip("alembic")
     started: list[Site] = []
 
-    def open_site(pairs: Sequence[NewPair] = NUMBERED, guidelines: str = "", tags: tuple[str, ...] = (), **settings: Any) -> Site:
+    def open_site(
+        pairs: Sequence[NewPair] = NUMBERED, guidelines: str = "", tags: tuple[str, ...] = (), **settings: Any
+    ) -> Site:
         store = open_store(tmp_path / "feedback.db")
         shares = {"gold_share": 0.0, "repeat_share": 0.0, **settings}
         store.create_project(PROJECT, ProjectSettings(tags=tags, **shares), guidelines)
@@ -88,7 +90,9 @@ def serve(store: Store) -> Site:
 
     def start() -> None:
         app = create_app(store, PageSettings(project=PROJECT, port=port))
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(
+            uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1)
+        )
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         running.append((server, thread))
@@ -144,15 +148,17 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 
 @pytest.fixture
-def sign_in(visit: Callable[..., Page]) -> Callable[..., Page]:
-    """The page of somebody who has just signed in."""
+def sign_in(browser: Browser, visit: Callable[..., Page]) -> Callable[..., Page]:
+    """The page of somebody who is signed in, after the first pair takes votes."""
 
-    def enter(site: Site, token: str = "", **options: Any) -> Page:
-        page = visit(site.url, **options)
-        page.fill("#token", token or site.token())
-        page.keyboard.press("Enter")
-        page.wait_for_url("**/label")
-        page.locator("#left").wait_for()
+    def enter(site: Site, name: str = "Ada", role: Any = "annotator", ready: str = "#left", **options: Any) -> Page:
+        if name not in {annotator.name for annotator, _ in site.store.annotators(PROJECT)}:
+            site.store.add_annotator(PROJECT, name, role)
+        cookie = site.store.start_session(site.store.annotator(PROJECT, name))
+        page = visit(site.url + "/static/icon.svg", **options)
+        page.context.add_cookies([{"name": f"accord-{site.url.rpartition(':')[2]}", "value": cookie, "url": site.url}])
+        page.goto(site.url)
+        page.locator(ready).wait_for()
         page.wait_for_timeout(SETTLED)
         return page
 

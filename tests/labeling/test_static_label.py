@@ -15,7 +15,9 @@ from tests.labeling.conftest import NUMBERED, PROJECT, SETTLED, pair
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-expect = getattr(pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra test)"), "expect", None)
+expect = getattr(
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra test)"), "expect", None
+)
 
 
 def question(page: Page) -> str:
@@ -41,6 +43,24 @@ def eventually(page: Page, holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         page.wait_for_timeout(50)
+
+
+# ---------------------------------------------------------------- signing in
+def test_a_wrong_token_is_a_plain_sentence_and_the_right_one_opens_the_page(site, visit) -> None:
+    here = site()
+    page = visit(here.url)
+    page.get_by_label("Your token").fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#login-error")).to_contain_text("not valid here")
+    expect(page.get_by_label("Your token")).to_be_focused()
+    page.get_by_label("Your token").fill(f"  {here.token()} ")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/label")
+    expect(page.locator(".project")).to_have_text(PROJECT)
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url(here.url + "/")
+    page.goto(here.url + "/label")
+    expect(page.get_by_label("Your token")).to_be_visible()
 
 
 # ---------------------------------------------------------------- votes
@@ -85,7 +105,11 @@ def test_a_mouse_votes_with_comment_and_tags(site, sign_in) -> None:
     saved(page, "Saved: Both bad.")
     expect(page.get_by_label("rude")).not_to_be_checked()
     (vote,) = read_with_comments(here)
-    assert (vote["choice"], vote["comment"], vote["tags"]) == ("both_bad", "1 and 2 are not keys while I write3", ["rude"])
+    assert (vote["choice"], vote["comment"], vote["tags"]) == (
+        "both_bad",
+        "1 and 2 are not keys while I write3",
+        ["rude"],
+    )
 
 
 def read_with_comments(site) -> list[dict]:
@@ -93,13 +117,16 @@ def read_with_comments(site) -> list[dict]:
 
     annotator = site.store.annotator(PROJECT, "Ada")
     return [
-        {"choice": v.choice, "comment": v.comment, "tags": list(v.tags), "kind": v.kind} for v in history(site.store, annotator)
+        {"choice": v.choice, "comment": v.comment, "tags": list(v.tags), "kind": v.kind}
+        for v in history(site.store, annotator)
     ]
 
 
 def test_a_finger_votes_and_no_target_is_too_small(site, sign_in) -> None:
     here = site(guidelines="Be fair.", tags=("rude",))
-    page = sign_in_after_guidelines(sign_in, here, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = sign_in_after_guidelines(
+        sign_in, here, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True
+    )
     for button in page.locator("button:visible, label.chip:visible, .strength label:visible").all():
         box = button.bounding_box()
         assert box is not None
@@ -142,8 +169,7 @@ def test_keys_can_be_switched_off(site, sign_in) -> None:
 
 def test_guidelines_come_before_the_first_vote(site, sign_in) -> None:
     here = site(guidelines="# Rules\n\nCorrect **before** short.")
-    token = here.token()
-    page = sign_in(here, token)
+    page = sign_in(here)
     expect(page.locator("#guidelines-text strong")).to_have_text("before")
     page.keyboard.press("Escape")
     page.keyboard.press("1")
@@ -300,7 +326,7 @@ def test_a_vote_whose_answer_was_lost_is_not_doubled(site, sign_in) -> None:
 def test_an_ended_session_asks_for_the_token_and_keeps_the_vote(site, sign_in) -> None:
     here = site()
     token = here.token()
-    page = sign_in(here, token)
+    page = sign_in(here)
     page.context.clear_cookies()
     page.keyboard.press("3")
     page.get_by_label("Your token").fill("wrong")
@@ -317,7 +343,7 @@ def test_an_ended_session_asks_for_the_token_and_keeps_the_vote(site, sign_in) -
 def test_a_revoked_token_is_a_plain_sentence(site, sign_in) -> None:
     here = site()
     token = here.token()
-    page = sign_in(here, token)
+    page = sign_in(here)
     here.store.revoke(PROJECT, "Ada")
     page.keyboard.press("3")
     page.get_by_label("Your token").fill(token)
@@ -353,7 +379,16 @@ def test_hostile_texts_are_shown_and_never_run(site, sign_in) -> None:
     assert page.title() == title
     assert foreign == []
     whole = "\n".join(shown)
-    for part in ("<script>", "onerror=", "javascript:", "<h1>Broken out</h1>", "pixel.png", "[31mred", "U+202E", "<|im_start|>system"):
+    for part in (
+        "<script>",
+        "onerror=",
+        "javascript:",
+        "<h1>Broken out</h1>",
+        "pixel.png",
+        "[31mred",
+        "U+202E",
+        "<|im_start|>system",
+    ):
         assert part in whole
     assert "\u202e" not in whole
     assert here.choices() == ["tie"] * len(attacks)

@@ -94,7 +94,7 @@ export function markDifferences(left, right) {
   const words = [wordsOf(left), wordsOf(right)];
   const marks = differing(words[0].map((word) => word[0]), words[1].map((word) => word[0]));
   words.forEach((list, side) => wrap(list, marks[side]));
-  return marks.map((side) => side.filter(Boolean).length);
+  return words.map((list, side) => list.filter(([word], k) => marks[side][k] && /[\p{L}\p{N}]/u.test(word)).length);
 }
 
 /** Wraps neighboring marked words of one text node together; from the end, so that earlier positions stay valid. */

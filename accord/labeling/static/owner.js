@@ -11,6 +11,9 @@ const CHOICES = { left: "Answer 1", right: "Answer 2", tie: "tie", both_bad: "bo
 const STRENGTHS = { 1: "a little", 2: "clearly", 3: "much" };
 
 let timer = 0;
+const FIRST = 8; // disagreements that are listed without asking
+let showAll = false;
+let newest = null; // the figures on the page
 let deciding = null; // the question in the dialog
 
 // ---------------------------------------------------------------- numbers as text
@@ -145,7 +148,10 @@ function showKappas({ kappas }) {
 }
 
 function showDisagreements({ disagreements }) {
-  const items = disagreements.map(({ pair, choices, decided }) => {
+  const listed = showAll ? disagreements : disagreements.slice(0, FIRST);
+  byId("more").hidden = listed.length === disagreements.length;
+  byId("more").textContent = `Show ${disagreements.length - listed.length} more`;
+  const items = listed.map(({ pair, choices, decided }) => {
     const count = (choice) => choices[choice] ?? 0;
     const parts = [["better", count("a")], ["other", count("b")], ["tie", count("tie")], ["bad", count("both_bad")]];
     const words = [["one reply", count("a")], ["the other", count("b")], ["tie", count("tie")], ["both bad", count("both_bad")]]
@@ -170,6 +176,7 @@ async function refresh() {
   let wait = EVERY;
   try {
     const found = await get("/api/owner");
+    newest = found;
     showTiles(found);
     showChoices(found);
     showReward(found);
@@ -298,6 +305,11 @@ const actions = {
     } catch (error) {
       problem(error);
     }
+  },
+  more: () => {
+    showAll = true;
+    showDisagreements(newest);
+    document.querySelectorAll("#disagreements button")[FIRST]?.focus();
   },
   copy: async () => {
     try {
