@@ -98,7 +98,8 @@ def serve(store: Store) -> Site:
         running.append((server, thread))
         deadline = time.monotonic() + 20
         while not server.started:
-            assert thread.is_alive() and time.monotonic() < deadline, "the page did not start"
+            assert thread.is_alive(), "the page did not start"
+            assert time.monotonic() < deadline, "the page did not start"
             time.sleep(0.01)
 
     def stop() -> None:

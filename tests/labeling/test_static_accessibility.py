@@ -10,7 +10,20 @@ import pytest
 from tests.labeling.conftest import NUMBERED, SETTLED, pair
 from tests.labeling.test_static_owner import answer
 
-MARKDOWN = "# Title\n\n1. **One** `two`\n\n```python\nprint(1)\n```\n\n| a | b |\n|---|---|\n| 1 | [x](https://example.com) |\n\n> quoted \x1b\u202e"
+MARKDOWN = """# Title
+
+1. **One** `two`
+
+```python
+print(1)
+```
+
+| a | b |
+|---|---|
+| 1 | [x](https://example.com) |
+
+> quoted \x1b\u202e
+"""
 
 
 @pytest.fixture(scope="module")

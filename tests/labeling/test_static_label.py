@@ -318,6 +318,7 @@ def test_a_vote_whose_answer_was_lost_is_not_doubled(site, sign_in) -> None:
 
     page.route("**/api/votes", lose_the_answer, times=1)
     page.keyboard.press("3")
+    saved(page, "Not sent yet.")
     saved(page, "Saved: Tie.")
     assert len(lost) == 1
     assert [row["kind"] for row in read_with_comments(here)] == ["vote"]
@@ -338,6 +339,39 @@ def test_an_ended_session_asks_for_the_token_and_keeps_the_vote(site, sign_in) -
     expect(page.locator("#login-again")).not_to_be_visible()
     saved(page, "Saved: Tie.")
     assert here.choices() == ["tie"]
+
+
+def test_a_vote_that_the_server_declines_brings_its_pair_back(site, sign_in) -> None:
+    here = site(tags=("rude",))
+    page = sign_in(here)
+    shown = question(page)
+    from accord.feedback.entities import ProjectSettings
+
+    page.get_by_label("rude").check(force=True)
+    here.store.change_project(PROJECT, ProjectSettings(tags=("other",), gold_share=0.0, repeat_share=0.0))
+    page.keyboard.press("3")
+    expect(page.locator("#banner")).to_contain_text("A vote was not stored: tag 'rude'")
+    assert here.votes() == []
+    page.reload()
+    page.locator("#left").wait_for()
+    assert question(page) == shown
+
+
+def test_somebody_else_in_another_tab_does_not_get_the_vote(site, sign_in) -> None:
+    here = site()
+    page = sign_in(here)
+    here.token("Bo")
+    cookie = here.store.start_session(here.store.annotator(PROJECT, "Bo"))
+    page.context.add_cookies([{"name": f"accord-{here.url.rpartition(':')[2]}", "value": cookie, "url": here.url}])
+    page.keyboard.press("3")
+    expect(page.locator("#login-again")).to_be_visible()
+    assert here.votes() == []
+    kept = page.evaluate("Object.keys(localStorage).filter((key) => key.startsWith('accord-outbox:')).length")
+    assert kept == 1
+    page.get_by_label("Your token").fill(here.store.new_token(PROJECT, "Ada"))
+    page.keyboard.press("Enter")
+    saved(page, "Saved: Tie.")
+    assert [vote.annotator for vote in here.votes()] == [here.store.annotator(PROJECT, "Ada").public_id]
 
 
 def test_a_revoked_token_is_a_plain_sentence(site, sign_in) -> None:

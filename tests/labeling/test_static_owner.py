@@ -99,9 +99,11 @@ def test_the_owner_adds_annotators_and_revokes_their_tokens(site, sign_in, visit
 def test_a_reward_model_is_compared_on_demand(site, sign_in, monkeypatch) -> None:
     from accord.labeling import reward_check
 
-    monkeypatch.setattr(reward_check, "compare", lambda rows, model: {
-        "model": "reward@3", "accuracy": {"value": 0.625, "low": 0.3, "high": 0.86, "count": len(rows)}, "noise_ceiling": 0.81, "agreement": 0.7,
-    })  # fmt: skip
+    def compare(rows, model):
+        accuracy = {"value": 0.625, "low": 0.3, "high": 0.86, "count": len(rows)}
+        return {"model": "reward@3", "accuracy": accuracy, "noise_ceiling": 0.81, "agreement": 0.7}
+
+    monkeypatch.setattr(reward_check, "compare", compare)
     _, page = open_owner(site, sign_in)
     expect(page.locator("#reward")).to_contain_text("No reward model has been compared")
     page.get_by_role("button", name="Compare").click()

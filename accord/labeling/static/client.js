@@ -62,7 +62,9 @@ export async function post(path, body) {
     return await postOnce(path, body);
   } catch (error) {
     if (!(error instanceof Refused) || error.status !== 403) throw error;
-    await renewCsrf();
+    const page = await renewCsrf();
+    const [ours, present] = [document.body, page.body].map((part) => part.dataset.annotator);
+    if (present && present !== ours) throw new Refused(401, "Somebody else has signed in, in another tab.");
     if (meta().content === before) throw error;
     return postOnce(path, body);
   }

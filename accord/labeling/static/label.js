@@ -21,6 +21,7 @@ const state = {
   shownAt: 0,
   seconds: 0, // visible time on the shown question, up to `since`
   since: 0,
+  writing: 0, // the question for which an answer is being written
   undoing: "", // the request id of an undo that has not been answered
   guidelines: document.body.dataset.guidelines,
   retry: 0,
@@ -145,7 +146,8 @@ function delivered({ path, body }, answer) {
   if (state.queue.length < 2) fetchQuestions();
 }
 
-function refused({ path }, error) {
+function refused({ path, body }, error) {
+  state.answered.delete(body.question); // where it is still ours, it is shown again, with what was written
   const what = path === "/api/demonstrations" ? "Your answer was not stored" : "A vote was not stored";
   showBanner(`${what}: ${error.message}`, false);
   fetchQuestions();
@@ -156,7 +158,7 @@ function reportOutbox({ waiting, problem, needsLogin }) {
     askToSignIn();
   } else if (problem) {
     const kept = waiting === 1 ? "1 vote is kept on this page and is" : `${waiting} votes are kept on this page and are`;
-    showBanner(`${problem} ${waiting ? `${kept} sent as soon as it answers.` : ""}`, true);
+    showBanner(`${problem} ${kept} sent as soon as it answers.`, true);
     announce("Not sent yet.");
     if (!state.shown) byId("empty").textContent = "The next pair is shown as soon as the server answers.";
   } else if (!byId("banner-retry").hidden) {
@@ -165,6 +167,7 @@ function reportOutbox({ waiting, problem, needsLogin }) {
 }
 
 async function undo() {
+  saveDraft();
   await outbox.send();
   if (outbox.size) {
     announce("Your last vote has not reached the server yet. It can be undone once it has.");
@@ -311,6 +314,7 @@ byId("guidelines").addEventListener("close", async () => {
 
 function openWriting() {
   if (!state.shown) return;
+  state.writing = state.shown.id; // another tab may answer the pair meanwhile
   byId("better").value = drafts.read(state.shown.id).answer ?? "";
   byId("write-error").textContent = "";
   byId("write").showModal();
@@ -326,7 +330,7 @@ function saveWriting() {
   }
   byId("write").close();
   announce("Saving your answer…");
-  outbox.add("/api/demonstrations", { request: randomId(), question: state.shown.id, text }).catch(unexpected);
+  outbox.add("/api/demonstrations", { request: randomId(), question: state.writing, text }).catch(unexpected);
 }
 
 function toggleComment() {
@@ -425,7 +429,7 @@ function saveDraft() {
 }
 
 byId("comment").addEventListener("input", saveDraft);
-byId("better").addEventListener("input", () => drafts.change(state.shown.id, { answer: byId("better").value }));
+byId("better").addEventListener("input", () => drafts.change(state.writing, { answer: byId("better").value }));
 document.addEventListener("change", (event) => event.target.matches("input[name=tag], input[name=strength]") && saveDraft());
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) {
@@ -437,6 +441,7 @@ document.addEventListener("visibilitychange", () => {
   }
 });
 window.addEventListener("pagehide", saveDraft);
+window.addEventListener("pageshow", (event) => event.persisted && fetchQuestions());
 window.addEventListener("online", () => outbox.send());
 signIn(byId("login"), signedIn);
 

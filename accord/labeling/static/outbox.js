@@ -4,6 +4,7 @@
 import { post, Refused, Unreachable } from "./client.js";
 
 const LONGEST = 15_000; // milliseconds between two attempts
+const FINAL = new Set([400, 404, 409, 413, 422]); // sending it again would not help; anything else is kept and sent again
 
 /** The outbox of one annotator; `report({ waiting, problem, needsLogin })` is called whenever its state changes. */
 export class Outbox {
@@ -74,15 +75,15 @@ export class Outbox {
         this.remove(entry);
         this.delivered(entry, answer);
       } catch (error) {
-        if (error instanceof Refused && error.status !== 401) {
+        if (error instanceof Refused && FINAL.has(error.status)) {
           this.remove(entry);
           this.refused(entry, error);
           continue;
         }
-        const needsLogin = error instanceof Refused;
-        if (!needsLogin && !(error instanceof Unreachable)) throw error;
+        if (!(error instanceof Refused || error instanceof Unreachable)) throw error;
+        const needsLogin = error.status === 401;
         this.report({ waiting: this.size, problem: error.message, needsLogin });
-        if (!needsLogin) this.#later(error.seconds * 1000);
+        if (!needsLogin) this.#later((error.seconds ?? 0) * 1000);
         return;
       }
     }
