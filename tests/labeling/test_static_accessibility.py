@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.labeling.conftest import NUMBERED, SETTLED, pair
+from tests.labeling.browsers import NUMBERED, SETTLED, pair
 from tests.labeling.test_static_owner import answer
 
 MARKDOWN = """# Title

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.labeling.conftest import NUMBERED, PROJECT, SETTLED, pair
+from tests.labeling.browsers import NUMBERED, PROJECT, SETTLED, pair
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

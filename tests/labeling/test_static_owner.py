@@ -9,7 +9,7 @@ import pytest
 
 from accord.feedback.queue import next_questions
 from accord.feedback.votes import cast
-from tests.labeling.conftest import NUMBERED, PROJECT, Site
+from tests.labeling.browsers import NUMBERED, PROJECT, Site
 
 expect = getattr(
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra test)"), "expect", None
