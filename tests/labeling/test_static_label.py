@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -306,6 +309,45 @@ def test_votes_survive_a_dead_server_and_a_reload(site, sign_in) -> None:
     assert len(here.votes()) == 3
 
 
+def test_a_server_killed_while_it_takes_a_vote_gets_it_after_a_restart(site, sign_in) -> None:
+    here = site()
+    page = sign_in(here)
+    here.stop()
+    port = here.url.rpartition(":")[2]
+    command = [sys.executable, "-m", "accord", "label", PROJECT, "--store", here.store.address, "--port", port]
+    running = start_process(command)
+    try:
+        killed = []
+
+        def kill_then_send(route) -> None:
+            if not killed:
+                running.kill()
+                killed.append(running.wait(10))
+            route.continue_()
+
+        page.route("**/api/votes", kill_then_send)
+        page.keyboard.press("1")
+        expect(page.locator("#banner")).to_contain_text("1 vote is kept on this page")
+        assert killed == [-signal.SIGKILL]
+        assert here.votes() == []
+        running = start_process(command)
+        saved(page, "Saved: Answer 1 is better, a little.")
+        page.wait_for_timeout(SETTLED)
+        press(page, "3")
+        saved(page, "Saved: Tie.")
+    finally:
+        running.kill()
+        running.wait(10)
+    assert len(here.votes()) == 2
+
+
+def start_process(command: list[str]) -> subprocess.Popen[str]:
+    """``accord label``, once it listens."""
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert "http://" in running.stdout.readline()
+    return running
+
+
 def test_a_vote_whose_answer_was_lost_is_not_doubled(site, sign_in) -> None:
     here = site()
     page = sign_in(here)
@@ -336,7 +378,7 @@ def test_an_ended_session_asks_for_the_token_and_keeps_the_vote(site, sign_in) -
     assert here.votes() == []
     page.get_by_label("Your token").fill(token)
     page.keyboard.press("Enter")
-    expect(page.locator("#login-again")).not_to_be_visible()
+    expect(page.locator("#login-dialog")).not_to_be_visible()
     saved(page, "Saved: Tie.")
     assert here.choices() == ["tie"]
 
@@ -364,7 +406,7 @@ def test_somebody_else_in_another_tab_does_not_get_the_vote(site, sign_in) -> No
     cookie = here.store.start_session(here.store.annotator(PROJECT, "Bo"))
     page.context.add_cookies([{"name": f"accord-{here.url.rpartition(':')[2]}", "value": cookie, "url": here.url}])
     page.keyboard.press("3")
-    expect(page.locator("#login-again")).to_be_visible()
+    expect(page.locator("#login-dialog")).to_be_visible()
     assert here.votes() == []
     kept = page.evaluate("Object.keys(localStorage).filter((key) => key.startsWith('accord-outbox:')).length")
     assert kept == 1

@@ -267,7 +267,7 @@ function unexpected(error) {
 }
 
 function askToSignIn() {
-  if (!byId("login-again").open) byId("login-again").showModal();
+  if (!byId("login-dialog").open) byId("login-dialog").showModal();
   byId("token").focus();
 }
 
@@ -277,7 +277,7 @@ async function signedIn() {
     location.reload(); // somebody else: their page; what is kept here stays under the first one's id
     return;
   }
-  byId("login-again").close();
+  byId("login-dialog").close();
   hideBanner();
   announce("Signed in.");
   await outbox.send();
