@@ -58,6 +58,8 @@ def test_the_figures_are_those_of_the_votes(site, sign_in) -> None:
     expect(page.locator("#kappas tbody tr")).to_have_count(1)
     assert page.locator("#people tbody th").all_inner_texts() == ["Bo", "<i>Cy</i>", "Olga"]
     assert page.locator("main i, main b script").count() == 0
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390  # wide tables scroll in their own frame
 
 
 def test_a_disagreement_is_decided_beside_the_votes(site, sign_in) -> None:
