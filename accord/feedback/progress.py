@@ -13,6 +13,7 @@ from accord.feedback.connect import reading
 from accord.feedback.entities import ANSWERS, Annotator
 from accord.feedback.store import Store
 
+DAY = timedelta(days=1)
 PACE = 50
 """Newest votes of which the pace is the median."""
 
@@ -46,36 +47,39 @@ def progress(store: Store, annotator: Annotator, now: datetime | None = None) ->
     project = store.project(annotator.project)
     q, pairs, votes = schema.questions, schema.pairs, schema.votes
     mine = q.c.annotator == annotator.id
-    first = q.alias()
+    decided = sa.and_(mine, q.c.choice.is_not(None))
+    lacking = sa.and_(
+        pairs.c.project == project.id, pairs.c.gold.is_(None), pairs.c.answers < project.settings.overlap
+    )  # fmt: skip
+    by_me = sa.select(_count()).join(pairs, pairs.c.id == q.c.pair).where(decided, q.c.occasion == 0, lacking)
     newer = votes.alias()
     newest = sa.select(sa.func.max(newer.c.revision)).where(newer.c.question == q.c.id).scalar_subquery()
-    standing = (
-        sa.select(votes.c.seconds, votes.c.created)
-        .join(q, q.c.id == votes.c.question)
-        .where(mine, q.c.choice.is_not(None), votes.c.revision == newest)
-        .order_by(votes.c.id.desc())
-    )
+    standing = votes.join(q, sa.and_(q.c.id == votes.c.question, votes.c.revision == newest))
+    own = sa.and_(votes.c.annotator == annotator.id, votes.c.kind == "vote")
+    today = sa.select(_count()).select_from(standing).where(own, votes.c.created > (now or schema.now()) - DAY)
+    pace = sa.select(votes.c.seconds).select_from(standing).where(own).order_by(votes.c.created.desc()).limit(PACE)
+    first = q.alias()
     repeats = (
         sa.select(q.c.choice, first.c.choice)
         .join(first, sa.and_(first.c.pair == q.c.pair, first.c.annotator == q.c.annotator, first.c.occasion == 0))
         .where(mine, q.c.occasion > 0, q.c.choice.in_(ANSWERS), first.c.choice.in_(ANSWERS))
     )
-    decided = sa.exists().where(q.c.pair == pairs.c.id, mine, q.c.choice.is_not(None))
-    open_pairs = sa.select(sa.func.count()).select_from(pairs).where(
-        pairs.c.project == project.id, pairs.c.gold.is_(None), pairs.c.answers < project.settings.overlap, ~decided
-    )  # fmt: skip
-    since = (now or schema.now()) - timedelta(days=1)
     with reading(store.engine) as c:
-        rows = c.execute(standing).all()
-        pairs_of_answers = c.execute(repeats).all()
-        left = c.execute(open_pairs).scalar_one()
+        done, recent = c.execute(sa.select(_count()).where(decided)).scalar_one(), c.execute(today).scalar_one()
+        left = c.execute(sa.select(_count()).select_from(pairs).where(lacking)).scalar_one()
+        left -= c.execute(by_me).scalar_one()
+        seconds, answers = c.execute(pace).scalars().all(), c.execute(repeats).all()
     return Progress(
-        done=len(rows),
+        done=int(done),
         left=int(left),
-        today=sum(row.created > since for row in rows),
-        pace_seconds=statistics.median(row.seconds for row in rows[:PACE]) if rows else None,
-        self_agreement=statistics.fmean(a == b for a, b in pairs_of_answers) if pairs_of_answers else None,
+        today=int(recent),
+        pace_seconds=statistics.median(seconds) if seconds else None,
+        self_agreement=statistics.fmean(a == b for a, b in answers) if answers else None,
     )
+
+
+def _count() -> sa.ColumnElement[int]:
+    return sa.func.count()
 
 
 def coverage(store: Store, project: str) -> Coverage:

@@ -99,7 +99,7 @@ pairs = sa.Table(
     sa.Column("answers", sa.Integer, nullable=False),  # annotators whose current vote is an answer, not a skip
     sa.Column("created", Moment, nullable=False),
     sa.UniqueConstraint("project", "digest"),
-    sa.Index("ix_pairs_open", "project", "answers", "id"),
+    sa.Index("ix_pairs_open", "project", "gold", "answers", "id"),
 )
 annotators = sa.Table(
     "annotators",
@@ -153,6 +153,7 @@ votes = sa.Table(
     sa.Column("created", Moment, nullable=False),
     sa.UniqueConstraint("question", "revision"),
     sa.UniqueConstraint("annotator", "request"),
+    sa.Index("ix_votes_newest", "annotator", "created"),
 )
 demonstrations = sa.Table(
     "demonstrations",

@@ -37,6 +37,8 @@ __all__ = [
     "open_store",
 ]  # fmt: skip
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""Of a project; it fits into a URL."""
 CHUNK = 500
 """Pairs that are written by one statement."""
 SESSION = timedelta(days=30)
@@ -77,7 +79,7 @@ class Store:
     # -------------------------------------------------------------- projects
     def create_project(self, name: str, settings: ProjectSettings | None = None, guidelines: str = "") -> Project:
         """A new project.  Raises UserError where the name is taken or not a name."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        if not re.fullmatch(NAME, name):
             raise UserError(
                 f"project {name!r}: a name has 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first."
             )
@@ -102,12 +104,12 @@ class Store:
     def project(self, name: str) -> Project:
         """The project of a name.  Raises UserError with the nearest name where there is none."""
         with reading(self.engine) as c:
-            row = c.execute(sa.select(schema.projects).where(schema.projects.c.name == name)).one_or_none()
-            if row is not None:
+            query = sa.select(schema.projects).where(schema.projects.c.name == name)
+            if re.fullmatch(NAME, name) and (row := c.execute(query).one_or_none()) is not None:
                 return _project(row)
             names = [str(n) for n in c.execute(sa.select(schema.projects.c.name)).scalars()]
         near = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"type 'accord feedback create {name}'."
+        hint = f"did you mean {near[0]!r}?" if near else "'accord feedback projects' lists them, 'create' makes one."
         raise UserError(f"project {name!r}: not in {self.address}; {hint}")
 
     def change_project(
@@ -344,12 +346,11 @@ def _candidate(prompt: int, digest: str, side: NewCandidate) -> dict[str, Any]:
 
 def _insert(c: sa.Connection, table: sa.Table, values: list[dict[str, Any]]) -> int:
     """Inserts the rows that are not there yet; returns how many."""
-    count = sa.select(sa.func.count()).select_from(table)
-    before = c.execute(count).scalar_one()
     insert = sqlite.insert if c.dialect.name == "sqlite" else postgresql.insert
-    if values:
-        c.execute(insert(table).on_conflict_do_nothing(), values)
-    return int(c.execute(count).scalar_one()) - int(before)
+    if not values:
+        return 0
+    statement = insert(table).on_conflict_do_nothing().returning(table.c.id)  # with it, many rows are one statement
+    return len(c.execute(statement, values).all())
 
 
 def _ids(c: sa.Connection, table: sa.Table, where: Any, digests: Iterable[str]) -> dict[str, int]:

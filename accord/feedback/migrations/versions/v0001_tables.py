@@ -89,7 +89,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_pairs"),
         sa.UniqueConstraint("project", "digest", name="uq_pairs_project_digest"),
     )
-    op.create_index("ix_pairs_open", "pairs", ["project", "answers", "id"], unique=False)
+    op.create_index("ix_pairs_open", "pairs", ["project", "gold", "answers", "id"], unique=False)
     op.create_table(
         "questions",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -140,3 +140,4 @@ def upgrade() -> None:
         sa.UniqueConstraint("annotator", "request", name="uq_votes_annotator_request"),
         sa.UniqueConstraint("question", "revision", name="uq_votes_question_revision"),
     )
+    op.create_index("ix_votes_newest", "votes", ["annotator", "created"], unique=False)
