@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -53,7 +54,7 @@ class NewDemonstration(Body):
 @routes.get("/questions")
 def questions(request: Request, session: SignedIn, have: str = "") -> AsciiJSON:
     """The open questions that the page does not hold yet, at most two with those that it holds, and the progress."""
-    held = {int(part) for part in have.split(",")[:8] if part.isascii() and part.isdecimal()}
+    held = {int(part) for part in have.split(",")[:8] if re.fullmatch("[0-9]{1,10}", part)}
     found = next_questions(site_of(request).store, session.annotator, AHEAD)
     return AsciiJSON(
         {"questions": [shown(q) for q in found if q.id not in held], "progress": progress_of(request, session)}

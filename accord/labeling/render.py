@@ -44,7 +44,7 @@ def html_of(text: str) -> str:
     return _markdown(text)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _markdown(text: str) -> str:
     if len(text) > MARKDOWN_CHARACTERS or OPEN_MARKS.search(text):
         return plain(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -71,7 +72,7 @@ class Guard:
                 "This page does not go by that name; start it with 'accord label --url' and the address people type.",
             )
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self.settings.body_bytes:
+        if not re.fullmatch("[0-9]{1,12}", length) or int(length) > self.settings.body_bytes:
             return refuse(413, too_large(self.settings.body_bytes))
         return None
 
