@@ -195,7 +195,7 @@ def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path: Path, rea
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (gzip.compress(b'{"a": 1}'), "is compressed by gzip; decompress it"),
+        (gzip.compress(b'{"a": 1}', mtime=0), "is compressed by gzip; decompress it"),
         (b"(\xb5/\xfd\0", "is compressed by Zstandard; decompress it"),
         (b"PK\x03\x04\0", "is a zip archive; unpack it"),
         (b"PAR1\x15\0", "is a Parquet file; save its rows as JSON Lines"),
