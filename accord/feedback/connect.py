@@ -59,8 +59,11 @@ def engine_of(place: str) -> sa.Engine:
 
 def _sqlite(path: Path) -> sa.Engine:
     """Connections that stay open between uses: closing the last one moves the whole log into the file."""
+    if not os.fspath(path).isprintable():
+        raise UserError(f"{os.fspath(path)!r}: a store's path has printable characters only; name another file.")
     engine = sa.create_engine(
-        sa.URL.create("sqlite", database=os.fspath(path)),
+        sa.URL.create("sqlite", database=os.fspath(path.absolute())),  # the program may change its folder
+        execution_options={"place": os.fspath(path)},
         isolation_level="AUTOCOMMIT",
         json_serializer=dumps,
         poolclass=sa.QueuePool,
@@ -72,12 +75,14 @@ def _sqlite(path: Path) -> sa.Engine:
         with closing(connection.cursor()) as statement:
             statement.execute("PRAGMA foreign_keys = ON")
 
+    file = path.absolute()
+
     def note(connection: object, record: Any) -> None:
-        record.info["file"] = _identity(path)
+        record.info["file"] = _identity(file)
 
     def compare(connection: object, record: Any, proxy: object) -> None:
         """Replaces a connection to a file that was moved or deleted since: it would take votes that nobody finds."""
-        if record.info["file"] != _identity(path):
+        if record.info["file"] != _identity(file):
             raise sa.exc.DisconnectionError
 
     for name, listener in (("connect", enforce), ("connect", note), ("checkout", compare)):
@@ -108,7 +113,7 @@ def _forget_in_children(engine: sa.Engine) -> None:
 
 def address(engine: sa.Engine) -> str:
     """The path or URL of a store for messages, without a password."""
-    return str(engine.url.database) if engine.dialect.name == "sqlite" else _hidden(engine.url)
+    return str(engine.get_execution_options().get("place") or _hidden(engine.url))
 
 
 def _hidden(url: sa.URL) -> str:

@@ -105,3 +105,19 @@ def test_a_process_that_forked_has_connections_of_its_own(store: Store) -> None:
         store.create_project(f"parent{number}")
     os.waitpid(child, 0)
     assert len(store.projects()) == 41
+
+
+def test_a_store_stays_itself_where_the_program_changes_its_folder(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = open_store(":memory:")  # a file of that name
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    store.create_project("tone")
+    assert store.address == ":memory:"
+    assert open_store(tmp_path / ":memory:", create=False).project("tone")
+    assert list((tmp_path / "else").iterdir()) == []
+
+
+def test_a_path_that_is_no_text_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="printable characters only"):
+        open_store("a\udcff.db")

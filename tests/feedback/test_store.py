@@ -46,6 +46,9 @@ def test_an_unknown_project_suggests_the_nearest(store: Store) -> None:
         store.project("tune")
     with pytest.raises(UserError, match="lists them"):
         store.project("zzz")
+    for name in ("\udcff", "\0", "../x", "x" * 1000):
+        with pytest.raises(UserError, match="lists them"):
+            store.project(name)
 
 
 def test_a_project_needs_a_name_that_fits_into_a_url(store: Store) -> None:
