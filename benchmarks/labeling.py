@@ -53,7 +53,7 @@ class Server:
         command = [sys.executable, "-m", "accord", "label", PROJECT, "--store", self.store, "--port", str(self.port)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, cwd=tempfile.gettempdir())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -62,6 +62,7 @@ class Server:
                 if self.process.poll() is not None:
                     raise SystemExit(f"accord label ended with {self.process.returncode}") from None
                 time.sleep(0.02)
+        self.process.kill()
         raise SystemExit("accord label does not answer")
 
     def end(self, how: signal.Signals) -> int:
