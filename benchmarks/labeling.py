@@ -53,7 +53,7 @@ class Server:
         command = [sys.executable, "-m", "accord", "label", PROJECT, "--store", self.store, "--port", str(self.port)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, cwd=tempfile.gettempdir())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -62,6 +62,7 @@ class Server:
                 if self.process.poll() is not None:
                     raise SystemExit(f"accord label ended with {self.process.returncode}") from None
                 time.sleep(0.02)
+        self.process.kill()
         raise SystemExit("accord label does not answer")
 
     def end(self, how: signal.Signals) -> int:
@@ -249,14 +250,16 @@ def latency(store_place: str, votes: int = 60) -> dict[str, Any]:
             page.goto(f"http://127.0.0.1:{server.port}/")
             page.fill("#token", token)
             page.press("#token", "Enter")
-            page.wait_for_function("document.querySelector('#left')?.textContent.trim()")
+            page.wait_for_selector("#left p")
             page.evaluate(WATCH)
             times = []
             for n in range(votes):
                 page.wait_for_timeout(600)  # nobody reads two replies faster
                 before = page.inner_text("#left")
                 page.keyboard.press("1" if n % 2 else "3")
-                page.wait_for_function("before => document.querySelector('#left').innerText !== before", arg=before)
+                deadline = time.monotonic() + 30
+                while page.inner_text("#left") == before and time.monotonic() < deadline:
+                    page.wait_for_timeout(20)
                 page.wait_for_timeout(50)
                 times.append(page.evaluate("window.shownAfter"))
             browser.close()

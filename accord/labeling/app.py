@@ -27,7 +27,7 @@ STATIC = Path(__file__).parent / "static"
 def create_app(store: Store, settings: PageSettings) -> ASGIApp:
     """The page of one project.  Raises UserError where the store has no such project."""
     store.project(settings.project)
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.site = Site(
         store,
         settings,

@@ -75,7 +75,7 @@ def serve(app: ASGIApp, listening: socket.socket, certificate: Certificate | Non
     config = uvicorn.Config(
         app,
         access_log=False,
-        log_level="warning",
+        log_level="error",
         server_header=False,
         proxy_headers=False,
         lifespan="off",

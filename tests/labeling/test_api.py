@@ -209,7 +209,7 @@ def test_hostile_texts_arrive_unchanged_as_text_and_harmless_as_html(new_page: N
 
 
 def test_hostile_names_and_tags_are_text_on_the_page(new_page: NewPage) -> None:
-    tag = "<script>alert(1)</script>\u202e"
+    tag = "<script>alert(1)</script>"
     page = new_page(settings=ProjectSettings(tags=(tag, '"><b>')))
     ann = page.annotator("<img src=x onerror=alert(1)>")
     html = ann.get("/label").text

@@ -107,7 +107,7 @@ def test_paths_out_of_the_static_folder_lead_nowhere(page: Page) -> None:
             "/static",
             "/app.py",
         ),
-        *("/openapi.json", "/docs", "/redoc", "/static/../templates/login.html"),
+        *("/openapi.json", "/docs", "/redoc", "/label/", "/static/../templates/login.html"),
     ):
         answer = client.get(path)
         assert answer.status_code == 404, path
