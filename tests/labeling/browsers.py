@@ -96,7 +96,7 @@ def serve(store: Store) -> Site:
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         running.append((server, thread))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not server.started:
             assert thread.is_alive(), "the page did not start"
             assert time.monotonic() < deadline, "the page did not start"
@@ -118,6 +118,7 @@ def browser() -> Iterator[Browser]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra test)")
     if (program := shutil.which("chromium")) is None:
         pytest.skip("Chromium is not installed")
+    api.expect.set_options(timeout=20_000)  # busy machines are slow
     with api.sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield made
@@ -133,7 +134,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     def open_page(url: str, context: BrowserContext | None = None, **options: Any) -> Page:
         if context is None:
             context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-            context.set_default_timeout(8000)
+            context.set_default_timeout(20_000)
             contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(f"script failed: {error}"))

@@ -42,7 +42,7 @@ def saved(page: Page, sentence: str | re.Pattern[str]) -> None:
 
 
 def eventually(page: Page, holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + 20
     while not holds():
         assert time.monotonic() < deadline
         page.wait_for_timeout(50)
