@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,13 @@ from accord.feedback.entities import NewCandidate, NewPair, ProjectSettings
 from accord.feedback.store import Store, open_store
 
 Pairs = Callable[..., list[NewPair]]
+
+
+@pytest.fixture(autouse=True)
+def known_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Annotators' ids, from which sides and repeats are drawn, are the same in every run."""
+    hashed = (hashlib.blake2b(str(n).encode(), digest_size=8).hexdigest() for n in count())
+    monkeypatch.setattr("accord.feedback.store.new_public_id", lambda: next(hashed))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -108,7 +108,7 @@ def test_settings_are_changed_one_at_a_time() -> None:
         (("annotator", "revoke", "tone", "Bob"), "annotator list tone"),
         (("status", "tone", "--store", "else.db"), "no store here"),
         (("status", "tone", "--store", "mysql://a/b"), "a path or a postgresql:// URL"),
-        (("statsu", "tone"), "did you mean 'status'"),
+        (("snapshto", "tone"), "did you mean 'snapshot'"),
     ],
 )
 def test_a_mistake_is_one_sentence(capsys: Any, words: tuple[str, ...], message: str) -> None:
