@@ -113,6 +113,8 @@ def _refuse_typography(words: Sequence[str]) -> None:
     for word in words:
         if "\0" in word:
             raise UserError(f"{word!r}: holds a zero byte, which no setting and no file name has.")
+        if word == "--":
+            raise UserError("'--': no command needs it; leave it out.")
         if word and word[0] in DASHES:
             rest = word.lstrip(f"-{DASHES}")
             raise UserError(f"{word!r}: begins with a typographic dash; type {'-' if len(rest) == 1 else '--'}{rest}.")

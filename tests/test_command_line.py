@@ -130,6 +130,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("sft –config c.yaml", "'–config': begins with a typographic dash; type --config."),
     ("sft —config c.yaml", "'—config': begins with a typographic dash; type --config."),
     ("sft –h", "'–h': begins with a typographic dash; type -h."),
+    ("models tag -- = --", "'--': no command needs it; leave it out."),
     ("sft “seed=1”", "'“seed=1”': has typographic quotes; type seed=1."),
     ("sft name=‘x’", "'name=‘x’': has typographic quotes; type name=x."),
     ("sft name=a\0b", "'name=a\\x00b': holds a zero byte"),

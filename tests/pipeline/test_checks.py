@@ -61,6 +61,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: Any, make_tiny
     Path("half.jsonl").write_text(Path(world.sft).read_text() + '{"prompt": "a", "comp')
     Path("one.jsonl").write_text('{"prompt": "a"}\n')
     Path("empty.jsonl").write_text("")
+    candidates = [{"text": text, "ended": True, "model": "m"} for text in ("a b", "b a")]
+    rows = [{"prompt": "a", "candidates": candidates}, {"prompt": "b", "candidates": [{"text": 3}]}]
+    Path("bad_samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("samples.jsonl").write_text(json.dumps(rows[0]) + "\n")
     Path("raising.py").write_text(RAISING)
     for name, width in (("narrow", 64), ("short", 32)):
         tokenizer = Tokenizer.open(world.transformer)
@@ -118,6 +122,12 @@ REFUSALS: list[tuple[str, tuple[str, ...], str]] = [
     ),
     ("pairs", (*PAIRS, "prompts=bad_prompts.jsonl"), "bad_prompts.jsonl, row 9"),
     ("pairs", (*PAIRS, "model.max_length=64", "max_new_tokens=64"), "max_new_tokens (64) leaves no room for a prompt"),
+    ("sample", (*PAIRS, "prompts=bad_prompts.jsonl"), "bad_prompts.jsonl, row 9"),
+    ("sample", (*PAIRS, "model.base_model={reward}"), "a reward model scores replies and writes none"),
+    ("judge", ("samples=bad_samples.jsonl",), "bad_samples.jsonl, row 2"),
+    ("judge", ("samples=samples.jsonl", "judge=no_such_module:f"), "judge: 'no_such_module:f' cannot be imported"),
+    ("judge", ("samples=samples.jsonl", "judge=feedback://a/b"), "names no project"),
+    ("judge", ("samples=samples.jsonl", "openai.url=ftp://x", "openai.model=m"), "openai.url"),
     ("reward", (*DPO, "data.train=bad_preferences.jsonl"), "bad_preferences.jsonl, row 9"),
     ("reward", (*DPO, "model.input_dim=7"), "model.input_dim is 7"),
     ("reward", (*DPO, "model.kind=language", "model.layers=99"), "model.layers is 99, but the model has 2"),
