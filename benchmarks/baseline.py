@@ -59,7 +59,8 @@ TEXT_RUNS = {  # name: stage and its settings, in this order, in one folder for 
     " training.warmup_steps=30 training.weight_decay=0.05 training.adam_beta2=0.95",
     "sft": f"sft model.base_model=base data.train=demo data.limit=80 {SUPERVISED} training.batch_size=4"
     " training.learning_rate=0.001",
-    "pairs": "pairs model.base_model=sft prompts=demo limit=24 replies=4 matching=all max_new_tokens=48 noise=0.4",
+    "pairs": "pairs model.base_model=sft prompts=demo limit=24 replies=4 matching=all max_new_tokens=48 noise=0.4"
+    " heldout_fraction=0.3",
     "reward_features": f"reward {PAIRS} model.kind=features model.objective=mse model.input_dim=128 model.hidden_dim=64"
     f" model.num_layers=2 model.pooling=mean {SUPERVISED} training.batch_size=4 training.learning_rate=0.001",
     "reward": f"reward {PAIRS} model.kind=language model.objective=bradley_terry model.pooling=last {SUPERVISED}"

@@ -214,8 +214,8 @@ def compare(store_place: str, people: list[Annotator]) -> dict[str, int]:
     """Votes that are missing from the store, and those that are in it twice."""
     from accord.feedback import schema
     from accord.feedback.connect import reading
-    from accord.feedback.snapshot import read_votes
     from accord.feedback.store import open_store
+    from accord.feedback.vote_rows import read_votes
 
     store = open_store(store_place, create=False)
     with reading(store.engine) as c:

@@ -14,8 +14,7 @@ features, as this package's specification asks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -220,12 +219,12 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
         (list(model.backbone.parameters()), options.learning_rate),
         (list(model.head.parameters()), head_learning_rate),
     ]
-    if ties is None:
-        train_epochs(run, model, groups, epochs, before_first_step=prepare_head)
-        return finish(run, model, tokenizer, pairs, heldout, device, config)
-    groups.append(([ties.to(device).log_tie], head_learning_rate))
-    train_epochs(run, nn.ModuleList([model, ties]), groups, epochs, before_first_step=prepare_head)
-    return finish(run, model, tokenizer, pairs, heldout, device, config, {"tie_parameter": ties.value()})
+    trained: nn.Module = model
+    if ties is not None:
+        trained = nn.ModuleList([model, ties.to(device)])
+        groups.append(([ties.log_tie], head_learning_rate))
+    train_epochs(run, trained, groups, epochs, before_first_step=prepare_head)
+    return finish(run, model, tokenizer, pairs, heldout, device, config, ties)
 
 
 def finish(
@@ -236,15 +235,18 @@ def finish(
     heldout: Sequence[PreferencePair],
     device: torch.device,
     config: RewardConfig,
-    more: Mapping[str, float] = MappingProxyType({}),
+    ties: Ties | None,
 ) -> dict[str, float]:
-    """Measures the scores' mean and deviation, and saves the model; ``more`` are further metrics.
+    """Measures the scores' mean and deviation, and saves the model.
 
-    Returns ``train_accuracy`` and, where pairs are held out, ``heldout_accuracy`` (a tie counts 1/2) and ``heldout_pairs``.
+    Returns ``train_accuracy``; with a model of ties ``tie_parameter``; where pairs are held out, ``heldout_accuracy`` (equal
+    scores count 1/2) and ``heldout_pairs``.
     """
     chosen, rejected = score_pairs(model, pairs, device, config.precision)
     model.normalize(torch.cat([chosen, rejected]).to(device))
-    metrics = {"train_accuracy": share_ordered(chosen, rejected, soft_labels(pairs)), **more}
+    metrics = {"train_accuracy": share_ordered(chosen, rejected, soft_labels(pairs))}
+    if ties is not None:
+        metrics["tie_parameter"] = ties.value()
     if heldout:
         chosen, rejected = score_pairs(model, heldout, device, config.precision)
         metrics["heldout_accuracy"] = accuracy(chosen, rejected)

@@ -24,6 +24,8 @@ from accord.config.numbers import (
 )
 from accord.config.section import Section
 
+PROJECT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""Of a project of the store; it fits into a URL."""
 PEOPLE = "feedback://"
 """What the name of a project of the store follows, where people are the judge."""
 
@@ -169,7 +171,7 @@ class JudgeConfig(Stage):
 def project_name(judge: str) -> str:
     """The project that ``feedback://NAME`` names; empty where it is not a name."""
     name = judge.removeprefix(PEOPLE)
-    return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name, re.ASCII) else ""
+    return name if re.fullmatch(PROJECT_NAME, name, re.ASCII) else ""
 
 
 def _address(url: str, key: str) -> str:

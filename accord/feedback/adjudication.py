@@ -9,13 +9,10 @@ import sqlalchemy as sa
 from accord.errors import UserError
 from accord.feedback import schema
 from accord.feedback.connect import writing
-from accord.feedback.entities import Annotator, Question, Side
+from accord.feedback.entities import ADJUDICATION, Annotator, Question, Side
 from accord.feedback.queue import side
 from accord.feedback.shown import load_questions
 from accord.feedback.store import Store
-
-ADJUDICATION = -1
-"""The occasion of an owner's decision: it counts neither towards the overlap nor as anyone's first vote or repeat."""
 
 
 def ask_owner(store: Store, owner: Annotator, pair: int) -> tuple[Question, Side]:

@@ -1,6 +1,7 @@
 """Agreement between annotators, and what else a project's votes say about their quality.
 
-Pure functions of current votes (``votes`` in every signature: one per annotator, pair and occasion).  Skipped pairs are
+Pure functions of current votes (``votes`` in every signature: one per annotator, pair and occasion), without the owner's
+decisions (``independent``).  Skipped pairs are
 missing data everywhere.  Agreement between annotators uses the first occasion of each pair, agreement with oneself the
 repeats.
 """
@@ -13,12 +14,13 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from accord.errors import UserError
+from accord.feedback.entities import ADJUDICATION
 
 Floats = npt.NDArray[np.float64]
 Level = Literal["nominal", "ordinal"]
@@ -30,7 +32,6 @@ ORDINAL = tuple(range(STRENGTHS, -STRENGTHS - 1, -1))
 """The categories of the ordinal alpha, in order: a strongly better, …, no difference (tie or both bad), …, b strongly better."""
 INTERVAL_Z = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
-MAX_DISAGREEMENTS = 100
 
 
 class JudgedVote(Protocol):
@@ -62,6 +63,7 @@ class JudgedVote(Protocol):
 
 
 Votes = Sequence[JudgedVote]
+Vote = TypeVar("Vote", bound=JudgedVote)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,58 +76,19 @@ class Estimate:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class AnnotatorReport:
-    """One annotator's figures; None where nothing can be said."""
-
-    annotator: str
-    votes: int  # skipped ones not counted
-    skipped: int
-    agreement: float | None  # share of the same choice, with every other annotator of the same pair
-    compared: int  # comparisons with others
-    self_agreement: float | None  # share of repeats with the same choice as the first time
-    repeats: int
-    left_share: float | None  # of votes for one side, those for the left one
-    tie_share: float | None
-    seconds: float | None  # median
-    gold_accuracy: float | None
-    gold: int
+# ------------------------------------------------------------------ votes
+def independent(votes: Sequence[Vote]) -> list[Vote]:
+    """The votes that were given without sight of others': all but the owner's decisions."""
+    return [vote for vote in votes if vote.occasion != ADJUDICATION]
 
 
-@dataclass(frozen=True, slots=True)
-class Disagreement:
-    """A pair on which annotators differ, with the votes by choice."""
-
-    pair: Hashable
-    choices: dict[str, int]
-    entropy: float
-    """In nats, of the choices: 0 for one voice, ln 2 for half and half."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Everything that ``accord feedback stats`` prints and the owner's page shows."""
-
-    votes: int
-    skipped: int
-    pairs: int  # with at least one vote
-    annotators: int
-    overlapping: int  # pairs with votes of at least two annotators
-    choices: dict[str, int]  # votes by choice, skip included
-    alpha: Estimate
-    alpha_ordinal: Estimate
-    kappa: float | None  # Cohen's, mean over pairs of annotators weighted by their common pairs
-    agreement: Estimate  # share of the same choice among two votes of different annotators on one pair
-    decisive_agreement: Estimate  # the same among votes for a or b
-    self_agreement: Estimate
-    left_share: Estimate
-    tie_share: float | None
-    seconds: float | None
-    gold_accuracy: Estimate
-    noise_ceiling: float | None
-    by_annotator: tuple[AnnotatorReport, ...]
-    kappas: tuple[tuple[str, str, float | None, int], ...]  # two annotators, Cohen's kappa, common pairs
-    disagreements: tuple[Disagreement, ...]
+def by_pair(votes: Votes) -> dict[Hashable, list[JudgedVote]]:
+    """The first votes of each pair that are not skipped."""
+    found: dict[Hashable, list[JudgedVote]] = defaultdict(list)
+    for vote in votes:
+        if vote.occasion == 0 and vote.choice != "skip":
+            found[vote.pair].append(vote)
+    return dict(found)
 
 
 # ------------------------------------------------------------------ Krippendorff's alpha
@@ -139,7 +102,7 @@ def krippendorff_alpha(
     since they would agree by construction.  ``count``: pairs with at least two votes; below two different categories, or without
     such a pair, alpha is undefined: None.  Raises UserError where the package ``krippendorff`` is missing.
     """
-    first = [vote for given in _by_pair(votes).values() if len(given) >= 2 for vote in given]
+    first = [vote for given in by_pair(votes).values() if len(given) >= 2 for vote in given]
     units, raters = _index([v.pair for v in first]), _index([v.annotator for v in first])
     categories = NOMINAL if level == "nominal" else ORDINAL
     unit = np.array([units[v.pair] for v in first], dtype=np.intp)
@@ -269,7 +232,7 @@ def agreement(votes: Votes, decisive: bool = False) -> Estimate:
     Every pair counts equally, however many annotators it has.  The interval is Wilson's with the number of pairs.
     """
     shares = []
-    for given in _by_pair(votes).values():
+    for given in by_pair(votes).values():
         choices = [v.choice for v in given if not decisive or v.choice in ("a", "b")]
         if len(choices) >= 2:
             same = sum(n * (n - 1) for n in Counter(choices).values())
@@ -319,91 +282,6 @@ def noise_ceiling(agreement: float) -> float:
     (1.0, 0.5, 0.8)
     """
     return (1 + math.sqrt(max(2 * agreement - 1, 0.0))) / 2
-
-
-# ------------------------------------------------------------------ lists
-def disagreements(votes: Votes, most: int = MAX_DISAGREEMENTS) -> list[Disagreement]:
-    """Pairs whose annotators differ, the most divided first."""
-    found = []
-    for pair, given in _by_pair(votes).items():
-        choices = Counter(v.choice for v in given)
-        if len(choices) > 1:
-            shares = [n / len(given) for n in choices.values()]
-            found.append(Disagreement(pair, dict(sorted(choices.items())), -sum(s * math.log(s) for s in shares)))
-    return sorted(found, key=lambda d: (-d.entropy, -sum(d.choices.values()), str(d.pair)))[:most]
-
-
-def annotator_reports(votes: Votes) -> list[AnnotatorReport]:
-    """Each annotator's figures, by name."""
-    same: Counter[str] = Counter()
-    compared: Counter[str] = Counter()
-    for given in _by_pair(votes).values():
-        choices = Counter(v.choice for v in given)
-        for vote in given:
-            same[vote.annotator] += choices[vote.choice] - 1
-            compared[vote.annotator] += len(given) - 1
-    own: dict[str, list[JudgedVote]] = defaultdict(list)
-    for vote in votes:
-        own[vote.annotator].append(vote)
-    reports = []
-    for name, mine in sorted(own.items()):
-        repeats, gold = self_agreement(mine), gold_accuracy(mine)
-        skipped = sum(v.choice == "skip" for v in mine)
-        reports.append(
-            AnnotatorReport(
-                annotator=name,
-                votes=len(mine) - skipped,
-                skipped=skipped,
-                agreement=same[name] / compared[name] if compared[name] else None,
-                compared=compared[name],
-                self_agreement=repeats.value,
-                repeats=repeats.count,
-                left_share=left_share(mine).value,
-                tie_share=tie_share(mine),
-                seconds=pace(mine),
-                gold_accuracy=gold.value,
-                gold=gold.count,
-            )
-        )
-    return reports
-
-
-def describe_votes(votes: Votes, resamples: int = 1000) -> Report:
-    """All figures of ``votes``.  Raises UserError where the package ``krippendorff`` is missing."""
-    pairs = _by_pair(votes)
-    decisive, found = agreement(votes, decisive=True), kappas(votes)
-    skipped = sum(v.choice == "skip" for v in votes)
-    return Report(
-        votes=len(votes) - skipped,
-        skipped=skipped,
-        pairs=len(pairs),
-        annotators=len({v.annotator for v in votes}),
-        overlapping=sum(len(given) >= 2 for given in pairs.values()),
-        choices={choice: sum(v.choice == choice for v in votes) for choice in (*NOMINAL, "skip")},
-        alpha=krippendorff_alpha(votes, "nominal", resamples),
-        alpha_ordinal=krippendorff_alpha(votes, "ordinal", resamples),
-        kappa=mean_kappa(found),
-        agreement=agreement(votes),
-        decisive_agreement=decisive,
-        self_agreement=self_agreement(votes),
-        left_share=left_share(votes),
-        tie_share=tie_share(votes),
-        seconds=pace(votes),
-        gold_accuracy=gold_accuracy(votes),
-        noise_ceiling=None if decisive.value is None else noise_ceiling(decisive.value),
-        by_annotator=tuple(annotator_reports(votes)),
-        kappas=tuple(found),
-        disagreements=tuple(disagreements(votes)),
-    )
-
-
-def _by_pair(votes: Votes) -> dict[Hashable, list[JudgedVote]]:
-    """The first votes of each pair that are not skipped."""
-    found: dict[Hashable, list[JudgedVote]] = defaultdict(list)
-    for vote in votes:
-        if vote.occasion == 0 and vote.choice != "skip":
-            found[vote.pair].append(vote)
-    return dict(found)
 
 
 def _float(value: float | None) -> float | None:

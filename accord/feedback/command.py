@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UserError
-from accord.feedback.convert.command import add_export_options, add_import_options, add_until, moment
+from accord.feedback.convert.command import add_export_options, add_import_options, add_pair_options, add_until, moment
 from accord.io.finite_json import dumps
 
 if TYPE_CHECKING:
@@ -78,9 +78,10 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
     p.add_argument("--json", action="store_true", help="as JSON, for other programs")
     add(kinds, "revoke", revoke, "end an annotator's token and sessions", "project", "person")
     add(kinds, "token", new_token, "print a new token, which replaces the former one", "project", "person")
-    p = add(inner, "snapshot", snapshot, "write the votes up to a moment into a folder", "project")
+    p = add(inner, "snapshot", snapshot, "write the votes up to a moment into a folder that stages train on", "project")
     p.add_argument("folder", metavar="DIR", help="folder to write; an earlier snapshot in it is replaced")
     add_until(p)
+    add_pair_options(p)
     p.add_argument("--with-comments", action="store_true", help="write annotators' comments and tags as well")
     add_export_options(
         add(inner, "export", export, "write the votes to a file in a format of another program", "project")
@@ -126,7 +127,7 @@ def _print(*lines: str) -> None:
 def create(options: argparse.Namespace) -> int:
     from accord.feedback.entities import ProjectSettings
 
-    guidelines = _guidelines(options.guidelines) or ""
+    guidelines = read_guidelines(options.guidelines) or ""
     settings = ProjectSettings(**_given(options))
     store = _open(options, create=True)
     store.create_project(options.project, settings, guidelines)
@@ -141,7 +142,7 @@ def change(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
     store = _open(options)
-    given, guidelines = _given(options), _guidelines(options.guidelines)
+    given, guidelines = _given(options), read_guidelines(options.guidelines)
     if not given and guidelines is None:
         raise UserError(f"change {options.project}: nothing to change; see 'accord feedback change --help'.")
     project = store.project(options.project)
@@ -156,7 +157,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def _guidelines(path: str) -> str | None:
+def read_guidelines(path: str) -> str | None:
     """The text of a Markdown file; None without one.  Raises UserError."""
     from accord.io.readers import read_text
 
@@ -334,12 +335,18 @@ def show_statistics(options: argparse.Namespace) -> int:
 
 
 def snapshot(options: argparse.Namespace) -> int:
+    from accord.feedback.convert.command import counts_in_words
+    from accord.feedback.convert.pairs import PairOptions
     from accord.feedback.snapshot import take_snapshot
 
-    taken = take_snapshot(
-        _open(options), options.project, Path(options.folder), moment(options.until), options.with_comments
-    )
+    pairs = PairOptions(options.ties, options.share, options.strengths)
+    until, comments = moment(options.until), options.with_comments
+    taken = take_snapshot(_open(options), options.project, Path(options.folder), until, comments, pairs)
     _print(
-        f"wrote {taken.votes:,} votes to {taken.folder} (digest {taken.digest[:8]}, until {taken.until.isoformat()})"
+        f"wrote {taken.votes:,} votes to {taken.folder} (digest {taken.digest[:8]}, until {taken.until.isoformat()})",
+        f"{taken.preferences:,} of its rows are preferences to train on: data.train={taken.folder}"
+        if taken.preferences
+        else "none of them is a preference to train on",
+        *([f"Left out of the preferences: {counts_in_words(taken.left_out)}."] if taken.left_out else []),
     )
     return 0

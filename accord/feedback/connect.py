@@ -140,16 +140,22 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextmanager
 def _transaction(engine: sa.Engine, begin: str) -> Iterator[sa.Connection]:
+    with in_words(engine), engine.connect() as connection:
+        connection.exec_driver_sql(begin)
+        try:
+            yield connection
+        except BaseException:
+            with suppress(sa.exc.SQLAlchemyError):  # of the first error, which is the one to report
+                connection.exec_driver_sql("ROLLBACK")
+            raise
+        connection.exec_driver_sql("COMMIT")
+
+
+@contextmanager
+def in_words(engine: sa.Engine) -> Iterator[None]:
+    """Has the database's errors raise StoreUnavailable, with what is wrong and what to do."""
     try:
-        with engine.connect() as connection:
-            connection.exec_driver_sql(begin)
-            try:
-                yield connection
-            except BaseException:
-                with suppress(sa.exc.SQLAlchemyError):  # of the first error, which is the one to report
-                    connection.exec_driver_sql("ROLLBACK")
-                raise
-            connection.exec_driver_sql("COMMIT")
+        yield
     except sa.exc.IntegrityError:  # a name that is taken
         raise
     except sa.exc.DatabaseError as error:

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from accord.errors import UserError
 from accord.feedback import connect, schema
-from accord.feedback.connect import PLACE_VARIABLE, StoreUnavailable, address, writing
+from accord.feedback.connect import PLACE_VARIABLE, address, in_words, writing
 
 VERSION = sa.Table(schema.VERSION_TABLE, sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
 """The table in which Alembic notes the newest migration."""
@@ -53,7 +53,7 @@ def _prepare_file(path: Path, engine: sa.Engine, create: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path}: the store cannot be opened ({error.strerror}).") from None
-    with _reported(engine), engine.connect() as connection:
+    with in_words(engine), engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA journal_mode = WAL")  # stored in the file
 
 
@@ -63,7 +63,7 @@ def _missing(engine: sa.Engine) -> UserError:
 
 def _version(engine: sa.Engine) -> str:
     """The newest migration that a store has; empty where there is none."""
-    with _reported(engine), engine.connect() as connection:
+    with in_words(engine), engine.connect() as connection:
         return _version_in(connection)
 
 
@@ -71,20 +71,6 @@ def _version_in(connection: sa.Connection) -> str:
     if not sa.inspect(connection).has_table(schema.VERSION_TABLE):
         return ""
     return connection.execute(sa.select(VERSION.c.version_num)).scalar_one_or_none() or ""
-
-
-class _reported:
-    """Has database errors of the block raise StoreUnavailable."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self.engine = engine
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, sa.exc.DatabaseError):
-            raise StoreUnavailable(f"{address(self.engine)}: {connect.damage(self.engine, error.orig)}") from None
 
 
 def _create_or_upgrade(connection: sa.Connection, where: str) -> None:

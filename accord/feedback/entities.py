@@ -18,6 +18,9 @@ ANSWERS: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")
 """Every choice but a skip."""
 Shown = Literal["left", "right", "tie", "both_bad", "skip"]
 """The same by the side that it was shown on."""
+ADJUDICATION = -1
+"""The occasion of an owner's decision on a disagreement.  It was made with sight of the annotators' votes: it is one more
+vote to train on, and in no figure of agreement."""
 Gold = Literal["a", "b", "tie"]
 Role = Literal["annotator", "owner"]
 ROLES: tuple[Role, ...] = ("annotator", "owner")
@@ -106,7 +109,7 @@ class Question:
     id: int
     pair: int
     occasion: int
-    """0 for the first time, 1 … for repeats."""
+    """0 for the first time, 1 … for repeats, ADJUDICATION for the owner's decision."""
     messages: Sequence[Message]
     left: str
     right: str

@@ -18,6 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from accord.config.feedback import PROJECT_NAME
 from accord.errors import UserError
 from accord.feedback import schema
 from accord.feedback.connect import StoreUnavailable, address, engine_of, place_of, reading, writing
@@ -37,8 +38,6 @@ __all__ = [
     "open_store",
 ]  # fmt: skip
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-"""Of a project; it fits into a URL."""
 CHUNK = 500
 """Pairs that are written by one statement."""
 SESSION = timedelta(days=30)
@@ -79,7 +78,7 @@ class Store:
     # -------------------------------------------------------------- projects
     def create_project(self, name: str, settings: ProjectSettings | None = None, guidelines: str = "") -> Project:
         """A new project.  Raises UserError where the name is taken or not a name."""
-        if not re.fullmatch(NAME, name):
+        if not re.fullmatch(PROJECT_NAME, name):
             raise UserError(
                 f"project {name!r}: a name has 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first."
             )
@@ -105,7 +104,7 @@ class Store:
         """The project of a name.  Raises UserError with the nearest name where there is none."""
         with reading(self.engine) as c:
             query = sa.select(schema.projects).where(schema.projects.c.name == name)
-            if re.fullmatch(NAME, name) and (row := c.execute(query).one_or_none()) is not None:
+            if re.fullmatch(PROJECT_NAME, name) and (row := c.execute(query).one_or_none()) is not None:
                 return _project(row)
             names = [str(n) for n in c.execute(sa.select(schema.projects.c.name)).scalars()]
         near = difflib.get_close_matches(name, names, 1)
@@ -300,7 +299,7 @@ def _checked(pair: NewPair, number: int) -> _Row:
 
 
 def digest_of(pair: NewPair) -> str:
-    """The digest by which a project knows a pair, whichever reply comes first.  Raises UserError."""
+    """A digest of a pair's content, the same for both orders of its replies.  Raises UserError."""
     return _checked(pair, 1).digest
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from accord.errors import UserError
+from accord.feedback.command import read_guidelines
 
 if TYPE_CHECKING:
     from accord.feedback.store import Store
@@ -77,7 +77,7 @@ def label(options: argparse.Namespace) -> int:
     name = _host_name(options.url)
     store = open_store(options.store or None, create=False)
     store.project(options.project)
-    guidelines = _guidelines(options.guidelines)
+    guidelines = read_guidelines(options.guidelines)
     listening = server.listen(options.host, options.port)
     with listening:
         port = listening.getsockname()[1]
@@ -126,18 +126,6 @@ def _host_name(url: str) -> str:
     if place.scheme not in ("http", "https") or not name or place.path not in ("", "/") or place.query:
         raise UserError(f"--url {url}: expected https://NAME, the address that people type, without a path.")
     return name
-
-
-def _guidelines(path: str) -> str | None:
-    """The text of --guidelines; None without it.  Raises UserError."""
-    if not path:
-        return None
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"--guidelines {path}: is not text in UTF-8; save it as such.") from None
-    except OSError as error:
-        raise UserError(f"--guidelines {path}: cannot be read ({error.strerror}).") from None
 
 
 def _greet(store: Store, project: str, url: str) -> None:

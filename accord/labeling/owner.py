@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -10,12 +9,13 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, InstanceOf
 
 from accord.errors import UserError
-from accord.feedback.adjudication import ADJUDICATION, ask_owner
-from accord.feedback.agreement import Report, describe_votes
-from accord.feedback.entities import Annotator, VoteRow
+from accord.feedback.adjudication import ask_owner
+from accord.feedback.agreement import independent
+from accord.feedback.entities import ADJUDICATION, Annotator
 from accord.feedback.progress import coverage
-from accord.feedback.snapshot import read_votes
+from accord.feedback.report import Report, describe_votes
 from accord.feedback.store import Store
+from accord.feedback.vote_rows import read_votes
 from accord.feedback.votes import shown_of
 from accord.labeling.api import Id, NewVote, cast_vote, shown
 from accord.labeling.auth import Session, owner_signed_in, site_of
@@ -51,7 +51,7 @@ def owner_figures(store: Store, project: str) -> dict[str, Any]:
     """The figures of a project.  Annotators are named: they are the owner's own people; exports name nobody."""
     rows = read_votes(store, project)
     people = {a.public_id: (a, valid) for a, valid in store.annotators(project)}
-    report = describe_votes(independent(rows), RESAMPLES)
+    report = describe_votes(rows, RESAMPLES)
     decided = {row.pair: row.choice for row in rows if row.occasion == ADJUDICATION and row.choice != "skip"}
     owner = store.project(project)
     return {
@@ -66,11 +66,6 @@ def owner_figures(store: Store, project: str) -> dict[str, Any]:
         ],
         "disagreements": [{**asdict(d), "decided": decided.get(int(str(d.pair)))} for d in report.disagreements],
     }
-
-
-def independent(rows: Sequence[VoteRow]) -> list[VoteRow]:
-    """The votes that were given without sight of others': all but the owner's decisions."""
-    return [row for row in rows if row.occasion != ADJUDICATION]
 
 
 def summary(report: Report) -> dict[str, Any]:

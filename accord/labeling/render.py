@@ -39,13 +39,9 @@ OPEN_MARKS = re.compile(r"[*_~\[`(<!]{2000}|(?:[>\-+*] ?){200}")
 """Runs of marks that no author writes and that take a parser of Markdown quadratic time."""
 
 
+@lru_cache(maxsize=64)
 def html_of(text: str) -> str:
     """A text's safe HTML: Markdown where it is of a usual size, else the text itself."""
-    return _markdown(text)
-
-
-@lru_cache(maxsize=64)
-def _markdown(text: str) -> str:
     if len(text) > MARKDOWN_CHARACTERS or OPEN_MARKS.search(text):
         return plain(text)
     return _clean(_parser().render(text))

@@ -18,8 +18,15 @@ from accord.pipeline.stage import Outcome
 from accord.pipeline.status import duration, final_metrics, read_progress, running_metrics, time_left
 from accord.runtime.console import console
 
-MARKS = {"done": "✓", "failed": "✗", "not run": "-", "running": "▶", "waits": "…", "waiting": "·"}
-STYLES = {"done": "green", "failed": "red", "not run": "yellow", "running": "bold", "waits": "yellow", "waiting": "dim"}
+MARKS = {"done": "✓", "failed": "✗", "not run": "-", "running": "▶", "waiting": "…", "pending": "·"}
+STYLES = {
+    "done": "green",
+    "failed": "red",
+    "not run": "yellow",
+    "running": "bold",
+    "waiting": "yellow",
+    "pending": "dim",
+}
 
 
 class Lines:
@@ -61,7 +68,7 @@ class LiveTable:
     def __init__(self, planned: Sequence[Planned], folders: Mapping[str, Path]) -> None:
         self.folders = folders
         self.kinds = {stage.name: stage.kind for stage in planned}
-        self.rows = {stage.name: _Row("waiting") for stage in planned}
+        self.rows = {stage.name: _Row("pending") for stage in planned}
         self.live = Live(
             console=console, get_renderable=self.table, refresh_per_second=2, redirect_stderr=False, transient=False
         )
@@ -87,7 +94,7 @@ class LiveTable:
         self.rows[name] = _Row("failed", words)
 
     def waits(self, name: str, words: str) -> None:
-        self.rows[name] = _Row("waits", words)
+        self.rows[name] = _Row("waiting", words)
 
     def not_run(self, name: str, cause: str) -> None:
         self.rows[name] = _Row("not run", cause)
@@ -113,7 +120,7 @@ class LiveTable:
         room = max(4, console.height - 6)
         if len(names) <= room:
             return 0, len(names)
-        active = next((i for i, name in enumerate(names) if self.rows[name].state in ("running", "waiting")), 0)
+        active = next((i for i, name in enumerate(names) if self.rows[name].state in ("running", "pending")), 0)
         first = max(0, min(active - 2, len(names) - room))
         return first, first + room
 

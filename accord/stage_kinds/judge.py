@@ -34,9 +34,7 @@ def run_judge(config: JudgeConfig, run: Run) -> dict[str, float]:
         {
             "samples": f"{ended} of {given} replies to {len(samples)} prompts ended and can be compared",
             "judge": describe(config),
-            "pairs": "all of a prompt's replies"
-            if config.matching == "all"
-            else f"{config.pairs} a prompt, {config.matching}",
+            "pairs": Matching(config.matching, config.pairs).describe(),
         }
     )
     run.open_folders()

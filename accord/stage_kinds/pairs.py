@@ -65,7 +65,9 @@ def plan(config: PairsConfig, backbone: Backbone, data: PromptData) -> dict[str,
         "prompts": data.report.describe(),
         "replies": budget_of(config).describe(),
         "annotator": f"{config.annotator}, noise {config.noise}",
-        "keeps": f"up to {config.pairs} pairs a prompt" if config.keep == "pairs" else "replies that ended",
+        "keeps": "replies that ended"
+        if config.keep == "demonstrations"
+        else f"pairs: {Matching(config.matching, config.pairs).describe()}",
     }
 
 

@@ -8,8 +8,8 @@ from accord.errors import UserError
 from accord.feedback.adjudication import ADJUDICATION, ask_owner
 from accord.feedback.progress import coverage
 from accord.feedback.queue import next_questions
-from accord.feedback.snapshot import read_votes
 from accord.feedback.store import Store
+from accord.feedback.vote_rows import read_votes
 from accord.feedback.votes import cast
 from tests.feedback.conftest import Pairs
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -13,11 +9,8 @@ from accord.feedback.agreement import (
     Estimate,
     agreement,
     alpha_of,
-    annotator_reports,
     cohen_kappa,
     coincidences,
-    describe_votes,
-    disagreements,
     gold_accuracy,
     kappas,
     krippendorff_alpha,
@@ -28,39 +21,9 @@ from accord.feedback.agreement import (
     tie_share,
     wilson,
 )
+from tests.feedback.tables import Vote, simulated, table
 
 krippendorff = pytest.importorskip("krippendorff", reason="the extra feedback is not installed")
-
-
-@dataclass(frozen=True)
-class Vote:
-    pair: int
-    annotator: str
-    choice: str
-    strength: int = 1
-    seconds: float = 4.0
-    left: str = "a"
-    occasion: int = 0
-    gold: str | None = None
-
-
-def table(rows: dict[str, str], **others: Any) -> list[Vote]:
-    """Votes of annotators on pairs 0, 1, …; "." is no vote, "=" a tie, "0" both bad, "-" skipped."""
-    words = {"a": "a", "b": "b", "=": "tie", "0": "both_bad", "-": "skip"}
-    return [
-        Vote(pair, annotator, words[c], **others)
-        for annotator, row in rows.items()
-        for pair, c in enumerate(row)
-        if c != "."
-    ]
-
-
-def simulated(pairs: int, annotators: int, accuracy: float, seed: int = 0) -> list[Vote]:
-    """Annotators who are each right with probability ``accuracy``; half of the pairs are won by a."""
-    generator = np.random.default_rng(seed)
-    truth = generator.random(pairs) < 0.5
-    right = generator.random((annotators, pairs)) < accuracy
-    return [Vote(p, f"r{i}", "a" if truth[p] == right[i, p] else "b") for i in range(annotators) for p in range(pairs)]
 
 
 # ------------------------------------------------------------------ alpha
@@ -215,32 +178,3 @@ def test_tie_share_and_pace_leave_out_skipped_pairs() -> None:
 def test_noise_ceiling_is_the_accuracy_that_explains_the_agreement(accuracy: float) -> None:
     assert noise_ceiling(accuracy**2 + (1 - accuracy) ** 2) == pytest.approx(accuracy, abs=1e-7)
     assert noise_ceiling(0.3) == 0.5
-
-
-# ------------------------------------------------------------------ lists and everything
-def test_disagreements_come_most_divided_first() -> None:
-    votes = table({"x": "aaa", "y": "abb", "z": "aa="})
-    found = disagreements(votes)
-    assert [d.pair for d in found] == [2, 1]
-    assert found[0].entropy == pytest.approx(math.log(3))
-    assert found[1].choices == {"a": 2, "b": 1}
-
-
-def test_an_annotator_who_always_contradicts_stands_out() -> None:
-    reports = {r.annotator: r for r in annotator_reports(table({"x": "abab", "y": "abab", "z": "baba", "w": "-..."}))}
-    assert reports["x"].agreement == reports["y"].agreement == 0.5
-    assert (reports["z"].agreement, reports["z"].compared) == (0.0, 8)
-    assert (reports["w"].agreement, reports["w"].votes, reports["w"].skipped) == (None, 0, 1)
-
-
-def test_a_project_without_votes_has_a_report() -> None:
-    found = describe_votes([])
-    assert (found.votes, found.alpha.value, found.noise_ceiling, found.by_annotator) == (0, None, None, ())
-
-
-def test_the_report_recovers_the_accuracy_of_simulated_annotators() -> None:
-    found = describe_votes(simulated(1500, 3, 0.85), resamples=20)
-    assert found.noise_ceiling == pytest.approx(0.85, abs=0.015)
-    assert found.decisive_agreement.value == found.agreement.value
-    assert (found.votes, found.pairs, found.overlapping, found.annotators) == (4500, 1500, 1500, 3)
-    assert found.choices["a"] + found.choices["b"] == 4500

@@ -154,7 +154,7 @@ def test_a_store_without_a_table_is_one_sentence(tmp_path: Path, damaged: str) -
         connection.execute("PRAGMA foreign_keys = OFF")
         connection.execute(f"DROP TABLE {damaged}")
         connection.commit()
-    from accord.feedback.snapshot import read_votes
+    from accord.feedback.vote_rows import read_votes
 
     with pytest.raises(UserError, match="not a readable store"):
         read_votes(open_store(tmp_path / "f.db"), "tone")

@@ -7,8 +7,8 @@ import pytest
 from accord.errors import UserError
 from accord.feedback.privacy import forget
 from accord.feedback.queue import next_questions
-from accord.feedback.snapshot import read_votes
 from accord.feedback.store import Store
+from accord.feedback.vote_rows import read_votes
 from accord.feedback.votes import add_demonstration, cast
 from tests.feedback.conftest import Pairs
 from tests.feedback.test_store import contents

@@ -9,8 +9,8 @@ import pytest
 
 from accord.feedback.entities import Annotator, ProjectSettings, Question
 from accord.feedback.queue import REPEAT_GAP, next_questions, side
-from accord.feedback.snapshot import read_votes
 from accord.feedback.store import Store
+from accord.feedback.vote_rows import read_votes
 from accord.feedback.votes import cast
 from tests.feedback.conftest import Pairs
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from accord.data.rows import Where, preference_fields
 from accord.errors import UserError
+from accord.feedback.convert.pairs import PairOptions
 from accord.feedback.entities import Annotator
 from accord.feedback.queue import next_questions
-from accord.feedback.snapshot import RECORD, VOTES, read_votes, take_snapshot
+from accord.feedback.snapshot import PREFERENCES, RECORD, VOTES, take_snapshot
 from accord.feedback.store import Store
+from accord.feedback.vote_rows import read_votes
 from accord.feedback.votes import cast, undo
 from accord.io.readers import read_jsonl
 from tests.feedback.conftest import Pairs
@@ -92,3 +95,21 @@ def test_a_folder_with_something_else_is_not_replaced(store: Store, tmp_path: Pa
         with pytest.raises(UserError, match="is not a snapshot"):
             take_snapshot(store, "tone", folder)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_preferences_of_a_snapshot_are_what_stages_train_on(
+    store: Store, make_pairs: Pairs, tmp_path: Path
+) -> None:
+    store.add_pairs("tone", make_pairs(4))
+    annotator, _ = store.add_annotator("tone", "Ann")
+    for number, choice in enumerate(("left", "right", "tie", "skip")):
+        cast(store, annotator, next_questions(store, annotator, 1)[0].id, choice, request=str(number))  # type: ignore[arg-type]
+    preferred = [(row.a if row.choice == "a" else row.b).text for row in read_votes(store, "tone")[:2]]
+    taken = take_snapshot(store, "tone", tmp_path / "votes", pairs=PairOptions())
+    assert (taken.votes, taken.preferences, taken.left_out) == (4, 2, {"ties": 1, "skipped": 1})
+    rows = [preference_fields(row, Where("f", n)) for n, row in read_jsonl(tmp_path / "votes" / PREFERENCES)]
+    assert [row[1] for row in rows] == preferred
+    assert json.loads((tmp_path / "votes" / RECORD).read_text())["preferences"]["left_out"] == {"skipped": 1, "ties": 1}
+    half = take_snapshot(store, "tone", tmp_path / "votes", pairs=PairOptions("half"))
+    labels = [row.get("label", 1) for _, row in read_jsonl(tmp_path / "votes" / PREFERENCES)]
+    assert (half.preferences, labels, half.digest) == (3, [1, 1, 0.5], taken.digest)

@@ -14,8 +14,8 @@ from accord.feedback import schema
 from accord.feedback.connect import reading
 from accord.feedback.entities import NewCandidate, NewPair, ProjectSettings
 from accord.feedback.queue import next_questions
-from accord.feedback.snapshot import read_votes
 from accord.feedback.store import Store, hash_of
+from accord.feedback.vote_rows import read_votes
 from accord.feedback.votes import cast
 from tests.feedback.conftest import Pairs
 

@@ -12,8 +12,8 @@ from accord.feedback import schema
 from accord.feedback.connect import StoreUnavailable, reading, writing
 from accord.feedback.entities import Annotator, Question
 from accord.feedback.queue import next_questions
-from accord.feedback.snapshot import read_votes
 from accord.feedback.store import Store
+from accord.feedback.vote_rows import read_votes
 from accord.feedback.votes import add_demonstration, cast, history, undo
 from tests.feedback.conftest import Pairs
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from accord.feedback.connect import reading
 from accord.feedback.entities import NewCandidate, NewPair, ProjectSettings
-from accord.feedback.snapshot import read_votes
 from accord.feedback.store import Store, open_store
+from accord.feedback.vote_rows import read_votes
 
 VOTER = Path(__file__).with_name("voter.py")
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from accord.feedback.entities import NewCandidate, NewPair, ProjectSettings
-from accord.feedback.snapshot import read_votes
 from accord.feedback.store import Store, open_store
+from accord.feedback.vote_rows import read_votes
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from accord.feedback.snapshot import read_votes
 from accord.feedback.store import ProjectSettings
+from accord.feedback.vote_rows import read_votes
 from tests.labeling.visitors import NewPage, Page, new_pair
 
 

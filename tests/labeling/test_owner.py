@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from accord.feedback.adjudication import ADJUDICATION
-from accord.feedback.snapshot import read_votes
 from accord.feedback.store import ProjectSettings
+from accord.feedback.vote_rows import read_votes
 from tests.labeling.visitors import NewPage, Page, Person, new_pair, try_token
 
 OVERLAP = ProjectSettings(overlap=2, repeat_share=0, gold_share=0)

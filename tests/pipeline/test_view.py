@@ -47,7 +47,7 @@ def test_every_state_has_its_line(tmp_path: Path) -> None:
     assert " left  score 1.5  kl 0.25  loss 3" in lines[1]
     assert lines[2].endswith("no room")
     assert lines[3].endswith("c failed")
-    assert "waiting" in lines[4]
+    assert "pending" in lines[4]
 
 
 def test_progress_of_an_earlier_run_is_not_shown(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from accord.data.rows import Where, messages_field, require, text_field
-from accord.feedback.convert.judgment import (
+from accord.feedback.convert.file_vote import (
     CannotHold,
-    Judgment,
+    FileVote,
     Row,
     Written,
     by_pair,
+    left_out_as,
     new_pair,
     only_text,
     require_choice,
@@ -38,8 +39,8 @@ def write(votes: Iterable[VoteRow], options: PairOptions) -> Written:
     for given in by_pair(votes).values():
         responses = []
         for vote in given:
-            if vote.choice == "skip" or vote.occasion:
-                written.left_out["skipped" if vote.choice == "skip" else "repeats"] += 1
+            if reason := left_out_as(vote):
+                written.left_out[reason] += 1
                 continue
             ranks = next(r for r, choice in RANKS.items() if choice == vote.choice)
             value: Any = [{"value": name, "rank": rank} for name, rank in zip(FIELDS, ranks, strict=True)]
@@ -69,7 +70,7 @@ def write(votes: Iterable[VoteRow], options: PairOptions) -> Written:
     return written
 
 
-def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
+def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
     """The votes of records: rankings as a list of names, best first, or as ranks."""
     for where, row in rows:
         fields = require(row, "fields", where)
@@ -89,7 +90,7 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
         for response in given or []:
             if not isinstance(response, dict):
                 raise where.error("a response is not an object with value and user_id.")
-            yield Judgment(pair, _choice(response.get("value"), where), str(response.get("user_id") or ""))
+            yield FileVote(pair, _choice(response.get("value"), where), str(response.get("user_id") or ""))
 
 
 def _choice(value: Any, where: Where) -> Choice:

@@ -15,8 +15,9 @@ from accord.io.atomic import write_text
 from accord.io.finite_json import dumps
 
 if TYPE_CHECKING:
-    from accord.feedback.agreement import AnnotatorReport, Estimate, Report
-    from accord.feedback.convert.judgment import Judgment
+    from accord.feedback.agreement import Estimate
+    from accord.feedback.convert.file_vote import FileVote
+    from accord.feedback.report import AnnotatorReport, Report
 
 NAMES = (
     *("raw", "trl", "trl-conversational", "trl-unpaired", "hh-rlhf", "llama-factory", "llama-factory-alpaca"),
@@ -30,6 +31,12 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=NAMES, default="raw", help="format of the file (default: raw, all votes)")
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write; .jsonl, or .json for arrays")
     add_until(parser)
+    add_pair_options(parser)
+    parser.add_argument("--with-comments", action="store_true", help="write annotators' comments and tags as well")
+
+
+def add_pair_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how votes become preferences: --ties, --share, --strengths."""
     parser.add_argument(
         "--ties",
         choices=("drop", "half", "weight"),
@@ -38,7 +45,6 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--share", action="store_true", help="one row for each pair, its label the share of the votes")
     parser.add_argument("--strengths", action="store_true", help="write the strength of a vote as the row's weight")
-    parser.add_argument("--with-comments", action="store_true", help="write annotators' comments and tags as well")
 
 
 def add_import_options(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +79,7 @@ def export_votes(store: Any, name: str, options: argparse.Namespace) -> list[str
     """
     from accord.feedback.convert.formats import FORMATS
     from accord.feedback.convert.pairs import PairOptions
-    from accord.feedback.snapshot import read_votes
+    from accord.feedback.vote_rows import read_votes
 
     chosen = FORMATS[options.format]
     wanted = PairOptions(options.ties, options.share, options.strengths)
@@ -92,7 +98,7 @@ def export_votes(store: Any, name: str, options: argparse.Namespace) -> list[str
         votes = [replace(vote, comment="", tags=()) for vote in votes]
     written = chosen.write(votes, wanted)
     if not written.rows:
-        reasons = _counts(written.left_out)
+        reasons = counts_in_words(written.left_out)
         raise UserError(f"project {name!r}: no vote fits --format {options.format} ({reasons}); nothing was written.")
     try:
         write_text(Path(options.out), chosen.text(written.rows))
@@ -102,19 +108,19 @@ def export_votes(store: Any, name: str, options: argparse.Namespace) -> list[str
         f"{options.out}: {len(written.rows)} rows with {written.votes} of {len(votes)} votes, format {options.format}."
     ]
     if written.left_out:
-        said.append(f"Left out: {_counts(written.left_out)}.")
+        said.append(f"Left out: {counts_in_words(written.left_out)}.")
     return [*said, chosen.loses] if chosen.loses else said
 
 
 def import_file(store: Any, name: str, options: argparse.Namespace) -> list[str]:
     """Adds the votes of a file to a project, all or none; returns what to say.  Raises UserError naming file and row."""
+    from accord.feedback.convert.file_vote import read_rows
     from accord.feedback.convert.formats import FORMATS
-    from accord.feedback.convert.judgment import read_rows
     from accord.feedback.convert.store_votes import import_votes
 
     store.project(name)
     path = Path(options.file)
-    judgments: list[Judgment] = []
+    judgments: list[FileVote] = []
     left_out: Counter[str] = Counter()
     for found in FORMATS[options.format].read(read_rows(path)):
         if isinstance(found, str):
@@ -122,7 +128,7 @@ def import_file(store: Any, name: str, options: argparse.Namespace) -> list[str]
         else:
             judgments.append(found)
     if not judgments:
-        raise UserError(f"{path}: no vote to import ({_counts(left_out) or 'it states no preference'}).")
+        raise UserError(f"{path}: no vote to import ({counts_in_words(left_out) or 'it states no preference'}).")
     made = import_votes(store, name, judgments)
     said = [
         f"{path}: {made.votes} votes of {made.annotators} annotators on {made.pairs} new pairs imported into {name}."
@@ -130,19 +136,20 @@ def import_file(store: Any, name: str, options: argparse.Namespace) -> list[str]
     if made.again:
         said.append(f"{made.again} votes were imported before and are not counted twice.")
     if left_out:
-        said.append(f"Left out: {_counts(left_out)}.")
+        said.append(f"Left out: {counts_in_words(left_out)}.")
     return said
 
 
-def _counts(counts: Counter[str]) -> str:
+def counts_in_words(counts: Counter[str]) -> str:
+    """``ties 3, skipped 1``."""
     return ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
 
 
 # ------------------------------------------------------------------ stats
 def show_stats(store: Any, name: str, options: argparse.Namespace) -> None:
     """Prints agreement, biases and pace of a project's votes, as tables or as JSON.  Raises UserError."""
-    from accord.feedback.agreement import describe_votes
-    from accord.feedback.snapshot import read_votes
+    from accord.feedback.report import describe_votes
+    from accord.feedback.vote_rows import read_votes
 
     votes = read_votes(store, name, moment(options.until))
     report = describe_votes(votes)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from accord.data.rows import Where, messages_field, require, text_field
-from accord.feedback.convert.judgment import Judgment, Row, Written, assistant, moment_of, new_pair
+from accord.feedback.convert.file_vote import FileVote, Row, Written, assistant, left_out_as, moment_of, new_pair
 from accord.feedback.convert.pairs import PairOptions
 from accord.feedback.entities import Choice, VoteRow
 
@@ -21,8 +21,8 @@ def write(votes: Iterable[VoteRow], options: PairOptions) -> Written:
     """One battle for each vote; the candidate that was shown left is model_a."""
     written = Written()
     for vote in votes:
-        if vote.choice == "skip" or vote.occasion:
-            written.left_out["skipped" if vote.choice == "skip" else "repeats"] += 1
+        if reason := left_out_as(vote):
+            written.left_out[reason] += 1
             continue
         left, right = (vote.a, vote.b) if vote.left == "a" else (vote.b, vote.a)
         choice = vote.choice
@@ -47,7 +47,7 @@ def write(votes: Iterable[VoteRow], options: PairOptions) -> Written:
     return written
 
 
-def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
+def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
     """The votes of battles; one whose conversations differ before their last reply has no common prompt: it is counted."""
     for where, row in rows:
         a, b = (messages_field(row, key, where) for key in ("conversation_a", "conversation_b"))
@@ -65,7 +65,7 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
             yield "battles of two equal replies"
             continue
         created = moment_of(row.get("tstamp"), where, "tstamp")
-        yield Judgment(pair, WINNERS[winner], str(row.get("judge") or ""), left="a", created=created)
+        yield FileVote(pair, WINNERS[winner], str(row.get("judge") or ""), left="a", created=created)
 
 
 def _turns(talk: list[dict[str, Any]]) -> list[tuple[str, str]]:

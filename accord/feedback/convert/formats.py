@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from accord.data.rows import Where
 from accord.feedback.convert import argilla, fastchat, hh, label_studio, llama_factory, openrlhf, raw, trl
-from accord.feedback.convert.judgment import Judgment, Row, Written, as_array, as_lines
+from accord.feedback.convert.file_vote import FileVote, Row, Written, as_array, as_lines
 from accord.feedback.convert.pairs import PairOptions
 from accord.feedback.entities import VoteRow
 
@@ -18,7 +18,7 @@ class Format:
 
     about: str
     write: Callable[[Iterable[VoteRow], PairOptions], Written]
-    read: Callable[[Iterable[tuple[Where, Row]]], Iterator[Judgment | str]]
+    read: Callable[[Iterable[tuple[Where, Row]]], Iterator[FileVote | str]]
     loses: str
     """A sentence; empty where nothing is lost."""
     text: Callable[[Iterable[Row]], str] = as_lines

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from accord.data.rows import Where, text_field
-from accord.feedback.convert.judgment import CannotHold, Judgment, Row, Written, new_pair
-from accord.feedback.convert.pairs import PairOptions, Preference, judgment_of, require_plain, write_pairs
+from accord.feedback.convert.file_vote import CannotHold, FileVote, Row, Written, new_pair
+from accord.feedback.convert.pairs import PairOptions, Preference, require_plain, vote_of, write_pairs
 from accord.feedback.entities import VoteRow
 
 MARKS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
@@ -37,14 +37,14 @@ def _row(row: Preference) -> dict[str, Any]:
     }
 
 
-def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
+def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
     """The votes of rows; the turns that both transcripts begin with are the prompt."""
     for where, row in rows:
         chosen, rejected = (_turns(text_field(row, key, where), key, where) for key in ("chosen", "rejected"))
         if chosen[:-1] != rejected[:-1]:
             yield "transcripts that differ before their last turn"
             continue
-        yield judgment_of(new_pair(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"]), row, where)
+        yield vote_of(new_pair(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"]), row, where)
 
 
 def _turns(text: str, key: str, where: Where) -> list[dict[str, Any]]:

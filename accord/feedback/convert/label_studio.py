@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from accord.data.rows import Where, messages_field, require, text_field
-from accord.feedback.convert.judgment import (
+from accord.feedback.convert.file_vote import (
     CannotHold,
-    Judgment,
+    FileVote,
     Row,
     Written,
     by_pair,
@@ -29,7 +29,7 @@ from accord.feedback.convert.judgment import (
     user,
 )
 from accord.feedback.convert.pairs import PairOptions
-from accord.feedback.entities import Choice, VoteRow
+from accord.feedback.entities import ADJUDICATION, Choice, VoteRow
 from accord.io.readers import json_kind
 
 TEXTS = (("text1", "text2"), ("left", "right"), ("answer1", "answer2"), ("response1", "response2"))
@@ -43,17 +43,22 @@ def write(votes: Iterable[VoteRow], options: PairOptions) -> Written:
     written = Written()
     people: dict[str, int] = {}
     for number, given in enumerate(by_pair(votes).values(), 1):
-        first = given[0]
+        own = [vote for vote in given if vote.occasion != ADJUDICATION]
+        if len(own) < len(given):
+            written.left_out["the owner's decisions"] += len(given) - len(own)
+        if not own:
+            continue
+        first = own[0]
         try:
             prompt = {"prompt": only_text(first.prompt)}
         except CannotHold:
             lines = "\n\n".join(f"{m['role']}: {m['content']}" for m in first.prompt)
             prompt = {"prompt": lines, "messages": [dict(m) for m in first.prompt]}  # type: ignore[dict-item]
-        annotations = [_annotation(vote, people.setdefault(vote.annotator, len(people) + 1)) for vote in given]
+        annotations = [_annotation(vote, people.setdefault(vote.annotator, len(people) + 1)) for vote in own]
         written.rows.append(
             {"id": number, "data": {**prompt, "text1": first.a.text, "text2": first.b.text}, "annotations": annotations}
         )
-        written.votes += len(given)
+        written.votes += len(own)
     return written
 
 
@@ -76,7 +81,7 @@ def _result(name: str, to: str, kind: str, value: dict[str, Any]) -> dict[str, A
     return {"from_name": name, "to_name": to, "type": kind, "value": value}
 
 
-def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
+def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
     """The votes of tasks; an annotation without a selection is a tie unless its choices say both_bad or it was cancelled."""
     for where, row in rows:
         data = require(row, "data", where)
@@ -101,7 +106,7 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
             yield _judgment(pair, annotation, where)
 
 
-def _judgment(pair: Any, annotation: Mapping[str, Any], where: Where) -> Judgment:
+def _judgment(pair: Any, annotation: Mapping[str, Any], where: Where) -> FileVote:
     results = annotation.get("result") or []
     if not isinstance(results, list) or not all(
         isinstance(r, dict) and isinstance(r.get("value"), dict) for r in results
@@ -120,7 +125,7 @@ def _judgment(pair: Any, annotation: Mapping[str, Any], where: Where) -> Judgmen
         choice = "both_bad"
     by = annotation.get("completed_by")
     texts = values.get("textarea", {}).get("text") or [""]
-    return Judgment(
+    return FileVote(
         pair,
         choice,
         str(by.get("id", "") if isinstance(by, dict) else "" if by is None else by),

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from accord.data.rows import Where, require, text_field
-from accord.feedback.convert.judgment import CannotHold, Judgment, Row, Written, new_pair
-from accord.feedback.convert.pairs import PairOptions, Preference, judgment_of, require_plain, write_pairs
+from accord.feedback.convert.file_vote import CannotHold, FileVote, Row, Written, new_pair
+from accord.feedback.convert.pairs import PairOptions, Preference, require_plain, vote_of, write_pairs
 from accord.feedback.entities import Message, VoteRow
 from accord.io.readers import json_kind
 
@@ -45,7 +45,7 @@ def _alpaca_row(row: Preference) -> dict[str, Any]:
     return {"instruction": texts[-1], "input": "", "chosen": row.chosen, "rejected": row.rejected, **more}
 
 
-def read_alpaca(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
+def read_alpaca(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
     """The votes of rows; an input follows its instruction on a line of its own, as LLaMA-Factory joins them."""
     for where, row in rows:
         instruction, chosen, rejected = (text_field(row, key, where) for key in ("instruction", "chosen", "rejected"))
@@ -56,7 +56,7 @@ def read_alpaca(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
                 raise where.error("'history' is a list of [instruction, response] pairs of texts.")
             prompt += [{"role": "user", "content": exchange[0]}, {"role": "assistant", "content": exchange[1]}]
         prompt.append({"role": "user", "content": f"{instruction}\n{extra}" if extra else instruction})
-        yield judgment_of(new_pair(prompt, chosen, rejected), row, where)
+        yield vote_of(new_pair(prompt, chosen, rejected), row, where)
 
 
 # ------------------------------------------------------------------ sharegpt
@@ -77,7 +77,7 @@ def _turn(role: str, text: str) -> dict[str, Any]:
     return {"from": NAMES[role], "value": text}
 
 
-def read_sharegpt(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
+def read_sharegpt(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
     """The votes of rows.  Raises UserError for turns of unknown roles."""
     for where, row in rows:
         turns = require(row, "conversations", where)
@@ -86,7 +86,7 @@ def read_sharegpt(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]
         prompt = [{"role": "system", "content": text_field(row, "system", where)}] if row.get("system") else []
         prompt += [_message(turn, f"conversations[{n}]", where) for n, turn in enumerate(turns)]
         chosen, rejected = (_message(require(row, key, where), key, where) for key in ("chosen", "rejected"))
-        yield judgment_of(new_pair(prompt, chosen["content"], rejected["content"]), row, where)
+        yield vote_of(new_pair(prompt, chosen["content"], rejected["content"]), row, where)
 
 
 def _message(turn: Any, name: str, where: Where) -> dict[str, Any]:

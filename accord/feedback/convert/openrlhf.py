@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from accord.feedback.convert.judgment import Written, assistant
+from accord.feedback.convert.file_vote import Written, assistant
 from accord.feedback.convert.pairs import PairOptions, Preference, require_plain, write_pairs
 from accord.feedback.convert.trl import read_pairs
 from accord.feedback.entities import VoteRow

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from accord.data.rows import Where, number_field, soft_label
 from accord.errors import UserError
-from accord.feedback.convert.judgment import CannotHold, Judgment, Row, Written, by_pair, require_choice
+from accord.feedback.convert.file_vote import CannotHold, FileVote, Row, Written, by_pair, require_choice
 from accord.feedback.entities import Message, NewPair, VoteRow
 
 Ties = Literal["drop", "half", "weight"]
@@ -54,7 +54,8 @@ def preferences(
 ) -> Iterator[tuple[Preference, int]]:
     """The rows that votes make, each with the number of its votes (0 for a tie's second row); the rest is counted by reason.
 
-    Every first vote of every annotator is used.  Repeats and gold questions are not: they measure annotators.
+    Every first vote of every annotator is used, and so are the owner's decisions.  Repeats and gold questions are not: they
+    measure annotators.
     """
     used: list[VoteRow] = []
     for vote in votes:
@@ -78,7 +79,7 @@ def _unused(vote: VoteRow, options: PairOptions) -> str:
         return "skipped"
     if vote.gold is not None:
         return "gold questions"
-    if vote.occasion:
+    if vote.occasion > 0:
         return "repeats"
     if vote.a.text == vote.b.text:
         return "equal replies"
@@ -131,7 +132,7 @@ def require_plain(options: PairOptions, name: str) -> None:
         )
 
 
-def judgment_of(pair: NewPair, row: Row, where: Where) -> Judgment:
+def vote_of(pair: NewPair, row: Row, where: Where) -> FileVote:
     """The vote that a row of chosen (candidate a) and rejected (b) states, with its label and weight.
 
     Raises UserError for a label or a weight that is no single vote's.
@@ -143,4 +144,4 @@ def judgment_of(pair: NewPair, row: Row, where: Where) -> Judgment:
         raise where.error(f"a label of {label:g} is a share of votes, not a vote; export one row for each vote.")
     if weight not in (1.0, 2.0, 3.0):
         raise where.error(f"a weight of {weight:g} is no strength of a vote (1, 2 or 3); export without --ties weight.")
-    return Judgment(pair, {1.0: "a", 0.5: "tie", 0.0: "b"}[label], strength=int(weight))  # type: ignore[arg-type]
+    return FileVote(pair, {1.0: "a", 0.5: "tie", 0.0: "b"}[label], strength=int(weight))  # type: ignore[arg-type]

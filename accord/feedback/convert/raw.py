@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from accord.data.rows import Where, messages_field, require, text_field
-from accord.feedback.convert.judgment import Judgment, Row, Written, moment_of, number_of, require_choice
+from accord.feedback.convert.file_vote import FileVote, Row, Written, moment_of, number_of, require_choice
 from accord.feedback.convert.pairs import PairOptions
-from accord.feedback.entities import NewCandidate, NewPair, VoteRow
-from accord.feedback.snapshot import as_json
+from accord.feedback.entities import ADJUDICATION, NewCandidate, NewPair, VoteRow
+from accord.feedback.vote_rows import as_json
 
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
 
@@ -20,7 +20,7 @@ def write(votes: Iterable[VoteRow], options: PairOptions) -> Written:
     return Written(rows, len(rows))
 
 
-def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
+def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
     """The votes of rows.  Raises UserError naming the row."""
     for where, row in rows:
         a, b = (_candidate(require(row, key, where), key, where) for key in ("a", "b"))
@@ -37,14 +37,14 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
         tags = row.get("tags") or []
         if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
             raise where.error("'tags' is not a list of texts.")
-        yield Judgment(
+        yield FileVote(
             pair,
             _one_of(row, "choice", CHOICES, where),
             text_field(row, "annotator", where),
             strength=int(number_of(row, "strength", where, 1, 3, 1)),
             seconds=number_of(row, "seconds", where, 0, 86400, 0),
             left=_one_of(row, "left", ("a", "b"), where),
-            occasion=int(number_of(row, "occasion", where, 0, 1000, 0)),
+            occasion=int(number_of(row, "occasion", where, ADJUDICATION, 1000, 0)),
             created=moment_of(row.get("created"), where, "created"),
             comment=str(row.get("comment") or ""),
             tags=tuple(tags),

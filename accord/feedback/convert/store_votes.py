@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from accord.feedback import schema
 from accord.feedback.connect import writing
-from accord.feedback.convert.judgment import Judgment
+from accord.feedback.convert.file_vote import FileVote
 from accord.feedback.entities import ANSWERS, Side
 from accord.feedback.store import Store, digest_of, new_public_id
 
@@ -33,7 +33,7 @@ class Imported:
     """Whose votes these are."""
 
 
-def import_votes(store: Store, project: str, judgments: Sequence[Judgment], now: datetime | None = None) -> Imported:
+def import_votes(store: Store, project: str, judgments: Sequence[FileVote], now: datetime | None = None) -> Imported:
     """Adds the votes of a file, all or none.
 
     The same two replies in the other order are the same pair.  Where a file names no annotators, the first vote on each
@@ -64,7 +64,7 @@ def import_votes(store: Store, project: str, judgments: Sequence[Judgment], now:
     return Imported(added, len(rows), len(judgments) - len(rows), len(people))
 
 
-def _requests(judgments: Sequence[Judgment], digests: Sequence[str]) -> list[str]:
+def _requests(judgments: Sequence[FileVote], digests: Sequence[str]) -> list[str]:
     """An id for each vote, of its content and of how many equal rows came before it."""
     seen: Counter[str] = Counter()
     made = []
@@ -77,7 +77,7 @@ def _requests(judgments: Sequence[Judgment], digests: Sequence[str]) -> list[str
     return made
 
 
-def _names(judgments: Sequence[Judgment], digests: Sequence[str]) -> list[str]:
+def _names(judgments: Sequence[FileVote], digests: Sequence[str]) -> list[str]:
     """The names under which the store keeps the annotators of a file."""
     seen: Counter[str] = Counter()
     names = []
@@ -135,7 +135,7 @@ def _known(c: sa.Connection, people: Iterable[int]) -> set[tuple[int, str]]:
 def _row(
     pair: tuple[int, str],
     person: int,
-    judgment: Judgment,
+    judgment: FileVote,
     request: str,
     taken: set[tuple[int, int, int]],
     moment: datetime,

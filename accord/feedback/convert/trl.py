@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from accord.data.rows import Where, messages_field, preference_fields, require
-from accord.feedback.convert.judgment import (
+from accord.feedback.convert.file_vote import (
     CannotHold,
-    Judgment,
+    FileVote,
     Row,
     Written,
     assistant,
@@ -21,7 +21,7 @@ from accord.feedback.convert.judgment import (
     only_text,
     user,
 )
-from accord.feedback.convert.pairs import PairOptions, Preference, judgment_of, require_plain, write_pairs
+from accord.feedback.convert.pairs import PairOptions, Preference, require_plain, vote_of, write_pairs
 from accord.feedback.entities import VoteRow
 
 
@@ -44,11 +44,11 @@ def _chat_row(row: Preference) -> dict[str, Any]:
     return {"prompt": [dict(m) for m in row.prompt], **replies, **row.extras()}
 
 
-def read_pairs(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
+def read_pairs(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
     """The votes of rows of either kind, the prompt in a field of its own or as the common start of both replies."""
     for where, row in rows:
         prompt, chosen, rejected, _ = preference_fields(row, where)
-        yield judgment_of(new_pair(user(prompt) if isinstance(prompt, str) else prompt, chosen, rejected), row, where)
+        yield vote_of(new_pair(user(prompt) if isinstance(prompt, str) else prompt, chosen, rejected), row, where)
 
 
 # ------------------------------------------------------------------ unpaired
@@ -61,7 +61,7 @@ def write_unpaired(votes: Iterable[VoteRow], options: PairOptions) -> Written:
     written = Written()
     for given in by_pair(votes).values():
         for vote in given:
-            if vote.choice in ("skip", "tie") or vote.gold is not None or vote.occasion:
+            if vote.choice in ("skip", "tie") or vote.gold is not None or vote.occasion > 0:
                 reason = {"skip": "skipped", "tie": "ties"}.get(vote.choice)
                 written.left_out[reason or ("gold questions" if vote.gold is not None else "repeats")] += 1
                 continue
@@ -76,7 +76,7 @@ def write_unpaired(votes: Iterable[VoteRow], options: PairOptions) -> Written:
     return written
 
 
-def read_unpaired(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]:
+def read_unpaired(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
     """A vote for each two rows in a row that have one prompt: true and false prefer, false and false are both bad.
 
     Rows without such a partner say nothing about a pair: they are counted, not read.
@@ -97,9 +97,9 @@ def read_unpaired(rows: Iterable[tuple[Where, Row]]) -> Iterator[Judgment | str]
         if before[3] and label:
             yield "two replies that are both good"
         elif not before[3] and not label:
-            yield Judgment(new_pair(prompt, before[2], text), "both_bad")
+            yield FileVote(new_pair(prompt, before[2], text), "both_bad")
         else:
-            yield Judgment(new_pair(prompt, before[2], text), "a" if before[3] else "b")
+            yield FileVote(new_pair(prompt, before[2], text), "a" if before[3] else "b")
     if waiting is not None:
         yield "rows without a second reply to their prompt"
 

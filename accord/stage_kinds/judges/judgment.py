@@ -9,9 +9,8 @@ from typing import Any, Literal, Protocol
 from accord.data.heldout import split_by_prompt
 from accord.data.prompts import plain_text
 from accord.data.samples import Candidate, Sample
+from accord.feedback.entities import Choice
 
-Choice = Literal["a", "b", "tie", "both_bad", "skip"]
-"""The preferred reply; ``skip`` where there is no answer (a refusal, say)."""
 Ties = Literal["drop", "half", "keep"]
 
 
@@ -34,6 +33,7 @@ class Judgment:
 
     pair: Comparison
     choice: Choice
+    """``skip`` where there is no answer (a refusal, say)."""
     judge: str
     """A function, a model, a person's public id."""
     repeat: bool = False

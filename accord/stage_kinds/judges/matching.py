@@ -25,6 +25,10 @@ class Matching:
     pairs: int
     """Per prompt; each reply is in at most one.  ``all`` ignores it."""
 
+    def describe(self) -> str:
+        """In words, for the screen."""
+        return "every pair of a prompt's replies" if self.how == "all" else f"up to {self.pairs} a prompt, {self.how}"
+
 
 def matched(matching: Matching, count: int, rng: random.Random, scores: Sequence[float] = ()) -> list[tuple[int, int]]:
     """The pairs of indices to compare among ``count`` replies to a prompt."""

@@ -21,13 +21,14 @@ from accord.config.feedback import OpenAI
 from accord.data.rows import Prompt
 from accord.data.samples import Sample
 from accord.errors import UserError
+from accord.feedback.entities import Choice
 from accord.io.atomic import write_jsonl
 from accord.io.finite_json import dumps
 from accord.io.readers import read_appended_rows
 from accord.io.records import SavedAnswer, check
 from accord.runtime.run import Run
 from accord.stage_kinds.judges.chat_client import Answer, ChatClient, ask_all
-from accord.stage_kinds.judges.judgment import Choice, Comparison, Judgment
+from accord.stage_kinds.judges.judgment import Comparison, Judgment
 from accord.stage_kinds.judges.matching import Matching, draw_pairs
 
 ANSWERS = "answers.jsonl"

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from accord.config.feedback import People
-from accord.data.rows import Prompt
-from accord.data.samples import Candidate, Sample
+from accord.data.samples import Sample
 from accord.errors import UserError, Waiting
 from accord.feedback.connect import place_of
-from accord.feedback.entities import Project, VoteRow
-from accord.feedback.snapshot import read_votes, take_snapshot
-from accord.feedback.store import NewCandidate, NewPair, ProjectSettings, Store, digest_of, open_store
+from accord.feedback.entities import Choice, Project, VoteRow
+from accord.feedback.pairs_file import messages, new_candidate
+from accord.feedback.snapshot import take_snapshot
+from accord.feedback.store import NewPair, ProjectSettings, Store, digest_of, open_store
+from accord.feedback.vote_rows import read_votes
 from accord.feedback.waiting import WAITING, wait_in_words
 from accord.feedback.wanted import answers_to
 from accord.io.atomic import write_json
 from accord.runtime.run import Run
-from accord.stage_kinds.judges.judgment import Choice, Comparison, Judgment
+from accord.stage_kinds.judges.judgment import Comparison, Judgment
 from accord.stage_kinds.judges.matching import Matching, draw_pairs
 
 SNAPSHOT = "snapshot"
@@ -44,23 +44,24 @@ class PeopleJudge:
     def judge(self, samples: Sequence[Sample]) -> list[Judgment]:
         """Raises Waiting while votes are missing, after the pairs were added to the project."""
         pairs = draw_pairs(samples, self.matching, random.Random(self.run.derive("pairs for people")))
-        asked = {digest_of(new): pair for pair in pairs for new in [new_pair(samples, pair, self.run.name)]}
+        new = [new_pair(samples, pair, self.run.name) for pair in pairs]
+        asked = dict(zip(map(digest_of, new), pairs, strict=True))
         store = open_store()
-        self._add(store, samples, pairs)
+        self._add(store, new)
         self._require_votes(store, list(asked))
         snapshot = take_snapshot(store, self.project, self.run.directory / SNAPSHOT)
         self.run.read[f"votes of {self.project}"] = snapshot.digest
         votes = read_votes(store, self.project, snapshot.until)
         return [judgment(samples, asked[vote.digest], vote) for vote in votes if vote.digest in asked]
 
-    def _add(self, store: Store, samples: Sequence[Sample], pairs: Sequence[Comparison]) -> None:
+    def _add(self, store: Store, pairs: Sequence[NewPair]) -> None:
         project = self._project(store)
         if self.settings.overlap not in (0, project.settings.overlap):
             settings = replace(project.settings, overlap=self.settings.overlap)
             store.change_project(self.project, settings)
-        new = store.add_pairs(self.project, (new_pair(samples, pair, self.run.name) for pair in pairs))
-        if new:
-            self.run.say(f"added {new:,} pairs to project {self.project} in {store.address}")
+        added = store.add_pairs(self.project, pairs)
+        if added:
+            self.run.say(f"added {added:,} pairs to project {self.project} in {store.address}")
 
     def _project(self, store: Store) -> Project:
         """The project, created where it is missing."""
@@ -90,17 +91,6 @@ def new_pair(samples: Sequence[Sample], pair: Comparison, source: str) -> NewPai
     sample = samples[pair.prompt]
     a, b = (new_candidate(sample.candidates[i]) for i in (pair.a, pair.b))
     return NewPair(messages(sample.prompt), a, b, pair.asked_with, None, source)
-
-
-def new_candidate(candidate: Candidate) -> NewCandidate:
-    """A reply as the store takes it: with the model that sampled it, and how."""
-    sampling = {key: getattr(candidate, key) for key in ("model", "temperature", "seed", "sample")}
-    return NewCandidate(candidate.text, candidate.tokens, candidate.digest or candidate.model, sampling)
-
-
-def messages(prompt: Prompt) -> tuple[Mapping[str, Any], ...]:
-    """A prompt as turns; a text is the user's."""
-    return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(dict(m) for m in prompt)
 
 
 def judgment(samples: Sequence[Sample], pair: Comparison, vote: VoteRow) -> Judgment:

@@ -18,9 +18,10 @@ from accord.data.prompts import plain_text
 from accord.data.rows import Prompt
 from accord.data.samples import Sample
 from accord.data.tokenizer import Tokenizer
+from accord.feedback.entities import Choice
 from accord.models.reward import RewardModel
 from accord.rollout.score import ModelReward, Replies, total
-from accord.stage_kinds.judges.judgment import Choice, Comparison, Judgment
+from accord.stage_kinds.judges.judgment import Comparison, Judgment
 from accord.stage_kinds.judges.matching import Matching, matched, probability
 from accord.training.artifact import open_tokenizer, require_fit
 

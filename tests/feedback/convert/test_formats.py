@@ -18,13 +18,13 @@ import pytest
 from accord.data.rows import Where
 from accord.errors import UserError
 from accord.feedback.convert.command import NAMES, export_votes, import_file, moment, show_stats
+from accord.feedback.convert.file_vote import FileVote
 from accord.feedback.convert.formats import FORMATS
-from accord.feedback.convert.judgment import Judgment
 from accord.feedback.convert.pairs import PairOptions, preferences
 from accord.feedback.convert.store_votes import import_votes
-from accord.feedback.entities import NewCandidate, NewPair, VoteRow
-from accord.feedback.snapshot import read_votes
+from accord.feedback.entities import ADJUDICATION, NewCandidate, NewPair, VoteRow
 from accord.feedback.store import Store, open_store
+from accord.feedback.vote_rows import read_votes
 
 HOSTILE = "<script>alert(1)</script>\x00\u2028\u202e\x1b[31m<|im_start|>system\njavascript: \ud800 [INST] </s>"
 START = datetime(2026, 11, 1, 12, tzinfo=timezone.utc)
@@ -54,15 +54,15 @@ def reply(text: str, policy: str = "sft@1") -> NewCandidate:
     return NewCandidate(text, (5, 6), policy, {"temperature": 0.7})
 
 
-def judged(prompt: str | list[dict[str, str]], choice: str, annotator: str = "x", **more: Any) -> Judgment:
+def judged(prompt: str | list[dict[str, str]], choice: str, annotator: str = "x", **more: Any) -> FileVote:
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     texts = more.pop("texts", (f"yes to {turns[-1]['content']}", f"no to {turns[-1]['content']}"))
     gold = more.pop("gold", None)
     pair = NewPair(tuple(turns), reply(texts[0]), reply(texts[1], "ppo@2"), 0.25, gold, "run")
-    return Judgment(pair, choice, annotator, **{"seconds": 2.5, "created": START, **more})  # type: ignore[arg-type]
+    return FileVote(pair, choice, annotator, **{"seconds": 2.5, "created": START, **more})  # type: ignore[arg-type]
 
 
-def votes_of_all_kinds() -> list[Judgment]:
+def votes_of_all_kinds() -> list[FileVote]:
     talk = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "hello"},
@@ -100,7 +100,7 @@ def seen(votes: list[VoteRow], *fields: str) -> Counter[Any]:
 
 
 def through(
-    form: str, stores: Stores, tmp_path: Path, judgments: list[Judgment], **more: Any
+    form: str, stores: Stores, tmp_path: Path, judgments: list[FileVote], **more: Any
 ) -> tuple[Any, Any, list[str]]:
     first, second = stores("first"), stores("second")
     import_votes(first, "tone", judgments)
@@ -228,7 +228,7 @@ def test_turns_of_a_transcript_inside_a_text_are_left_out_of_hh(stores: Stores, 
 
 
 # ------------------------------------------------------------------ ties, several votes, strengths
-def rows_of(judgments: list[Judgment], stores: Stores, **more: Any) -> tuple[list[dict[str, Any]], Counter[str]]:
+def rows_of(judgments: list[FileVote], stores: Stores, **more: Any) -> tuple[list[dict[str, Any]], Counter[str]]:
     store = stores("ties")
     import_votes(store, "tone", judgments)
     written = FORMATS["trl"].write(read_votes(store, "tone"), PairOptions(**more))
@@ -476,3 +476,21 @@ def test_stats_of_hostile_and_missing_votes_print(stores: Stores, capsys: pytest
 def test_the_formats_need_no_torch() -> None:
     code = "import sys; import accord.feedback.convert.formats; raise SystemExit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------ the owner's decisions
+def test_a_decision_is_one_more_preference_and_stays_a_decision(stores: Stores, tmp_path: Path) -> None:
+    votes = [judged("q1", "a", "x"), judged("q1", "b", "y"), judged("q1", "a", "owner", occasion=ADJUDICATION)]
+    first, second, _ = through("raw", stores, tmp_path, votes)
+    assert [v.occasion for v in second] == [v.occasion for v in first] == [0, 0, ADJUDICATION]
+    written = FORMATS["trl"].write(first, PairOptions())
+    assert Counter(row["chosen"] for row in written.rows) == {"yes to q1": 2, "no to q1": 1}
+    assert not written.left_out
+
+
+@pytest.mark.parametrize("form", ["argilla", "fastchat", "label-studio"])
+def test_formats_of_annotators_votes_count_the_decisions_that_they_leave_out(form: str, stores: Stores) -> None:
+    store = stores("first")
+    import_votes(store, "tone", [judged("q1", "a", "x"), judged("q2", "b", "owner", occasion=ADJUDICATION)])
+    written = FORMATS[form].write(read_votes(store, "tone"), PairOptions())
+    assert (written.votes, written.left_out) == (1, {"the owner's decisions": 1})

@@ -14,8 +14,8 @@ import pytest
 from accord.data.samples import Candidate, Sample, read_samples
 from accord.errors import UserError, Waiting
 from accord.feedback.queue import next_questions
-from accord.feedback.snapshot import read_votes
 from accord.feedback.store import Annotator, ProjectSettings, Store, open_store
+from accord.feedback.vote_rows import read_votes
 from accord.feedback.votes import cast
 from accord.io.atomic import write_jsonl
 from accord.stage_kinds.judges.judgment import Comparison, preference

@@ -12,14 +12,14 @@ from typing import Any
 
 from accord.data.rows import Where
 from accord.errors import UserError
-from accord.feedback.entities import Choice, Message, NewCandidate, NewPair, Side, VoteRow
+from accord.feedback.entities import ADJUDICATION, Choice, Message, NewCandidate, NewPair, Side, VoteRow
 from accord.io.readers import json_kind, parse_json, read_text
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Judgment:
+class FileVote:
     """One vote of a file.  What a format does not say keeps its default."""
 
     pair: NewPair
@@ -77,6 +77,13 @@ def only_text(prompt: Sequence[Message]) -> str:
     if len(prompt) != 1 or prompt[0].get("role") != "user":
         raise CannotHold("the prompt is more than one message of the user")
     return str(prompt[0]["content"])
+
+
+def left_out_as(vote: VoteRow) -> str:
+    """Why a format of annotators' first votes leaves a vote out; empty where it does not."""
+    if vote.occasion == ADJUDICATION:
+        return "the owner's decisions"
+    return "skipped" if vote.choice == "skip" else "repeats" if vote.occasion else ""
 
 
 def by_pair(votes: Iterable[VoteRow]) -> dict[int, list[VoteRow]]:
