@@ -165,6 +165,12 @@ def page(found: list[Row]) -> str:
     )
 
 
+def sections(text: str) -> str:
+    """What follows the first page of figures: from its first second-level heading on, which other commands fill."""
+    start = text.find("\n## ")
+    return "" if start < 0 else text[start:]
+
+
 def _cells(row: Row, limit: float) -> str:
     if row.get("broken"):
         return f"| {row['row']} | broke off | | | | **unmet** | |"
@@ -203,7 +209,8 @@ def main() -> int:
         some = rows(name, options.quick)
         new += some
         if not options.quick:  # immediately, so that a later failure loses nothing
-            PAGE.write_text(page(merged(some, [name])), encoding="utf-8")
+            kept = sections(PAGE.read_text(encoding="utf-8"))
+            PAGE.write_text(page(merged(some, [name])) + kept, encoding="utf-8")
     now = os.times()
     cpu = now.children_user + now.children_system - began.children_user - began.children_system
     failed = [row["row"] for row in new if fault(row, figures.get(row["row"]))]

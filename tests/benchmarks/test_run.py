@@ -51,6 +51,16 @@ def test_the_recorded_figures_are_read_from_the_page_that_a_full_run_writes(benc
     assert bench.recorded(bench.page(rows)) == {"sft": 4.13, "ppo": 0.5}
 
 
+def test_a_full_run_keeps_the_sections_that_other_commands_fill(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = "\n## Several processes\n\n| a | b |\n"
+    bench.PAGE.write_text(bench.PAGE.read_text() + rest)
+    run(bench, monkeypatch, [row("sft", 4.0)])
+    assert bench.PAGE.read_text().endswith(rest)
+    assert bench.PAGE.read_text().count("## Several processes") == 1
+
+
 def test_this_repository_records_every_row_of_a_quick_run(bench: ModuleType) -> None:
     full = bench.recorded((ROOT / "docs" / "performance.md").read_text(encoding="utf-8"))
     quick = json.loads((ROOT / "benchmarks" / "quick.json").read_text(encoding="utf-8"))
