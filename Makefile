@@ -46,7 +46,7 @@ setup: .venv/.setup
 	@touch $@
 
 test: .venv/.test
-	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -q $(ARGS)
+	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup -q $(ARGS)
 
 slow: .venv/.test
 	$(PY) -m pytest -m slow -v $(ARGS)

@@ -15,6 +15,7 @@ from accord.feedback.command import add_commands as add_feedback
 from accord.labeling.command import add_command as add_label
 from accord.pipeline.command import add_pipeline
 from accord.registry.command import add_commands as add_models
+from accord.runtime.launcher import is_launched
 from accord.runtime.output import discard, lasting_output, open_streams
 from accord.stage_kinds.table import STAGE_KINDS
 
@@ -52,6 +53,7 @@ def parser() -> Parser:
         stage.add_argument("-h", "--help", action="store_true", help="show this help and every setting")
         stage.add_argument("--config", metavar="FILE", help="YAML file with settings (default: all defaults)")
         stage.add_argument("--resume", action="store_true", help="continue an interrupted run from its saved state")
+        stage.add_argument("--dry-run", action="store_true", help="show the plan and the memory it takes; run nothing")
         _common(stage)
         stage.set_defaults(act=run_one)
     add_pipeline(commands, Formatter, _common)
@@ -94,10 +96,15 @@ def run_one(options: argparse.Namespace) -> int:
     if options.help:
         from accord.config.help import settings_help
 
-        usage = f"usage: accord {kind.name} [--config FILE] [--resume] [key=value ...]"
+        usage = f"usage: accord {kind.name} [--config FILE] [--resume] [--dry-run] [key=value ...]"
         print("\n".join([usage, "", *settings_help(kind.settings)]))
         return 0
     config = config_of(kind.name, options)
+    if options.dry_run:
+        from accord.pipeline.dry_run import dry_run
+
+        dry_run(kind.name, config)
+        return 0
     from accord.pipeline.standalone import run_alone
 
     with lasting_output():
@@ -193,7 +200,11 @@ def _run(words: Sequence[str]) -> int:
         options = parse(words)
         debug = options.debug
         act: Callable[[argparse.Namespace], int] = options.act
-        return act(options)
+        if not is_launched():
+            return act(options)
+        from accord.pipeline.launched import act_as_rank
+
+        return act_as_rank(lambda: act(options), works=options.command == "run" or options.command in STAGE_KINDS)
     except UserError as error:
         if debug:
             raise

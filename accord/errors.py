@@ -13,6 +13,10 @@ class Interrupted(Exception):
     """The user stopped the run; its state is saved, to resume from.  The command line exits with 130."""
 
 
+class Planned(Exception):
+    """A dry run has come to where the stage would begin; nothing was written."""
+
+
 class Failed(Exception):
     """A stage of a pipeline failed; those that do not need it have run.  The command line exits with 1."""
 

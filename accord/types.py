@@ -209,6 +209,10 @@ class Generation(_Tensors):
         _require("logprobs", self.logprobs, shape, torch.float32)
         _require("ended", self.ended, shape[:1], torch.bool)
 
+    def __getitem__(self, rows: Tensor) -> Generation:
+        prompts = tuple(self.prompts[int(r)] for r in rows)
+        return Generation(prompts, self.responses[rows], self.mask[rows], self.logprobs[rows], self.ended[rows])
+
     @property
     def lengths(self) -> Tensor:
         """(B,) tokens in each reply, EOS included."""

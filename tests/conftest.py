@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -192,6 +194,63 @@ def make_tiny() -> Callable[..., Backbone]:
         return backbone
 
     return make
+
+
+# ------------------------------------------------------------------------------------- ranks
+class Group:
+    """Processes on gloo that run functions together."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        server = Path(__file__).parent / "distributed" / "rank_server.py"
+        root = str(Path(__file__).parent.parent)
+        shared = {**os.environ, "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1", "TIMEOUT": "120", "PYTHONPATH": root}
+        self.ranks = [
+            subprocess.Popen(
+                [sys.executable, str(server)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCORD_RENDEZVOUS": str(folder / "port")},
+            )
+            for rank in range(size)
+        ]
+
+    def __call__(self, path: str, function: str, **arguments: Any) -> list[Any]:
+        """The results of all ranks.  ``path``: the file of the function.  Results and arguments are JSON values."""
+        for rank in self.ranks:
+            assert rank.stdin is not None
+            rank.stdin.write(json.dumps({"path": path, "function": function, "arguments": arguments}) + "\n")
+            rank.stdin.flush()
+        answers = []
+        for rank in self.ranks:
+            assert rank.stdout is not None
+            answers.append(json.loads(rank.stdout.readline() or '{"error": "the rank has ended"}'))
+        errors = [answer["error"] for answer in answers if "error" in answer]
+        assert not errors, "\n".join(errors)
+        return [answer["result"] for answer in answers]
+
+    def close(self) -> None:
+        for rank in self.ranks:
+            assert rank.stdin is not None
+            rank.stdin.close()
+        for rank in self.ranks:
+            rank.wait(300)  # a busy machine takes its time
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
+    """Two ranks, started once; tests that use them belong to the xdist group ``ranks``."""
+    both = Group(tmp_path_factory.mktemp("ranks"), 2)
+    yield both
+    both.close()
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Iterator[Group]:
+    """Four ranks, for the one test that needs them."""
+    all_four = Group(tmp_path, 4)
+    yield all_four
+    all_four.close()
 
 
 # ------------------------------------------------------------------------------------- registry

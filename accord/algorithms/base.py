@@ -6,6 +6,8 @@ paper.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from accord.config.sft import BaseConfig
@@ -13,13 +15,21 @@ from accord.data.chat import render
 from accord.data.rows import Tally, Where, messages_field, text_field
 from accord.data.supervised import SupervisedData, SupervisedExample, describe_split, opening_text, split_texts
 from accord.data.tokenizer import Tokenizer, small_tokenizer
+from accord.distributed import mesh
+from accord.distributed.shards import spread
 from accord.io.readers import read_jsonl
 from accord.models.open import small_backbone
-from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import save_model
 from accord.training.cross_entropy import train_texts
-from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
+from accord.training.describe import (
+    describe_memory,
+    describe_model,
+    describe_steps,
+    memory_by_strategy,
+    tokens_in_a_pass,
+)
+from accord.training.memory import layout_of, require_memory, size_of
 
 
 def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> SupervisedData:
@@ -52,32 +62,33 @@ def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> SupervisedDa
 
 def train(config: BaseConfig, run: Run) -> dict[str, float]:
     """Trains the base model and saves it; returns the last step's metrics."""
-    device = resolve_device(config.device)
+    device = mesh.local_device(config.device)
     tokenizer = small_tokenizer()
-    torch.manual_seed(run.derive("init"))
     settings = config.model
-    backbone = small_backbone(
-        settings.base_model,
-        settings.d_model,
-        settings.n_layers,
-        tokenizer.vocab_size,
-        tokenizer.eos_id,
-        tokenizer.pad_id,
+    new = partial(
+        small_backbone,
+        *(settings.base_model, settings.d_model, settings.n_layers),
+        *(tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id),
     )
-    backbone.to(device)
+    with torch.device("meta"):  # before memory is taken
+        require_memory(size_of(new(), settings.d_model), layout_of(config.parallel, False), device)
+    torch.manual_seed(run.derive("init"))
+    backbone = new().to(device)
     data = split_texts(config.data, lambda path: read_texts(path, tokenizer, settings.max_length), run.seed)
     examples = data.train
     tokens = sum(len(e.tokens) for e in examples)
+    in_a_pass = tokens_in_a_pass(tokens, len(examples), config.training)
+    processes = spread([backbone], config.parallel)
     run.plan(
         {
             "model": describe_model(backbone, settings.base_model),
             "data": f"{config.data.train}: {data.report} Every token is a label.",
             "texts": describe_split(data, config.eval_every),
             "steps": describe_steps(len(examples), config.training),
-            "memory": describe_memory(
-                backbone, backbone.width, tokens_in_a_pass(tokens, len(examples), config.training)
-            ),
-        }
+            **processes,
+            "memory": describe_memory(backbone, backbone.width, in_a_pass),
+        },
+        memory_by_strategy(config, backbone, backbone.width, in_a_pass),
     )
     metrics = train_texts(run, backbone, data, config)
     save_model(run, backbone, tokenizer, "base", metrics, {})

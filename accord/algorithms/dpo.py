@@ -21,16 +21,24 @@ from torch import Tensor
 from accord.config.preference import DPOConfig
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PreferencePair, decided, longest_text, read_pairs, unit_length, units
+from accord.distributed import mesh
+from accord.distributed.shards import spread
 from accord.functional.logprobs import sequence_sums
 from accord.functional.losses.preference import dpo_loss
 from accord.models.backbone import Backbone
 from accord.models.language import reply_logprobs
 from accord.models.reference import FrozenReference, Reference
-from accord.runtime.device import autocast, resolve_device
+from accord.runtime.device import autocast
 from accord.runtime.run import Run
 from accord.training.artifact import open_model, open_tokenizer, require_fit, save_model
 from accord.training.checkpoint import read_pt, write_pt
-from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
+from accord.training.describe import (
+    describe_memory,
+    describe_model,
+    describe_steps,
+    memory_by_strategy,
+    tokens_in_a_pass,
+)
 from accord.training.epochs import Epochs, train_epochs
 from accord.types import LossOutput, Packed, PreferenceBatch
 
@@ -51,13 +59,17 @@ def pair_logprobs(logprobs: Callable[[Packed, Tensor], Tensor], batch: Preferenc
 def reference_logprobs(
     reference: Reference, pairs: Sequence[PreferencePair], device: torch.device, precision: str, size: int
 ) -> Tensor:
-    """(n, 2) log-probs of chosen and rejected under the reference, on the CPU."""
-    rows = []
-    for indices in torch.split(torch.arange(len(pairs)), size):
+    """(n, 2) log-probs of chosen and rejected under the reference, on the CPU.  Ranks share the passes."""
+    passes = torch.split(torch.arange(len(pairs)), size)
+    found = torch.zeros(len(pairs), 2)
+    for number, counted in mesh.passes_of_this_rank(len(passes)):
+        indices = passes[number]
         batch = pack_preferences([pairs[int(i)] for i in indices], indices.tolist()).to(device)
         with autocast(device, precision):
-            rows.append(torch.stack(pair_logprobs(reference.logprobs, batch), 1).float().cpu())
-    return torch.cat(rows)
+            logprobs = torch.stack(pair_logprobs(reference.logprobs, batch), 1)
+        if counted:
+            found[indices] = logprobs.float().cpu()
+    return mesh.add(found)
 
 
 def objective(
@@ -71,7 +83,7 @@ def objective(
 
 def train(config: DPOConfig, run: Run) -> dict[str, float]:
     """Trains the policy and saves it; returns the last step's metrics, and held-out accuracy where pairs are held out."""
-    device = resolve_device(config.device)
+    device = mesh.local_device(config.device)
     options = config.training
     tokenizer = open_tokenizer(config.model.base_model)
     backbone = open_model(config.model.base_model, device)
@@ -79,6 +91,8 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     pairs, heldout = data.train, decided(data.heldout)
     grouped = units(pairs, options.group_by_prompt)
     require_fit(config.model.base_model, backbone, tokenizer, longest_text([*pairs, *heldout]))
+    processes = spread([backbone], config.parallel)
+    groups = [(list(backbone.parameters()), options.learning_rate)]
     lengths = [unit_length(pairs, rows) for rows in grouped]
     tokens = tokens_in_a_pass(sum(lengths), len(grouped), options)
     run.plan(
@@ -89,7 +103,9 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
             "reference": "the same model; its log-probs are computed once and saved",
             "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
             "memory": describe_memory(backbone, backbone.width, tokens),
-        }
+            **processes,
+        },
+        memory_by_strategy(config, backbone, backbone.width, tokens),
     )
     saved = run.directory / "reference.pt"
     if run.resume and saved.exists() and read_pt(saved).get("key") == run.key:
@@ -98,7 +114,8 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
         size = options.micro_batch_size or options.batch_size
         reference = reference_logprobs(FrozenReference(backbone), [*pairs, *heldout], device, config.precision, size)
         run.open_folders()
-        write_pt(saved, {"key": run.key, "logprobs": reference})
+        if run.writes:
+            write_pt(saved, {"key": run.key, "logprobs": reference})
     reference = reference.to(device)
 
     def pack(unit_indices: Sequence[int]) -> PreferenceBatch:
@@ -112,7 +129,6 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
         options,
         config.precision,
     )
-    groups = [(list(backbone.parameters()), options.learning_rate)]
     last = train_epochs(run, backbone, groups, epochs)
     judged, first = (heldout, len(pairs)) if heldout else (pairs[:MAX_JUDGED_PAIRS], 0)
     logprobs = reference_logprobs(FrozenReference(backbone), judged, device, config.precision, options.batch_size)

@@ -19,7 +19,7 @@ Schulman et al. 2017 (arXiv 1707.06347), with the details of Ziegler et al. 2019
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -30,24 +30,27 @@ from torch import Tensor, nn
 from accord.config.on_policy import KLCoefficient, LanguagePPOConfig, PPOOptimizer
 from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer
+from accord.distributed import mesh
+from accord.distributed.rollouts import DividedTextSource, read_divided, require_prompts
+from accord.distributed.shards import spread
 from accord.errors import UserError
 from accord.functional.advantages import explained_variance, token_gae
 from accord.functional.kl import AdaptiveKL, FixedKL
-from accord.functional.masked import whiten
+from accord.functional.masked import whiten, wide
 from accord.models.language import LanguageActorCritic, reply_logprobs
 from accord.models.quantized import sampling_copy
 from accord.models.reference import FrozenReference
 from accord.models.reward import RewardModel, is_reward_model
-from accord.rollout.collect import TextTask, pack_texts, read_replies, to_rows
+from accord.rollout.collect import TextTask, pack_texts, to_rows
 from accord.rollout.generate import Decoding
-from accord.rollout.score import open_rewards
+from accord.rollout.score import open_rewards, reward_models
 from accord.rollout.shaping import shape_scores, token_rewards, whiten_rewards
 from accord.rollout.text_source import TextSource
-from accord.runtime.device import autocast, resolve_device
+from accord.runtime.device import autocast
 from accord.runtime.run import Run
 from accord.training.artifact import open_model, open_tokenizer, require_fit, require_same_tokens, save_model
 from accord.training.checkpoint import Checkpoint, Resumable
-from accord.training.describe import describe_memory, describe_model
+from accord.training.describe import describe_memory, describe_model, memory_by_strategy
 from accord.training.fit import finish_step
 from accord.training.policy_loss import (
     ActionScores,
@@ -234,9 +237,9 @@ def policy_pass(
     mismatch: dict[str, float] = {}
     with autocast(next(policy.parameters()).device, config.precision):
         if values is None:
-            values = read_replies(generation, size, policy.critic_values)
+            values = read_divided(generation, size, policy.critic_values)
         if config.precision != "float32" or config.sampling.weights != "float32":
-            logprobs = read_replies(
+            logprobs = read_divided(
                 generation, size, lambda packed, at: reply_logprobs(policy.policy, packed, at, temperature)
             )
             difference = (logprobs - generation.logprobs)[generation.mask].abs()
@@ -264,7 +267,7 @@ def score_texts(policy: LanguageActorCritic, temperature: float, inputs: TextAct
     """(B, T) log-probs, entropies and values of replies under the current policy."""
     packed, at = pack_texts(inputs.prompts, inputs.responses, inputs.mask)
     scores = policy.score(packed, at, temperature)
-    return ActionScores(*(to_rows(x.float(), inputs.mask) for x in (scores.logprobs, scores.entropy, scores.values)))
+    return ActionScores(*(to_rows(wide(x), inputs.mask) for x in (scores.logprobs, scores.entropy, scores.values)))
 
 
 def ppo_on_text(policy: LanguageActorCritic, config: LanguagePPOConfig) -> Algorithm[Rollout]:
@@ -286,13 +289,14 @@ def ppo_on_text(policy: LanguageActorCritic, config: LanguagePPOConfig) -> Algor
 def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
     """Trains policy and critic and saves the policy as the stage's model; returns the last rollout's metrics."""
     _check(config)
-    device, training, sampling = resolve_device(config.device), config.training, config.sampling
+    device, training, sampling = mesh.local_device(config.device), config.training, config.sampling
     tokenizer = open_tokenizer(config.model.base_model)
     if config.reference:
         require_same_tokens("reference", config.reference, config.model.base_model, tokenizer)
     backbone = open_model(config.model.base_model, device)
     reference = open_model(config.reference or config.model.base_model, device).requires_grad_(False)
     reward = open_rewards(config.reward, tokenizer, device)
+    judges = list(reward_models(reward))
     policy = LanguageActorCritic(backbone, config.model.critic, initial_critic(config, tokenizer)).to(device)
     prompts = load_prompts(config.prompts, tokenizer, config.model.max_length - sampling.max_new_tokens)
     for path, model in (
@@ -309,7 +313,9 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
         training.target_kl,
         adaptive_rate=training.schedule == "kl_adaptive",
     )
-    describe(run, config, policy, prompts, loop, [reference])
+    trunks = [backbone, policy.critic_backbone, reference, *(judge.backbone for judge in judges)]
+    processes = spread([trunk for trunk in trunks if trunk is not None], config.parallel)
+    describe(run, config, policy, prompts, loop, [reference, *judges], processes)
     updater = Updater(
         [
             (policy.policy_parameters(), training.learning_rate),
@@ -328,7 +334,7 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
         FrozenReference(reference, sampling.temperature),
         training.micro_batch_size or training.batch_size,
     )
-    source = TextSource(
+    alone = TextSource(
         run,
         task,
         lambda: backbone if sampling.weights == "float32" else sampling_copy(backbone, sampling.weights),
@@ -338,6 +344,8 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
         policy.values if policy.values_come_with_sampling and sampling.weights == "float32" else None,
     )
 
+    divided = mesh.size() > 1 or config.parallel.strategy == "fsdp"
+    source: Source[Rollout] = DividedTextSource(alone, judges) if divided else alone
     last = dict(train_on_rollouts(run, policy, updater, source, ppo_on_text(policy, config), loop).metrics)
     save_model(run, backbone, tokenizer, "ppo", last, {"policy": "language"})
     return last
@@ -350,6 +358,12 @@ def _check(config: LanguagePPOConfig) -> None:
         raise UserError(
             f"training.replies ({training.replies}) must be a multiple of training.samples_per_prompt"
             f" ({training.samples_per_prompt})."
+        )
+    require_prompts(training.replies // training.samples_per_prompt)
+    if config.parallel.strategy == "fsdp" and config.sampling.weights != "float32":
+        raise UserError(
+            f"sampling.weights={config.sampling.weights} copies the whole policy, which no rank of fsdp holds; use"
+            " sampling.weights=float32, or parallel.strategy=ddp."
         )
     if training.value_warmup and config.model.critic == "shared":
         raise UserError(
@@ -382,6 +396,7 @@ def describe(
     prompts: PromptData,
     loop: RolloutLoop,
     frozen_models: list[nn.Module],
+    processes: Mapping[str, str],
 ) -> None:
     """Prints what the run will do."""
     training, sampling = config.training, config.sampling
@@ -399,6 +414,8 @@ def describe(
             f" {sampling.max_new_tokens} tokens at temperature {sampling.temperature}",
             "steps": f"{loop.iterations} rollouts x {loop.epochs} epochs x {-(-loop.rows // loop.batch_size)}"
             f" minibatches of {loop.batch_size} replies = {loop.steps} steps",
+            **processes,
             "memory": describe_memory(policy, policy.policy.width, tokens, frozen_models),
-        }
+        },
+        memory_by_strategy(config, policy, policy.policy.width, tokens, frozen_models),
     )

@@ -23,6 +23,8 @@ from accord.config.reward import LanguageRewardConfig, LanguageRewardModel, Rewa
 from accord.data.packing import pack_preferences, soft_labels
 from accord.data.preferences import PreferencePair, decided, longest_text, read_pairs, unit_length, units
 from accord.data.tokenizer import Tokenizer
+from accord.distributed import mesh
+from accord.distributed.shards import spread
 from accord.errors import UserError
 from accord.evaluation.reward_models import accuracy, reply_features, score_pairs
 from accord.functional.losses.preference import bradley_terry_loss
@@ -30,10 +32,15 @@ from accord.functional.losses.supervised import mse_loss
 from accord.functional.losses.ties import TieModel, log_tie_of, log_tie_of_share, tie_loss, tie_parameter
 from accord.models.open import keep_layers, open_backbone
 from accord.models.reward import RewardMLP, RewardModel, ScalarHead
-from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
 from accord.training.artifact import open_tokenizer, require_fit, save_artifact, save_pt
-from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
+from accord.training.describe import (
+    describe_memory,
+    describe_model,
+    describe_steps,
+    memory_by_strategy,
+    tokens_in_a_pass,
+)
 from accord.training.epochs import Epochs, train_epochs
 from accord.types import LossOutput, PreferenceBatch, SoftLabels
 
@@ -162,7 +169,7 @@ def new_model(config: RewardConfig, device: torch.device) -> RewardModel:
 
 def train(config: RewardConfig, run: Run) -> dict[str, float]:
     """Trains the reward model and saves it; returns ``finish``'s metrics."""
-    device = resolve_device(config.device)
+    device = mesh.local_device(config.device)
     settings, options = config.model, config.training
     tokenizer = open_tokenizer(settings.base_model)
     torch.manual_seed(run.derive("head"))
@@ -184,6 +191,8 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     grouped = units(pairs, options.group_by_prompt)
     require_fit(settings.base_model, model.backbone, tokenizer, longest_text([*pairs, *heldout]))
     lengths = [unit_length(pairs, rows) for rows in grouped]
+    tokens = tokens_in_a_pass(sum(lengths), len(grouped), options)
+    processes = spread([model.backbone], config.parallel)
     run.plan(
         {
             "model": describe_model(model, f"{settings.base_model}, {settings.kind}, {settings.pooling} pooling"),
@@ -191,10 +200,10 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
             "pairs": data.describe(),
             "loss": kind if ties is None else f"{kind} with ties after {ties.kind}",
             "steps": describe_steps(len(grouped), options, "prompts" if options.group_by_prompt else "rows"),
-            "memory": describe_memory(
-                model, model.backbone.width, tokens_in_a_pass(sum(lengths), len(grouped), options)
-            ),
-        }
+            "memory": describe_memory(model, model.backbone.width, tokens),
+            **processes,
+        },
+        memory_by_strategy(config, model, model.backbone.width, tokens),
     )
 
     def prepare_head() -> None:

@@ -12,22 +12,31 @@ from __future__ import annotations
 
 from accord.config.sft import SFTConfig
 from accord.data.supervised import describe_split, load_supervised, split_texts
-from accord.runtime.device import resolve_device
+from accord.distributed import mesh
+from accord.distributed.shards import spread
 from accord.runtime.run import Run
 from accord.training.artifact import open_model, open_tokenizer, require_fit, save_model, save_pt
 from accord.training.cross_entropy import train_texts
-from accord.training.describe import describe_memory, describe_model, describe_steps, tokens_in_a_pass
+from accord.training.describe import (
+    describe_memory,
+    describe_model,
+    describe_steps,
+    memory_by_strategy,
+    tokens_in_a_pass,
+)
 
 
 def train(config: SFTConfig, run: Run) -> dict[str, float]:
     """Fine-tunes the model and saves it; returns the last step's metrics."""
-    device = resolve_device(config.device)
+    device = mesh.local_device(config.device)
     tokenizer = open_tokenizer(config.model.base_model)
     backbone = open_model(config.model.base_model, device)
     data = split_texts(config.data, lambda path: load_supervised(path, tokenizer, config.model.max_length), run.seed)
     examples = data.train
     tokens = sum(len(e.tokens) for e in examples)
     require_fit(config.model.base_model, backbone, tokenizer, max(map(len, [*examples, *data.heldout])))
+    in_a_pass = tokens_in_a_pass(tokens, len(examples), config.training)
+    processes = spread([backbone], config.parallel)
     run.plan(
         {
             "model": describe_model(backbone, config.model.base_model),
@@ -35,10 +44,10 @@ def train(config: SFTConfig, run: Run) -> dict[str, float]:
             "labels": f"{sum(sum(e.loss_mask) for e in examples):,} of {tokens:,} tokens: the assistant's, final EOS included",
             "texts": describe_split(data, config.eval_every),
             "steps": describe_steps(len(examples), config.training),
-            "memory": describe_memory(
-                backbone, backbone.width, tokens_in_a_pass(tokens, len(examples), config.training)
-            ),
-        }
+            **processes,
+            "memory": describe_memory(backbone, backbone.width, in_a_pass),
+        },
+        memory_by_strategy(config, backbone, backbone.width, in_a_pass),
     )
 
     def after_epoch(epoch: int, metrics: dict[str, float]) -> None:

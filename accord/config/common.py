@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from accord.config.numbers import (
     Coefficient,
@@ -16,9 +16,11 @@ from accord.config.numbers import (
     GradientNorm,
     Layers,
     LearningRate,
+    Ranks,
     Seed,
     Share,
     Threads,
+    TimeLimit,
     TokensOrZero,
     Width,
 )
@@ -88,6 +90,41 @@ class PrecisionStage(Stage):
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of matrix multiplications; weights, log-softmax and reductions stay in float32."""
+
+
+class Parallel(Section):
+    """Settings of several processes that train one model."""
+
+    nproc: Ranks = 1
+    """Processes on this machine; under torchrun its own flags decide."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every process holds the whole model; fsdp: each holds a part of weights, gradients and optimizer state."""
+    mixed_precision: Literal["float32", "bfloat16"] = "float32"
+    """fsdp: dtype of weights and activations in forward and backward passes; gradients are reduced in float32."""
+    reshard: bool = True
+    """fsdp: free a layer's gathered weights after its forward pass and gather them again for the backward pass."""
+    cpu_offload: bool = False
+    """fsdp: keep weights, gradients and optimizer state in the computer's memory."""
+    activation_checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass: less memory, about a third more time."""
+    timeout_seconds: TimeLimit = 600
+    """A process that waits so long for another one ends the stage, and says which is late."""
+
+    @model_validator(mode="after")
+    def _of_the_strategy(self) -> Parallel:
+        changed = {"mixed_precision": self.mixed_precision != "float32", "reshard": not self.reshard}
+        changed["cpu_offload"] = self.cpu_offload
+        if self.strategy != "fsdp" and (given := [name for name, is_set in changed.items() if is_set]):
+            raise ValueError(f"{given[0]} is a setting of fsdp; add parallel.strategy=fsdp, or leave it out")
+        return self
+
+
+class ParallelStage(PrecisionStage):
+    """Settings of stages that several processes can train together."""
+
+    runtime: ClassVar[frozenset[str]] = PrecisionStage.runtime | {"parallel"}
+
+    parallel: Parallel = Parallel()
 
 
 class Optimizer(Section):

@@ -108,6 +108,9 @@ def _explain(cls: type[Section], error: Any, sources: Mapping[str, str], default
     if key == "stages" and error["type"] == "extra_forbidden":
         file = where.rpartition(" line ")[0] or "FILE"
         return f"{where}: 'stages' makes this a pipeline, not the config of one stage; type accord run {file}."
+    if error["type"] == "extra_forbidden" and path[0] == "parallel" and len(path) == 1:
+        several = "base, sft, reward, dpo and ppo on language models can use several"
+        return f"{where}: this stage runs in one process, so leave parallel.* out; {several}."
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key {shorten(key)!r}; {_hint(cls, path)}"
     if error["type"] == "model_type" and where.startswith("override "):

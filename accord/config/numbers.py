@@ -29,6 +29,10 @@ Timesteps = Annotated[int, Field(ge=1, le=10**12), _NUMBER]
 """Environment steps of a whole run."""
 Threads = Annotated[int, Field(ge=0, le=1024), _NUMBER]
 """CPU threads: the process ends without an error message where the system cannot start them."""
+Ranks = Annotated[int, Field(ge=1, le=1024), _NUMBER]
+"""Processes on one machine that train together."""
+TimeLimit = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False), _NUMBER]
+"""Seconds that a process may wait for others."""
 Requests = Annotated[int, Field(ge=1, le=256), _NUMBER]
 """HTTP requests at the same time."""
 Overlap = Annotated[int, Field(ge=0, le=100), _NUMBER]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from accord.config.common import Optimizer, PrecisionStage, Stage, TextModel, require_room
+from accord.config.common import Optimizer, ParallelStage, Stage, TextModel, require_room
 from accord.config.numbers import (
     Coefficient,
     Count,
@@ -199,7 +199,7 @@ class HeadsPolicy(TextModel):
     """Hidden size of the actor and the critic."""
 
 
-class LanguagePPOConfig(PrecisionStage):
+class LanguagePPOConfig(ParallelStage):
     """PPO on a whole language model."""
 
     retired: ClassVar[Mapping[str, Any]] = {"model.max_prompt_length": 0}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from accord.config.common import Optimizer, PrecisionStage, SplitData, Stage, TextModel
+from accord.config.common import Optimizer, ParallelStage, SplitData, TextModel
 from accord.config.numbers import CountOrZero, Share
 
 
@@ -29,10 +29,10 @@ class TextData(SplitData):
         return self
 
 
-class TextStage(PrecisionStage):
+class TextStage(ParallelStage):
     """Settings of stages that learn texts by cross-entropy."""
 
-    runtime: ClassVar[frozenset[str]] = Stage.runtime | {"eval_every"}
+    runtime: ClassVar[frozenset[str]] = ParallelStage.runtime | {"eval_every"}
     retired: ClassVar[Mapping[str, Any]] = {"model.max_prompt_length": 0}
 
     eval_every: CountOrZero = 0

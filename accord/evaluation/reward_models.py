@@ -18,6 +18,7 @@ from accord.config.section import Section
 from accord.data.packing import pack_preferences
 from accord.data.preferences import PairLengths, PreferencePair, load_preferences
 from accord.data.tokenizer import Tokenizer
+from accord.distributed import mesh
 from accord.errors import UserError
 from accord.evaluation.comparison import Gold
 from accord.evaluation.metrics import defined, length_correlation, length_matched_accuracy, pair_agreement
@@ -33,15 +34,19 @@ UNRECORDED = PairLengths(1024, 2**24)
 def reply_features(
     model: RewardModel, pairs: Sequence[PreferencePair], device: torch.device, precision: str, size: int = 32
 ) -> Tensor:
-    """Pooled features of the chosen replies of n pairs, then of the rejected ones: (2n, D)."""
-    chosen, rejected = [], []
-    for rows in torch.split(torch.arange(len(pairs)), size):
+    """Pooled features of the chosen replies of n pairs, then of the rejected ones: (2n, D).  Ranks share the passes."""
+    passes = torch.split(torch.arange(len(pairs)), size)
+    found = torch.zeros(0)
+    for number, counted in mesh.passes_of_this_rank(len(passes)):
+        rows = passes[number]
         batch = pack_preferences([pairs[int(r)] for r in rows], rows.tolist()).to(device)
         with autocast(device, precision):
             features = model.features(batch.packed, torch.cat([batch.chosen, batch.rejected]))
-        chosen.append(features[: len(rows)])
-        rejected.append(features[len(rows) :])
-    return torch.cat([*chosen, *rejected])
+        if not found.numel():
+            found = features.new_zeros(2, len(pairs), features.shape[1])
+        if counted:
+            found[:, rows] = features.view(2, len(rows), -1)
+    return mesh.add(found).flatten(0, 1)
 
 
 @torch.no_grad()

@@ -197,6 +197,31 @@ class RegistryRow(_Shape):
     folder: str
 
 
+class State(_Shape):
+    """``state.json``: where the newest state of several ranks is."""
+
+    fingerprint: str
+    step: Count
+    ranks: Size
+    folder: str
+
+
+class RankState(_Shape):
+    """``rank-<n>.json``: a rank's part of a saved state; ``pieces`` are its shards."""
+
+    parts: dict[str, Any]
+    rng: dict[str, Any]
+    pieces: dict[str, Any]
+
+
+class Piece(_Shape):
+    """A rank's rows of a sharded tensor."""
+
+    first: Count
+    rows: Count
+    shape: list[Count]
+
+
 class ShardIndex(_Shape):
     """``model.safetensors.index.json``: the shard of each tensor."""
 

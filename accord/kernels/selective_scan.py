@@ -190,7 +190,8 @@ class CompiledScan(torch.autograd.Function):
         rate = A.t().contiguous()
         a = rate / math.log(2)
         y, finals, marks = _forward(x, dt, a, B, C, D, offsets, parents, True)
-        ctx.save_for_backward(x, dt, rate, a, B, C, D, offsets, parents, marks)
+        copied = D.clone()  # with checkpointing the backward pass gets no parameter, which _flat would copy
+        ctx.save_for_backward(x, dt, rate, a, B, C, copied, offsets, parents, marks)
         ctx.set_materialize_grads(False)
         return y, finals.transpose(1, 2)
 
@@ -256,7 +257,7 @@ class _CompiledConv(torch.autograd.Function):
         from accord.kernels import selective_scan_numba as kernels
 
         taps, y = weight[:, 0].t().contiguous(), x.new_empty(x.shape)
-        ctx.save_for_backward(x, taps, bias, previous)
+        ctx.save_for_backward(x, taps, bias.clone(), previous)  # a copy, as in CompiledScan
         arrays = (_rows(x), x.stride(0), *map(_flat, (taps, bias, previous, y)))
         width = x.shape[1]
         kernels.parallel_for(kernels.conv_forward, *arrays, width, count=width // kernels.LANES, work=4 * x.numel())

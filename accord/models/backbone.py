@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
@@ -62,3 +63,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def save(self, directory: str) -> None:
         """Writes ``config.json`` and ``model.safetensors`` in the Hugging Face layout of the family."""
+
+    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Some of ``state_dict``'s tensors, under their names and in their form in the folder that ``save`` writes."""
+        raise NotImplementedError(f"{type(self).__name__} has no layout of single tensors")
+
+    def save_config(self, directory: str) -> None:
+        """Writes what ``save`` writes beside the weights."""
+        raise NotImplementedError(f"{type(self).__name__} has no config to write")

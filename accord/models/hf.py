@@ -7,7 +7,7 @@ alike, without their caches, and costs a factor of the length.  Faster families 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -51,6 +51,7 @@ class CausalLM(Backbone):
             raise UserError(f"model type {self.kind!r}: has no language-model head separate from its body")
         self.vocab_size, self.width = (int(size) for size in head.weight.shape)
         self.max_positions = _learned_positions(self.model)
+        self._tied = _tied_names(self.model)
         self._accepts = set(inspect.signature(base.forward).parameters)
         _check(self)
 
@@ -117,6 +118,28 @@ class CausalLM(Backbone):
     def save(self, directory: str | Path) -> None:
         """Writes the folder as transformers does."""
         self.model.save_pretrained(str(directory))
+
+    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Backbone.exported``; a tensor that transformers ties to another one is left out."""
+        plain = {name.removeprefix("model."): x for name, x in state.items()}
+        return {name: x for name, x in plain.items() if name not in self._tied}
+
+    def save_config(self, directory: str) -> None:
+        """Writes ``config.json`` and ``generation_config.json`` as transformers does."""
+        self.model.config.save_pretrained(directory)
+        if self.model.can_generate():
+            self.model.generation_config.save_pretrained(directory)
+
+
+def _tied_names(model: nn.Module) -> set[str]:
+    """Parameters that are another one under a second name."""
+    seen: set[int] = set()
+    tied: set[str] = set()
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if id(weight) in seen:
+            tied.add(name)
+        seen.add(id(weight))
+    return tied
 
 
 def _learned_positions(model: nn.Module) -> int | None:

@@ -238,6 +238,14 @@ class Layer(nn.Module):
         out, before, finals = self.mixer(self.norm(h), packed)
         return h + out, before, finals
 
+    def step_weights(self) -> DecodingWeights:
+        """See ``Mixer.step_weights``."""
+        return self.mixer.step_weights()
+
+    def step(self, h: Tensor, window: Tensor, state: Tensor, weights: DecodingWeights) -> Tensor:
+        """One token for each row, (B, D) to (B, D); see ``Mixer.step``."""
+        return h + self.mixer.step(self.norm(h), window, state, weights)
+
 
 class Mamba(Backbone):
     """A backbone of the Mamba family."""
@@ -283,7 +291,7 @@ class Mamba(Backbone):
             h, before, finals = layer(h, packed)
             windows.append(torch.where(back[..., None] < 0, 0.0, before[back]))
             states.append(finals.transpose(1, 2))
-        weights = tuple(layer.mixer.step_weights() for layer in self._layers())
+        weights = tuple(layer.step_weights() for layer in self._layers())
         return self.norm_f(h[packed.last]), MambaCache(torch.stack(windows), torch.stack(states), weights)
 
     @torch.no_grad()
@@ -291,15 +299,21 @@ class Mamba(Backbone):
         """Appends one token (B,) to each row of the cache, in place; (B, D) hidden states at those tokens."""
         h = self.embeddings(tokens)
         for i, layer in enumerate(self._layers()):
-            h = h + layer.mixer.step(layer.norm(h), cache.window[i], cache.state[i], cache.weights[i])
+            h = layer.step(h, cache.window[i], cache.state[i], cache.weights[i])
         return self.norm_f(h)  # type: ignore[no-any-return]
 
     # --------------------------------------------------------------------------------------- folders
     def save(self, directory: str) -> None:
         """Writes ``config.json`` and ``model.safetensors`` as ``MambaForCausalLM`` reads them."""
-        state = self.state_dict()
-        names = {name: name if name.startswith("lm_head.") else f"backbone.{name}" for name in state}
-        write_weights(directory, {names[name]: tensor for name, tensor in state.items()})
+        write_weights(directory, self.exported(self.state_dict()))
+        self.save_config(directory)
+
+    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Backbone.exported``."""
+        return {name if name.startswith("lm_head.") else f"backbone.{name}": x for name, x in state.items()}
+
+    def save_config(self, directory: str) -> None:
+        """Writes ``config.json``."""
         write_json(directory, "config.json", self.config.to_hf())
 
     @classmethod

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from accord.errors import UserError
+from accord.functional.masked import wide
 from accord.io.atomic import write_text
 from accord.io.records import Head, read_record
 from accord.models.backbone import Backbone
@@ -65,13 +66,14 @@ class ScalarHead(nn.Module):
     @torch.no_grad()
     def measure(self, features: Tensor) -> None:
         """Stores mean and deviation of each of the features (N, D) of N texts, N ≥ 2, before training."""
-        features = F.layer_norm(features.float(), features.shape[-1:])
+        features = F.layer_norm(wide(features), features.shape[-1:])
         self.centre.copy_(features.mean(0))
         self.spread.copy_(features.std(0).clamp(min=1e-6))
 
     def forward(self, features: Tensor) -> Tensor:
-        features = F.layer_norm(features.float(), features.shape[-1:])
-        return self.linear((features - self.centre) / self.spread).squeeze(-1)  # type: ignore[no-any-return]
+        features = F.layer_norm(wide(features), features.shape[-1:])
+        scaled = (features - self.centre) / self.spread
+        return self.linear(scaled.to(self.linear.weight.dtype)).squeeze(-1)  # type: ignore[no-any-return]
 
 
 class RewardModel(nn.Module):
@@ -99,8 +101,9 @@ class RewardModel(nn.Module):
             return hidden[packed.last[segments]]
         index, owner = packed.span(segments)
         lengths = torch.bincount(owner, minlength=len(segments))
-        sums = hidden.new_zeros(len(segments), hidden.shape[1], dtype=torch.float32)
-        return sums.index_add(0, owner, hidden[index].float()) / lengths[:, None]
+        states = wide(hidden[index])
+        sums = states.new_zeros(len(segments), states.shape[1])
+        return (sums.index_add(0, owner, states) / lengths[:, None]).to(self.mean.dtype)
 
     def raw(self, packed: Packed, segments: Tensor) -> Tensor:
         """(B,) scores before centering: the training loss is on these."""
@@ -122,6 +125,10 @@ class RewardModel(nn.Module):
     def save(self, directory: str) -> None:
         """Writes the backbone in its own layout, head and statistics beside it."""
         self.backbone.save(directory)
+        self.save_head(directory)
+
+    def save_head(self, directory: str) -> None:
+        """Writes everything but the backbone."""
         write_tensors(Path(directory) / HEAD_FILE, {k: v.contiguous() for k, v in self.head_state().items()})
         kind = "mlp" if isinstance(self.head, RewardMLP) else "scalar"
         shape = [m.out_features for m in self.head.modules() if isinstance(m, nn.Linear)]

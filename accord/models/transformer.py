@@ -287,11 +287,19 @@ class Transformer(Backbone):
 
         A tied head is left out of the file: transformers ties it again.
         """
+        write_weights(directory, self.exported(self.state_dict()))
+        self.save_config(str(directory))
+
+    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Backbone.exported``."""
+        return unfuse(self.config, state)
+
+    def save_config(self, directory: str) -> None:
+        """Writes config.json and generation_config.json."""
         config = self.config
         eos = one_or_many(config.eos_ids)
         ids = {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
         dtype = str(self.embed_tokens.weight.dtype).removeprefix("torch.")
-        write_weights(directory, unfuse(config, self.state_dict()))
         write_json(directory, "generation_config.json", {key: value for key, value in ids.items() if value is not None})
         write_json(directory, "config.json", config.to_hf() | {"dtype": dtype})
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from accord.errors import UserError
+from accord.errors import Failed, UserError
 from accord.io.readers import shorten
 from accord.io.records import Failure, read_record_to_show
 from accord.runtime.run import Run
@@ -39,7 +39,7 @@ def moment_of(run: Run) -> Moment:
 
 def sentence(error: BaseException, moment: Moment = "steps") -> str:
     """A sentence for errors that are not bugs (config, full disk, missing file, out of memory); empty for others."""
-    if isinstance(error, UserError):
+    if isinstance(error, (UserError, Failed)):
         return str(error)
     if full := next((e for e in _chain(error) if _number(e) in _FULL), None):
         where = getattr(full, "filename", None) or "the stage's folder"

@@ -26,6 +26,7 @@ from accord.pipeline.task import Task, folder, logs, sources, task_of, valid_rec
 from accord.pipeline.view import LiveTable, view_for
 from accord.registry.manifest import versions
 from accord.runtime.console import console
+from accord.runtime.launcher import is_launched
 
 LAST = "pipeline.json"
 
@@ -78,6 +79,10 @@ def _stages_to_run(planned: Sequence[Planned], folders: Mapping[str, Path], opti
     """The stages to run.  Raises UserError where one needs a stage that is neither done nor to be run."""
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: at least one stage runs at a time.")
+    if options.jobs > 1 and is_launched():
+        raise UserError(
+            f"--jobs {options.jobs}: under torchrun one stage after another runs on all ranks; leave --jobs out."
+        )
     if not options.only:
         return list(planned)
     names = selected(options.only, planned, "--only")

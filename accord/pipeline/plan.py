@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from accord.config.common import Stage, name_problem
+from accord.config.common import Parallel, ParallelStage, Stage, name_problem
 from accord.config.load import build, load, parse_override, put
 from accord.config.numbers import Seed, Threads
 from accord.config.section import Section
@@ -47,6 +47,8 @@ class PipelineConfig(Section):
     logs: str = "logs/rlhf"
     device: str = "auto"
     threads: Threads = 0
+    parallel: Parallel = Parallel()
+    """Processes of every stage that several can train and that does not set its own."""
     stages: dict[str, Entry]
 
 
@@ -176,6 +178,9 @@ class _Reader:
         if "models" in merged:
             merged["models"] = gathered(merged["models"], self.point, self.grid, sources.get("models", where))
         config = build(STAGE_KINDS[kind].settings, merged, sources, where)
+        if isinstance(config, ParallelStage) and self.pipeline.parallel != Parallel():
+            merged["parallel"] = {**self.pipeline.parallel.model_dump(), **merged.get("parallel", {})}
+            config = build(STAGE_KINDS[kind].settings, merged, sources, where)
         config = renamed(kind, config, lambda key, v: partner(v, self.point, self.grid, f"{where}: {key}"))
         return Planned(name, kind, config, self.point.base, self.needs(kind, config, inputs), (file,) if file else ())
 

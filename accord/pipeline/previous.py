@@ -14,7 +14,7 @@ from typing import Any
 
 from accord.io.atomic import move_folder, set_aside
 from accord.pipeline.lock import LOCK
-from accord.pipeline.records import DONE, STATE, is_record, missing_outputs, read_begun, read_done
+from accord.pipeline.records import DONE, has_state, is_record, missing_outputs, read_begun, read_done
 from accord.pipeline.task import Task, logs
 
 PREVIOUS = ".previous"
@@ -35,12 +35,12 @@ def finished(task: Task) -> bool:
 def interrupted(task: Task) -> bool:
     """Whether an unfinished run with the task's key and a saved state was put aside."""
     place = place_of(task.directory, task.key)
-    return (place / STATE).exists() and read_begun(place).get("key") == task.key
+    return has_state(place) and read_begun(place).get("key") == task.key
 
 
 def is_worth_keeping(directory: Path) -> bool:
     """Whether a folder holds a finished stage, a state to resume from, or other files that are no records."""
-    return (directory / DONE).exists() or (directory / STATE).exists() or bool(_others(directory, ()))
+    return (directory / DONE).exists() or has_state(directory) or bool(_others(directory, ()))
 
 
 def put_aside(task: Task) -> Path:
@@ -106,7 +106,7 @@ def _others(directory: Path, known: Collection[str]) -> list[str]:
 
 def _progress(directory: Path) -> int:
     """2 for a finished stage, 1 for a state to resume from, 0 for less."""
-    return 2 if _is_complete(directory) else int((directory / STATE).exists())
+    return 2 if _is_complete(directory) else int(has_state(directory))
 
 
 def _is_complete(directory: Path) -> bool:

@@ -16,12 +16,22 @@ from accord.runtime.console import console
 from accord.runtime.optional import optional
 
 DONE, BEGUN, JOURNAL, STATE = "done.json", "begun.json", "journal.jsonl", "state.pt"
-_NO_OUTPUT = (DONE, BEGUN, STATE, "config.yaml", "failed.json", "lock.json", "progress.json", "waiting.json")
+RANKS_STATE, RANKS_FOLDER = "state.json", "state"
+"""The saved state of several ranks: what names it, and the folder of its files."""
+_NO_OUTPUT = (
+    *(DONE, BEGUN, STATE, RANKS_STATE, RANKS_FOLDER, "config.yaml"),
+    *("failed.json", "lock.json", "progress.json", "waiting.json"),
+)
 
 
 def is_record(name: str) -> bool:
     """Whether a file of this name is a stage's record, and not one of its results."""
     return name in _NO_OUTPUT
+
+
+def has_state(directory: Path) -> bool:
+    """Whether there is a saved state to resume from."""
+    return (directory / STATE).exists() or (directory / RANKS_STATE).exists()
 
 
 def read_done(directory: Path) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accord.config.common import PrecisionStage, Stage
+from accord.config.common import ParallelStage, PrecisionStage, Stage
 from accord.config.load import to_yaml
-from accord.errors import Interrupted, UserError, Waiting
+from accord.errors import Failed, Interrupted, UserError, Waiting
 from accord.feedback.waiting import WAITING
 from accord.io.atomic import leftovers, write_json, write_text
 from accord.io.digests import MANIFEST
 from accord.io.finite_json import figures
+from accord.io.records import Progress, read_record_to_show
 from accord.pipeline.checks import check_device, check_folders, check_functions
 from accord.pipeline.failure import FAILED, before_start, in_words, moment_of, sentence
 from accord.pipeline.lock import LOCK, Locked, alive, hold_lock, owner, refusal
@@ -32,7 +33,19 @@ from accord.pipeline.previous import (
     restore_logs,
     take_back,
 )
-from accord.pipeline.records import BEGUN, DONE, STATE, note, outputs, read_begun, read_done
+from accord.pipeline.ranks import check_ranks, run_on_ranks, starts_ranks
+from accord.pipeline.records import (
+    BEGUN,
+    DONE,
+    RANKS_FOLDER,
+    RANKS_STATE,
+    STATE,
+    has_state,
+    note,
+    outputs,
+    read_begun,
+    read_done,
+)
 from accord.pipeline.task import Task, logs, task_of, valid_record
 from accord.pipeline.why import differences
 from accord.registry.manifest import versions
@@ -41,7 +54,8 @@ from accord.runtime.console import console
 from accord.runtime.optional import optional
 from accord.runtime.peak_memory import peak, reset_peak
 from accord.runtime.progress_file import ProgressFile
-from accord.runtime.run import Run, StageIdentity
+from accord.runtime.run import Ranks, Run, StageIdentity
+from accord.runtime.stop_signal import STOPPING
 from accord.stage_kinds.table import STAGE_KINDS
 
 
@@ -92,10 +106,13 @@ def run_stage(
         return Outcome(directory.name, True, read_done(directory), directory)
     check_functions(kind, config)
     check_device(config)
+    if isinstance(config, ParallelStage) and starts_ranks(config):
+        check_ranks(config)
+        return _on_ranks(task, config, resume=resume, reuse=reuse, force=force, bar=bar, journal=journal)
     found = _stamps(directory)
     begun = read_begun(directory)
     same = begun.get("key") == task.key and not force
-    if resume and not reuse and begun and not same and (directory / STATE).exists():
+    if resume and not reuse and begun and not same and has_state(directory):
         raise UserError(
             f"{directory}: the saved state has other settings or inputs; run without --resume to start from the beginning."
         )
@@ -111,6 +128,21 @@ def run_stage(
         _tidy(directory, finished=True)
         drop(task)
     return Outcome(directory.name, False, record, directory)
+
+
+def _on_ranks(task: Task, config: ParallelStage, journal: Path | None, **options: bool) -> Outcome:
+    """The same by several processes.  A failure of another rank than 0 is recorded here."""
+    directory = task.directory
+    try:
+        log = logs(config, task.kind) / f"{directory.name}.log"
+        run_on_ranks(task.kind, config, {**options, "journal": str(journal or "")}, log)
+    except Failed as failed:
+        if read_begun(directory).get("key") == task.key and not alive(owner(directory)):
+            with contextlib.suppress(OSError):
+                step = read_record_to_show(directory / ProgressFile.NAME, Progress).get("step", 0)
+                write_json(directory / FAILED, failure(task.key, str(failed), step))
+        raise
+    return Outcome(directory.name, False, read_done(directory), directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +196,7 @@ class _Attempt:
 def _stamps(directory: Path) -> dict[str, object]:
     """When the records and the state in a folder were last written."""
     found: dict[str, object] = {}
-    for name in (DONE, BEGUN, STATE):
+    for name in (DONE, BEGUN, STATE, RANKS_STATE):
         with contextlib.suppress(OSError):
             stat = (directory / name).stat()
             found[name] = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
@@ -174,7 +206,7 @@ def _stamps(directory: Path) -> dict[str, object]:
 def _put_aside(task: Task) -> Path:
     """Puts what stands in a stage's folder aside, and says so where it is a result or a state; returns where it is."""
     directory = task.directory
-    what = "finished" if (directory / DONE).exists() else "interrupted" if (directory / STATE).exists() else ""
+    what = "finished" if (directory / DONE).exists() else "interrupted" if has_state(directory) else ""
     same = task.key in (read_done(directory).get("key"), read_begun(directory).get("key"))
     place = put_aside(task)
     until = "until this one is finished" if same else "and comes back when its settings are asked for again"
@@ -214,7 +246,18 @@ def _call(attempt: _Attempt, bar: bool) -> dict[str, Any]:
     place, started = logs(config, task.kind), time.time()
     reset_peak()
     identity = StageIdentity(name, directory, place, config.seed, task.key, task.inputs, task.sources, task.settings)
-    with Run(identity, config.log_every, config.save_every, attempt.resumes, bar, attempt.open_folder) as run:
+    with contextlib.ExitStack() as together:
+        ranks = None
+        if isinstance(config, ParallelStage):
+            from accord.distributed import mesh
+            from accord.pipeline.follow import announce
+
+            announce(task, attempt.resumes)
+            together.enter_context(mesh.working(config.parallel.timeout_seconds))
+            ranks = Ranks(True, mesh.anywhere, "" if mesh.has_parent() else STOPPING)
+        run = together.enter_context(
+            Run(identity, config.log_every, config.save_every, attempt.resumes, bar, attempt.open_folder, ranks)
+        )
         try:
             if isinstance(config, PrecisionStage) and config.precision != "float32":
                 from accord.runtime.device import resolve_device, slow_precision
@@ -249,6 +292,8 @@ def _call(attempt: _Attempt, bar: bool) -> dict[str, Any]:
         except Exception as error:  # recorded as a sentence, and raised again
             if not run.opened:
                 raise UserError(before_start(name, error)) from error
+            if ranks is not None and mesh.lost_contact(error):
+                raise _record_lost_rank(task, run, error, attempt.noted) from error
             _record_failure(task, run, error, attempt.noted)
             if words := sentence(error, moment_of(run)):
                 raise UserError(words) from error
@@ -276,6 +321,14 @@ def _record_failure(task: Task, run: Run, error: Exception, noted: Callable[[str
         pass
 
 
+def _record_lost_rank(task: Task, run: Run, error: Exception, noted: Callable[[str], None]) -> Failed:
+    """Records that another rank has ended, which alone knows why; returns this as an error."""
+    failed = Failed("another rank has ended; its own lines say why.")
+    failed.__cause__ = error  # so that the log has its traceback
+    _record_failure(task, run, failed, noted)
+    return failed
+
+
 def failure(key: str, words: str, step: int = 0) -> dict[str, Any]:
     """The content of failed.json."""
     return {"key": key, "error": words, "step": step, "time": round(time.time(), 3)}
@@ -292,7 +345,8 @@ def _register(directory: Path) -> None:
 def _tidy_done(task: Task) -> None:
     """Removes files left by a kill after the stage's end, unless another process is writing the folder."""
     directory = task.directory
-    leftovers = [directory / name for name in (STATE, BEGUN, LOCK, ProgressFile.NAME, FAILED, WAITING, LOGS)]
+    names = (STATE, RANKS_STATE, RANKS_FOLDER, BEGUN, LOCK, ProgressFile.NAME, FAILED, WAITING, LOGS)
+    leftovers = [directory / name for name in names]
     if any(path.exists() for path in leftovers) or any(directory.glob(".*")):
         try:
             with hold_lock(directory):
@@ -315,8 +369,9 @@ def _tidy(directory: Path, finished: bool) -> None:
         else:
             leftover.unlink(missing_ok=True)
     if finished:
-        for name in (STATE, BEGUN, ProgressFile.NAME, FAILED, WAITING):
+        for name in (STATE, RANKS_STATE, BEGUN, ProgressFile.NAME, FAILED, WAITING):
             (directory / name).unlink(missing_ok=True)
+        shutil.rmtree(directory / RANKS_FOLDER, ignore_errors=True)
 
 
 def _make(directory: Path) -> Path:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from accord.config.common import Stage, TextModel
+from accord.config.common import ParallelStage, Stage, TextModel
 from accord.config.sft import BaseConfig
 from accord.errors import UserError
 from accord.io.readers import read_json_if_present
@@ -19,6 +19,9 @@ from accord.pipeline.task import folder, sources
 from accord.runtime.console import console
 from accord.stage_kinds.table import STAGE_KINDS
 
+Make = Callable[[str, Stage, str], None]
+"""Makes a missing stage: its kind, its config, and a sentence on why it is needed."""
+
 
 def run_alone(kind: str, config: Stage, resume: bool) -> Outcome:
     """Runs missing stages, then the stage."""
@@ -28,8 +31,14 @@ def run_alone(kind: str, config: Stage, resume: bool) -> Outcome:
     return outcome
 
 
-def prepare(kind: str, config: Stage) -> Stage:
-    """The config with every name resolved, after running missing stages with default settings.
+def run_missing(kind: str, config: Stage, why: str) -> None:
+    """Runs a missing stage with default settings, and first those that it names."""
+    console.print(why, markup=False)
+    run_stage(kind, prepare(kind, config), resume=True, reuse=True)
+
+
+def prepare(kind: str, config: Stage, make: Make = run_missing) -> Stage:
+    """The config with every name resolved, after ``make`` has made missing stages.
 
     A name is a stage kind, or the name of a finished stage in ``out``.  Raises UserError before anything has run for all
     that can be checked without the missing stages.
@@ -40,9 +49,9 @@ def prepare(kind: str, config: Stage) -> Stage:
     folders: dict[str, Path] = {}
     for reference, value in references(kind, config):
         if value in SMALL and reference.sort == "model":
-            folders[value] = _small_base(value, config)
+            folders[value] = _small_base(value, config, make)
         elif value in STAGE_KINDS and not Path(value).exists():
-            folders[value] = _default(value, config, reference.key)
+            folders[value] = _default(value, config, reference.key, make)
         elif value in done and not Path(value).exists():
             folders[value] = done[value]
     resolved = resolve(kind, config, folders.get)
@@ -72,12 +81,11 @@ def _check(kind: str, config: Stage, done: Mapping[str, Path]) -> None:
         check_rows(kind, config)
 
 
-def _default(name: str, config: Stage, key: str) -> Path:
-    default = STAGE_KINDS[name].settings(**_shared(config))
+def _default(name: str, config: Stage, key: str, make: Make) -> Path:
+    default = STAGE_KINDS[name].settings(**_shared(config), **_parallel(config, name))
     directory = folder(default, name)
     if not read_done(directory):
-        console.print(f"{key} names {name!r}, {_absence(directory)}: running it first", markup=False)
-        run_stage(name, prepare(name, default), resume=True, reuse=True)
+        make(name, default, f"{key} names {name!r}, {_absence(directory)}: running it first")
     return directory
 
 
@@ -93,7 +101,14 @@ def _shared(config: Stage) -> dict[str, Any]:
     return {key: getattr(config, key) for key in ("seed", "out", "logs", "device", "threads")}
 
 
-def _small_base(family: str, config: Stage) -> Path:
+def _parallel(config: Stage, kind: str) -> dict[str, Any]:
+    """How many processes a missing stage of a kind runs on: as many as the stage that needs it, where it can."""
+    if isinstance(config, ParallelStage) and isinstance(STAGE_KINDS[kind].settings(), ParallelStage):
+        return {"parallel": config.parallel.model_dump()}
+    return {}
+
+
+def _small_base(family: str, config: Stage, make: Make) -> Path:
     """The small base model of a family with the config's sizes, trained first if missing."""
     model = getattr(config, "model", TextModel())  # compare has none
     standard = Path(config.out) / "base"
@@ -103,18 +118,19 @@ def _small_base(family: str, config: Stage) -> Path:
     wanted = BaseConfig.model_validate(
         {
             **_shared(config),
+            **_parallel(config, "base"),
             "name": name,
             "model": {"base_model": family, "d_model": model.d_model, "n_layers": model.n_layers},
         }
     )
     directory = folder(wanted, "base")
     if not read_done(directory):
-        console.print(
+        make(
+            "base",
+            wanted,
             f"model.base_model is {family!r} (hidden size {model.d_model}, {model.n_layers} layers), and no such base model is in"
             f" {config.out} yet: training it first (about a minute or two)",
-            markup=False,
         )
-        run_stage("base", prepare("base", wanted), resume=True, reuse=True)
     return directory
 
 

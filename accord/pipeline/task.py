@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accord.config.common import Stage
+from accord.config.common import ParallelStage, Stage
 from accord.config.functions import is_function
 from accord.config.load import put
 from accord.config.section import Section, digest
@@ -72,6 +72,8 @@ def parents(kind: str, config: Stage) -> dict[str, str]:
 def bare(config: Stage, inputs: Mapping[str, str]) -> dict[str, Any]:
     """The settings that change results, as plain values, with inputs set to None."""
     values = config.model_dump(mode="json", exclude=_runtime(config))
+    if isinstance(config, ParallelStage) and config.parallel.mixed_precision != "float32":
+        values["parallel"] = {"mixed_precision": config.parallel.mixed_precision}
     for name in inputs:
         _blank(values, name.split("."))
     return values

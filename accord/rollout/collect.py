@@ -76,22 +76,21 @@ def collect(
     generation, read = generate(sampler, prompts, task.decoding, keys, task.samples_per_prompt, readout)
     ref_logprobs = read_replies(generation, task.chunk, task.reference.logprobs)
     prompt_rows = torch.tensor(rows).repeat_interleave(task.samples_per_prompt)
+    scores, terms = score(task, prompt_rows.tolist(), generation)
+    versions = torch.full_like(generation.responses, version)
+    read_or_none = None if readout is None else read
+    return Rollout(generation, prompt_rows, versions, ref_logprobs, scores, terms, read_or_none)
+
+
+def score(task: TextTask, prompt_rows: Sequence[int], generation: Generation) -> tuple[Tensor, dict[str, Tensor]]:
+    """(B,) the task's reward of replies to the prompts ``prompt_rows`` (B), and the terms that it is the sum of."""
     tokens = generation.reply_tokens()
     replies = Replies(
-        [task.prompts.sources[row] for row in prompt_rows.tolist()],
+        [task.prompts.sources[row] for row in prompt_rows],
         [task.tokenizer.decode(reply) for reply in tokens],
         generation.prompts,
         tokens,
         generation.ended.tolist(),
     )
     terms = {name: scores.to(generation.mask.device) for name, scores in task.reward(replies).items()}
-    versions = torch.full_like(generation.responses, version)
-    return Rollout(
-        generation,
-        prompt_rows,
-        versions,
-        ref_logprobs,
-        total(terms, replies.texts),
-        terms,
-        None if readout is None else read,
-    )
+    return total(terms, replies.texts), terms

@@ -85,13 +85,14 @@ def generate(
     keys: Sequence[int],
     samples: int = 1,
     value: Callable[[Tensor], Tensor] | None = None,
+    job_rows: int = 0,
 ) -> tuple[Generation, Tensor]:
     """``samples`` replies to each prompt (row b answers prompt b // samples), and their values (B, T).
 
     ``keys`` (B) hold the sampling noise of the replies (``reply_keys``): a reply is a function of its prompt, its key
     and the weights, up to rounding.  A prompt is read once for all its samples.  ``value`` maps hidden states (B, D)
     to values (B,) of the state before each token; without it the values are zeros.  EOS is an action with a log-prob;
-    after it the mask is false.
+    after it the mask is false.  ``job_rows``: replies of the job that these are a part of; 0: these are all.
     """
     device = next(backbone.parameters()).device
     rows, steps = len(prompts) * samples, decoding.max_new_tokens
@@ -107,7 +108,7 @@ def generate(
     if samples > 1:
         hidden, cache = hidden[live // samples], cache.select(live // samples)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
-    pick = _draw_for(decoding, device, rows * steps * backbone.vocab_size)
+    pick = _draw_for(decoding, device, (job_rows or rows) * steps * backbone.vocab_size)
     for t in range(steps):
         tokens, token_logprobs = pick(backbone.logits(hidden), decoding, noise[live, t])
         going = ~finished

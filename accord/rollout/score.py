@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,6 +99,15 @@ class WeightedReward:
             for name, scores in reward(replies).items():
                 result[f"{name}_{i}" if name in result else name] = weight * scores  # two terms with one name
         return result
+
+
+def reward_models(reward: Reward) -> Iterator[RewardModel]:
+    """The trained models that a reward asks."""
+    if isinstance(reward, ModelReward):
+        yield reward.model
+    if isinstance(reward, WeightedReward):
+        for _, term in reward.terms:
+            yield from reward_models(term)
 
 
 def total(terms: dict[str, Tensor], texts: Sequence[str]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -25,6 +26,16 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device: {name!r} is not here: this machine has {torch.cuda.device_count()} CUDA devices.")
     return device
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of the device's memory, or of the computer's for a CPU; None where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device.type == "cpu" else None
+    except (ValueError, OSError):
+        return None
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

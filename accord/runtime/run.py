@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from accord.errors import Interrupted
+from accord.config.common import Parallel
+from accord.errors import Interrupted, Planned
 from accord.io.atomic import write_jsonl, write_text
 from accord.io.finite_json import dumps
 from accord.io.records import read_metrics
@@ -20,7 +21,7 @@ from accord.runtime import seeds
 from accord.runtime.console import console
 from accord.runtime.optional import optional
 from accord.runtime.progress_file import ProgressFile
-from accord.runtime.stop_signal import StopSignal
+from accord.runtime.stop_signal import STOPPING, StopSignal
 from accord.runtime.tables import as_text, make_table
 
 if TYPE_CHECKING:
@@ -46,13 +47,26 @@ class StageIdentity:
     """Those that change results, with the inputs blanked."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """What a run needs to know where several processes train together."""
+
+    writes: bool
+    """Whether this one writes files, logs and bars."""
+    anywhere: Callable[[bool], bool]
+    """Whether a flag is true in any of them; all call it together."""
+    stop_words: str = STOPPING
+    """What a signal to stop prints here; empty where another process prints it."""
+
+
 class Run:
     """One stage's run: ``directory`` for results, ``logs`` for logs and metrics.
 
     Until ``open_folders``, which calls ``before_first_write``, the stage only reads: it opens and checks everything that
     it needs, and what it says is logged later.  ``tick`` is called once for each optimizer step.  ``bar`` shows a progress
     bar of its own, for a stage that no view of a whole pipeline shows.  The run holds no tensors and no random state: every
-    random draw comes from ``generator(purpose, counters)``, so that resuming needs only counters.
+    random draw comes from ``generator(purpose, counters)``, so that resuming needs only counters.  ``ranks``: of several
+    processes only one writes, and all stop at the same step.
     """
 
     def __init__(
@@ -63,6 +77,7 @@ class Run:
         resume: bool = False,
         bar: bool = True,
         before_first_write: Callable[[], None] = lambda: None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.name, self.directory, self.logs = identity.name, identity.directory, identity.logs
         self.seed, self.key = identity.seed, identity.key
@@ -71,13 +86,18 @@ class Run:
         self.step = 0
         self.total_steps = 0
         self.started = time.monotonic()
-        self.stop = StopSignal()
+        self.stop = StopSignal(STOPPING if ranks is None else ranks.stop_words)
         self.read: dict[str, str] = {}
         """Digests of what the stage read besides its inputs, for the record in done.json."""
         self._resumable = True
         self.opened = False
         """Whether the folders are open for writing."""
+        self.dry: Parallel | None = None
+        """In a dry run, which ends with ``Planned`` where the stage would begin: how the stage would run."""
         self._before_first_write = before_first_write
+        self.writes = ranks is None or ranks.writes
+        """Whether this process writes the stage's files; of several ranks only rank 0 does."""
+        self._anywhere = ranks.anywhere if ranks else lambda flag: flag
         self._log = logging.getLogger(f"accord.log.{self.name}.{id(self)}")
         self._log.setLevel(logging.INFO)
         self._log.propagate = False
@@ -100,6 +120,11 @@ class Run:
         """
         if self.opened:
             return
+        if self.dry is not None:
+            raise Planned(self.name)
+        if not self.writes:
+            self.opened = True
+            return
         if self.stop.raised:
             raise Interrupted(f"{self.name}: stopped before its first step; nothing was changed.")
         self._before_first_write()
@@ -121,6 +146,8 @@ class Run:
     # ---------------------------------------------------------------- output
     def say(self, text: str) -> None:
         """Prints a text and writes it to the log file."""
+        if not self.writes:
+            return
         for line in text.splitlines():
             self._log.info(line)
         (self._bar.console if self._bar else console).print(text, markup=False)
@@ -129,10 +156,14 @@ class Run:
         """Writes the traceback to the log file only."""
         self._log.error("failed", exc_info=error)
 
-    def plan(self, lines: Mapping[str, str]) -> None:
-        """Prints what the stage will do, before it starts."""
+    def plan(self, lines: Mapping[str, str], details: Callable[[Parallel], str] | None = None) -> None:
+        """Prints what the stage will do, before it starts; in a dry run ``details`` too, and raises Planned."""
         self.say(f"── {self.name} " + "─" * max(3, 60 - len(self.name)))
         self.say(as_text(make_table(["", ""], [(f"  {what}", text) for what, text in lines.items()])))
+        if self.dry is not None:
+            if details is not None:
+                self.say(f"\n{details(self.dry)}")
+            raise Planned(self.name)
 
     # ---------------------------------------------------------------- seeds
     def derive(self, purpose: str, *counters: int) -> int:
@@ -152,6 +183,8 @@ class Run:
         """
         self.open_folders()
         self.total_steps, self.step, self._resumable = total_steps, step, resumable
+        if not self.writes:
+            return
         rows = read_metrics(self._metrics)
         before = [r for r in rows if r["step"] < step or (r["step"] == step and "learning_rate" in r)]
         write_jsonl(self._metrics, before)
@@ -189,6 +222,8 @@ class Run:
     def record(self, metrics: Mapping[str, float], prefix: str = "") -> None:
         """Writes a line of metrics at the current step, to metrics.jsonl, TensorBoard and the log."""
         self.open_folders()
+        if not self.writes:
+            return
         named = {f"{prefix}{k}": float(v) for k, v in metrics.items()}
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(dumps({"step": self.step, **named}) + "\n")
@@ -214,6 +249,8 @@ class Run:
 
     def write_later(self, what: str, write: Callable[[], object]) -> None:
         """Leaves something that the stage can do without, a picture for example, until the stage is recorded as done."""
+        if not self.writes:
+            return
         self._optional.append((what, write))
 
     def write_optional(self) -> None:
@@ -225,11 +262,11 @@ class Run:
 
     @property
     def should_save(self) -> bool:
-        return self.step % self.save_every == 0 or self.stop.raised
+        return self._anywhere(self.stop.raised) or self.step % self.save_every == 0
 
     def check_stop(self) -> None:
-        """Raises Interrupted if the user asked to stop; called after the state is saved."""
-        if self.stop.raised:
+        """Raises Interrupted if the user asked to stop; called after the state is saved, by all ranks."""
+        if self._anywhere(self.stop.raised):
             if self._progress_file:
                 self._progress_file.update(self.step, {}, last=True)
             state = "the state is saved." if self._resumable else "this stage saves no state and will start again."

@@ -9,12 +9,16 @@ from typing import Any
 
 from accord.runtime.console import console
 
+STOPPING = "stopping after this step; press again to stop at once"
+
 
 class StopSignal:
     """Turns the first Ctrl-C or SIGTERM into a flag that loops check; the second one stops at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: str = STOPPING) -> None:
+        """``words``: what the first signal prints; empty: nothing, where another process says it."""
         self.raised = False
+        self._words = words
         self._previous: dict[signal.Signals, Any] = {}
         self._announcer: threading.Thread | None = None
 
@@ -36,8 +40,7 @@ class StopSignal:
         if self.raised:
             raise KeyboardInterrupt
         self.raised = True
-        # In a thread: a signal comes between any two lines, those of a print or of an import among them.
-        self._announcer = threading.Thread(
-            target=console.print, args=("stopping after this step; press again to stop at once",)
-        )
-        self._announcer.start()
+        if self._words:
+            # In a thread: a signal comes between any two lines, those of a print or of an import among them.
+            self._announcer = threading.Thread(target=console.print, args=(self._words,))
+            self._announcer.start()

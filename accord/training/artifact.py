@@ -12,11 +12,14 @@ from torch import nn
 
 from accord.data.tokenizer import Tokenizer
 from accord.data.vocabulary import difference_of_ids
+from accord.distributed import mesh
+from accord.distributed.export import save_backbone
+from accord.distributed.shards import is_sharded
 from accord.errors import UserError
 from accord.io.readers import shorten
 from accord.models.backbone import Backbone
 from accord.models.open import open_backbone
-from accord.models.reward import is_reward_model
+from accord.models.reward import RewardModel, is_reward_model
 from accord.registry.family import ancestors, plain_settings, write_lineage
 from accord.registry.manifest import publish, versions
 from accord.runtime.run import Run
@@ -117,15 +120,26 @@ def save_model(
     """Writes ``<kind>_final.pt`` as specified, and the artifact folder ``model/`` that transformers opens."""
     save_artifact(run, backbone, tokenizer, kind, metrics)
     save_pt(run, f"{kind}_final.pt", backbone, {"metrics": dict(metrics), **extra})
+    if is_sharded(backbone):
+        run.say(f"wrote {run.directory / 'model'} (opens with transformers); with fsdp no .pt file is written")
+        return
     run.say(f"wrote {run.directory / 'model'} (opens with transformers) and {run.directory / f'{kind}_final.pt'}")
 
 
 def save_artifact(run: Run, model: Saves, tokenizer: Tokenizer, kind: str, metrics: Mapping[str, float]) -> None:
-    """Writes ``model/``: weights, config and tokenizer in the Hugging Face layout, with manifest and lineage."""
+    """Writes ``model/``: weights, config and tokenizer in the Hugging Face layout, with manifest and lineage.
+
+    All ranks call it: rank 0 writes, and of a sharded model every rank its share.
+    """
+    if not run.writes:
+        if is_sharded(model):
+            _write_model(model, Path(mesh.broadcast("")))
+        mesh.barrier()
+        return
     family = ancestors(run.parents, run.sources)
 
     def write(directory: Path) -> None:
-        model.save(str(directory))
+        _write_model(model, Path(mesh.broadcast(str(directory))) if is_sharded(model) else directory)
         tokenizer.save(directory)
         write_lineage(directory, family)
 
@@ -144,9 +158,27 @@ def save_artifact(run: Run, model: Saves, tokenizer: Tokenizer, kind: str, metri
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     publish(run.directory / "model", write, manifest)
+    mesh.barrier()
+
+
+def _write_model(model: Saves, directory: Path) -> None:
+    if not is_sharded(model):
+        model.save(str(directory))
+        return
+    head = model if isinstance(model, RewardModel) else None
+    backbone = head.backbone if head else model
+    assert isinstance(backbone, Backbone)
+    save_backbone(backbone, directory)
+    if head and mesh.is_main():
+        head.save_head(str(directory))
 
 
 def save_pt(run: Run, name: str, model: nn.Module, content: Mapping[str, Any]) -> None:
-    """Writes a specified .pt file: ``model_state_dict`` and plain values."""
+    """Writes a specified .pt file: ``model_state_dict`` and plain values.
+
+    Of a sharded model there is none, since one process would have to hold it whole; ``model/`` has the weights.
+    """
+    if not run.writes or is_sharded(model):
+        return
     state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     write_pt(run.directory / name, {"model_state_dict": state, **content})

@@ -13,12 +13,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 from typing_extensions import TypedDict
 
+from accord.distributed import mesh
+from accord.distributed.shards import is_sharded
+from accord.distributed.tensors import complete, fit
 from accord.errors import UserError
 from accord.io.atomic import replacing_file
 from accord.io.readers import require_file, shorten
 from accord.io.records import Count, check
+from accord.training import rank_state
 
 _READ_ERRORS = (
     OSError,
@@ -84,43 +89,68 @@ class _Saved(TypedDict):
 
 
 class Checkpoint:
-    """The resumable state of one run: named parts, in one file."""
+    """The resumable state of one run: named parts, in one file, or of several ranks in one file each.
+
+    Either form is read whatever wrote it: a state of 2 ranks continues on 1 or on 4.
+    """
 
     def __init__(self, path: Path, fingerprint: str, parts: Mapping[str, Resumable]) -> None:
         self.path, self.fingerprint, self.parts = path, fingerprint, parts
 
     def save(self, step: int) -> None:
         state = {name: part.state_dict() for name, part in self.parts.items()}
+        if mesh.size() > 1 or any(map(is_sharded, self.parts.values())):
+            rank_state.save(self.path.parent, self.fingerprint, step, state, _rng_state())
+            if mesh.is_main():
+                self.path.unlink(missing_ok=True)
+            return
         write_pt(self.path, {"fingerprint": self.fingerprint, "step": step, "rng": _rng_state(), "parts": state})
+        rank_state.remove(self.path.parent)
 
     def restore(self) -> int:
         """Loads every part and returns the step; 0 where there is no saved state.
 
         Raises UserError where the state belongs to other settings.
         """
-        if not self.path.exists():
+        index = rank_state.read_index(self.path.parent)
+        if not self.path.exists() and not index:
             return 0
-        content = read_pt(self.path)
-        remedy = "remove it to start this stage from the beginning"
-        check(content, _Saved, str(self.path), remedy)
+        path, remedy = self.path, rank_state.REMEDY
+        content = read_pt(path) if path.exists() else {}
+        if content:
+            check(content, _Saved, str(path), remedy)
+        if index and index["step"] >= content.get("step", 0):
+            path = path.with_name(rank_state.INDEX)
+            content = {**index, **rank_state.read(path.parent, index)}
         if content.get("fingerprint") != self.fingerprint or content["parts"].keys() != self.parts.keys():
             raise UserError(
-                f"{self.path}: this state was made with other settings or inputs; run without --resume to start again."
+                f"{path}: this state was made with other settings or inputs; run without --resume to start again."
             )
         place = "random states"
         try:
             for name, part in self.parts.items():
                 place = f"part {name!r}"
-                part.load_state_dict(content["parts"][name])
+                part.load_state_dict(_fitted(content["parts"][name], part))
             place = "random states"
-            _restore_rng(content["rng"])
+            if content["rng"] is not None:
+                _restore_rng(content["rng"])
         except _READ_ERRORS as error:
             why = shorten(str(error) or type(error).__name__, 300)
-            raise UserError(f"{self.path}: its {place} cannot be restored ({why}); {remedy}.") from error
+            raise UserError(f"{path}: its {place} cannot be restored ({why}); {remedy}.") from error
+        mesh.barrier()
         return int(content["step"])
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)
+        rank_state.remove(self.path.parent)
+
+
+def _fitted(saved: dict[str, Any], part: Resumable) -> dict[str, Any]:
+    """A module's saved weights, whole or in parts, as this rank holds them; other parts fit their own."""
+    if not isinstance(part, nn.Module):
+        return saved
+    wanted = part.state_dict()
+    return {name: fit(x, wanted[name]) if name in wanted else complete(x) for name, x in saved.items()}
 
 
 def _rng_state() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from accord.config.sft import TextStage
 from accord.data.heldout import Split
 from accord.data.packing import pack_supervised
 from accord.data.supervised import SupervisedExample
+from accord.distributed import mesh
 from accord.functional.logprobs import token_logprobs
 from accord.functional.losses.supervised import nll_loss, sft_loss
 from accord.kernels.vocabulary_head import label_nll
@@ -47,12 +48,13 @@ def mean_cross_entropy(
     """
     device = next(backbone.parameters()).device
     total, count = 0.0, 0
-    for start in range(0, len(examples), size):
-        packed = pack_supervised(examples[start : start + size]).to(device)
+    for number, counted in mesh.passes_of_this_rank(-(-len(examples) // size)):
+        packed = pack_supervised(examples[number * size : (number + 1) * size]).to(device)
         with autocast(device, precision):
             loss = cross_entropy(backbone, packed).loss
-        total, count = total + float(loss.total), count + int(loss.count)
-    return total / count, count
+        total, count = total + counted * float(loss.total), count + counted * int(loss.count)
+    sums = mesh.add(torch.tensor([total, count], dtype=torch.float64)).tolist()
+    return sums[0] / sums[1], int(sums[1])
 
 
 def train_texts(

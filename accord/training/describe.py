@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from torch import nn
 
-from accord.config.common import Optimizer
+from accord.config.common import Optimizer, Parallel
+from accord.training.memory import layout_of, memory_table, require_memory, size_of
+
+
+class Trained(Protocol):
+    """The settings of a stage that several processes can train."""
+
+    @property
+    def parallel(self) -> Parallel: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def training(self) -> Optimizer: ...
 
 
 def describe_steps(rows: int, settings: Optimizer, unit: str = "rows") -> str:
@@ -52,6 +67,25 @@ def describe_memory(trained: nn.Module, width: int, tokens: int, frozen: Sequenc
     weights = 16 * _count([trained]) + 4 * _count(frozen)
     activations = 4 * 40 * tokens * width * _depth(trained)
     return f"about {(weights + activations) / 2**20:,.0f} MB ({weights / 2**20:,.0f} weights and optimizer, rest activations)"
+
+
+def memory_by_strategy(
+    config: Trained, trained: nn.Module, width: int, tokens: int, frozen: Sequence[nn.Module] = ()
+) -> Callable[[Parallel], str]:
+    """The table of a dry run: predicted memory of each device by strategy, for forward passes of so many tokens.
+
+    Raises UserError where weights, gradients and moments alone do not fit into the device's memory.
+    """
+    size, bfloat16 = size_of(trained, width, frozen), config.precision == "bfloat16"
+    require_memory(size, layout_of(config.parallel, bfloat16), next(trained.parameters()).device)
+
+    def table(parallel: Parallel) -> str:
+        layout = layout_of(parallel, bfloat16)
+        require_memory(size, layout, next(trained.parameters()).device)
+        share = tokens if config.training.micro_batch_size else tokens // layout.devices
+        return memory_table(size, layout, max(share, 1))
+
+    return table
 
 
 def _count(models: Sequence[nn.Module]) -> int:

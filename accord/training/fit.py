@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from accord.runtime.run import Run
 from accord.training.checkpoint import Checkpoint
+from accord.training.updater import Uncounted
 from accord.types import LossOutput
 
 B = TypeVar("B")
@@ -32,7 +33,7 @@ def finish_step(run: Run, checkpoint: Checkpoint, metrics: dict[str, float]) -> 
 def fit(
     run: Run,
     updater: StepTaker,
-    batches: Iterable[Sequence[B]],
+    batches: Iterable[Sequence[B | Uncounted[B]]],
     objective: Callable[[B], LossOutput],
     checkpoint: Checkpoint,
     after_step: Callable[[dict[str, float]], None] | None = None,

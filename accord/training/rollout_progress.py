@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
+from accord.distributed import mesh
 from accord.functional.kl import AdaptiveKL, FixedKL
+from accord.training.epochs import share_of_step
+from accord.training.updater import Uncounted
 from accord.types import PolicyBatch, TextActions, VectorActions
 
 
@@ -60,17 +63,23 @@ class RolloutProgress:
         self.batch = _batch_of(state["batch"]) if state["batch"] else None
 
 
-def minibatches(batch: PolicyBatch, size: int, micro_size: int, seed: int) -> Iterator[list[PolicyBatch]]:
+def minibatches(
+    batch: PolicyBatch, size: int, micro_size: int, seed: int
+) -> Iterator[list[PolicyBatch | Uncounted[PolicyBatch]]]:
     """Every row once, ``size`` rows a minibatch, each cut into forward passes of ``micro_size`` rows (0: one pass).
 
     The order of the rows is drawn by ``seed``; one minibatch of all rows is the batch itself, since sums have no order.
+    Of several ranks each gets a share of every minibatch, so that together they take the steps of one.
     """
-    if size >= len(batch) and not micro_size:
+    if size >= len(batch) and not micro_size and mesh.size() == 1:
         yield [batch]
         return
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))
+    lengths = batch.mask.sum(1).tolist()
     for rows in torch.split(order, size):
-        yield [batch[part.to(batch.mask.device)] for part in torch.split(rows, micro_size or size)]
+        passes = share_of_step(rows.tolist(), lengths, micro_size)
+        parts = [(batch[torch.tensor(part, device=batch.mask.device)], counted) for part, counted in passes]
+        yield [part if counted else Uncounted(part) for part, counted in parts]
 
 
 def _batch_state(batch: PolicyBatch) -> dict[str, Any]:

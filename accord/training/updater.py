@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import nn
 
 from accord.config.common import Optimizer
+from accord.distributed import mesh
+from accord.distributed.gradients import Replicas, are_mixed, clip, scale
+from accord.distributed.tensors import fit
 from accord.errors import UserError
 from accord.runtime.device import autocast
 from accord.types import LossOutput, Mean
 
 B = TypeVar("B")
 Objective = Callable[[B], LossOutput]
+
+
+@dataclass(frozen=True, slots=True)
+class Uncounted(Generic[B]):
+    """A micro-batch that keeps a rank in step with the others and adds nothing to loss, gradient or metrics."""
+
+    batch: B
 
 
 def schedule_factor(kind: str, step: int, total_steps: int, warmup_steps: int) -> float:
@@ -64,7 +75,7 @@ class Updater:
     """Owns the optimizer, the schedule and gradient clipping.
 
     A batch is a sequence of micro-batches; their losses are sums, and the gradient is divided once by the total
-    count, so that the number of micro-batches changes nothing.
+    count over all ranks, so that neither the number of micro-batches nor that of ranks changes anything.
     """
 
     def __init__(
@@ -86,16 +97,22 @@ class Updater:
             for members, decay in ((matrices, settings.weight_decay), (vectors, 0.0)):
                 if members:
                     options.append({"params": members, "lr": rate, "weight_decay": decay})
+                    if are_mixed(members):  # one after another
+                        options[-1] |= {"fused": False, "foreach": False}
                     self.rates.append(rate)
         self.parameters: list[nn.Parameter] = [p for group in options for p in group["params"]]
         self.device = self.parameters[0].device
+        self.replicas = Replicas(self.parameters)
         fused = self.device.type in ("cpu", "cuda")
         betas = (0.9, settings.adam_beta2)
         self.optimizer = torch.optim.AdamW(options, betas=betas, eps=settings.adam_eps, fused=fused)
 
-    def step(self, batch: Sequence[B], objective: Objective[B], schedule_step: int | None = None) -> dict[str, float]:
-        """One optimizer step; returns the metrics as numbers.
+    def step(
+        self, batch: Sequence[B | Uncounted[B]], objective: Objective[B], schedule_step: int | None = None
+    ) -> dict[str, float]:
+        """One optimizer step; returns the metrics, over all ranks, as numbers.
 
+        ``batch`` is this rank's part, of equally many micro-batches on every rank.
         ``schedule_step`` is the position in the schedule, counted from 0; None: the number of steps taken so far.
         Raises UserError where loss or gradient is not finite.
         """
@@ -107,12 +124,16 @@ class Updater:
             group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
         metrics: dict[str, Mean] = {}
-        for micro in batch:
-            with autocast(self.device, self.precision):
-                output = objective(micro)
-            output.loss.total.backward()  # type: ignore[no-untyped-call]
+        for number, micro in enumerate(batch):
+            mesh.at(f"step {self.steps + 1}, forward pass {number + 1}")
+            with self.replicas.accumulating(number + 1 < len(batch)):
+                with autocast(self.device, self.precision):
+                    output = self._evaluate(objective, micro)
+                mesh.at(f"step {self.steps + 1}, backward pass {number + 1}")
+                output.loss.total.backward()  # type: ignore[no-untyped-call]
             for key, mean in {"loss": output.loss.detach(), **output.metrics}.items():
                 metrics[key] = metrics[key] + mean if key in metrics else mean
+        metrics = mesh.add_means(metrics)
         norm = self._scale_and_clip(metrics["loss"].count)
         if not (math.isfinite(norm) and math.isfinite(metrics["loss"].value())):
             raise not_finite(self.steps + 1, metrics["loss"].value(), norm, self.precision)
@@ -120,13 +141,16 @@ class Updater:
         self.steps += 1
         return {**_numbers(metrics), "grad_norm": norm, "learning_rate": self.rates[0] * factor}
 
+    def _evaluate(self, objective: Objective[B], micro: B | Uncounted[B]) -> LossOutput:
+        if not isinstance(micro, Uncounted):
+            return self.replicas.evaluate(objective, micro)
+        output = self.replicas.evaluate(objective, cast(B, micro.batch))
+        return LossOutput(_nothing(output.loss), {name: _nothing(mean) for name, mean in output.metrics.items()})
+
     def _scale_and_clip(self, count: torch.Tensor) -> float:
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        if not grads:
-            raise RuntimeError("the objective reached no trained parameter")
-        torch._foreach_div_(grads, float(count.clamp(min=1)))
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
-        return norm
+        # DDP and FSDP average over the ranks: times their number, it is the sum.
+        scale(self.parameters, float(count.clamp(min=1)) / mesh.size())
+        return clip(self.parameters, self.settings.max_grad_norm)
 
     def adapt_to_kl(self, approx_kl: float, target: float) -> None:
         self.adaptive = adapt_factor(self.adaptive, approx_kl, target)
@@ -135,8 +159,16 @@ class Updater:
         return {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "adaptive": self.adaptive}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        moments = {
+            number: {name: fit(value, self.parameters[number]) for name, value in of_one.items()}
+            for number, of_one in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
         self.steps, self.adaptive = int(state["steps"]), float(state["adaptive"])
+
+
+def _nothing(mean: Mean) -> Mean:
+    return Mean(mean.total * 0.0, mean.count * 0)
 
 
 def _numbers(metrics: Mapping[str, Mean]) -> dict[str, float]:

@@ -33,3 +33,12 @@ def test_a_file_named_after_nothing_is_seen() -> None:
     assert sources(Path("algorithms/test_ppo_prepare.py")) == [REPO / "accord" / "algorithms" / "ppo.py"]
     assert not sources(Path("algorithms/test_incident.py"))
     assert not sources(Path("absent/test_ppo.py"))
+
+
+def test_only_distributed_uses_torchs_processes() -> None:
+    uses = {
+        path.relative_to(REPO / "accord").parts[0]
+        for path in (REPO / "accord").rglob("*.py")
+        if "torch.distributed" in path.read_text(encoding="utf-8").replace("``torch.distributed``", "")
+    }
+    assert uses == {"distributed"}

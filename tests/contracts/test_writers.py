@@ -14,6 +14,7 @@ ALLOWED = {
         "os.open",
     ): "the journal grows by one write at its end, which several processes share",
     ("accord/pipeline/worker.py", "open"): "the last words of a process are added to its log",
+    ("accord/pipeline/ranks.py", "open"): "the last words of ranks are added to the stage's log",
     ("accord/runtime/run.py", "open"): "metrics.jsonl grows by a line",
     ("accord/stage_kinds/judges/openai.py", "open"): "answers.jsonl grows by a line, and is written whole at the end",
     (

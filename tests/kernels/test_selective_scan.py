@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from accord.functional.selective_scan import reference_scan
 from accord.kernels import selective_scan
@@ -268,3 +269,21 @@ def test_other_tensors_than_the_kernels_know_are_left_to_torch() -> None:
     torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
     with pytest.raises(TypeError, match="one dtype"):
         selective_scan.scan_step(x, double, -torch.ones(2, 16), inputs, torch.ones(16), x.repeat(1, 2), state)
+
+
+def test_a_weights_memory_can_be_freed_after_a_recomputed_pass() -> None:
+    """FSDP frees gathered weights; with checkpointing the backward pass gets them as plain tensors."""
+    lengths = [5, 4]
+    inputs = draw(lengths, 32, 4)
+    skip, bias = torch.nn.Parameter(inputs[5]), torch.nn.Parameter(torch.zeros(32))
+    weight, previous = torch.nn.Parameter(torch.ones(32, 1, 4)), torch.tensor([-1, 0, 1, 2, 3, -1, 5, 6, 7])
+    inputs[0].requires_grad_()
+
+    def layer(x: Tensor) -> Tensor:
+        convolved = selective_scan.causal_conv(x, weight, bias, previous)
+        return scan(convolved, *inputs[1:5], skip, *tree(lengths, [-1, -1]))[0]
+
+    assert selective_scan.runs_compiled(inputs[0], weight, bias, skip)
+    checkpoint(layer, inputs[0], use_reentrant=False).sum().backward()
+    for parameter in (skip, bias, weight):
+        parameter.untyped_storage().resize_(0)

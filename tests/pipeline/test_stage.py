@@ -20,7 +20,7 @@ from accord.config.common import Stage
 from accord.config.load import load
 from accord.config.section import digest
 from accord.config.sft import SFTConfig
-from accord.errors import Interrupted, UserError
+from accord.errors import Failed, Interrupted, UserError
 from accord.pipeline.records import read_done
 from accord.pipeline.stage import run_stage
 from accord.pipeline.task import bare, parents, stage_key
@@ -401,3 +401,17 @@ def test_a_stage_killed_before_its_entry_in_the_registry_is_registered_by_the_ne
     assert run_stage("sft", make(), resume=True, reuse=True).skipped
     (version,) = open_store().list()
     assert (version.label, Path(version.outs[0]).resolve()) == ("sft@1", (tmp_path / "out").resolve())
+
+
+def test_a_rank_that_has_lost_another_says_so_and_keeps_the_cause_in_its_log(
+    make: Callable[..., SFTConfig], trains: Callable[[Train], None], tmp_path: Path
+) -> None:
+    def train(config: Any, run: Run) -> dict[str, float]:
+        run.open_folders()
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:13193")
+
+    trains(train)
+    with pytest.raises(Failed, match="another rank has ended"):
+        run_stage("sft", make())
+    assert json.loads((tmp_path / "out" / "sft" / "failed.json").read_text())["error"].startswith("another rank")
+    assert "Connection closed by peer" in (tmp_path / "logs" / "sft" / "sft.log").read_text()
