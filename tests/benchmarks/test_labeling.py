@@ -29,8 +29,8 @@ def test_no_vote_is_lost_or_doubled_when_the_server_is_killed(
     bench: ModuleType, database: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     place = tmp_path / "feedback.db" if database == "sqlite" else request.getfixturevalue("postgresql_url")
-    found = bench.load(str(place), annotators=4, votes=12, kills=1)
-    assert (found["votes"], found["stored"], found["kills"]) == (48, 48, 1)
+    found = bench.load(str(place), annotators=4, votes=12, kills=3)
+    assert (found["votes"], found["stored"], found["kills"]) == (48, 48, 3)
     assert (found["lost"], found["doubled"], found["beyond_overlap"]) == (0, 0, 0)
     assert found["sent_again"] > 0
     assert found["exit_code"] == 0
