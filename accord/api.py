@@ -109,6 +109,7 @@ class LoadedModel:
         """
         from accord.config.reply import reply_settings
         from accord.data.chat import prompt_to_continue
+        from accord.data.reply_text import reply_text
         from accord.rollout.generate import Decoding, stream
 
         values = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
@@ -125,9 +126,8 @@ class LoadedModel:
         for each in prompts:
             key = derive(settings.seed, "generate", used[repr(each)])
             used[repr(each)] += 1
-            replies.append(
-                tokenizer.decode(list(stream(self.backbone, prompt_to_continue(tokenizer, each), decoding, key)))
-            )
+            tokens = prompt_to_continue(tokenizer, each)
+            replies.append(reply_text(tokenizer, tokens, list(stream(self.backbone, tokens, decoding, key))))
         return replies if several else replies[0]
 
     def score(self, prompt: Prompt, reply: str) -> float:

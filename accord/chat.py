@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from accord.config.reply import reply_settings
 from accord.data.chat import prompt_to_continue
+from accord.data.reply_text import reply_text, streamed
 from accord.data.rows import Message
 from accord.errors import UserError
+from accord.io.readers import as_characters
 from accord.models.open import open_backbone
 from accord.models.reward import is_reward_model
 from accord.rollout.generate import Decoding, stream
@@ -28,26 +32,30 @@ def chat(path: str, temperature: float, top_p: float, max_new_tokens: int, seed:
     backbone = open_backbone(source).requires_grad_(False).eval()
     ids = (tokenizer.eos_id, tokenizer.pad_id)
     decoding = Decoding(settings.max_new_tokens, *ids, settings.temperature, settings.top_p)
-    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    messages: list[Message] = [{"role": "system", "content": as_characters(system)}] if system else []
     console.print(f"{path}: type a message; an empty line ends the chat", markup=False)
     while line := _read_line():
         messages.append({"role": "user", "content": line})
         prompt = prompt_to_continue(tokenizer, messages if tokenizer.chat_template else line)
         tokens: list[int] = []
-        shown = ""
-        for token in stream(backbone, prompt, decoding, derive(settings.seed, "chat", len(messages))):
-            tokens.append(token)
-            text = tokenizer.decode(tokens)
-            if not text.endswith("\ufffd"):  # an incomplete character: it takes several tokens
-                print(text[len(shown) :], end="", flush=True)
-                shown = text
+        sampled = stream(backbone, prompt, decoding, derive(settings.seed, "chat", len(messages)))
+        for part in streamed(tokenizer, prompt, recorded(sampled, tokens)):
+            print(part, end="", flush=True)
         print()
-        messages.append({"role": "assistant", "content": shown})
+        messages.append({"role": "assistant", "content": reply_text(tokenizer, prompt, tokens)})
     return 0
 
 
+def recorded(tokens: Iterable[int], found: list[int]) -> Iterator[int]:
+    """The tokens, each appended to ``found`` on its way."""
+    for token in tokens:
+        found.append(token)
+        yield token
+
+
 def _read_line() -> str:
+    """The next line, empty at the end of the input; what is no character (half of a surrogate pair) becomes U+FFFD."""
     try:
-        return input("> ").strip()
+        return as_characters(input("> ").strip())
     except EOFError:
         return ""

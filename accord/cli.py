@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from accord.command_line import Parser, parse_words
+from accord.data_report.command import add_command as add_data
 from accord.errors import Failed, Interrupted, UserError, Waiting, require_platform
 from accord.feedback.command import add_commands as add_feedback
 from accord.labeling.command import add_command as add_label
@@ -81,6 +82,7 @@ def parser() -> Parser:
     add_models(commands, Formatter)
     add_feedback(commands, Formatter)
     add_label(commands, Formatter)
+    add_data(commands, Formatter)
     return top
 
 

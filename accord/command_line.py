@@ -18,7 +18,7 @@ from accord.stage_kinds.table import STAGE_KINDS
 
 DASHES = "‐‑‒–—―−﹣－"
 QUOTES = "“”„‟‘’‚‛"
-WITHOUT_OVERRIDES = ("chat", "models", "feedback", "label")
+WITHOUT_OVERRIDES = ("chat", "data", "models", "feedback", "label")
 FILE_OPTIONS = ("--config", "--set")  # the word after these is theirs, whatever it looks like
 
 

@@ -11,13 +11,14 @@ from functools import partial
 import torch
 
 from accord.config.sft import BaseConfig
-from accord.data.chat import render
-from accord.data.rows import Tally, Where, messages_field, text_field
-from accord.data.supervised import SupervisedData, SupervisedExample, describe_split, opening_text, split_texts
+from accord.data.chat import whole_chat_ids
+from accord.data.formats.rows import FormattedRows
+from accord.data.row_texts import opening_text
+from accord.data.rows import Tally, messages_field, text_field
+from accord.data.supervised import SupervisedData, SupervisedExample, describe_split, split_texts
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.distributed import mesh
 from accord.distributed.shards import spread
-from accord.io.readers import read_jsonl
 from accord.models.open import small_backbone
 from accord.runtime.run import Run
 from accord.training.artifact import save_model
@@ -39,17 +40,16 @@ def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> SupervisedDa
     """
     tally = Tally()
     examples, texts = [], []
-    for number, row in read_jsonl(path):
-        where = Where(path, number)
+    found = FormattedRows(path, "base", tokenizer.chat_template is not None)
+    for where, row in found:
         tally.rows += 1
         if "messages" in row:
             messages = messages_field(row, "messages", where)
             with where.named():
-                text = render(tokenizer, messages, add_generation_prompt=False)
-            tokens, source = tokenizer.encode(text), opening_text(messages)
+                tokens, source = whole_chat_ids(tokenizer, messages), opening_text(messages)
         else:
             source = text_field(row, "text", where)
-            tokens = [*tokenizer.encode(source), tokenizer.eos_id]
+            tokens = [*tokenizer.encode_content(source), tokenizer.eos_id]
         tokens = tokens[:max_length]
         if len(tokens) < 2:
             tally.dropped["no character"] += 1
@@ -57,6 +57,7 @@ def read_texts(path: str, tokenizer: Tokenizer, max_length: int) -> SupervisedDa
         tally.tokens += len(tokens)
         examples.append(SupervisedExample(tuple(tokens), (False, *[True] * (len(tokens) - 1))))
         texts.append(source)
+    tally.add_formats(found.describe(), found.dropped)
     return SupervisedData(tuple(examples), tuple(texts), tally.report(path))
 
 

@@ -12,6 +12,7 @@ from accord.algorithms.ppo import kl_controller
 from accord.algorithms.ppo_control import StepTask, train_on_steps
 from accord.config.on_policy import HeadsPPOConfig
 from accord.data.prompts import load_prompts
+from accord.data.reply_text import reply_text
 from accord.errors import UserError
 from accord.models.heads import ActorCritic
 from accord.rollout.env.episodes import EpisodeVectors
@@ -45,9 +46,8 @@ def open_token_environments(config: HeadsPPOConfig, run: Run) -> EpisodeVectors:
     def score(prompt: int, tokens: list[int], ended: bool) -> float:
         if not ended and shaping.missing_eos_penalty is not None:
             return shaping.missing_eos_penalty
-        replies = Replies(
-            [prompts.sources[prompt]], [tokenizer.decode(tokens)], [prompts.prompts[prompt]], [tokens], [ended]
-        )
+        asked = prompts.prompts[prompt]
+        replies = Replies([prompts.sources[prompt]], [reply_text(tokenizer, asked, tokens)], [asked], [tokens], [ended])
         value = float(total(reward(replies), replies.texts)) * shaping.scale
         return max(-shaping.clip, min(shaping.clip, value)) if shaping.clip else value
 

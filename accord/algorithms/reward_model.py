@@ -6,7 +6,7 @@ Numbered details:
 2. a scalar head, N(0, 1/√(d+1)), on features pooled over the reply (mean, or its last token), layer-normalized, then
    each feature centered and scaled by its statistics over training replies before the first step;
 3. one epoch by default: a second one overfits;
-4. held-out accuracy, without ties; where pairs are split off, no prompt is on both sides;
+4. held-out accuracy, without ties, by the function that ``compare`` uses; prompts on both sides are counted;
 5. mean and deviation of the scores are measured *after* training on the training replies and stored with the model.
 Departure: ``features`` regresses +1 for chosen and −1 for rejected replies by MSE with an MLP on a frozen model's
 features, as this package's specification asks.
@@ -26,7 +26,7 @@ from accord.data.tokenizer import Tokenizer
 from accord.distributed import mesh
 from accord.distributed.shards import spread
 from accord.errors import UserError
-from accord.evaluation.reward_models import accuracy, reply_features, score_pairs
+from accord.evaluation.reward_models import heldout_accuracy, reply_features, score_pairs
 from accord.functional.losses.preference import bradley_terry_loss
 from accord.functional.losses.supervised import mse_loss
 from accord.functional.losses.ties import TieModel, log_tie_of, log_tie_of_share, tie_loss, tie_parameter
@@ -257,8 +257,7 @@ def finish(
     if ties is not None:
         metrics["tie_parameter"] = ties.value()
     if heldout:
-        chosen, rejected = score_pairs(model, heldout, device, config.precision)
-        metrics["heldout_accuracy"] = accuracy(chosen, rejected)
+        metrics["heldout_accuracy"] = heldout_accuracy(model, heldout, device, config.precision)[0]
         metrics["heldout_pairs"] = float(len(heldout))
     run.record(metrics)
 

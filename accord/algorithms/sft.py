@@ -10,6 +10,8 @@ Ouyang et al. 2022 (arXiv 2203.02155), section 3.5, first step.  Numbered detail
 
 from __future__ import annotations
 
+from functools import partial
+
 from accord.config.sft import SFTConfig
 from accord.data.supervised import describe_split, load_supervised, split_texts
 from accord.distributed import mesh
@@ -31,7 +33,10 @@ def train(config: SFTConfig, run: Run) -> dict[str, float]:
     device = mesh.local_device(config.device)
     tokenizer = open_tokenizer(config.model.base_model)
     backbone = open_model(config.model.base_model, device)
-    data = split_texts(config.data, lambda path: load_supervised(path, tokenizer, config.model.max_length), run.seed)
+    read = partial(
+        load_supervised, tokenizer=tokenizer, max_length=config.model.max_length, examples=config.data.examples
+    )
+    data = split_texts(config.data, read, run.seed)
     examples = data.train
     tokens = sum(len(e.tokens) for e in examples)
     require_fit(config.model.base_model, backbone, tokenizer, max(map(len, [*examples, *data.heldout])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import ClassVar, Literal
 
 from pydantic import field_validator, model_validator
@@ -26,6 +27,10 @@ from accord.config.numbers import (
 )
 from accord.config.section import Section
 
+TEMPLATE_DATE = "2024-07-26"
+"""What chat templates that write a date write by default: the date that Llama 3's templates fall back to."""
+Examples = Literal["conversation", "turn"]
+"""What a conversation is learned as: one example with labels on all its replies, or one for each reply."""
 RESERVED = ("results.json", "pipeline.json", "journal.jsonl")
 """Files of a pipeline beside the folders of its stages."""
 MAX_NAME = 100
@@ -74,6 +79,24 @@ class Stage(Section):
         if name and (problem := name_problem(name)):
             raise ValueError(problem)
         return name
+
+
+class DatedStage(Stage):
+    """A setting of stages that render chat templates."""
+
+    template_date: str = TEMPLATE_DATE
+    """Date (YYYY-MM-DD) that a chat template with a date writes; the same in training, sampling and evaluation."""
+
+    @field_validator("template_date")
+    @classmethod
+    def _is_a_date(cls, value: str) -> str:
+        try:
+            if len(value) == len(TEMPLATE_DATE):
+                date.fromisoformat(value)
+                return value
+        except ValueError:
+            pass
+        raise ValueError(f"{value!r:.40} is not a date; write it as {TEMPLATE_DATE}")
 
 
 def require_room(max_length: int, max_new_tokens: int, key: str) -> None:
@@ -181,10 +204,10 @@ class SplitData(Section):
     """Training rows and held-out rows."""
 
     train: str = "demo"
-    """demo (the small world), a stage, a folder, or a JSON Lines file."""
+    """demo (the small world), a stage, a folder, a file (JSON, CSV, Parquet …), or a data set of the Hugging Face hub."""
     limit: CountOrZero = 0
     """Use only the first rows of train; 0: all."""
     heldout: str = ""
-    """Held-out rows: a stage, folder or JSON Lines file; empty: split off heldout_fraction of train's prompts."""
+    """Held-out rows: a stage, folder, file or data set; empty: split off heldout_fraction of train's prompts."""
     heldout_fraction: Share = 0.1
     """Fraction of train's prompts to hold out; all rows of a prompt fall on the same side."""

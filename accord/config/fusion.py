@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from accord.config.common import Stage
+from accord.config.common import DatedStage
 from accord.config.numbers import Context, PositiveShare, Weight
 from accord.config.section import Section
 
@@ -27,7 +27,7 @@ class FuseSource(Section):
         return self.model if self.weight == self.density == 1 else super().__repr__()
 
 
-class FuseConfig(Stage):
+class FuseConfig(DatedStage):
     """Merges models of one architecture: linear average, SLERP, task vectors, or interpolation with a reference."""
 
     retired: ClassVar[Mapping[str, Any]] = {"precision": "float32"}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from accord.config.common import Optimizer, ParallelStage, Stage, TextModel, require_room
+from accord.config.common import DatedStage, Optimizer, ParallelStage, TextModel, require_room
 from accord.config.numbers import (
     Coefficient,
     Count,
@@ -199,7 +199,7 @@ class HeadsPolicy(TextModel):
     """Hidden size of the actor and the critic."""
 
 
-class LanguagePPOConfig(ParallelStage):
+class LanguagePPOConfig(ParallelStage, DatedStage):
     """PPO on a whole language model."""
 
     retired: ClassVar[Mapping[str, Any]] = {"model.max_prompt_length": 0}
@@ -220,7 +220,7 @@ class LanguagePPOConfig(ParallelStage):
         return self
 
 
-class HeadsPPOConfig(Stage):
+class HeadsPPOConfig(DatedStage):
     """PPO on heads over a frozen language model's features, which is the reference."""
 
     retired: ClassVar[Mapping[str, Any]] = {"precision": "float32", "model.max_prompt_length": 0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accord.config.common import Optimizer, ParallelStage, PromptedModel, SplitData
+from accord.config.common import DatedStage, Optimizer, ParallelStage, PromptedModel, SplitData
 from accord.config.numbers import FlippedShare, PositiveCoefficient
 
 
@@ -17,7 +17,7 @@ class DPOOptimizer(Optimizer):
     """Put all pairs of a prompt into one step, so that each reply is encoded once; batch_size then counts prompts."""
 
 
-class DPOConfig(ParallelStage):
+class DPOConfig(ParallelStage, DatedStage):
     """Direct preference optimization."""
 
     model: PromptedModel = PromptedModel(base_model="sft")

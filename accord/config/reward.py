@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from accord.config.common import Optimizer, ParallelStage, PromptedModel, SplitData
+from accord.config.common import DatedStage, Optimizer, ParallelStage, PromptedModel, SplitData
 from accord.config.numbers import Coefficient, Count, Layers, LayersOrZero, LearningRate, Width
 from accord.config.variants import Variants
 
@@ -79,7 +79,7 @@ class LanguageRewardOptimizer(RewardOptimizer):
     the whole model.  Helps where pairs are few."""
 
 
-class FeaturesRewardConfig(ParallelStage):
+class FeaturesRewardConfig(ParallelStage, DatedStage):
     """Trains an MLP on a frozen model's features to score replies."""
 
     model: FeaturesRewardModel = FeaturesRewardModel()
@@ -87,7 +87,7 @@ class FeaturesRewardConfig(ParallelStage):
     training: RewardOptimizer = RewardOptimizer()
 
 
-class LanguageRewardConfig(ParallelStage):
+class LanguageRewardConfig(ParallelStage, DatedStage):
     """Trains a whole model with a scalar head to score replies."""
 
     model: LanguageRewardModel = LanguageRewardModel()

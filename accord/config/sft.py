@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from accord.config.common import Optimizer, ParallelStage, SplitData, TextModel
+from accord.config.common import DatedStage, Examples, Optimizer, ParallelStage, SplitData, TextModel
 from accord.config.numbers import CountOrZero, Share
 
 
@@ -15,7 +15,7 @@ class TextData(SplitData):
     """Training rows and held-out rows; without a setting all rows of train are trained on."""
 
     heldout: str = ""
-    """Held-out rows, for the held-out loss: a stage, folder or JSON Lines file; empty: the held-out rows of the stage or
+    """Held-out rows, for the held-out loss: a stage, folder, file or data set; empty: the held-out rows of the stage or
     folder that train names, where it has any and heldout_fraction is 0."""
     heldout_fraction: Share = 0.0
     """Fraction of train's prompts (of plain texts: of the texts) to hold out; all rows of a prompt fall on the same side."""
@@ -29,7 +29,7 @@ class TextData(SplitData):
         return self
 
 
-class TextStage(ParallelStage):
+class TextStage(ParallelStage, DatedStage):
     """Settings of stages that learn texts by cross-entropy."""
 
     runtime: ClassVar[frozenset[str]] = ParallelStage.runtime | {"eval_every"}
@@ -57,5 +57,15 @@ class BaseConfig(TextStage):
     )
 
 
+class SFTData(TextData):
+    """Demonstrations to learn, and held-out ones."""
+
+    examples: Examples = "conversation"
+    """Of a conversation with several replies: conversation is one example with labels on all replies; turn is one example for
+    each reply, with the conversation up to it, for templates that leave out the thoughts of earlier turns."""
+
+
 class SFTConfig(TextStage):
     """Supervised fine-tuning on demonstrations."""
+
+    data: SFTData = SFTData()

@@ -26,6 +26,10 @@ def is_heldout(prompt: str, fraction: float, seed: int) -> bool:
     return derive(seed, f"held out {prompt}") % _PARTS < fraction * _PARTS
 
 
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
 def split_by_prompt(
     rows: Sequence[Row], texts: Sequence[str], heldout_fraction: float, seed: int
 ) -> tuple[list[Row], list[Row]]:
@@ -44,7 +48,7 @@ class Split(Generic[Row]):
     report: str
     """What was read of the training file."""
     shared: int = 0
-    """Held-out rows whose prompt is also trained on."""
+    """Held-out rows whose prompt is also trained on, apart from case and spaces, or once cut to the model's length."""
 
     def describe(self) -> str:
         """Both numbers, and whether a prompt is on both sides, for the screen.
@@ -61,19 +65,21 @@ class Split(Generic[Row]):
 
 
 def read_split(
-    data: SplitData, read: Callable[[str], tuple[Sequence[Row], Sequence[str], str]], seed: int
+    data: SplitData,
+    read: Callable[[str], tuple[Sequence[Row], Sequence[str], str]],
+    seed: int,
+    prompt: Callable[[Row], Sequence[int]],
 ) -> Split[Row]:
     """The rows of ``data.train`` and those held out.
 
-    ``read`` turns a path into usable rows, the text of each row's prompt, and a report.  ``data.limit`` is one of
-    training rows.  Raises UserError where no training row is left.
+    ``read`` turns a path into usable rows, the text of each row's prompt, and a report; ``prompt`` gives the tokens that a
+    model reads of a row's prompt.  ``data.limit`` is one of training rows.  Raises UserError where no training row is left.
     """
     found, texts, report = read(data.train)
     rows, texts = found[: data.limit or None], texts[: data.limit or None]
     if data.heldout:
         heldout, asked, _ = read(data.heldout)
-        trained = set(texts)
-        return Split(rows, heldout, report, sum(text in trained for text in asked))
+        return Split(rows, heldout, report, _shared(rows, texts, heldout, asked, prompt))
     if data.heldout_fraction == 0:
         return Split(rows, [], report)
     train, split_off = split_by_prompt(rows, texts, data.heldout_fraction, seed)
@@ -84,4 +90,20 @@ def read_split(
             f"data.heldout_fraction={data.heldout_fraction:g} leaves none of the {len(rows):,} rows of {data.train} to"
             " train on; make it smaller."
         )
-    return Split(train, split_off, report)
+    sides = [is_heldout(text, data.heldout_fraction, seed) for text in texts]
+    trained, asked = (
+        [text for text, side in zip(texts, sides, strict=True) if side is wanted] for wanted in (False, True)
+    )
+    return Split(train, split_off, report, _shared(train, trained, split_off, asked, prompt))
+
+
+def _shared(
+    train: Sequence[Row],
+    trained: Sequence[str],
+    heldout: Sequence[Row],
+    asked: Sequence[str],
+    prompt: Callable[[Row], Sequence[int]],
+) -> int:
+    """How many held-out rows have a prompt that is trained on, by its text or by the tokens that a model reads of it."""
+    texts, tokens = set(map(_plain, trained)), {tuple(prompt(row)) for row in train}
+    return sum(_plain(text) in texts or tuple(prompt(row)) in tokens for row, text in zip(heldout, asked, strict=True))

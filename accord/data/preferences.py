@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from accord.config.common import PromptedModel, SplitData
-from accord.data.chat import exchange
+from accord.data.chat import as_message, exchange
+from accord.data.formats.rows import FormattedRows
 from accord.data.heldout import Split, read_split
-from accord.data.prompts import Side, is_blank, plain_text, rows_by_prompt, tokens_to_keep
-from accord.data.rows import Prompt, Report, Tally, Where, preference_fields, soft_label
+from accord.data.messages import message_text
+from accord.data.prompt_cut import Side, fit_prompt
+from accord.data.prompts import is_blank, plain_text, rows_by_prompt
+from accord.data.repeated_prompt import without_repeated_prompt
+from accord.data.rows import (
+    Prompt,
+    Reply,
+    Report,
+    Tally,
+    Where,
+    has_calls,
+    is_empty,
+    preference_fields,
+    reply_text,
+    soft_label,
+)
+from accord.data.sampled_ids import SampledIds
+from accord.data.templated import divided
+from accord.data.text_notes import LOST, REPEATED, SAMPLED, SHORTENED, TextNotes
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
-from accord.io.readers import read_jsonl
 
 ReplyCut = Literal["right", "drop"]
 """A reply that is too long is truncated at its end (and has no end token), or the pair is dropped."""
@@ -91,67 +109,104 @@ def load_preferences(path: str | Path, tokenizer: Tokenizer, lengths: PairLength
     """Reads ``{"prompt", "chosen", "rejected"}`` rows with an optional "margin", or "label" and "weight": plain strings or
     messages, with the prompt in a field of its own or as the common start of both.
 
-    A label below 1/2 exchanges the replies.  Equal replies (before or after truncation), empty pairs and rows of weight 0
+    A label below 1/2 exchanges the replies.  Replies with token ids as they were sampled (``accord.data.sampled_ids``) have
+    those.  Equal replies (before or after truncation), empty pairs and rows of weight 0
     are dropped.
     ``limit`` > 0 reads the first rows only.  Raises UserError, naming file and row.
     """
-    tally = Tally()
+    tally, sampled = Tally(), SampledIds(tokenizer)
     pairs, texts, replies = [], [], []
-    for number, row in islice(read_jsonl(path), limit or None):
+    notes = TextNotes(tokenizer)
+    found = FormattedRows(path, "preferences", tokenizer.chat_template is not None)
+    for where, row in divided(islice(found, limit or None), tokenizer, notes):
         tally.rows += 1
-        where = Where(str(path), number)
         fields, (label, weight) = preference_fields(row, where), soft_label(row, where)
+        fields = _without_prompt(fields, tokenizer, notes)
+        keys = ["chosen", "rejected"]
         if label < 0.5:
             prompt, chosen, rejected, margin = fields
             fields, label = (prompt, rejected, chosen, margin), 1 - label
+            keys.reverse()
         if not weight:
             tally.dropped["weight 0"] += 1
             continue
-        pair = _pair(fields, where, tokenizer, lengths, tally)
+        pair = _pair(fields, where, lengths, tally, notes, [partial(sampled.of, row, key) for key in keys])
         if pair is not None:
             pair = replace(pair, label=label, weight=weight) if (label, weight) != (1.0, 1.0) else pair
             tally.tokens += len(pair)
             pairs.append(pair)
             texts.append(plain_text(fields[0]))
-            replies.append(fields[1:3])
+            replies.append((reply_text(fields[1]), reply_text(fields[2])))
+    tally.notes = notes.counts()
+    tally.add_formats(found.describe(), found.dropped)
     return PreferenceData(tuple(pairs), tuple(texts), tuple(replies), tally.report(path))
 
 
 def _pair(
-    fields: tuple[Prompt, str, str, float], where: Where, tokenizer: Tokenizer, lengths: PairLengths, tally: Tally
+    fields: tuple[Prompt, Reply, Reply, float],
+    where: Where,
+    lengths: PairLengths,
+    tally: Tally,
+    notes: TextNotes,
+    sampled: Sequence[Callable[[Sequence[int], Reply, Where], tuple[int, ...] | None]],
 ) -> PreferencePair | None:
-    """A row's pair; None where it is dropped, which ``tally`` counts."""
+    """A row's pair; None where it is dropped, which ``tally`` counts.
+
+    ``sampled``: of chosen and of rejected, the ids as sampled, by the prompt's ids and the text.
+    """
     prompt, chosen, rejected, margin = fields
+    tokenizer = notes.tokenizer
     reason = None
     if is_blank(prompt):
         reason = "empty prompt"
-    elif not (chosen.strip() and rejected.strip()):
+    elif (is_empty(chosen) or is_empty(rejected)) and not (has_calls(chosen) or has_calls(rejected)):
         reason = "empty reply"
-    elif chosen.strip() == rejected.strip():
+    elif _stripped(chosen) == _stripped(rejected):
         reason = "tie"
     if reason:
         tally.dropped[reason] += 1
         return None
+    notes.add_row(prompt, as_message(chosen), as_message(rejected))
     with where.named():
         exchanges = [exchange(tokenizer, prompt, reply) for reply in (chosen, rejected)]
-    prompt_tokens = exchanges[0].prompt
-    places = tokens_to_keep(prompt_tokens, lengths.prompt, lengths.cut_prompt, tokenizer.bos_id)
-    if places is None:
+        fitted = fit_prompt(tokenizer, prompt, exchanges[0].prompt, lengths.prompt, lengths.cut_prompt)
+    notes.add(LOST, sum(e.lost_thoughts for e in exchanges))
+    if fitted is None:
         tally.dropped["prompt too long"] += 1
         return None
-    room = lengths.total - len(places)
-    cut = sum(len(e.reply) > room for e in exchanges)
+    own = [of(e.prompt, text, where) for of, e, text in zip(sampled, exchanges, (chosen, rejected), strict=True)]
+    whole = [ids or tuple(e.reply) for ids, e in zip(own, exchanges, strict=True)]
+    room = lengths.total - len(fitted.ids)
+    cut = sum(len(ids) > room for ids in whole)
     if cut and lengths.cut_reply == "drop":
         tally.dropped["reply too long"] += 1
         return None
-    replies = [tuple(e.reply[:room]) for e in exchanges]
+    replies = [ids[:room] for ids in whole]
     if replies[0] == replies[1]:
         tally.dropped["tie" if not cut else "tie once cut"] += 1
         return None
-    tally.truncate_prompt(len(places), len(prompt_tokens))
+    tally.cut_prompt(fitted.lost, len(fitted.ids))
+    notes.add(SHORTENED, fitted.turns > 0)
     tally.truncated_replies += cut
-    tally.retokenized += any(e.split for e in exchanges)
-    return PreferencePair(tuple(prompt_tokens[i] for i in places), replies[0], replies[1], margin)
+    notes.add(SAMPLED, any(ids != tuple(e.reply) for ids, e in zip(whole, exchanges, strict=True)))
+    tally.retokenized += any(e.split and ids is None for e, ids in zip(exchanges, own, strict=True))
+    return PreferencePair(fitted.ids, replies[0], replies[1], margin)
+
+
+def _stripped(reply: Reply) -> Reply:
+    return reply.strip() if isinstance(reply, str) else {**reply, "content": message_text(reply).strip()}
+
+
+def _without_prompt(
+    fields: tuple[Prompt, Reply, Reply, float], tokenizer: Tokenizer, notes: TextNotes
+) -> tuple[Prompt, Reply, Reply, float]:
+    """The fields of a pair, without the prompt where both replies repeat it at their start."""
+    prompt, chosen, rejected, margin = fields
+    rest = without_repeated_prompt(prompt, (chosen, rejected), tokenizer.chat_template is not None)
+    if rest is None:
+        return fields
+    notes.add(REPEATED, 1)
+    return prompt, rest[0], rest[1], margin
 
 
 def read_pairs(data: SplitData, model: PromptedModel, tokenizer: Tokenizer, seed: int) -> Split[PreferencePair]:
@@ -162,7 +217,7 @@ def read_pairs(data: SplitData, model: PromptedModel, tokenizer: Tokenizer, seed
         found = load_preferences(path, tokenizer, lengths)
         return found.pairs, found.texts, found.report.describe()
 
-    return read_split(data, read, seed)
+    return read_split(data, read, seed, lambda pair: pair.prompt)
 
 
 def decided(pairs: Sequence[PreferencePair]) -> Sequence[PreferencePair]:

@@ -1,4 +1,4 @@
-"""Prompts to sample replies to, and what all loaders share: truncating prompts."""
+"""Prompts to sample replies to, and what all loaders share."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 from accord.data.chat import prompt_ids
-from accord.data.rows import Prompt, Report, Tally, Where, prompt_field
+from accord.data.formats.rows import FormattedRows
+from accord.data.messages import message_text
+from accord.data.prompt_cut import Side, fit_prompt
+from accord.data.rows import Prompt, Report, Tally, prompt_field
+from accord.data.templated import divided
+from accord.data.text_notes import SHORTENED, TextNotes
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
-from accord.io.readers import read_jsonl
-
-Side = Literal["left", "right", "drop"]
-"""How a prompt that is too long is truncated: at its left (keeping the end), at its right, or by dropping the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,41 +47,31 @@ def load_prompts(
     _require_length("max_prompt_length", max_prompt_length)
     tally = Tally()
     usable: list[tuple[tuple[int, ...], str, Prompt]] = []
-    for number, row in islice(read_jsonl(path), limit or None):
-        where = Where(str(path), number)
+    notes = TextNotes(tokenizer)
+    found = FormattedRows(path, "prompts", tokenizer.chat_template is not None)
+    for where, row in divided(islice(found, limit or None), tokenizer, notes):
         tally.rows += 1
         prompt = prompt_field(row, "prompt", where)
         with where.named():
             ids = prompt_ids(tokenizer, prompt)
+        notes.add_row(prompt)
         if is_blank(prompt) or not ids:
             tally.dropped["empty prompt"] += 1
             continue
-        places = tokens_to_keep(ids, max_prompt_length, truncate, tokenizer.bos_id)
-        if places is None:
+        with where.named():
+            fitted = fit_prompt(tokenizer, prompt, ids, max_prompt_length, truncate)
+        if fitted is None:
             tally.dropped["prompt too long"] += 1
             continue
-        tally.truncate_prompt(len(places), len(ids))
-        tally.tokens += len(places)
-        usable.append((tuple(ids[i] for i in places), plain_text(prompt), prompt))
+        tally.cut_prompt(fitted.lost, len(fitted.ids))
+        notes.add(SHORTENED, fitted.turns > 0)
+        tally.tokens += len(fitted.ids)
+        usable.append((fitted.ids, plain_text(prompt), prompt))
+    tally.notes = notes.counts()
+    tally.add_formats(found.describe(), found.dropped)
     report = tally.report(path)
     prompts, texts, sources = zip(*usable, strict=True)
     return PromptData(prompts, texts, sources, report)
-
-
-def tokens_to_keep(ids: Sequence[int], limit: int, side: Side, bos_id: int | None) -> list[int] | None:
-    """The indices of a prompt's tokens to keep, at most ``limit``; None where the row is to be dropped.
-
-    A leading BOS is kept, since some models need it.
-    """
-    length = len(ids)
-    if length <= limit:
-        return list(range(length))
-    if side == "drop":
-        return None
-    if side == "right":
-        return list(range(limit))
-    first = [0] if limit > 1 and ids[0] == bos_id else []
-    return [*first, *range(length - limit + len(first), length)]
 
 
 def rows_by_prompt(prompts: Iterable[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
@@ -94,7 +84,7 @@ def rows_by_prompt(prompts: Iterable[Sequence[int]]) -> dict[tuple[int, ...], li
 
 def is_blank(prompt: Prompt) -> bool:
     """Whether a prompt has no text."""
-    return not (prompt.strip() if isinstance(prompt, str) else any(str(m["content"]).strip() for m in prompt))
+    return not (prompt.strip() if isinstance(prompt, str) else any(message_text(m).strip() for m in prompt))
 
 
 def plain_text(prompt: Prompt) -> str:
@@ -102,8 +92,8 @@ def plain_text(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
-        return str(prompt[0]["content"])
-    return "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+        return message_text(prompt[0])
+    return "\n".join(f"{m['role']}: {message_text(m)}" for m in prompt)
 
 
 def _require_length(name: str, value: int) -> None:

@@ -1,4 +1,4 @@
-"""Fields of JSON Lines rows, checked; every error names file and row."""
+"""Fields of rows, checked; every error names file and row."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Union
 
+from accord.data.messages import ROLES as ROLES
+from accord.data.messages import checked_message, message_text, template_inputs
+from accord.data.turns import Message as Message  # readers of rows take it from here
+from accord.data.turns import Turns
 from accord.errors import UserError
 from accord.io.readers import json_kind
 
 Row = Mapping[str, Any]
-Message = Mapping[str, Any]
-"""One turn: {"role": …, "content": …}; further keys reach the chat template."""
 Prompt = Union[str, Sequence[Message]]  # noqa: UP007  (evaluated at run time)
 """Plain text, or the turns so far."""
+Reply = Union[str, Message]  # noqa: UP007  (evaluated at run time)
+"""Plain text, or an assistant's message with more than text, as with tool calls."""
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MARGIN = 1e6
 """By how much a chosen reply is preferred: more would overflow in float32 losses long before it means anything."""
 MAX_WEIGHT = 1e6
@@ -46,6 +49,10 @@ class Report:
     truncated_replies: int  # without their end token
     dropped: Mapping[str, int]  # rows by reason
     retokenized: int = 0  # rows whose prompt and reply were tokenized separately, since they would share a token
+    recognized: str = ""
+    """The format of the rows and the columns that are not used, as a sentence."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """Further counts, by what they count."""
 
     @property
     def used(self) -> int:
@@ -65,9 +72,11 @@ class Report:
             "prompts truncated": self.truncated_prompts,
             "replies truncated": self.truncated_replies,
             "tokenized separately from the prompt": self.retokenized,
+            **self.notes,
         }
         notes.extend(f"{name}: {count}" for name, count in counts.items() if count)
-        first = f"Used {self.used} of {self.rows} rows, {self.tokens:,} tokens."
+        known = f"{self.recognized} " if self.recognized else ""
+        first = f"{known}Used {self.used} of {self.rows} rows, {self.tokens:,} tokens."
         text = "; ".join(notes)
         return f"{first} {text[0].upper()}{text[1:]}." if text else first
 
@@ -84,6 +93,15 @@ class Tally:
     """Rows whose prompt lost more than three quarters of its tokens."""
     dropped: Counter[str] = field(default_factory=Counter)
     retokenized: int = 0
+    recognized: str = ""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """Further counts, by what they count."""
+
+    def add_formats(self, recognized: str, dropped: Mapping[str, int]) -> None:
+        """Takes what the reader of the file's format found: its sentence, and the rows that it left out."""
+        self.recognized = recognized
+        self.dropped.update(dropped)
+        self.rows += sum(dropped.values())
 
     def report(self, path: str | Path) -> Report:
         """The finished report; UserError where no row is left."""
@@ -94,20 +112,24 @@ class Tally:
             self.truncated_replies,
             MappingProxyType(dict(self.dropped)),
             self.retokenized,
+            self.recognized,
+            MappingProxyType(dict(self.notes)),
+        )
+        room = (
+            "model.max_length bounds a prompt and its reply together (model.max_prompt_length a prompt alone); raise it, or"
+            " lower max_new_tokens."
         )
         if not made.used:
-            raise UserError(f"{path}: no row is usable. {made.describe()}")
+            advice = f" {room}" if self.dropped["prompt too long"] else ""
+            raise UserError(f"{path}: no row is usable. {made.describe()}{advice}")
         if 2 * self.remnants > made.used:
-            raise UserError(
-                f"{path}: most prompts would lose more than three quarters of their tokens, since prompt and reply together may"
-                " have model.max_length (a prompt alone model.max_prompt_length); raise it, or lower max_new_tokens."
-            )
+            raise UserError(f"{path}: most prompts would lose more than three quarters of their tokens: {room}")
         return made
 
-    def truncate_prompt(self, kept: int, whole: int) -> None:
-        """Counts a prompt of ``whole`` tokens of which ``kept`` stay."""
-        self.truncated_prompts += kept < whole
-        self.remnants += 4 * kept < whole
+    def cut_prompt(self, lost: int, length: int) -> None:
+        """Counts a prompt that lost ``lost`` tokens of its content, and has ``length`` left."""
+        self.truncated_prompts += lost > 0
+        self.remnants += lost > 3 * length
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,40 +179,25 @@ def text_field(row: Row, key: str, where: Where) -> str:
 
 
 def prompt_field(row: Row, key: str, where: Where) -> Prompt:
-    """A string, or a list of messages."""
+    """A string, or a list of messages; messages also where the row has something for the chat template besides."""
     value = require(row, key, where)
     if isinstance(value, str):
-        return value
+        with where.named():
+            inputs = template_inputs(row)
+        return Turns([{"role": "user", "content": value}], inputs) if inputs else value
     if not isinstance(value, list):
         raise where.error(f"{key!r} is a JSON {json_kind(value)}, expected text or a list of messages")
     return messages_field(row, key, where)
 
 
-def messages_field(row: Row, key: str, where: Where) -> list[dict[str, Any]]:
-    """A list of messages, each {"role", "content"} with text for content (a list of text parts is joined)."""
+def messages_field(row: Row, key: str, where: Where) -> Turns:
+    """A list of messages (``checked_message``), with what the row gives the chat template besides."""
     value = require(row, key, where)
     if not isinstance(value, list) or not value:
         found = "empty" if value == [] else f"a JSON {json_kind(value)}"
         raise where.error(f"{key!r} is {found}, expected a list of messages")
-    return [_message(item, f"{key}[{index}]", where) for index, item in enumerate(value)]
-
-
-def _message(item: Any, name: str, where: Where) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        raise where.error(f'{name} is a JSON {json_kind(item)}, expected {{"role": …, "content": …}}')
-    for key in ("role", "content"):
-        if key not in item:
-            raise where.error(f"{name} has no {key!r}; it has {', '.join(map(repr, item)) or 'no keys'}")
-    role, content = item["role"], item["content"]
-    if not isinstance(role, str):
-        raise where.error(f"{name}: the role is a JSON {json_kind(role)}, expected a string")
-    if role not in ROLES and (near := difflib.get_close_matches(role.lower(), ROLES, n=1, cutoff=0.7)):
-        raise where.error(f"{name}: role {role!r}; did you mean {near[0]!r}?")
-    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-        content = "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        raise where.error(f"{name}: the content is a JSON {json_kind(content)}, expected text")
-    return {**item, "content": content}
+    with where.named():
+        return Turns((checked_message(item, f"{key}[{i}]") for i, item in enumerate(value)), template_inputs(row))
 
 
 def number_field(row: Row, key: str, where: Where, high: float, default: float = 0.0) -> float:
@@ -203,7 +210,7 @@ def number_field(row: Row, key: str, where: Where, high: float, default: float =
     return float(value)
 
 
-def reply_field(row: Row, key: str, where: Where) -> str:
+def reply_field(row: Row, key: str, where: Where) -> Reply:
     """A string, or a list of one assistant message."""
     value = require(row, key, where)
     if isinstance(value, str):
@@ -211,14 +218,36 @@ def reply_field(row: Row, key: str, where: Where) -> str:
     return _one_reply(messages_field(row, key, where), key, where)
 
 
-def _one_reply(messages: Sequence[Message], key: str, where: Where) -> str:
+def _one_reply(messages: Sequence[Message], key: str, where: Where) -> Reply:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         roles = ", ".join(m["role"] for m in messages) or "nothing"
         raise where.error(f"{key!r} must end in one assistant message after the prompt; found {roles}")
-    return str(messages[0]["content"])
+    return message_text(messages[0]) if messages[0].keys() <= {"role", "content"} else messages[0]
 
 
-def preference_fields(row: Row, where: Where) -> tuple[Prompt, str, str, float]:
+def reply_text(reply: Reply) -> str:
+    """The text of a reply, without its calls."""
+    return reply if isinstance(reply, str) else message_text(reply)
+
+
+def text_alone(reply: Reply, where: Where) -> str:
+    """The text of a reply that is shown to people.  Raises UserError where it has tool calls, which they would not see."""
+    if has_calls(reply):
+        raise where.error("a reply has tool calls, which votes cannot hold; leave the row out")
+    return reply_text(reply)
+
+
+def is_empty(reply: Reply) -> bool:
+    """Whether a reply has neither text nor calls."""
+    return not reply_text(reply).strip() and not has_calls(reply)
+
+
+def has_calls(reply: Reply) -> bool:
+    """Whether a reply calls tools."""
+    return not isinstance(reply, str) and bool(reply.get("tool_calls"))
+
+
+def preference_fields(row: Row, where: Where) -> tuple[Prompt, Reply, Reply, float]:
     """(prompt, chosen, rejected, margin) of a row in any common format; the margin is 0 where there is none.
 
     Without "prompt", "chosen" and "rejected" hold the whole exchange, and their common start is the prompt.
@@ -247,12 +276,12 @@ def soft_label(row: Row, where: Where) -> tuple[float, float]:
     return label, weight
 
 
-def _chats(row: Row, where: Where) -> tuple[Prompt, str, str]:
+def _chats(row: Row, where: Where) -> tuple[Prompt, Reply, Reply]:
     chosen, rejected = messages_field(row, "chosen", where), messages_field(row, "rejected", where)
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
-    prefix: Prompt = chosen[:shared]
+    prefix: Prompt = Turns(chosen[:shared], chosen.inputs)
     replies = [_one_reply(chat[shared:], key, where) for key, chat in (("chosen", chosen), ("rejected", rejected))]
     if not prefix or "prompt" in row:
         given = prompt_field(row, "prompt", where)

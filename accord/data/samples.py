@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from accord.data.files.source import open_source
+from accord.data.messages import template_columns
 from accord.data.rows import Prompt, Row, Where, number_field, prompt_field, require, text_field
 from accord.errors import UserError
-from accord.io.readers import json_kind, read_jsonl
+from accord.io.readers import json_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Candidate:
     """Of the stage that sampled it."""
     sample: int = 0
     """Number among the model's replies to this prompt."""
+    tokenizer: str = ""
+    """The digest of the tokenizer that the tokens are of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,8 @@ class Sample:
 
     def as_row(self) -> dict[str, Any]:
         """As a row of ``samples.jsonl``."""
-        return {"prompt": self.prompt, "candidates": [asdict(candidate) for candidate in self.candidates]}
+        columns = template_columns(self.prompt)
+        return {"prompt": self.prompt, **columns, "candidates": [asdict(candidate) for candidate in self.candidates]}
 
 
 def read_samples(path: str) -> list[Sample]:
@@ -52,7 +57,7 @@ def read_samples(path: str) -> list[Sample]:
 
     Raises UserError naming file and row.
     """
-    found = [_sample(row, Where(path, number)) for number, row in read_jsonl(path)]
+    found = [_sample(row, where) for where, row in open_source(path).rows]
     if not found:
         raise UserError(f"{path}: no samples; a row is a prompt with its candidates.")
     return found
@@ -74,6 +79,7 @@ def _candidate(row: Mapping[str, Any], where: Where) -> Candidate:
     for key, kinds in {
         "model": (str,),
         "digest": (str,),
+        "tokenizer": (str,),
         "ended": (bool,),
         "seed": (int, type(None)),
         "sample": (int,),

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from accord.config.common import SplitData
-from accord.data.chat import chat_tokens, document_ids, exchange
+from accord.config.common import Examples, SplitData
+from accord.data.formats.rows import FormattedRows
 from accord.data.heldout import Split, read_split
-from accord.data.prompts import is_blank, plain_text, tokens_to_keep
-from accord.data.rows import (
-    Message,
-    Report,
-    Row,
-    Tally,
-    Where,
-    messages_field,
-    prompt_field,
-    reply_field,
-    require,
-    text_field,
-)
+from accord.data.prompt_cut import fit_chat, tokens_to_keep
+from accord.data.row_texts import row_texts
+from accord.data.rows import Report, Tally
+from accord.data.templated import divided
+from accord.data.text_notes import SHORTENED, TextNotes
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
-from accord.io.readers import read_jsonl
 
 Cut = Literal["reply", "prompt", "drop"]
 """How a row that is too long is shortened: at the end of its last reply, at the start of the text before that reply, or by
@@ -66,37 +57,54 @@ class SupervisedData:
 
 
 def load_supervised(
-    path: str | Path, tokenizer: Tokenizer, max_length: int, truncate: Cut = "reply", limit: int = 0
+    path: str | Path,
+    tokenizer: Tokenizer,
+    max_length: int,
+    truncate: Cut = "reply",
+    limit: int = 0,
+    examples: Examples = "conversation",
 ) -> SupervisedData:
     """Reads ``{"prompt", "completion"}``, ``{"messages"}`` or ``{"text"}`` rows.
 
-    Labels are the completion, every assistant turn, or the whole text, each up to and including the end token; a
-    truncated reply has no end token.  ``limit`` > 0 reads the first rows only.  Raises UserError, naming file and row.
+    Labels are the completion, every assistant turn that is to be learned, or the whole text, each up to and including the
+    end token; a truncated reply has no end token.  ``limit`` > 0 reads the first rows only.  ``examples="turn"`` makes an
+    example of each reply of a conversation.  Raises UserError, naming file and row.
     """
     if max_length < 2:
         raise UserError(f"max_length: {max_length}, expected at least 2")
     tally = Tally()
-    examples, texts = [], []
-    for number, row in islice(read_jsonl(path), limit or None):
-        where = Where(str(path), number)
-        tally.rows += 1
-        tokens, mask, split, text = _tokens(row, tokenizer, where)
-        if not tokens:
+    notes = TextNotes(tokenizer)
+    made, texts = [], []
+    found = FormattedRows(path, "sft", tokenizer.chat_template is not None)
+    for where, row in divided(islice(found, limit or None), tokenizer, notes):
+        read = row_texts(row, tokenizer, where, notes, examples)
+        tally.rows += max(len(read), 1)
+        if not read:
             tally.dropped["empty reply"] += 1
-            continue
-        if len(tokens) > max_length:
-            cut = _cut(tokens, mask, max_length, truncate, tokenizer.bos_id)
-            if cut is None:
-                tally.dropped["too long" if truncate == "drop" else "no room for a reply"] += 1
-                continue
-            tokens, mask = cut
-            tally.truncated_prompts += truncate == "prompt"
-            tally.truncated_replies += truncate == "reply"
-        tally.retokenized += split
-        tally.tokens += len(tokens)
-        examples.append(SupervisedExample(tuple(tokens), tuple(mask)))
-        texts.append(text)
-    return SupervisedData(tuple(examples), tuple(texts), tally.report(path))
+        for text in read:
+            tokens, mask = text.ids, _but_first(text.mask)
+            if len(tokens) > max_length:
+                whole_turns = truncate == "prompt" and text.learned and tokenizer.chat_template is not None
+                fitted = fit_chat(tokenizer, text.turns, text.learned, max_length) if whole_turns else None
+                cut = None
+                if not whole_turns:
+                    cut = _cut(tokens, mask, max_length, truncate, tokenizer.bos_id)
+                elif fitted is not None:
+                    cut = fitted.ids, _but_first(fitted.mask)
+                if cut is None:
+                    tally.dropped["too long" if truncate == "drop" else "no room for a reply"] += 1
+                    continue
+                tokens, mask = cut
+                notes.add(SHORTENED, fitted is not None and fitted.turns > 0)
+                tally.truncated_prompts += truncate == "prompt" and (fitted is None or fitted.lost > 0)
+                tally.truncated_replies += truncate == "reply"
+            tally.retokenized += text.split
+            tally.tokens += len(tokens)
+            made.append(SupervisedExample(tuple(tokens), tuple(mask)))
+            texts.append(text.prompt)
+    tally.notes = notes.counts()
+    tally.add_formats(found.describe(), found.dropped)
+    return SupervisedData(tuple(made), tuple(texts), tally.report(path))
 
 
 def split_texts(data: SplitData, read: Callable[[str], SupervisedData], seed: int) -> Split[SupervisedExample]:
@@ -109,7 +117,13 @@ def split_texts(data: SplitData, read: Callable[[str], SupervisedData], seed: in
         found = read(path)
         return found.examples, found.texts, found.report.describe()
 
-    return read_split(data, parts, seed)
+    return read_split(data, parts, seed, _prompt_of)
+
+
+def _prompt_of(example: SupervisedExample) -> Sequence[int]:
+    """The tokens before the first label; of a document, which has no prompt, all."""
+    first = example.loss_mask.index(True)
+    return example.tokens[:first] if first > 1 else example.tokens
 
 
 def describe_split(split: Split[SupervisedExample], eval_every: int) -> str:
@@ -119,40 +133,6 @@ def describe_split(split: Split[SupervisedExample], eval_every: int) -> str:
     labels = sum(sum(e.loss_mask) for e in split.heldout)
     between = f", every {eval_every} steps" if eval_every else ""
     return f"{split.describe()}; loss of its {labels:,} labels before the first step{between} and after the last"
-
-
-def opening_text(messages: Sequence[Message]) -> str:
-    """The turns before the first reply as plain text, by which a conversation is held out; all turns where none is there."""
-    return plain_text(list(takewhile(lambda m: m["role"] != "assistant", messages)) or messages)
-
-
-def _tokens(row: Row, tokenizer: Tokenizer, where: Where) -> tuple[list[int], list[bool], bool, str]:
-    """(tokens, loss mask, whether tokenized separately, text of the prompt); no tokens where there is no reply."""
-    if "messages" in row:
-        messages = messages_field(row, "messages", where)
-        if any(m["role"] == "assistant" and not m["content"].strip() and "tool_calls" not in m for m in messages):
-            return [], [], False, ""
-        with where.named():
-            chat = chat_tokens(tokenizer, messages)
-        return chat.ids, _but_first(chat.loss_mask), chat.split, opening_text(messages)
-    if "prompt" not in row and "completion" not in row and "text" in row:
-        text = text_field(row, "text", where)
-        ids = document_ids(tokenizer, text) if text.strip() else []
-        return ids, _but_first([True] * len(ids)), False, text
-    if "prompt" not in row and "completion" not in row:
-        require(row, "messages" if _looks_like_chat(row) else "prompt", where)
-    prompt, completion = prompt_field(row, "prompt", where), reply_field(row, "completion", where)
-    if not completion.strip():
-        return [], [], False, ""
-    with where.named():
-        turn = exchange(tokenizer, prompt, completion)
-    mask = [False] * len(turn.prompt) + [True] * len(turn.reply)
-    text = completion if is_blank(prompt) else plain_text(prompt)
-    return turn.prompt + turn.reply, _but_first(mask), turn.split, text
-
-
-def _looks_like_chat(row: Row) -> bool:
-    return any(isinstance(value, list) for value in row.values())
 
 
 def _but_first(mask: list[bool]) -> list[bool]:
@@ -172,6 +152,5 @@ def _cut(
     if room < 1:
         return None
     places = tokens_to_keep(tokens[:reply], room, "left", bos_id)
-    assert places is not None  # only "drop" gives None
     places += range(reply, len(tokens))
     return [tokens[i] for i in places], _but_first([mask[i] for i in places])

@@ -16,7 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.data.chat_template import sample_reply
+from accord.data.chat_template import render_template, sample_reply
+from accord.data.control_tokens import MARK, ControlTokens, is_control, offsets_in_rendered
+from accord.data.private_tokens import with_private_names
+from accord.data.thoughts import opened_at_end
 from accord.errors import UserError
 from accord.io.atomic import write_json, write_text
 from accord.io.digests import TOKENIZER_FILES, verify
@@ -159,9 +162,48 @@ class Tokenizer:
         encoded = self._encoded(text)
         return list(encoded.ids), list(encoded.offsets)
 
-    def _encoded(self, text: str) -> tokenizers.Encoding:
+    def encode_rendered(self, rendered: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and offsets of text in which content is escaped (``controls.escape``): only what a template spells becomes a
+        control token.  Offsets count the characters of ``rendered``.
+        """
+        controls = self.controls
+        if MARK not in rendered:
+            ids, offsets = self.encode_with_offsets(rendered)
+            if sum(map(controls.numbers.__contains__, ids)) == controls.count(rendered):
+                return ids, offsets
+        pieces = controls.pieces(rendered)
+        encoded = self._encoded("".join(piece.private for piece in pieces), self._private_backend)
+        return list(encoded.ids), offsets_in_rendered(pieces, encoded.offsets)
+
+    def encode_content(self, text: str) -> list[int]:
+        """Ids of content, none of which is a control token."""
+        return self.encode_rendered(self.controls.escape(text))[0]
+
+    @cached_property
+    def controls(self) -> ControlTokens:
+        """The control tokens, which only a template writes."""
+        added = self._backend.get_added_tokens_decoder().items()
+        found = {token.content: number for number, token in added if is_control(token, self.chat_template or "")}
+        return ControlTokens(found, self._named_id("unk_token"))
+
+    @cached_property
+    def opened_thought(self) -> str:
+        """The marker with which the chat template opens the thought of every reply; empty where it opens none."""
+        if self.chat_template is None:
+            return ""
         try:
-            return self._backend.encode(text, add_special_tokens=False)
+            question = [{"role": "user", "content": "ask"}]
+            return opened_at_end(render_template(self.chat_template, self.specials, question, True))
+        except UserError:
+            return ""
+
+    @cached_property
+    def _private_backend(self) -> tokenizers.Tokenizer:
+        return with_private_names(self._backend, {text: self.controls.private(text) for text in self.controls.ids})
+
+    def _encoded(self, text: str, backend: tokenizers.Tokenizer | None = None) -> tokenizers.Encoding:
+        try:
+            return (backend or self._backend).encode(text, add_special_tokens=False)
         except Exception as error:  # the Rust side raises bare Exception
             why = "half of a surrogate pair is not a character" if isinstance(error, TypeError) else str(error)
             raise UserError(f"the tokenizer cannot read the text {shorten(text, 60)!r} ({why})") from error
@@ -185,6 +227,49 @@ class Tokenizer:
     def added_ids(self) -> frozenset[int]:
         """Ids of added tokens, which are matched as a whole anywhere in a text."""
         return frozenset(self._backend.get_added_tokens_decoder())
+
+    def find(self, token: str) -> int | None:
+        """The id of a token by its text; None where there is none."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def are_content(self, ids: Sequence[int]) -> bool:
+        """Whether all ids are tokens of the vocabulary, and none is special or a control token."""
+        return all(0 <= i < self.vocab_size for i in ids) and not {*ids} & (self.special_ids | self.controls.numbers)
+
+    # -------------------------------------------------------------- how pieces join
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the special tokens, which ``decode`` leaves out."""
+        return frozenset(i for i, token in self._backend.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._backend.to_str())
+        return found
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether a character of a token stands for a byte."""
+        return "ByteLevel" in _kinds(self._content["decoder"])
+
+    @cached_property
+    def continuing_prefix(self) -> str:
+        """What begins a token that continues a word (WordPiece's ``##``); mostly nothing."""
+        return str(self._content["model"].get("continuing_subword_prefix") or "")
+
+    @cached_property
+    def decodes_alone(self) -> bool:
+        """Whether the text of a token does not depend on the tokens before it."""
+        return set(_kinds(self._content["decoder"])) in ({"ByteLevel"}, {"Fuse"})
+
+    @cached_property
+    def starts_again_after_special(self) -> bool:
+        """Whether text after a special token is tokenized like the start of a text, and decoded with a space too many."""
+        special = next(
+            (t.content for _, t in sorted(self._backend.get_added_tokens_decoder().items()) if t.special), None
+        )
+        return special is not None and self.decode(self.encode(f"{special}a"), skip_special=False) != f"{special}a"
 
     # -------------------------------------------------------------- choosing the special tokens
     def _named_id(self, name: str) -> int | None:
@@ -237,6 +322,17 @@ def _named_errors(place: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"{place} ({shorten(str(error) or type(error).__name__, 300)})") from error
+
+
+def _kinds(decoder: Mapping[str, Any] | None) -> list[str]:
+    """The types of a decoder's parts in ``tokenizer.json``; of none where tokens are joined by spaces."""
+    if decoder is None:
+        return []
+    return [
+        kind
+        for part in decoder.get("decoders", [decoder])
+        for kind in ([part["type"]] if part is decoder else _kinds(part))
+    ]
 
 
 def _first_spare(free: Mapping[str, int], unk: str | None) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from accord.config.functions import TextScores, scores_of
 from accord.data.prompts import PromptData
+from accord.data.reply_text import sampled_text
 from accord.data.tokenizer import Tokenizer
 from accord.evaluation.metrics import bootstrap_ci, defined, distinct_n, effect_in_sd, paired_difference, win_rate
 from accord.models.backbone import Backbone
@@ -97,7 +98,11 @@ def sum_logprobs(
 
 def measure(generations: Sequence[Generation], tokenizer: Tokenizer, data: PromptData, measures: Measures) -> Answers:
     """The texts and measures of one model's replies, the same number per prompt."""
-    texts = [tokenizer.decode(r).strip() for g in generations for r in g.reply_tokens()]
+    texts = [
+        sampled_text(tokenizer, prompt, reply)
+        for g in generations
+        for prompt, reply in zip(g.prompts, g.reply_tokens(), strict=True)
+    ]
     k = len(texts) // len(data)
     scores = measures.gold([text for text in data.texts for _ in range(k)], texts)
     policy = [float(x) for g in generations for x in g.logprobs.sum(1)]

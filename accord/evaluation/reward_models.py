@@ -16,7 +16,7 @@ from accord.config.common import PrecisionStage, PromptedModel
 from accord.config.load import build
 from accord.config.section import Section
 from accord.data.packing import pack_preferences
-from accord.data.preferences import PairLengths, PreferencePair, load_preferences
+from accord.data.preferences import PairLengths, PreferencePair, decided, load_preferences
 from accord.data.tokenizer import Tokenizer
 from accord.distributed import mesh
 from accord.errors import UserError
@@ -64,6 +64,14 @@ def accuracy(chosen: Tensor, rejected: Tensor) -> float:
     return float(((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean())
 
 
+def heldout_accuracy(
+    model: RewardModel, pairs: Sequence[PreferencePair], device: torch.device, precision: str
+) -> tuple[float, Tensor, Tensor]:
+    """The accuracy on pairs that are no ties, as training and ``compare`` report it; and the scores, (n,) each."""
+    chosen, rejected = score_pairs(model, pairs, device, precision)
+    return accuracy(chosen, rejected), chosen, rejected
+
+
 def training_lengths(folder: str) -> tuple[PairLengths, str]:
     """The lengths to which a reward model's training cut texts, and its precision, from its manifest.
 
@@ -94,27 +102,38 @@ def reward_figures(folder: str, pairs_file: str, gold: Gold, device: torch.devic
     model = RewardModel.open(folder).to(device).eval().requires_grad_(False)
     lengths, precision = training_lengths(folder)
     found = load_preferences(pairs_file, Tokenizer.open(folder), lengths)
-    chosen, rejected = score_pairs(model, found.pairs, device, precision)
-    sizes = [len(p.chosen) for p in found.pairs], [len(p.rejected) for p in found.pairs]
-    scores = torch.stack([chosen, rejected], 1).tolist()
-    gold_scores = list(zip(*(gold(found.texts, side) for side in zip(*found.replies, strict=True)), strict=True))
-    decided = torch.tensor([not pair.tied for pair in found.pairs])
-    if not decided.any():
+    pairs, texts, replies = zip(
+        *sorted(zip(found.pairs, found.texts, found.replies, strict=True), key=_tied), strict=True
+    )
+    n = len(decided(pairs))
+    if not n:
         raise UserError(
             f"{pairs_file}: every row is a tie (label 0.5), so there is no accuracy to measure; name another file."
         )
-    labels = [[0.5, 0.5] if pair.tied else [1.0, 0.0] for pair in found.pairs]
+    measured, *parts = heldout_accuracy(model, pairs[:n], device, precision)
+    if n < len(pairs):
+        ties = score_pairs(model, pairs[n:], device, precision)
+        parts = [torch.cat(both) for both in zip(parts, ties, strict=True)]
+    chosen, rejected = parts
+    sizes = [len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs]
+    scores = torch.stack([chosen, rejected], 1).tolist()
+    gold_scores = list(zip(*(gold(texts, side) for side in zip(*replies, strict=True)), strict=True))
+    labels = [[0.5, 0.5] if pair.tied else [1.0, 0.0] for pair in pairs]
     agreements = {  # gold may not tell any two replies apart
         "gold_agreement": lambda: pair_agreement(scores, gold_scores),
         "label_agreement_with_gold": lambda: pair_agreement(labels, gold_scores),
     }
-    first, second = (torch.tensor(side)[decided].numpy() for side in sizes)
-    matched = length_matched_accuracy(chosen[decided].numpy(), rejected[decided].numpy(), first, second)
+    first, second = (torch.tensor(side[:n]).numpy() for side in sizes)
+    matched = length_matched_accuracy(chosen[:n].numpy(), rejected[:n].numpy(), first, second)
     return {
-        "heldout_accuracy": accuracy(chosen[decided], rejected[decided]),
+        "heldout_accuracy": measured,
         **defined(agreements),
-        "n_heldout": len(found),
+        "n_heldout": n,
         "length_correlation": length_correlation([*chosen.tolist(), *rejected.tolist()], [*sizes[0], *sizes[1]]),
         "length_matched_accuracy": matched.accuracy,
         "length_matched_pairs": matched.n,
     }
+
+
+def _tied(row: tuple[PreferencePair, str, tuple[str, str]]) -> bool:
+    return row[0].tied

@@ -8,12 +8,14 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
-from accord.data.rows import Prompt, Where, preference_fields
+from accord.data.files.source import open_source
+from accord.data.formats.rows import FormattedRows, recognize
+from accord.data.messages import with_texts
+from accord.data.rows import Prompt, preference_fields, text_alone
 from accord.data.samples import Candidate, Sample, read_samples
 from accord.errors import UserError
 from accord.feedback.entities import NewCandidate, NewPair
 from accord.io.digests import file_digest
-from accord.io.readers import read_jsonl
 from accord.runtime.seeds import derive
 
 SAMPLES = "samples.jsonl"
@@ -30,15 +32,15 @@ def read_pairs(path: Path, per_prompt: int, seed: int, gold: bool) -> list[NewPa
         if not (path / SAMPLES).is_file():
             raise UserError(f"{path}: has no {SAMPLES}; give the folder of a stage of kind sample, or a file.")
         path = path / SAMPLES
-    number, first = next(iter(read_jsonl(path)))
+    where, first = next(open_source(path).rows)
     if "candidates" in first:
         if gold:
             raise UserError(
                 f"{path}: sampled replies have no known answer; --gold needs rows with chosen and rejected."
             )
         return _of_samples(path, read_samples(str(path)), per_prompt, seed)
-    if "chosen" not in first:
-        raise UserError(f"{path}, row {number}: expected 'candidates', or 'chosen' and 'rejected', beside 'prompt'.")
+    if recognize(first, "preferences") is None:
+        raise where.error("expected 'candidates', or 'chosen' and 'rejected', beside 'prompt'.")
     return _of_preferences(path, seed, gold)
 
 
@@ -66,12 +68,14 @@ def _of_preferences(path: Path, seed: int, gold: bool) -> list[NewPair]:
     """Each row is a pair, its replies in an order drawn by their number, so that the first one says nothing."""
     policy = f"file {file_digest(path)[:16]}"
     pairs = []
-    for number, row in read_jsonl(path):
-        prompt, chosen, rejected, _ = preference_fields(row, Where(str(path), number))
+    for where, row in FormattedRows(path, "preferences"):
+        prompt, chosen, rejected, _ = preference_fields(row, where)
         if chosen == rejected:
-            raise UserError(f"{path}, row {number}: 'chosen' and 'rejected' are the same text; leave the row out.")
-        a, b = (NewCandidate(text, None, policy, {}) for text in (chosen, rejected))
-        first = random.Random(derive(seed, "order of a row", number)).random() < 0.5
+            raise where.error("'chosen' and 'rejected' are the same text; leave the row out.")
+        a, b = (
+            NewCandidate(text, None, policy, {}) for text in (text_alone(chosen, where), text_alone(rejected, where))
+        )
+        first = random.Random(derive(seed, "order of a row", where.row)).random() < 0.5
         pairs.append(
             NewPair(messages(prompt), a, b, 1.0, "a" if gold else None, str(path))
             if first
@@ -88,4 +92,4 @@ def new_candidate(candidate: Candidate) -> NewCandidate:
 
 def messages(prompt: Prompt) -> tuple[Mapping[str, Any], ...]:
     """A prompt as turns; a text is the user's."""
-    return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(dict(m) for m in prompt)
+    return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else with_texts(prompt)

@@ -197,6 +197,11 @@ def _require_characters(text: str, where: str) -> None:
         raise UserError(f"{where}: {half} is half of a surrogate pair, not a character; remove it") from None
 
 
+def as_characters(text: str) -> str:
+    """Text with U+FFFD for each half of a surrogate pair, which is no character and no tokenizer reads."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def json_kind(value: Any) -> str:
     """The name of a value's type in JSON."""
     kinds = {list: "array", str: "string", bool: "boolean", dict: "object", type(None): "null"}
@@ -209,20 +214,25 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises UserError, naming file and row: no such file, bad JSON, not an object, not UTF-8, no rows at all.
     """
-    found = False
     try:
         require_file(Path(path))
         with open(path, "rb") as file:
-            for number, line in enumerate(_lines(file, path), 1):
-                text = _decoded(line, f"{path}, row {number}", number)
-                if not text.strip():
-                    continue
-                found = True
-                yield number, _row(text, f"{path}, row {number}")
+            yield from rows_of_lines(file, path)
     except _MISSING:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: {_cause(error)}") from None
+
+
+def rows_of_lines(file: BinaryIO, path: str | Path, *, halves: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of an open file of JSON Lines, as ``read_jsonl``; ``path`` names it in messages, ``halves`` as ``parse_json``."""
+    found = False
+    for number, line in enumerate(_lines(file, path), 1):
+        text = _decoded(line, f"{path}, row {number}", number)
+        if not text.strip():
+            continue
+        found = True
+        yield number, parse_row(text, f"{path}, row {number}", halves=halves)
     if not found:
         raise UserError(f"{path}: no rows; expected one JSON object per line")
 
@@ -236,9 +246,10 @@ def _lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
         yield line
 
 
-def _row(line: str, where: str) -> dict[str, Any]:
+def parse_row(line: str, where: str, *, halves: bool = False) -> dict[str, Any]:
+    """The object of one row's JSON text.  Raises UserError, beginning with ``where``, for another value."""
     try:
-        value = parse_json(line, where, constants=False)
+        value = parse_json(line, where, constants=False, halves=halves)
     except UserError as error:
         array = line.lstrip().startswith("[") and "not valid JSON" in str(error)
         raise UserError(f"{error}{' (one object per line, not one array)' if array else ''}") from None

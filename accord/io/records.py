@@ -269,6 +269,14 @@ class ModelConfig(_Shape, total=False):
     pad_token_id: int | None
 
 
+class GenerationFile(_Shape, total=False):
+    """``generation_config.json``: the ids; its other settings are carried over as they are."""
+
+    bos_token_id: Count | list[Count] | None
+    eos_token_id: Count | list[Count] | None
+    pad_token_id: int | None
+
+
 class RopeParameters(_Shape, total=False):
     """``rope_parameters`` or ``rope_scaling`` in ``config.json``."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class Backbone(nn.Module, ABC):
 
     width: int
     vocab_size: int
+    generation: Mapping[str, Any] = MappingProxyType({})
+    """The settings of the ``generation_config.json`` that came with the weights, written again beside them."""
     max_positions: int | None = None
     """The number of positions that have an embedding; None where positions have none, and texts may be of any length."""
 

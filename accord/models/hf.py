@@ -7,7 +7,8 @@ alike, without their caches, and costs a factor of the length.  Faster families 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from accord.errors import UserError
 from accord.io.readers import shorten
 from accord.models.backbone import Backbone
+from accord.models.generation_config import write_generation
 from accord.types import Packed
 
 if TYPE_CHECKING:
@@ -116,8 +118,10 @@ class CausalLM(Backbone):
         return cls(model)
 
     def save(self, directory: str | Path) -> None:
-        """Writes the folder as transformers does."""
-        self.model.save_pretrained(str(directory))
+        """Writes the folder as transformers does, with the settings of ``generation_config.json`` as they came."""
+        with self._plain_generation():
+            self.model.save_pretrained(str(directory))
+        write_generation(directory, self.generation, self._listed())
 
     def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See ``Backbone.exported``; a tensor that transformers ties to another one is left out."""
@@ -127,8 +131,21 @@ class CausalLM(Backbone):
     def save_config(self, directory: str) -> None:
         """Writes ``config.json`` and ``generation_config.json`` as transformers does."""
         self.model.config.save_pretrained(directory)
-        if self.model.can_generate():
-            self.model.generation_config.save_pretrained(directory)
+        write_generation(directory, self.generation, self._listed())
+
+    def _listed(self) -> dict[str, Any]:
+        """The special ids that the config names."""
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return {name: getattr(self.model.config, name, None) for name in names}
+
+    @contextmanager
+    def _plain_generation(self) -> Iterator[None]:
+        """Within, the model has no settings of generation: transformers refuses to save some that it reads."""
+        kept, self.model.generation_config = self.model.generation_config, type(self.model.generation_config)()
+        try:
+            yield
+        finally:
+            self.model.generation_config = kept
 
 
 def _tied_names(model: nn.Module) -> set[str]:

@@ -31,6 +31,7 @@ from accord.kernels.selective_scan import (
     softplus,
 )
 from accord.models.backbone import Backbone
+from accord.models.generation_config import write_generation
 from accord.models.hf_format import read_json, read_weights, require_layers, write_json, write_weights
 from accord.models.plain import are_plain
 from accord.types import Packed
@@ -313,8 +314,10 @@ class Mamba(Backbone):
         return {name if name.startswith("lm_head.") else f"backbone.{name}": x for name, x in state.items()}
 
     def save_config(self, directory: str) -> None:
-        """Writes ``config.json``."""
+        """Writes ``config.json``, and ``generation_config.json`` where the weights came with one."""
         write_json(directory, "config.json", self.config.to_hf())
+        if self.generation:
+            write_generation(directory, self.generation, {})
 
     @classmethod
     def open(cls, directory: str) -> Mamba:

@@ -12,7 +12,8 @@ from accord.errors import UserError
 from accord.io.digests import verify
 from accord.io.readers import shorten
 from accord.models.backbone import Backbone
-from accord.models.hf_format import read_json
+from accord.models.generation_config import read_generation
+from accord.models.hf_format import INDEX, read_index, read_json
 
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -25,8 +26,10 @@ def open_backbone(path: str | Path) -> Backbone:
     Raises UserError where nothing can be opened, where a folder of ours does not match its manifest, and where a weight
     is not finite.
     """
+    generation = read_generation(path) if Path(path).is_dir() else {}
     backbone = _opened(Path(path))
     require_finite(path, backbone.named_parameters())
+    backbone.generation = generation
     return backbone
 
 
@@ -58,6 +61,8 @@ def _opened(source: Path) -> Backbone:
         return Transformer.open(str(source))
     from accord.models.hf import CausalLM
 
+    if (source / INDEX).exists():
+        read_index(source)  # transformers does not say which file is damaged
     return CausalLM.open(str(source))
 
 

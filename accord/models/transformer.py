@@ -34,6 +34,7 @@ from accord.kernels.decoding import (
     to_blocks,
 )
 from accord.models.backbone import Backbone
+from accord.models.generation_config import write_generation
 from accord.models.hf_format import read_json, read_weights, require_layers, write_json, write_weights
 from accord.models.plain import are_plain
 from accord.models.transformer_config import TransformerConfig, one_or_many
@@ -300,7 +301,7 @@ class Transformer(Backbone):
         eos = one_or_many(config.eos_ids)
         ids = {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
         dtype = str(self.embed_tokens.weight.dtype).removeprefix("torch.")
-        write_json(directory, "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+        write_generation(directory, self.generation, ids)
         write_json(directory, "config.json", config.to_hf() | {"dtype": dtype})
 
 

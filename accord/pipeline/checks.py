@@ -9,8 +9,9 @@ from pathlib import Path
 
 from accord.config.common import Stage
 from accord.config.functions import is_function, load_scores
+from accord.data.files.hub import is_hub_name
+from accord.data.files.source import open_source
 from accord.errors import UserError
-from accord.io.readers import read_jsonl
 from accord.pipeline.previous import PREVIOUS
 from accord.pipeline.records import BEGUN, DONE, is_record, read_begun, read_done
 from accord.pipeline.references import references, resolve, value_at
@@ -60,11 +61,11 @@ def check_device(config: Stage) -> None:
 def check_rows(kind: str, config: Stage) -> None:
     """Reads every row of the data files that a config names by path, before stages run for it.  Raises UserError.
 
-    Only that each line is a JSON object is checked here: what a row has to hold is the stage's to check.
+    Only that each file can be read is checked here: what a row has to hold is the stage's to check.
     """
     for reference, value in references(kind, resolve(kind, config, lambda name: None)):
-        if reference.sort not in ("model", "reward") and Path(value).is_file():
-            for _ in read_jsonl(value):
+        if reference.sort not in ("model", "reward") and (Path(value).exists() or is_hub_name(value)):
+            for _ in open_source(value).rows:
                 pass
 
 

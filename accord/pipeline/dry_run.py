@@ -25,7 +25,7 @@ def dry_run(kind: str, config: Stage) -> None:
         run.dry = config.parallel if isinstance(config, ParallelStage) else Parallel()
         alone = config.model_copy(update={"parallel": Parallel()}) if isinstance(config, ParallelStage) else config
         try:
-            STAGE_KINDS[kind].function(alone, run)
+            STAGE_KINDS[kind].call(alone, run)
         except Planned:
             pass
         except Exception as error:

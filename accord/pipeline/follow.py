@@ -46,4 +46,4 @@ def run_job(job: dict[str, Any]) -> None:
         )
         ranks = Ranks(False, mesh.anywhere, "")
         with Run(identity, config.log_every, config.save_every, job["resumes"], False, ranks=ranks) as run:
-            STAGE_KINDS[kind].function(config, run)
+            STAGE_KINDS[kind].call(config, run)

@@ -10,6 +10,8 @@ from typing import Any
 
 from accord.config.common import Stage
 from accord.config.functions import is_function, require_module
+from accord.data.files.arrow import is_arrow_folder
+from accord.data.files.hub import is_hub_name, pinned
 from accord.errors import UserError
 from accord.stage_kinds.kind import Reference
 from accord.stage_kinds.table import STAGE_KINDS
@@ -94,7 +96,19 @@ def _path(reference: Reference, value: str, folder: Path | None, out: str) -> st
     source = Path(value)
     if sort in ("model", "reward"):
         return str(source / "model") if (source / "model" / "config.json").exists() else value
+    if is_hub_name(value):
+        return _pinned(reference.key, value)
+    if is_arrow_folder(source):
+        return value
     return str(source / f"{sort}.jsonl") if source.is_dir() else value
+
+
+def _pinned(key: str, name: str) -> str:
+    """A data set of the hub with its commit, which is then part of the stage's key.  Raises UserError naming the setting."""
+    try:
+        return pinned(name)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def _registered(key: str, name: str, out: str) -> str:
@@ -127,7 +141,8 @@ def require(config: Stage, kind: str, known: Collection[str], made: Collection[s
         if is_function(value) and not Path(value).exists():
             require_module(value, f"{where}{reference.key}")
         looks_like_path = reference.sort not in ("model", "reward") or "/" not in value or value.startswith((".", "/"))
-        if is_function(value) or Path(value).exists() or not looks_like_path:
+        is_data = reference.sort not in ("model", "reward")
+        if is_function(value) or Path(value).exists() or not looks_like_path or (is_data and is_hub_name(value)):
             continue
         near = difflib.get_close_matches(value, [*known, *SMALL], 1)
         stages = f"a stage ({', '.join(dict.fromkeys(known))}), " if known else ""

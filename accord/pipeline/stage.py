@@ -264,7 +264,7 @@ def _call(attempt: _Attempt, bar: bool) -> dict[str, Any]:
 
                 if words := slow_precision(resolve_device(config.device), config.precision):
                     run.say(words)
-            metrics = STAGE_KINDS[task.kind].function(config, run)
+            metrics = STAGE_KINDS[task.kind].call(config, run)
             run.open_folders()
             record = {
                 **task.record(),

@@ -11,7 +11,8 @@ from accord.config.common import ParallelStage, Stage
 from accord.config.functions import is_function
 from accord.config.load import put
 from accord.config.section import Section, digest
-from accord.io.digests import content_digest
+from accord.data.files.arrow import arrow_files, is_arrow_folder
+from accord.io.digests import content_digest, digest_of_files, file_digest
 from accord.pipeline.records import missing_outputs, read_done
 from accord.pipeline.references import references, value_at
 from accord.stage_kinds.table import STAGE_KINDS
@@ -66,7 +67,14 @@ def parents(kind: str, config: Stage) -> dict[str, str]:
     """Content digests of a resolved config's inputs, by config key."""
     named = sources(kind, config)
     files = {key: not is_function(value) and Path(value).exists() for key, value in named.items()}
-    return {key: content_digest(Path(value)) if files[key] else value for key, value in named.items()}
+    return {key: _digest(Path(value)) if files[key] else value for key, value in named.items()}
+
+
+def _digest(path: Path) -> str:
+    """The digest of an input; of an Arrow folder that of its rows' files, since ``datasets`` leaves others there."""
+    if not is_arrow_folder(path):
+        return content_digest(path)
+    return digest_of_files({str(number): file_digest(file) for number, file in enumerate(arrow_files(path))})
 
 
 def bare(config: Stage, inputs: Mapping[str, str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,7 +79,7 @@ def write_gguf(folder: Path, path: Path, kind: Kind, name: str = "") -> list[str
         with replacing(path) as temporary:
             writer = _writer(temporary, "llama" if config.family == "mistral" else config.family)
             _add_sizes(writer, config, kind, name or folder.name)
-            _add_tokenizer(writer, tokenizer, vocabulary)
+            _add_tokenizer(writer, tokenizer, vocabulary, config.eos_ids)
             for tensor, values, quantized in _tensors(config, read_weights(folder), kind):
                 writer.add_tensor(tensor, values, raw_dtype=quantized)
             writer.write_header_to_file()
@@ -264,7 +264,9 @@ def _split_name(folder: Path, pre_tokenizer: Mapping[str, Any]) -> str:
     )
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, vocabulary: Mapping[str, Any]) -> None:
+def _add_tokenizer(
+    writer: gguf.GGUFWriter, tokenizer: Tokenizer, vocabulary: Mapping[str, Any], ends: Sequence[int]
+) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary["pre"])
     writer.add_token_list(vocabulary["tokens"])
@@ -273,6 +275,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, vocabulary: Ma
     if tokenizer.bos_id is not None:
         writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.eos_id)
+    if others := [end for end in ends if end != tokenizer.eos_id]:
+        writer.add_eot_token_id(others[0])  # llama.cpp stops at it, too
     writer.add_pad_token_id(tokenizer.pad_id)
     if (unknown := tokenizer.specials.get("unk_token")) is not None:
         writer.add_unk_token_id(vocabulary["tokens"].index(unknown))

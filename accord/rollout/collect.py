@@ -10,6 +10,7 @@ from torch import Tensor
 
 from accord.data.packing import pack_continuations
 from accord.data.prompts import PromptData
+from accord.data.reply_text import reply_text
 from accord.data.tokenizer import Tokenizer
 from accord.models.backbone import Backbone
 from accord.models.reference import Reference
@@ -87,7 +88,7 @@ def score(task: TextTask, prompt_rows: Sequence[int], generation: Generation) ->
     tokens = generation.reply_tokens()
     replies = Replies(
         [task.prompts.sources[row] for row in prompt_rows],
-        [task.tokenizer.decode(reply) for reply in tokens],
+        [reply_text(task.tokenizer, p, reply) for p, reply in zip(generation.prompts, tokens, strict=True)],
         generation.prompts,
         tokens,
         generation.ended.tolist(),

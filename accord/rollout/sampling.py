@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from accord.config.data import SamplingStage
 from accord.data.chat import prompt_ids
 from accord.data.prompts import PromptData
+from accord.data.reply_text import sampled_text
 from accord.data.tokenizer import Tokenizer
 from accord.models.backbone import Backbone
 from accord.rollout.generate import Decoding, generate
@@ -89,6 +90,6 @@ def sample_groups(
         )
         owners = [i for i in group.prompts for _ in range(group.samples)]
         yield [
-            Reply(owner, tokenizer.decode(tokens).strip(), tuple(tokens), group.temperature, ended)
+            Reply(owner, sampled_text(tokenizer, prompts[owner], tokens), tuple(tokens), group.temperature, ended)
             for owner, tokens, ended in zip(owners, generation.reply_tokens(), generation.ended.tolist(), strict=True)
         ]

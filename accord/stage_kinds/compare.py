@@ -9,8 +9,9 @@ import torch
 
 from accord.config.evaluation import RESAMPLED, CompareConfig
 from accord.config.functions import load_scores
+from accord.data.formats.rows import FormattedRows
 from accord.data.prompts import PromptData, load_prompts
-from accord.data.rows import Where, preference_fields
+from accord.data.rows import preference_fields
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.evaluation.comparison import Answers, Gold, Measures, Sampling, compare_with_sft, measure, sample_replies
@@ -26,7 +27,6 @@ from accord.evaluation.report import (
 from accord.evaluation.reward_models import reward_figures
 from accord.io.atomic import write_text
 from accord.io.finite_json import figures, shown
-from accord.io.readers import read_jsonl
 from accord.models.backbone import Backbone
 from accord.models.reward import RewardModel
 from accord.registry.manifest import versions
@@ -94,8 +94,8 @@ def check_models(config: CompareConfig, tokenizer: Tokenizer, longest: int) -> N
         require_fit(folder, _open(folder, torch.device("cpu")), tokenizer, longest)
     if config.reward_model:
         RewardModel.open(config.reward_model)
-        for number, row in read_jsonl(config.pairs):
-            preference_fields(row, Where(config.pairs, number))
+        for where, row in FormattedRows(config.pairs, "preferences"):
+            preference_fields(row, where)
 
 
 def plan(config: CompareConfig, data: PromptData) -> dict[str, str]:

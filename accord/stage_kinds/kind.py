@@ -73,6 +73,14 @@ class StageKind:
         loaded: Callable[[Any, Any], Mapping[str, float]] = _loaded(self.function_path)
         return loaded
 
+    def call(self, config: Stage, run: Any) -> Mapping[str, float]:
+        """Calls the function; chat templates that write a date write the config's in the meantime."""
+        from accord.config.common import TEMPLATE_DATE, DatedStage
+        from accord.data.chat_template import dated
+
+        with dated(config.template_date if isinstance(config, DatedStage) else TEMPLATE_DATE):
+            return self.function(config, run)
+
     def next_words(self, config: Stage) -> str:
         """What to run or look at next, after a stage with this config."""
         text = self.next_step if isinstance(self.next_step, str) else self.next_step(config)

@@ -37,19 +37,20 @@ def run_pairs(config: PairsConfig, run: Run) -> dict[str, float]:
     scores = function_scores(config.annotator, "annotator")
     run.plan(plan(config, backbone, data))
     budget = budget_of(config)
-    texts: list[list[str]] = [[] for _ in prompts]
+    found: list[list[Candidate]] = [[] for _ in prompts]
+    digest = tokenizer.digest()
     dropped = 0
     run.begin(len(sampling_groups(budget, len(prompts))), resumable=False)
     with autocast(device, config.precision):
         for replies in sample_groups(backbone, tokenizer, prompts, budget, partial(reply_keys, run.seed, "replies")):
             for reply in replies:
-                if reply.ended and reply.text:
-                    texts[reply.prompt].append(reply.text)
+                if reply.ended and reply.text.strip():
+                    found[reply.prompt].append(Candidate(reply.text, reply.tokens, tokenizer=digest))
                 else:
                     dropped += 1
             run.tick({"dropped": float(dropped)})
             run.check_stop()
-    samples = [Sample(p, tuple(map(Candidate, some))) for p, some in zip(data.texts, texts, strict=True)]
+    samples = [Sample(p, tuple(some)) for p, some in zip(data.texts, found, strict=True)]
     matching = Matching(config.matching, config.pairs)
     judge = ScoreJudge(config.annotator, scores, matching, config.noise, config.min_gap, run.derive("annotator"))
     written = write_rows(config, run, samples, judge)

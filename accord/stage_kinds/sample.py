@@ -34,6 +34,7 @@ class Source:
     purpose: str
     """Of its sampling noise: several models draw independently, one model as ``pairs`` does."""
     tokenizer: Tokenizer
+    tokenizer_digest: str
     prompts: tuple[tuple[int, ...], ...]
 
 
@@ -95,7 +96,8 @@ def open_sources(config: SampleConfig, run: Run) -> tuple[list[Source], PromptDa
         described.append(describe_model(backbone, folder))
         key = f"models.{label}" if config.models else "model.base_model"
         purpose = f"replies {label}" if config.models else "replies"
-        sources.append(Source(label, folder, run.parents.get(key, folder), purpose, tokenizer, prompts))
+        digest = run.parents.get(key, folder)
+        sources.append(Source(label, folder, digest, purpose, tokenizer, tokenizer.digest(), prompts))
     assert found is not None, "there is at least one model"
     return sources, found, described
 
@@ -120,5 +122,7 @@ def _label(folder: str) -> str:
 
 def _candidate(source: Source, seed: int, number: int, reply: Reply) -> Candidate:
     return Candidate(
-        reply.text, reply.tokens, source.label, source.digest, reply.temperature, reply.ended, seed, number
+        *(reply.text, reply.tokens, source.label, source.digest, reply.temperature, reply.ended, seed),
+        tokenizer=source.tokenizer_digest,
+        sample=number,
     )

@@ -18,6 +18,7 @@ from accord.distributed.shards import is_sharded
 from accord.errors import UserError
 from accord.io.readers import shorten
 from accord.models.backbone import Backbone
+from accord.models.generation_config import add_end_token
 from accord.models.open import open_backbone
 from accord.models.reward import RewardModel, is_reward_model
 from accord.registry.family import ancestors, plain_settings, write_lineage
@@ -141,6 +142,7 @@ def save_artifact(run: Run, model: Saves, tokenizer: Tokenizer, kind: str, metri
     def write(directory: Path) -> None:
         _write_model(model, Path(mesh.broadcast(str(directory))) if is_sharded(model) else directory)
         tokenizer.save(directory)
+        add_end_token(directory, tokenizer.eos_id)
         write_lineage(directory, family)
 
     forms = {key: family[digest].form for key, digest in run.parents.items()}

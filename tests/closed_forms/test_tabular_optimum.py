@@ -154,6 +154,7 @@ class Symbols:
     """What a source of rollouts asks of a tokenizer."""
 
     eos_id, pad_id = END, 0
+    decodes_alone = True
 
     def decode(self, tokens: list[int]) -> str:
         return " ".join(map(str, tokens))

@@ -156,7 +156,8 @@ def test_a_config_is_immutable() -> None:
         ("data: {limits: 3}\n", " line 1: unknown key 'data.limits'; did you mean 'data.limit'?"),
         (
             "data: {zzz: 3}\n",
-            " line 1: unknown key 'data.zzz'; known keys here: data.train, data.limit, data.heldout, data.heldout_fraction.",
+            " line 1: unknown key 'data.zzz'; known keys here: data.train, data.limit, "
+            "data.heldout, data.heldout_fraction, data.examples.",
         ),
         (
             "training:\n  learning_rate: fast\n",

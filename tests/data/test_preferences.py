@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from accord.config.common import PromptedModel, SplitData
 from accord.data.chat import prompt_ids, reply_ids
-from accord.data.heldout import split_by_prompt
+from accord.data.heldout import is_heldout, split_by_prompt
 from accord.data.preferences import PairLengths, PreferencePair, load_preferences, read_pairs
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
@@ -65,12 +65,12 @@ def test_ties_and_empty_rows_go_as_pairs(rows: Rows, small: Tokenizer) -> None:
 def test_both_replies_follow_the_same_cut_prompt(rows: Rows, small: Tokenizer) -> None:
     path = rows(row(prompt="abcdef", chosen="xyxyxy", rejected="z"))
     (pair,) = (data := load_preferences(path, small, PairLengths(4, 7))).pairs
-    assert pair.prompt == (8, 9, 10, 4)  # def<assistant>: the end is kept
+    assert pair.prompt == (3, 9, 10, 4)  # <user>ef<assistant>: the end is kept, and what the template writes
     assert pair.chosen == (28, 29, 28)  # cut: no end token
     assert pair.rejected == (30, 1)
     assert (data.report.truncated_prompts, data.report.truncated_replies) == (1, 1)
     (right,) = load_preferences(path, small, PairLengths(4, 7, cut_prompt="right")).pairs
-    assert right.prompt == (3, 5, 6, 7)
+    assert right.prompt == (3, 5, 6, 4)
 
 
 def test_too_long_can_mean_dropped(rows: Rows, small: Tokenizer) -> None:
@@ -135,6 +135,23 @@ def test_prompts_on_both_sides_are_counted(rows: Rows, small: Tokenizer) -> None
     assert (
         read_pairs(SplitData(train=train, heldout=str(own), limit=2), model, small, 3).shared == 1
     )  # of what is trained on
+
+
+def test_a_prompt_in_other_spelling_or_cut_to_the_same_tokens_is_on_both_sides(rows: Rows, small: Tokenizer) -> None:
+    train = str(rows(row(prompt="what is a cat"), row(prompt="hello  there, reader")))
+    own = Path(train).with_name("own.jsonl")
+    asked = ("What is  a Cat ", "again: hello there, reader", "hello there, writer")
+    own.write_text("".join(json.dumps(row(prompt=p)) + "\n" for p in asked))
+    data = SplitData(train=train, heldout=str(own))
+    assert read_pairs(data, PromptedModel(max_length=64), small, 3).shared == 1
+    assert read_pairs(data, PromptedModel(max_length=64, max_prompt_length=8), small, 3).shared == 2
+    fraction = SplitData(
+        train=str(rows(*(row(prompt=p) for p in ("a", "A", "b", "B", "c", "C")))), heldout_fraction=0.5
+    )
+    seed = next(seed for seed in range(99) if is_heldout("a", 0.5, seed) and not is_heldout("A", 0.5, seed))
+    split = read_pairs(fraction, PromptedModel(max_length=64), small, seed)
+    sides = [{pair.prompt for pair in side} for side in (split.train, split.heldout)]
+    assert split.shared == len([pair for pair in split.heldout if pair.prompt in sides[0]]) > 0
 
 
 # ------------------------------------------------------------------ soft labels

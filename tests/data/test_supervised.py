@@ -9,12 +9,12 @@ import tokenizers
 
 from accord.config.sft import TextData
 from accord.data.chat import chat_tokens, prompt_ids, reply_ids
+from accord.data.row_texts import opening_text
 from accord.data.supervised import (
     SupervisedData,
     SupervisedExample,
     describe_split,
     load_supervised,
-    opening_text,
     split_texts,
 )
 from accord.data.tokenizer import Tokenizer
@@ -78,17 +78,17 @@ def test_cutting_the_reply_leaves_no_end(rows: Rows, small: Tokenizer) -> None:
 def test_cutting_the_prompt_keeps_its_end_and_the_reply(rows: Rows, small: Tokenizer) -> None:
     path = rows({"prompt": "abcdef", "completion": "xy"}, {"prompt": "a", "completion": "abcdefgh"})
     data = load_supervised(path, small, 7, truncate="prompt")
-    assert data.examples[0].tokens == (8, 9, 10, 4, 28, 29, 1)  # def<assistant>xy<eos>
+    assert data.examples[0].tokens == (3, 9, 10, 4, 28, 29, 1)  # <user>ef<assistant>xy<eos>
     assert data.examples[0].loss_mask == (False,) * 4 + (True,) * 3
     assert data.report.dropped == {"no room for a reply": 1}
     assert (data.report.truncated_prompts, data.report.truncated_replies) == (1, 0)
 
 
-def test_cutting_a_chat_removes_its_oldest_tokens(rows: Rows, small: Tokenizer) -> None:
+def test_cutting_a_chat_removes_its_oldest_turns(rows: Rows, small: Tokenizer) -> None:
     data = load_supervised(rows(turns("a", "bcd", "e", "f")), small, 8, truncate="prompt")
     #       whole: <user> a <assistant> b c d <eos> <user> e <assistant> f <eos>
-    assert data.examples[0].tokens == (7, 8, 1, 3, 9, 4, 10, 1)
-    assert data.examples[0].loss_mask == (False, True, True, False, False, False, True, True)
+    assert data.examples[0].tokens == (3, 9, 4, 10, 1)
+    assert data.examples[0].loss_mask == (False, False, False, True, True)
 
 
 def test_rows_without_a_reply_are_dropped_and_counted(rows: Rows, small: Tokenizer) -> None:
@@ -136,8 +136,7 @@ def test_a_bos_in_front_stays(rows: Rows, train_bpe: Callable[..., tokenizers.To
     ("row", "said"),
     [
         ({"prompt": "a"}, "row 1: no 'completion'"),
-        ({"prompt": "a", "response": "b"}, "did you mean 'response'"),
-        ({"instruction": "a", "output": "b"}, "did you mean 'instruction'"),
+        ({"promt": "a", "completion": "b"}, "did you mean 'promt'"),
         ({"mesages": [{"role": "user", "content": "a"}]}, "did you mean 'mesages'"),
         (turns("a"), "row 1: no assistant message"),
         (

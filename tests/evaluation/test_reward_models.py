@@ -91,6 +91,8 @@ def test_compare_reports_the_accuracy_that_training_reported(stage: Any, world: 
         {"prompt": p * 2, "chosen": f"{r} {p}" * 4, "rejected": f"{p} no {r}" * 3} for p in PROMPTS for r in "abcdefg"
     ]
     rows += [{"prompt": "same", "chosen": "tie", "rejected": "tie"}]
+    ties = [{"prompt": p, "chosen": "one", "rejected": "two", "label": 0.5} for p in PROMPTS]
+    rows = [*ties[:3], *rows, *ties[3:]]
     heldout = tmp_path / "heldout.jsonl"
     heldout.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {
@@ -103,7 +105,7 @@ def test_compare_reports_the_accuracy_that_training_reported(stage: Any, world: 
     assert training_lengths(folder) == (PairLengths(9, 24), "float32")
     assert 0 < got["heldout_accuracy"] < 1
     assert got["heldout_accuracy"] == outcome.metrics["heldout_accuracy"]
-    assert got["n_heldout"] == outcome.metrics["heldout_pairs"] == len(rows) - 1
+    assert got["n_heldout"] == outcome.metrics["heldout_pairs"] == len(rows) - 1 - len(PROMPTS)
     chosen = load_preferences(heldout, small_tokenizer(), PairLengths(9, 24)).pairs
     whole = load_preferences(heldout, small_tokenizer(), UNRECORDED).pairs
     model = RewardModel.open(folder).eval()

@@ -148,7 +148,11 @@ REFUSALS: list[tuple[str, tuple[str, ...], str]] = [
         (*PPO, "model.max_length=64", "sampling.max_new_tokens=128"),
         "raise model.max_length, or lower sampling.max_new_t",
     ),
-    ("ppo", (*PPO, "model.max_length=65"), "most prompts would lose more than three quarters of their tokens"),
+    (
+        "ppo",
+        (*PPO, "model.max_length=65"),
+        "prompt too long 8. model.max_length bounds a prompt and its reply together",
+    ),
     ("ppo", (*PPO, "training.samples_per_prompt=7"), "training.replies (64) must be a multiple"),
     ("ppo", (*PPO, "model.policy=heads", "model.obs_dim=7"), "model.obs_dim is 7"),
     ("ppo", ("environment=NoSuchTask-v0",), "NoSuchTask"),

@@ -118,7 +118,7 @@ def test_a_killed_rank_ends_the_stage_which_then_resumes(tmp_path: Path, world: 
         time.sleep(0.02)
     assert index.exists(), "no state was saved in time"
     os.kill(_rank(process.pid, 1), signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=200)
     assert process.returncode == 1, said
     assert "rank 1 of 2: its process was killed" in said
     assert "rank 1 of 2" in json.loads((tmp_path / "out" / "sft" / "failed.json").read_text())["error"]
@@ -126,10 +126,10 @@ def test_a_killed_rank_ends_the_stage_which_then_resumes(tmp_path: Path, world: 
     resumed = subprocess.Popen(
         [*words, "--resume"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
-    while json.loads(index.read_text())["step"] <= reached and resumed.poll() is None and time.monotonic() < end + 60:
+    while json.loads(index.read_text())["step"] <= reached and resumed.poll() is None and time.monotonic() < end + 100:
         time.sleep(0.02)
     resumed.send_signal(signal.SIGINT)
-    shown, said = resumed.communicate(timeout=60)
+    shown, said = resumed.communicate(timeout=200)
     assert resumed.returncode == 130, said
     assert "the state is saved" in said
     assert shown.count("stopping after this step") == 1  # the command speaks for both ranks

@@ -412,6 +412,6 @@ def test_a_rank_that_has_lost_another_says_so_and_keeps_the_cause_in_its_log(
 
     trains(train)
     with pytest.raises(Failed, match="another rank has ended"):
-        run_stage("sft", make())
+        run_stage("sft", make(), resume=False, reuse=False)
     assert json.loads((tmp_path / "out" / "sft" / "failed.json").read_text())["error"].startswith("another rank")
     assert "Connection closed by peer" in (tmp_path / "logs" / "sft" / "sft.log").read_text()

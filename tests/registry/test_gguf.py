@@ -11,10 +11,12 @@ import torch
 
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.errors import UserError
+from accord.models.generation_config import add_end_token
 from accord.models.mamba import small_mamba
 from accord.models.transformer import Transformer, open_gguf
 from accord.models.transformer_config import RopeScaling, TransformerConfig
 from accord.registry.gguf import KINDS, gguf_name, interleaved, write_gguf
+from tests.models.test_generation_config import write_base
 
 gguf = pytest.importorskip("gguf")
 
@@ -206,3 +208,13 @@ def test_llama_cpp_gives_the_same_logits(tmp_path: Path, family: str) -> None:
         tokens = model.tokenize(TEXT.encode(), add_bos=False, special=True)
         assert tokens == small_tokenizer().encode(TEXT)
         assert model.token_eos() == small_tokenizer().eos_id
+
+
+def test_both_end_tokens_are_written(tmp_path: Path) -> None:
+    """Of a base whose config names another end token than its chat template: llama.cpp stops at either."""
+    folder = write_base(tmp_path / "base", "llama")
+    add_end_token(folder, Tokenizer.open(folder).eos_id)
+    write_gguf(folder, tmp_path / "model.gguf", "F16")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    ids = {name: int(fields[f"tokenizer.ggml.{name}_token_id"].contents()) for name in ("eos", "eot", "padding")}
+    assert ids == {"eos": 258, "eot": 256, "padding": 256}

@@ -32,3 +32,10 @@ def test_handlers_are_restored() -> None:
     with StopSignal():
         assert signal.getsignal(signal.SIGINT) != before[0]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_process_for_which_another_speaks_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with StopSignal("") as stop:
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.raised
+    assert capsys.readouterr() == ("", "")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
 from accord.models.reward import RewardModel
-from accord.training.artifact import open_model, require_same_tokens
+from accord.training.artifact import open_model, open_tokenizer, require_same_tokens
+from tests.models.test_generation_config import write_base
 from tests.rollout.test_score import reversed_tokenizer
 
 CPU = torch.device("cpu")
@@ -85,3 +88,29 @@ def test_compare_and_ppo_refuse_a_model_of_other_tokens(
         }
         with pytest.raises(UserError, match=r"reference: .*other has another tokenizer than .*mamba"):
             stage("ppo", {**policy, "reference": str(tmp_path / "other")})
+
+
+DAMAGE = {"nested": "[" * 100_000 + "]" * 100_000, "long number": '{"model_type": "llama", "x": ' + "9" * 5000 + "}"}
+DAMAGE["half a pair"] = '{"model_type": "llama", "x": "\\ud83d"}'
+READ = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("model.safetensors.index.json", "manifest.json"),
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_every_damaged_json_file_of_a_model_is_a_sentence_that_names_it(
+    family: str, damage: str, tmp_path: Path
+) -> None:
+    base = write_base(tmp_path / "base", family)
+    for name in READ:
+        folder = tmp_path / name
+        shutil.copytree(base, folder)
+        if name.endswith("index.json"):
+            (folder / "model.safetensors").unlink()
+        (folder / name).write_text(DAMAGE[damage], encoding="utf-8")
+        opens = open_tokenizer if "token" in name else partial(open_model, device=CPU)
+        with pytest.raises(UserError, match=rf"{name}: .+") as found:
+            opens(str(folder))
+        assert len(str(found.value)) < 600

@@ -6,10 +6,11 @@ Source: FastChat, fastchat/serve/monitor/clean_battle_data.py: model_a is shown 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from accord.data.rows import Where, messages_field, require, text_field
+from accord.data.messages import with_texts
+from accord.data.rows import Where, messages_field, require, text_alone, text_field
 from accord.feedback.convert.file_vote import FileVote, Row, Written, assistant, left_out_as, moment_of, new_pair
 from accord.feedback.convert.pairs import PairOptions
 from accord.feedback.entities import Choice, VoteRow
@@ -60,7 +61,7 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
             yield "battles that differ before their last reply"
             continue
         models = [text_field(row, f"model_{side}", where) for side in ("a", "b")]
-        pair = new_pair(a[:-1], a[-1]["content"], b[-1]["content"], models)
+        pair = new_pair(a[:-1], text_alone(a[-1], where), text_alone(b[-1], where), models)
         if pair.a.text == pair.b.text:
             yield "battles of two equal replies"
             continue
@@ -68,5 +69,5 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
         yield FileVote(pair, WINNERS[winner], str(row.get("judge") or ""), left="a", created=created)
 
 
-def _turns(talk: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    return [(m["role"], m["content"]) for m in talk[:-1]]
+def _turns(talk: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return [(m["role"], m["content"]) for m in with_texts(talk[:-1])]

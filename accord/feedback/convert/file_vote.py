@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from accord.data.messages import with_texts
 from accord.data.rows import Where
 from accord.errors import UserError
 from accord.feedback.entities import ADJUDICATION, Choice, Message, NewCandidate, NewPair, Side, VoteRow
@@ -54,7 +55,7 @@ class CannotHold(Exception):
 def new_pair(prompt: Sequence[Message], a: str, b: str, models: Sequence[str] = ("", "")) -> NewPair:
     """A pair of two texts by two models, of unknown settings."""
     first, second = (NewCandidate(text, None, model, {}) for text, model in zip((a, b), models, strict=True))
-    return NewPair(tuple(dict(m) for m in prompt), first, second, probability=1.0)
+    return NewPair(with_texts(prompt), first, second, probability=1.0)
 
 
 def require_choice(pair: NewPair, where: Where) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from accord.data.messages import with_texts
 from accord.data.rows import Where, messages_field, require, text_field
 from accord.feedback.convert.file_vote import FileVote, Row, Written, moment_of, number_of, require_choice
 from accord.feedback.convert.pairs import PairOptions
@@ -26,7 +27,7 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
         a, b = (_candidate(require(row, key, where), key, where) for key in ("a", "b"))
         gold = _one_of(row, "gold", (None, "a", "b", "tie"), where)
         pair = NewPair(
-            tuple(messages_field(row, "prompt", where)),
+            with_texts(messages_field(row, "prompt", where)),
             a,
             b,
             probability=number_of(row, "probability", where, 1e-12, 1, 1),

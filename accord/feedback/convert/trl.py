@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from accord.data.rows import Where, messages_field, preference_fields, require
+from accord.data.rows import Where, messages_field, preference_fields, require, text_alone
 from accord.feedback.convert.file_vote import (
     CannotHold,
     FileVote,
@@ -48,7 +48,15 @@ def read_pairs(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
     """The votes of rows of either kind, the prompt in a field of its own or as the common start of both replies."""
     for where, row in rows:
         prompt, chosen, rejected, _ = preference_fields(row, where)
-        yield vote_of(new_pair(user(prompt) if isinstance(prompt, str) else prompt, chosen, rejected), row, where)
+        yield vote_of(
+            new_pair(
+                user(prompt) if isinstance(prompt, str) else prompt,
+                text_alone(chosen, where),
+                text_alone(rejected, where),
+            ),
+            row,
+            where,
+        )
 
 
 # ------------------------------------------------------------------ unpaired
@@ -113,4 +121,4 @@ def _reply(row: Row, where: Where) -> str:
     messages = messages_field(row, "completion", where)
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise where.error("'completion' must be text or one message of the assistant.")
-    return str(messages[0]["content"])
+    return text_alone(messages[0], where)

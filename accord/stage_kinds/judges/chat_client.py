@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from accord.errors import UserError
-from accord.io.readers import parse_json, shorten
+from accord.io.readers import as_characters, parse_json, shorten
 
 MAX_ANSWER = 8 << 20
 """Bytes of an answer."""
@@ -158,7 +158,7 @@ def _message(error: urllib.error.HTTPError) -> str:
     try:
         found = json.loads(content)
         inner = found.get("error", found)
-        return str(inner.get("message", inner) if isinstance(inner, dict) else inner)
+        return as_characters(str(inner.get("message", inner) if isinstance(inner, dict) else inner))
     except (ValueError, AttributeError, RecursionError):
         return content
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from accord.data.heldout import split_by_prompt
+from accord.data.messages import template_columns
 from accord.data.prompts import plain_text
+from accord.data.sampled_ids import sampled_column
 from accord.data.samples import Candidate, Sample
 from accord.feedback.entities import Choice
 
@@ -51,22 +53,17 @@ class Judge(Protocol):
 def preference(samples: Sequence[Sample], judgment: Judgment, ties: Ties) -> dict[str, Any] | None:
     """The row to train on; None where the judgment states no preference and is no tie that is to be used."""
     sample, pair = samples[judgment.pair.prompt], judgment.pair
-    a, b = sample.candidates[pair.a].text, sample.candidates[pair.b].text
+    a, b = sample.candidates[pair.a], sample.candidates[pair.b]
     if judgment.repeat or judgment.choice == "skip":
         return None
-    if judgment.choice == "a":
-        return {"prompt": sample.prompt, "chosen": a, "rejected": b}
-    if judgment.choice == "b":
-        return {"prompt": sample.prompt, "chosen": b, "rejected": a}
-    if ties == "drop":
+    if judgment.choice not in ("a", "b") and ties == "drop":
         return None
-    return {
-        "prompt": sample.prompt,
-        "chosen": a,
-        "rejected": b,
-        "label": 0.5,
-        **({"tie": judgment.choice} if ties == "keep" else {}),
-    }
+    chosen, rejected = (b, a) if judgment.choice == "b" else (a, b)
+    asked = {"prompt": sample.prompt, **template_columns(sample.prompt)}
+    row: dict[str, Any] = {**asked, "chosen": chosen.text, "rejected": rejected.text}
+    if judgment.choice not in ("a", "b"):
+        row |= {"label": 0.5, **({"tie": judgment.choice} if ties == "keep" else {})}
+    return row | sampled_column({"chosen": chosen, "rejected": rejected})
 
 
 def preference_files(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accord.config.feedback import OpenAI
+from accord.data.messages import message_text
 from accord.data.rows import Prompt
 from accord.data.samples import Sample
 from accord.errors import UserError
@@ -146,7 +147,7 @@ _REASONS = {
 def question(prompt: Prompt, a: str, b: str) -> str:
     """The conversation and the two answers, between lines that no text in them can contain by intent."""
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    conversation = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    conversation = "\n\n".join(f"{turn['role']}: {message_text(turn)}" for turn in turns)
     seal = hashlib.blake2b(json.dumps([conversation, *sorted((a, b))]).encode(), digest_size=4).hexdigest()
     parts = {"conversation": conversation, "answer A": a, "answer B": b}
     return "\n\n".join(
