@@ -6,7 +6,7 @@ words could look so too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -31,8 +31,8 @@ def divided(rows: Iterable[tuple[Where, Row]], tokenizer: Tokenizer, notes: Text
     """
     source = iter(rows if tokenizer.chat_template is not None else _without_inputs(rows, notes))
     first = list(islice(source, FIRST_ROWS))
-    frame = _frame(tokenizer)
-    if not first or frame is None or not all(_looks_templated(row, frame) for _, row in first):
+    frame = _frame_of([row for _, row in first], tokenizer)
+    if frame is None:
         yield from chain(first, source)
         return
     for where, row in chain(first, source):
@@ -45,6 +45,17 @@ def divided(rows: Iterable[tuple[Where, Row]], tokenizer: Tokenizer, notes: Text
             )
         notes.add(TEMPLATED, 1)
         yield where, made
+
+
+def is_templated(first: Sequence[Row], tokenizer: Tokenizer) -> bool:
+    """Whether a file that begins with these rows is in the template's format: all of them look like it."""
+    return _frame_of(first, tokenizer) is not None
+
+
+def _frame_of(first: Sequence[Row], tokenizer: Tokenizer) -> Frame | None:
+    """The frame of all of a file's first rows; None where one has none."""
+    frame = _frame(tokenizer)
+    return frame if first and frame is not None and all(_looks_templated(row, frame) for row in first) else None
 
 
 def _without_inputs(rows: Iterable[tuple[Where, Row]], notes: TextNotes) -> Iterator[tuple[Where, Row]]:

@@ -15,8 +15,7 @@ from multiprocessing import get_context
 import numpy as np
 
 from accord.data.rows import Row, Where
-from accord.data.templated import FIRST_ROWS, divided
-from accord.data.text_notes import TextNotes
+from accord.data.templated import FIRST_ROWS, is_templated
 from accord.data.tokenizer import Tokenizer
 from accord.data_report.check import Checked, Checker, NumberedRow
 from accord.data_report.counts import Counts, Occurrences
@@ -91,11 +90,7 @@ def _is_templated(rows: list[NumberedRow], tokenizer: Tokenizer, kind: Kind) -> 
             made += [(where, one) for one in formatted(row, kind, tokenizer.chat_template is not None, where).rows]
     if any(not is_unicode(said.text) for where, row in made for said in _said(row, kind, where)):
         return False
-    try:
-        after = [row for _, row in divided(made, tokenizer, TextNotes(tokenizer))]
-    except UserError:
-        return True
-    return any(one is not other for (_, one), other in zip(made, after, strict=True))
+    return is_templated([row for _, row in made], tokenizer)
 
 
 def _said(row: Row, kind: Kind, where: Where) -> list[Said]:

@@ -105,9 +105,6 @@ def test_a_template_with_tools_does_not_lose_them(write: Callable[..., str], mod
     assert found(inspect(write([conversation(1, tools=[TOOL])]), model_folders["chatml"])) == {}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a BOS or end token spelled in plain text is text now; the report does not count it yet"
-)
 def test_hazards_of_a_tokenizer_without_template(write: Callable[..., str], model_folders: dict[str, str]) -> None:
     rows = [
         {"text": "the cat sat."},
