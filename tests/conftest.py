@@ -215,11 +215,11 @@ class Group:
             for rank in range(size)
         ]
 
-    def __call__(self, path: str, function: str, **arguments: Any) -> list[Any]:
-        """The results of all ranks.  ``path``: the file of the function.  Results and arguments are JSON values."""
+    def __call__(self, module: str, function: str, **arguments: Any) -> list[Any]:
+        """The results of all ranks.  ``module``: that of the function.  Results and arguments are JSON values."""
         for rank in self.ranks:
             assert rank.stdin is not None
-            rank.stdin.write(json.dumps({"path": path, "function": function, "arguments": arguments}) + "\n")
+            rank.stdin.write(json.dumps({"module": module, "function": function, "arguments": arguments}) + "\n")
             rank.stdin.flush()
         answers = []
         for rank in self.ranks:

@@ -6,24 +6,20 @@ the state and stop.
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
-import threading
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from accord.config.load import build
 from accord.distributed import mesh
 from accord.errors import Interrupted, UserError
+from accord.pipeline.child import STOPPED, run_job
 from accord.pipeline.failure import in_words
 from accord.pipeline.follow import follow
-from accord.pipeline.ranks import DONE, FAILED, LOST, STOPPED, WRONG
+from accord.pipeline.ranks import DONE, FAILED, LOST, WRONG
 from accord.pipeline.stage import run_stage
 from accord.pipeline.task import logs
-from accord.runtime.output import lasting_output, open_streams
 from accord.stage_kinds.table import STAGE_KINDS
 
 
@@ -55,22 +51,5 @@ def work(job: dict[str, Any]) -> int:
     return DONE
 
 
-def _watch_input() -> None:
-    """Stops the stage when stdin is closed."""
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def main() -> NoReturn:
-    open_streams()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED))  # until the stage installs its own handler
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_watch_input, daemon=True).start()
-    with lasting_output():
-        code = work(job)
-    sys.stderr.flush()
-    os._exit(code)  # a thread still waits for stdin
-
-
 if __name__ == "__main__":
-    main()
+    run_job(work)

@@ -18,10 +18,11 @@ from typing import Any
 
 from accord.config.common import ParallelStage, Stage
 from accord.errors import Failed, Interrupted, UserError
+from accord.pipeline.child import STOPPED
 from accord.runtime.launcher import is_launched
 from accord.runtime.stop_signal import StopSignal
 
-DONE, FAILED, WRONG, LATE, LOST, STOPPED = 0, 1, 2, 3, 4, 130
+DONE, FAILED, WRONG, LATE, LOST = range(5)
 """Exit codes of a rank: WRONG for a user's mistake, LATE from the watchdog, LOST where another rank has ended."""
 GRACE = 5.0
 """Seconds that ranks have to end by themselves once one has failed."""

@@ -12,22 +12,21 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from accord.config.common import Stage
 from accord.config.load import build
 from accord.errors import Interrupted, UserError, Waiting
+from accord.pipeline.child import STOPPED, run_job
 from accord.pipeline.failure import in_words
 from accord.pipeline.lock import owner
 from accord.pipeline.records import read_done
 from accord.pipeline.stage import Outcome, run_stage
 from accord.pipeline.task import folder, logs
-from accord.runtime.output import lasting_output, open_streams
 from accord.stage_kinds.table import STAGE_KINDS
 
-DONE, FAILED, WAITS, STOPPED = 0, 1, 3, 130
+DONE, FAILED, WAITS = 0, 1, 3
 
 
 class Killed(Exception):
@@ -103,12 +102,6 @@ class Worker:
 
 
 # ------------------------------------------------------------------------------------- the worker's side
-def _watch_input() -> None:
-    """Stops the stage when stdin is closed."""
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def work(job: dict[str, Any]) -> int:
     """Runs the stage; the last line on stderr is its error."""
     config = build(STAGE_KINDS[job["kind"]].settings, job["config"], {}, "the job")
@@ -129,16 +122,5 @@ def work(job: dict[str, Any]) -> int:
     return DONE
 
 
-def main() -> NoReturn:
-    open_streams()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED))  # until the stage installs its own handler
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_watch_input, daemon=True).start()
-    with lasting_output():
-        code = work(job)
-    sys.stderr.flush()
-    os._exit(code)  # a thread still waits for stdin
-
-
 if __name__ == "__main__":
-    main()
+    run_job(work)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import sys
@@ -10,17 +10,6 @@ import traceback
 from typing import TextIO
 
 from accord.distributed import mesh
-
-
-def load(path: str, name: str) -> object:
-    spec = importlib.util.spec_from_file_location("cases_" + str(abs(hash(path))), path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules.get(spec.name) or importlib.util.module_from_spec(spec)
-    if spec.name not in sys.modules:
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    return getattr(module, name)
 
 
 def main() -> None:
@@ -36,7 +25,7 @@ def serve(answers: TextIO) -> None:
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            answer = {"result": load(job["path"], job["function"])(**job["arguments"])}  # type: ignore[operator]
+            answer = {"result": getattr(importlib.import_module(job["module"]), job["function"])(**job["arguments"])}
         except Exception:
             answer = {"error": traceback.format_exc()}
         answers.write(json.dumps(answer) + "\n")

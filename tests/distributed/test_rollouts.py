@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,19 +13,10 @@ from torch import Tensor
 from accord.distributed import mesh
 from accord.distributed.rollouts import require_prompts
 from accord.errors import UserError
+from tests.distributed import ppo_cases as cases
 
-CASES = str(Path(__file__).parent / "ppo_cases.py")
+CASES = cases.__name__
 pytestmark = pytest.mark.xdist_group("ranks")
-
-
-@pytest.fixture(scope="session")
-def cases() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ppo_cases", CASES)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -77,9 +66,7 @@ def same_steps(one: list[dict[str, float]], two: list[dict[str, float]]) -> None
 
 @pytest.mark.parametrize("family", ["transformer", "mamba"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_take_the_steps_of_one(
-    pair: Any, cases: ModuleType, settings: Any, tmp_path: Path, family: str, strategy: str
-) -> None:
+def test_two_ranks_take_the_steps_of_one(pair: Any, settings: Any, tmp_path: Path, family: str, strategy: str) -> None:
     alone = cases.train(settings(family), str(tmp_path / "one"), str(tmp_path / "one.safetensors"))
     values = settings(family, strategy=strategy)
     both = pair(CASES, "train", values=values, folder=str(tmp_path / "two"), file=str(tmp_path / "two.safetensors"))

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from accord.models.reward import RewardModel
+from tests.distributed import cases
 
-CASES = str(Path(__file__).parent / "cases.py")
+CASES = cases.__name__
 Pair = Callable[..., list[Any]]
 pytestmark = pytest.mark.xdist_group("ranks")
 FAMILIES, STRATEGIES = ("transformer", "mamba"), ("ddp", "fsdp")
-
-
-@pytest.fixture(scope="module")
-def cases() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cases", CASES)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def assert_same(found: Any, expected: Any, tolerance: float) -> None:
@@ -46,9 +35,7 @@ def assert_same(found: Any, expected: Any, tolerance: float) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
-def test_two_ranks_take_the_steps_of_one(
-    pair: Pair, cases: ModuleType, tmp_path: Path, stage: str, family: str, strategy: str
-) -> None:
+def test_two_ranks_take_the_steps_of_one(pair: Pair, tmp_path: Path, stage: str, family: str, strategy: str) -> None:
     """Losses, gradients and weights; steps of 3, 3 and 1 rows; row 1 has no label."""
     one = cases.train(str(tmp_path / "one"), stage, family)
     two = pair(CASES, "train", folder=str(tmp_path / "two"), stage=stage, family=family, micro=1, strategy=strategy)
@@ -61,7 +48,7 @@ def test_two_ranks_take_the_steps_of_one(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_sharded_model_generates_and_evaluates_as_a_whole_one(pair: Pair, cases: ModuleType, family: str) -> None:
+def test_a_sharded_model_generates_and_evaluates_as_a_whole_one(pair: Pair, family: str) -> None:
     one = cases.generate(family, "ddp")
     for rank in pair(CASES, "generate", family=family, strategy="fsdp"):
         torch.testing.assert_close(torch.tensor(rank[0]), torch.tensor(one[0]), rtol=1e-6, atol=1e-6)
@@ -70,9 +57,7 @@ def test_a_sharded_model_generates_and_evaluates_as_a_whole_one(pair: Pair, case
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_sharded_model_is_saved_in_a_file_for_each_rank(
-    pair: Pair, cases: ModuleType, tmp_path: Path, family: str
-) -> None:
+def test_a_sharded_model_is_saved_in_a_file_for_each_rank(pair: Pair, tmp_path: Path, family: str) -> None:
     cases.artifact(str(tmp_path / "one"), family, "ddp")
     names, _ = pair(CASES, "artifact", folder=str(tmp_path / "two"), family=family, strategy="fsdp")
     assert {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "manifest.json"} <= {*names}
@@ -85,7 +70,7 @@ def test_a_sharded_model_is_saved_in_a_file_for_each_rank(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_state_of_two_ranks_resumes_exactly_on_two_and_closely_on_one(
-    pair: Pair, cases: ModuleType, tmp_path: Path, strategy: str
+    pair: Pair, tmp_path: Path, strategy: str
 ) -> None:
     options = {"stage": "reward", "family": "mamba", "strategy": strategy}
     whole = pair(CASES, "train", folder=str(tmp_path / "whole"), **options)[0]
@@ -101,9 +86,7 @@ def test_a_state_of_two_ranks_resumes_exactly_on_two_and_closely_on_one(
     assert two["weights"] == whole["weights"]
 
 
-def test_a_state_moves_between_one_two_and_four_ranks(
-    pair: Pair, four: Pair, cases: ModuleType, tmp_path: Path
-) -> None:
+def test_a_state_moves_between_one_two_and_four_ranks(pair: Pair, four: Pair, tmp_path: Path) -> None:
     """From two to four to one to four; of a step's 3 or 1 rows four ranks leave one or three ranks without any."""
     for strategy in STRATEGIES:
         folder, options = str(tmp_path / strategy), {"stage": "sft", "family": "transformer", "strategy": strategy}
@@ -119,7 +102,7 @@ def test_a_state_moves_between_one_two_and_four_ranks(
         assert_same([step for ranks in parts for step in ranks[0]["steps"]], whole, 1e-6)
 
 
-def test_a_state_of_one_process_resumes_on_two_ranks(pair: Pair, cases: ModuleType, tmp_path: Path) -> None:
+def test_a_state_of_one_process_resumes_on_two_ranks(pair: Pair, tmp_path: Path) -> None:
     whole = cases.train(str(tmp_path / "whole"), "sft", "transformer")
     cases.train(str(tmp_path / "cut"), "sft", "transformer", stop=3)
     two = pair(
