@@ -37,7 +37,8 @@ class Parser(argparse.ArgumentParser):
         required = "the following arguments are required: "
         if words.startswith(required):
             needed = [a for a in self._actions if not a.option_strings and a.nargs not in ("?", "*")]
-            form = " ".join([self.prog, *(str(a.metavar or a.dest.upper()) for a in needed)])
+            needed += [a for a in self._actions if a.option_strings and a.required]
+            form = " ".join([self.prog, *(" ".join([*a.option_strings[-1:], _name(a)]) for a in needed)])
             missing = " and ".join(words.removeprefix(required).split(", "))
             raise UserError(f"{self.where}{missing} {'are' if ' and ' in missing else 'is'} missing; type {form}.")
         if found := re.fullmatch(r"(.+): invalid (\w+) value: (.*)", words, re.DOTALL):
@@ -238,3 +239,8 @@ def _stray_file(options: argparse.Namespace, words: Sequence[str], file: str) ->
     if "stages" in values:
         return f"{file!r}: a pipeline, not the config of one stage; type accord run {shlex.quote(file)}."
     return f"{file!r}: type accord {shlex.join(words[: words.index(file)])} --config {shlex.quote(file)}."
+
+
+def _name(action: argparse.Action) -> str:
+    """How help calls an argument's value."""
+    return str(action.metavar or action.dest.upper())

@@ -79,7 +79,7 @@ def test_the_documented_keys_of_the_json_are_there(
     ("words", "sentence"),
     [
         (["absent.jsonl", "--model", "transformer"], "accord: absent.jsonl: no such file"),
-        (["ROWS"], "--model is missing; type accord data FILE"),
+        (["ROWS"], "--model is missing; type accord data FILE --model MODEL."),
         (["ROWS", "--model", "absent/folder/here"], "accord: --model absent/folder/here: no such model; give a folder"),
         (["ROWS", "--model", "transformer", "--rows", "-1"], "accord: --rows: -1, expected at least 0."),
         (["ROWS", "--model", "transformer", "--max-length", "1"], "accord: --max-length: 1, expected at least 2."),
