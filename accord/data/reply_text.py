@@ -57,8 +57,14 @@ def streamed(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Iterable[int])
 
 
 def _context(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:
-    """The last tokens of a prompt; after its last control token where a tokenizer starts again after those."""
-    last = list(prompt[-CONTEXT:])
+    """The last tokens of a prompt; after its last control token where a tokenizer starts again after those.
+
+    They begin at the start of a character: where it takes several tokens, a part of it would spoil what follows.
+    """
+    start = max(len(prompt) - CONTEXT, 0)
+    while start and tokenizer.decode(prompt[start:], skip_special=False).startswith("\ufffd"):
+        start = max(start - CONTEXT, 0)
+    last = list(prompt[start:])
     if tokenizer.starts_again_after_special:
         cut = next((k for k in range(len(last), 0, -1) if last[k - 1] in tokenizer.special_ids), 0)
         last = last[cut:]

@@ -172,6 +172,15 @@ def test_the_text_of_a_reply_is_what_it_adds_to_its_prompt(kind: str, data: st.D
     assert "".join(streamed(tokenizer, made.prompt, made.reply)) == reply
 
 
+def test_the_end_of_a_prompt_is_not_read_from_the_middle_of_a_character() -> None:
+    """Three bytes and two digits that are bytes too: the last four tokens begin within the character."""
+    tokenizer = make("prepend_and_byte_fallback")
+    for prompt in ("が00", "がが0", "0がが"):
+        made = exchange(tokenizer, prompt, "0")
+        assert reply_text(tokenizer, made.prompt, made.reply) == "0"
+        assert "".join(streamed(tokenizer, made.prompt, made.reply)) == "0"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
