@@ -18,6 +18,7 @@ from accord.pipeline.command import add_pipeline
 from accord.registry.command import add_commands as add_models
 from accord.runtime.launcher import is_launched
 from accord.runtime.output import discard, lasting_output, open_streams
+from accord.stage_kinds.kind import StageKind
 from accord.stage_kinds.table import STAGE_KINDS
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def parser() -> Parser:
         stage.add_argument("--config", metavar="FILE", help="YAML file with settings (default: all defaults)")
         stage.add_argument("--resume", action="store_true", help="continue an interrupted run from its saved state")
         stage.add_argument("--dry-run", action="store_true", help="show the plan and the memory it takes; run nothing")
+        if kind.name == "ppo":
+            replay = "repeat a run on Ray from its ledger (or its folder), on this machine, into <name>_replay"
+            stage.add_argument("--replay", metavar="LEDGER", help=replay)
         _common(stage)
         stage.set_defaults(act=run_one)
     add_pipeline(commands, Formatter, _common)
@@ -102,6 +106,8 @@ def run_one(options: argparse.Namespace) -> int:
         print("\n".join([usage, "", *settings_help(kind.settings)]))
         return 0
     config = config_of(kind.name, options)
+    if getattr(options, "replay", None):
+        config = as_replay(kind, config, options.replay)
     if options.dry_run:
         from accord.pipeline.dry_run import dry_run
 
@@ -113,6 +119,20 @@ def run_one(options: argparse.Namespace) -> int:
         run_alone(kind.name, config, options.resume)
         print(f"next: {kind.next_words(config)}")
     return 0
+
+
+def as_replay(kind: StageKind, config: Stage, ledger: str) -> Stage:
+    """The config of the run that repeats the one of a ledger.  Raises UserError where the settings have no such runs."""
+    from accord.config.load import build
+
+    values = config.model_dump()
+    if "replay" not in values.get("rollout", {}):
+        raise UserError(
+            "--replay repeats PPO on a whole language model (model.policy=language), which this config is not."
+        )
+    values["name"] = f"{config.name or kind.name}_replay"
+    values["rollout"] = {**values["rollout"], "replay": ledger}
+    return build(type(config), values, {"rollout.replay": "--replay"}, "the command line")
 
 
 def config_of(kind: str, options: argparse.Namespace) -> Stage:

@@ -19,7 +19,7 @@ from accord.stage_kinds.table import STAGE_KINDS
 DASHES = "‐‑‒–—―−﹣－"
 QUOTES = "“”„‟‘’‚‛"
 WITHOUT_OVERRIDES = ("chat", "data", "models", "feedback", "label")
-FILE_OPTIONS = ("--config", "--set")  # the word after these is theirs, whatever it looks like
+OWN_WORD_OPTIONS = ("--config", "--set", "--on")  # the word after these is theirs, whatever it looks like
 
 
 class Parser(argparse.ArgumentParser):
@@ -103,7 +103,7 @@ def _without_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     rest: list[str] = []
     overrides: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
-        is_override = "=" in word and not word.startswith("-") and before not in FILE_OPTIONS
+        is_override = "=" in word and not word.startswith("-") and before not in OWN_WORD_OPTIONS
         (overrides if is_override else rest).append(word)
     return rest, overrides
 
@@ -131,7 +131,7 @@ def _refuse_spaces(words: Sequence[str]) -> None:
         before, after = words[i - 1] if i > 1 else "", words[i + 1] if i + 1 < len(words) else ""
         if after and ("=" in after.rstrip("=") or after.startswith("-")):
             after = ""
-        if before in FILE_OPTIONS or word.startswith("-"):
+        if before in OWN_WORD_OPTIONS or word.startswith("-"):
             continue
         if word == "=" or (word.startswith("=") and before and "=" not in before):
             value = word[1:] or after or "VALUE"

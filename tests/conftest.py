@@ -25,7 +25,7 @@ from accord.models.reward import RewardModel, ScalarHead
 from accord.pipeline.stage import Outcome, run_stage
 from accord.runtime.run import Run, StageIdentity
 from accord.stage_kinds.table import STAGE_KINDS
-from tests import postgresql
+from tests import postgresql, ray_cluster
 
 REGISTRY = "ACCORD_REGISTRY"
 REWARDS = """
@@ -251,6 +251,30 @@ def four(tmp_path: Path) -> Iterator[Group]:
     all_four = Group(tmp_path, 4)
     yield all_four
     all_four.close()
+
+
+# ------------------------------------------------------------------------------------- a Ray cluster
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on the cluster run one after another, in one process of xdist."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """Two simulated nodes of two CPUs each, started once, and this process connected to them; skips where Ray is not there."""
+    with ray_cluster.two_nodes() as made:
+        yield made
+
+
+@pytest.fixture
+def node(cluster: Any) -> Iterator[Any]:
+    """A third node with the resource ``third`` and the variable THIRD_NODE, of which a test may make what it likes."""
+    added = cluster.add_node(num_cpus=1, resources={"third": 1}, env_vars={"THIRD_NODE": "1"})
+    yield added
+    if added in cluster.worker_nodes:
+        cluster.remove_node(added, allow_graceful=False)
 
 
 # ------------------------------------------------------------------------------------- registry

@@ -28,23 +28,33 @@ import torch
 from torch import Tensor, nn
 
 from accord.config.on_policy import KLCoefficient, LanguagePPOConfig, PPOOptimizer
+from accord.config.rollout import TextRolloutEngine
 from accord.data.prompts import PromptData, load_prompts
 from accord.data.tokenizer import Tokenizer
 from accord.distributed import mesh
-from accord.distributed.rollouts import DividedTextSource, read_divided, require_prompts
+from accord.distributed.rollouts import read_divided, require_prompts
 from accord.distributed.shards import spread
+from accord.distributed.sources import require_chunks, text_rollouts
 from accord.errors import UserError
 from accord.functional.advantages import explained_variance, token_gae
+from accord.functional.corrections import (
+    decoupled_weights,
+    truncated_sequence_weights,
+    truncated_token_weights,
+)
 from accord.functional.kl import AdaptiveKL, FixedKL
 from accord.functional.masked import whiten, wide
+from accord.functional.vtrace import token_vtrace_parts
+from accord.models.backbone import Backbone
 from accord.models.language import LanguageActorCritic, reply_logprobs
-from accord.models.quantized import sampling_copy
+from accord.models.quantized import sampling_model
 from accord.models.reference import FrozenReference
 from accord.models.reward import RewardModel, is_reward_model
 from accord.rollout.collect import TextTask, pack_texts, to_rows
 from accord.rollout.generate import Decoding
 from accord.rollout.score import open_rewards, reward_models
 from accord.rollout.shaping import shape_scores, token_rewards, whiten_rewards
+from accord.rollout.staleness import is_stale, staleness_metrics
 from accord.rollout.text_source import TextSource
 from accord.runtime.device import autocast
 from accord.runtime.run import Run
@@ -90,7 +100,7 @@ class Source(Resumable, Protocol[R_co]):
 class Algorithm(Generic[R]):
     """How a rollout becomes a batch with advantages, and the loss over its minibatches."""
 
-    prepare: Callable[[R, float], tuple[PolicyBatch, RolloutStats]]  # (rollout, KL coefficient)
+    prepare: Callable[[R, int, float], tuple[PolicyBatch, RolloutStats]]  # (rollout, iteration, KL coefficient)
     loss: Callable[[int, float], PolicyLoss]  # (iteration, KL coefficient)
     kl: FixedKL | AdaptiveKL
 
@@ -135,7 +145,7 @@ def train_on_rollouts(
         iteration, beta = progress.iteration, progress.kl.beta
         batch = progress.batch
         if batch is None:
-            batch, stats = algorithm.prepare(source.collect(iteration), beta)
+            batch, stats = algorithm.prepare(source.collect(iteration), iteration, beta)
             progress.begin_rollout(batch, stats)
             run.record({**stats.metrics, "beta": beta}, prefix="rollout/")
         batch = batch.to(updater.device)
@@ -189,13 +199,24 @@ def kl_controller(settings: KLCoefficient) -> FixedKL | AdaptiveKL:
 
 
 # ------------------------------------------------------------------------------------- replies to a batch
+IMPORTANCE_WEIGHTS: Mapping[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
+    "token_tis": truncated_token_weights,
+    "sequence_tis": truncated_sequence_weights,
+    "decoupled": decoupled_weights,
+}
+"""(old log-probs, behavior log-probs, mask, limit) to the weights of the policy loss, by ``correction.kind``."""
+
+
 def prepare(
-    rollout: Rollout, policy: LanguageActorCritic, beta: float, config: LanguagePPOConfig
+    rollout: Rollout, version: int, policy: LanguageActorCritic, beta: float, config: LanguagePPOConfig
 ) -> tuple[PolicyBatch, RolloutStats]:
-    """Old log-probs and values of a rollout, then the batch of ``token_batch``."""
-    old_logprobs, values, mismatch = policy_pass(rollout, policy, config)
+    """Old log-probs and values of a rollout under the weights ``version``, then the batch of ``token_batch``."""
+    stale = is_stale(rollout, version)
+    old_logprobs, values, mismatch = policy_pass(rollout, policy, config, recompute=stale)
     batch, explained = token_batch(rollout, old_logprobs, values, beta, config)
     log_ratios = torch.where(batch.mask, old_logprobs - rollout.ref_logprobs, 0.0)
+    if stale or config.correction_in_force.kind != "none":
+        mismatch = {**mismatch, **staleness_metrics(rollout, version, old_logprobs)}
     return batch, text_stats(rollout, float(log_ratios.sum(1).mean()), {"explained_variance": explained, **mismatch})
 
 
@@ -215,33 +236,47 @@ def token_batch(
     rewards = token_rewards(scores, old_logprobs, rollout.ref_logprobs, mask, penalty)
     if shaping.whiten:
         rewards = whiten_rewards(rewards, mask)
-    advantages, returns = token_gae(rewards, values, mask, training.gamma, training.gae_lambda)
+    behavior, correction = generation.logprobs, config.correction_in_force
+    weights = None
+    if correction.kind == "vtrace":
+        limits = (training.gamma, training.gae_lambda, correction.rho_bar, correction.c_bar)
+        advantages, weights, returns = token_vtrace_parts(old_logprobs, behavior, rewards, values, mask, *limits)
+    else:
+        advantages, returns = token_gae(rewards, values, mask, training.gamma, training.gae_lambda)
+        if correction.kind != "none":
+            cap = correction.cap or torch.inf
+            weights = IMPORTANCE_WEIGHTS[correction.kind](old_logprobs, behavior, mask, cap)
     explained = explained_variance(values, returns, mask)
     if training.normalize_advantages:
         advantages = whiten(advantages, mask)
+    if weights is not None:  # factors of 0 or more: the same on the advantages as on the clipped surrogate
+        advantages = advantages * weights
     inputs = TextActions(generation.prompts, generation.responses, mask, rollout.ref_logprobs)
     return PolicyBatch(inputs, mask, old_logprobs, advantages, values, returns), float(explained)
 
 
 def policy_pass(
-    rollout: Rollout, policy: LanguageActorCritic, config: LanguagePPOConfig
+    rollout: Rollout, policy: LanguageActorCritic, config: LanguagePPOConfig, recompute: bool = False
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Old log-probs (B, T), values (B, T), and metrics of the mismatch between sampler and trainer.
 
     Log-probs come from the sampling pass where the policy itself sampled in float32, values where it sampled and the
-    critic shares its trunk; otherwise they are computed again in passes over whole replies.
+    critic shares its trunk; otherwise, and with ``recompute``, for replies that older weights sampled, they are computed
+    again in passes over whole replies.
     """
     generation, temperature = rollout.generation, config.sampling.temperature
     size = config.training.micro_batch_size or config.training.batch_size
     logprobs, values = generation.logprobs, rollout.readout
     mismatch: dict[str, float] = {}
     with autocast(next(policy.parameters()).device, config.precision):
-        if values is None:
+        if values is None or recompute:
             values = read_divided(generation, size, policy.critic_values)
-        if config.precision != "float32" or config.sampling.weights != "float32":
+        differs = {config.precision, config.sampling.weights, config.rollout.weights_dtype} != {"float32"}
+        if differs or recompute:
             logprobs = read_divided(
                 generation, size, lambda packed, at: reply_logprobs(policy.policy, packed, at, temperature)
             )
+        if differs and not recompute:
             difference = (logprobs - generation.logprobs)[generation.mask].abs()
             mismatch = {"mismatch_mean": float(difference.mean()), "mismatch_max": float(difference.max())}
     return logprobs, values, mismatch
@@ -282,7 +317,9 @@ def ppo_on_text(policy: LanguageActorCritic, config: LanguagePPOConfig) -> Algor
         score = partial(score_texts, policy, config.sampling.temperature)
         return ppo_loss(score, training, clip_range_at(training, iteration, training.iterations), weight, kl_terms)
 
-    return Algorithm(lambda rollout, beta: prepare(rollout, policy, beta, config), loss, kl_controller(kl))
+    return Algorithm(
+        lambda rollout, version, beta: prepare(rollout, version, policy, beta, config), loss, kl_controller(kl)
+    )
 
 
 # ------------------------------------------------------------------------------------- the stage
@@ -293,17 +330,9 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
     tokenizer = open_tokenizer(config.model.base_model)
     if config.reference:
         require_same_tokens("reference", config.reference, config.model.base_model, tokenizer)
-    backbone = open_model(config.model.base_model, device)
-    reference = open_model(config.reference or config.model.base_model, device).requires_grad_(False)
-    reward = open_rewards(config.reward, tokenizer, device)
-    judges = list(reward_models(reward))
+    backbone, reference, task = open_task(config, tokenizer, device)
+    judges, prompts = list(reward_models(task.reward)), task.prompts
     policy = LanguageActorCritic(backbone, config.model.critic, initial_critic(config, tokenizer)).to(device)
-    prompts = load_prompts(config.prompts, tokenizer, config.model.max_length - sampling.max_new_tokens)
-    for path, model in (
-        (config.model.base_model, backbone),
-        (config.reference or config.model.base_model, reference),
-    ):
-        require_fit(path, model, tokenizer, prompts.longest + sampling.max_new_tokens)
     loop = RolloutLoop(
         training.iterations,
         training.replies,
@@ -325,6 +354,36 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
         loop.steps,
         config.precision,
     )
+    itself = sampling.weights == "float32" and config.rollout == TextRolloutEngine()  # not in chunks, nor by workers
+    alone = TextSource(
+        run,
+        task,
+        partial(sampling_model, backbone, sampling.weights),
+        training.replies // training.samples_per_prompt,
+        device,
+        config.precision,
+        policy.values if policy.values_come_with_sampling and itself else None,
+    )
+    with text_rollouts(config, alone, backbone, judges, open_worker_task) as source:
+        last = dict(train_on_rollouts(run, policy, updater, source, ppo_on_text(policy, config), loop).metrics)
+    save_model(run, backbone, tokenizer, "ppo", last, {"policy": "language"})
+    return last
+
+
+def open_task(
+    config: LanguagePPOConfig, tokenizer: Tokenizer, device: torch.device
+) -> tuple[Backbone, Backbone, TextTask]:
+    """The model that training starts from, the reference, and the task.  Raises UserError where they do not fit."""
+    sampling, training = config.sampling, config.training
+    backbone = open_model(config.model.base_model, device)
+    reference = open_model(config.reference or config.model.base_model, device).requires_grad_(False)
+    reward = open_rewards(config.reward, tokenizer, device)
+    prompts = load_prompts(config.prompts, tokenizer, config.model.max_length - sampling.max_new_tokens)
+    for path, model in (
+        (config.model.base_model, backbone),
+        (config.reference or config.model.base_model, reference),
+    ):
+        require_fit(path, model, tokenizer, prompts.longest + sampling.max_new_tokens)
     task = TextTask(
         prompts,
         tokenizer,
@@ -334,21 +393,13 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
         FrozenReference(reference, sampling.temperature),
         training.micro_batch_size or training.batch_size,
     )
-    alone = TextSource(
-        run,
-        task,
-        lambda: backbone if sampling.weights == "float32" else sampling_copy(backbone, sampling.weights),
-        training.replies // training.samples_per_prompt,
-        device,
-        config.precision,
-        policy.values if policy.values_come_with_sampling and sampling.weights == "float32" else None,
-    )
+    return backbone, reference, task
 
-    divided = mesh.size() > 1 or config.parallel.strategy == "fsdp"
-    source: Source[Rollout] = DividedTextSource(alone, judges) if divided else alone
-    last = dict(train_on_rollouts(run, policy, updater, source, ppo_on_text(policy, config), loop).metrics)
-    save_model(run, backbone, tokenizer, "ppo", last, {"policy": "language"})
-    return last
+
+def open_worker_task(config: LanguagePPOConfig, device: torch.device) -> tuple[Backbone, TextTask]:
+    """What a worker samples and scores with: a model of the policy's form, and the task."""
+    backbone, _, task = open_task(config, open_tokenizer(config.model.base_model), device)
+    return backbone, task
 
 
 def _check(config: LanguagePPOConfig) -> None:
@@ -359,7 +410,13 @@ def _check(config: LanguagePPOConfig) -> None:
             f"training.replies ({training.replies}) must be a multiple of training.samples_per_prompt"
             f" ({training.samples_per_prompt})."
         )
-    require_prompts(training.replies // training.samples_per_prompt)
+    prompts = training.replies // training.samples_per_prompt
+    require_chunks(config, prompts)
+    require_prompts(prompts)
+    if config.rollout.lag and (mesh.size() > 1 or config.parallel.strategy == "fsdp"):
+        raise UserError(
+            "rollout.lag simulates old weights on one process; use parallel.nproc=1 and parallel.strategy=ddp."
+        )
     if config.parallel.strategy == "fsdp" and config.sampling.weights != "float32":
         raise UserError(
             f"sampling.weights={config.sampling.weights} copies the whole policy, which no rank of fsdp holds; use"

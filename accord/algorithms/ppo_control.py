@@ -6,30 +6,41 @@ of PPO" (Huang et al. 2022).  Departures:
 1. advantages are whitened once over the rollout, not in each minibatch;
 2. an episode cut by a time limit bootstraps from its final observation;
 3. small float32 networks on a CPU are run and differentiated in NumPy (``kernels/numpy_actor_critic``), to rounding.
+
+With ``rollout.engine=ray`` workers act in the environments with weights of a bounded age, and V-trace corrects (IMPALA,
+Espeholt et al. 2018, arXiv 1802.01561).  Departures: the ratios are those at the start of a rollout's updates, and the updates
+after the first are PPO's; with one epoch and one minibatch the step is IMPALA's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from accord.algorithms.ppo import (
     Algorithm,
     PolicyUpdater,
     RolloutLoop,
+    Source,
     clip_range_at,
     ppo_loss,
     train_on_rollouts,
 )
 from accord.config.control import ControlPPOConfig
+from accord.config.correction import StepCorrection
 from accord.config.on_policy import StepsPPOOptimizer
+from accord.distributed.ray.steps import Learner, remote_steps, require_step_workers
 from accord.evaluation.policies import evaluate, write_curve, write_video
-from accord.functional.advantages import explained_variance, normalize_advantages
+from accord.functional.advantages import compute_gae, explained_variance, normalize_advantages
+from accord.functional.corrections import effective_share, token_ratios
 from accord.functional.kl import AdaptiveKL, FixedKL
+from accord.functional.vtrace import compute_vtrace_parts
 from accord.kernels.numpy_actor_critic import NumpyActorCritic
 from accord.models.heads import (
     ActorCritic,
@@ -78,6 +89,55 @@ def prepare_steps(rollout: StepRollout, beta: float, normalize: bool) -> tuple[P
     return PolicyBatch(inputs, *columns), step_stats(rollout, kl, explained)
 
 
+def prepare_stale_steps(
+    rollout: StepRollout, version: int, actor: StepActor, training: StepsPPOOptimizer, correction: StepCorrection
+) -> tuple[PolicyBatch, RolloutStats]:
+    """As ``prepare_steps``, for steps that older weights may have taken: log-probs and values are those of ``version``.
+
+    The policy loss's ratio is against these log-probs; V-trace's is of these against the behavior policy's.
+    """
+    buffer, versions = rollout.buffer, rollout.versions
+    assert versions is not None
+    shape = (buffer.n_steps, buffer.n_envs)
+    rows = buffer.rows()
+    behavior = rows["log_probs"].copy()
+    flat = (rows[name].reshape(-1, *rows[name].shape[2:]) for name in ("observations", "actions"))
+    rows["log_probs"][:], rows["values"][:] = (found.reshape(shape) for found in actor.score(*flat))
+    for t, cut, final in rollout.cuts:
+        rows["bootstraps"][t, cut] = actor.values(final)
+    last_values = actor.values(rollout.last_observations)
+    mask = np.ones(shape, dtype=bool) if rollout.valid is None else rollout.valid.reshape(shape)
+    old, sampled, rewards, values, dones, bootstraps, valid = map(
+        torch.from_numpy,
+        (rows["log_probs"], behavior, rows["rewards"], rows["values"], rows["dones"], rows["bootstraps"], mask),
+    )
+    rho: Tensor | None = None
+    rest = (rewards, values, dones, torch.from_numpy(last_values), training.gamma, training.gae_lambda)
+    if correction.kind == "vtrace":
+        limits = (correction.rho_bar, correction.c_bar, bootstraps)
+        advantages, rho, targets = compute_vtrace_parts(old, sampled, *rest, *limits)
+    else:
+        advantages, targets = compute_gae(*rest, bootstraps)
+    explained = explained_variance(values, targets, valid)
+    if training.normalize_advantages:
+        advantages = normalize_advantages(advantages, valid)
+    if rho is not None:
+        advantages = advantages * rho
+    columns = (x.reshape(-1, 1).clone() for x in (valid, old, advantages, values, targets))
+    inputs = VectorActions(
+        *(torch.from_numpy(rows[name]).flatten(0, 1).clone() for name in ("observations", "actions"))
+    )
+    stats = step_stats(rollout, 0.0, float(explained))
+    ages = version - versions
+    more = {
+        "age_mean": float(ages.mean()),
+        "age_max": float(ages.max()),
+        "staleness_mean": float((old - sampled)[valid].abs().mean()),
+        "ess": effective_share(token_ratios(old, sampled, valid), valid),
+    }
+    return PolicyBatch(inputs, *columns), replace(stats, metrics={**stats.metrics, **more})
+
+
 def step_stats(rollout: StepRollout, kl: float, explained: float) -> RolloutStats:
     """The logged metrics of a rollout of steps; ``kl`` in nats per episode."""
     returns, recent = rollout.returns, rollout.recent_returns
@@ -113,11 +173,12 @@ def rollout_loop(training: StepsPPOOptimizer) -> RolloutLoop:
 class EvaluatedSource:
     """A collector that calls ``evaluate(timesteps)`` before each rollout."""
 
-    collector: StepCollector
+    collector: Source[StepRollout]
+    rows: int  # of a rollout
     evaluate: Callable[[int], None]
 
     def collect(self, iteration: int) -> StepRollout:
-        self.evaluate(iteration * self.collector.buffer.n_steps * self.collector.buffer.n_envs)
+        self.evaluate(iteration * self.rows)
         return self.collector.collect(iteration)
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,15 +192,24 @@ def new_collector(
     run: Run, actor: StepActor, vectors: Vectors, normalizer: Normalizer, training: StepsPPOOptimizer
 ) -> StepCollector:
     """A collector with a buffer of the rollout's size."""
-    spaces = vectors.spaces
+    return StepCollector(run, actor, vectors, normalizer, new_buffer(vectors.spaces, training))
+
+
+def new_buffer(spaces: Spaces, training: StepsPPOOptimizer) -> RolloutBuffer:
+    """A buffer of the rollout's size."""
     sizes = (training.n_steps, spaces.obs_dim, training.n_envs, training.gamma, training.gae_lambda)
-    return StepCollector(run, actor, vectors, normalizer, RolloutBuffer(*sizes, continuous=spaces.action_length))
+    return RolloutBuffer(*sizes, continuous=spaces.action_length)
 
 
 NO_PENALTY = FixedKL(0.0)
+NO_CORRECTION = StepCorrection(kind="none")
 NO_END = "give the environment a time limit (environment_args.max_episode_steps=…, or truncated=True from a class of your own)"
 MAX_NOISE = 2**24
 """Numbers of a rollout's sampling noise in NumPy, which draws it at once (64 MB); beyond it torch samples step by step."""
+
+
+OpenSource = Callable[[AnyActorCritic, RolloutBuffer], AbstractContextManager[Source[StepRollout]]]
+"""(policy, buffer of a rollout's size) to a source of rollouts, which lasts until the end of the block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +221,8 @@ class StepTask:
     description: Mapping[str, str]  # lines of the plan that is printed before training
     kl: FixedKL | AdaptiveKL = NO_PENALTY  # where the environments have a reference
     evaluate: Callable[[int], None] = lambda timesteps: None  # called before each rollout
+    correction: StepCorrection = NO_CORRECTION  # where steps come from elsewhere
+    elsewhere: OpenSource | None = None  # where steps do not come from ``vectors``
 
 
 def networks_for(model: AnyActorCritic, training: StepsPPOOptimizer) -> NumpyActorCritic | None:
@@ -179,19 +251,39 @@ def train_on_steps(run: Run, model: AnyActorCritic, task: StepTask, training: St
             f" {loop.epochs} epochs x {-(-loop.rows // loop.batch_size)} minibatches of {loop.batch_size}",
         }
     )
-    collector = new_collector(run, StepActor(model, networks), task.vectors, task.normalizer, training)
+    actor = StepActor(model, networks)
 
     def score(inputs: VectorActions) -> ActionScores:
         log_probs, values, entropy = model.evaluate(inputs.observations, inputs.actions)
         return ActionScores(log_probs[:, None], entropy[:, None], values[:, None])
 
+    scaled = task.normalizer.seen is not None  # workers act by older statistics even in step
+
+    def prepare(rollout: StepRollout, version: int, beta: float) -> tuple[PolicyBatch, RolloutStats]:
+        versions, uncorrected = rollout.versions, task.correction.kind == "none" and not scaled
+        if versions is None or (uncorrected and (versions == version).all()):
+            return prepare_steps(rollout, beta, training.normalize_advantages)
+        return prepare_stale_steps(rollout, version, actor, training, task.correction)
+
     algorithm: Algorithm[StepRollout] = Algorithm(
-        lambda rollout, beta: prepare_steps(rollout, beta, training.normalize_advantages),
+        prepare,
         lambda iteration, beta: ppo_loss(score, training, clip_range_at(training, iteration, loop.iterations)),
         task.kl,
     )
-    source = EvaluatedSource(collector, task.evaluate)
-    return dict(train_on_rollouts(run, model, updater, source, algorithm, loop).metrics)
+    with ExitStack() as stack:
+        steps: Source[StepRollout] = (
+            stack.enter_context(task.elsewhere(model, new_buffer(task.vectors.spaces, training)))
+            if task.elsewhere
+            else new_collector(run, actor, task.vectors, task.normalizer, training)
+        )
+        source = EvaluatedSource(steps, loop.rows, task.evaluate)
+        return dict(train_on_rollouts(run, model, updater, source, algorithm, loop).metrics)
+
+
+def open_actor(config: ControlPPOConfig, spaces: Spaces) -> StepActor:
+    """A policy of the learner's form, for a worker."""
+    model = new_policy(spaces, config)
+    return StepActor(model, networks_for(model, config.training))
 
 
 def new_policy(spaces: Spaces, config: ControlPPOConfig) -> AnyActorCritic:
@@ -210,8 +302,14 @@ def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
     Returns the last rollout's metrics and the evaluation's.
     """
     training, normalize, evaluation = config.training, config.normalize, config.evaluation
+    remote = config.rollout.engine == "ray"
+    if remote:
+        require_step_workers(config)
     vectors = open_vectors(
-        config.environment, training.n_envs, lambda i, e: run.derive("environment", i, e), config.environment_args
+        config.environment,
+        1 if remote else training.n_envs,
+        lambda i, e: run.derive("environment", i, e),
+        config.environment_args,
     )
     spaces = vectors.spaces
     for note in spaces.notes:
@@ -235,6 +333,17 @@ def train(config: ControlPPOConfig, run: Run) -> dict[str, float]:
         "normalized": scaled or "nothing",
     }
     task = StepTask(vectors, normalizer, description, evaluate=evaluate_if_due)
+    if remote:
+        correction = config.correction_in_force
+        workers = (
+            f"{config.rollout.workers} on Ray, weights at most {config.rollout.max_staleness} rollouts old; correction:"
+        )
+        task = replace(
+            task,
+            description={**description, "workers": f"{workers} {correction.kind}"},
+            correction=correction,
+            elsewhere=lambda model, buffer: remote_steps(config, Learner(model, normalizer, buffer), open_actor, run),
+        )
     last = train_on_steps(run, model, task, training)
     vectors.close()
     if not last["episodes"]:

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from accord.config.common import Stage
+from accord.config.correction import StepCorrection
 from accord.config.numbers import Count, CountOrZero, LogDeviation, PositiveCoefficient, Width
 from accord.config.on_policy import StepsPPOOptimizer
+from accord.config.rollout import RolloutEngine
 from accord.config.section import Section
 
 
@@ -54,6 +56,7 @@ class ControlPPOConfig(Stage):
     """PPO on a Gymnasium task."""
 
     retired: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
+    later: ClassVar[frozenset[str]] = frozenset({"rollout", "correction"})
 
     model: ControlPolicy = ControlPolicy()
     training: StepsPPOOptimizer = StepsPPOOptimizer()
@@ -62,7 +65,14 @@ class ControlPPOConfig(Stage):
     environment_args: dict[str, Any] = Field(default_factory=dict)
     """Arguments of gymnasium.make or of the class, e.g. environment_args.max_episode_steps=200."""
     normalize: Normalization = Normalization()
+    rollout: RolloutEngine = RolloutEngine()
+    correction: StepCorrection = StepCorrection()
     evaluation: Evaluation = Evaluation()
+
+    @property
+    def correction_in_force(self) -> StepCorrection:
+        """The correction, with ``auto`` decided by whether steps may be stale."""
+        return self.correction.resolved(self.rollout.max_staleness > 0)
 
     @model_validator(mode="after")
     def _fits(self) -> ControlPPOConfig:

@@ -31,6 +31,8 @@ Threads = Annotated[int, Field(ge=0, le=1024), _NUMBER]
 """CPU threads: the process ends without an error message where the system cannot start them."""
 Ranks = Annotated[int, Field(ge=1, le=1024), _NUMBER]
 """Processes on one machine that train together."""
+Workers = Annotated[int, Field(ge=1, le=4096), _NUMBER]
+"""Processes that collect rollouts, on one machine or many."""
 TimeLimit = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False), _NUMBER]
 """Seconds that a process may wait for others."""
 Requests = Annotated[int, Field(ge=1, le=256), _NUMBER]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from accord.config.common import DatedStage, Optimizer, ParallelStage, TextModel, require_room
+from accord.config.correction import Correction
 from accord.config.numbers import (
     Coefficient,
     Count,
@@ -24,6 +25,7 @@ from accord.config.numbers import (
     Weight,
     Width,
 )
+from accord.config.rollout import TextRolloutEngine
 from accord.config.section import Section
 
 
@@ -203,16 +205,24 @@ class LanguagePPOConfig(ParallelStage, DatedStage):
     """PPO on a whole language model."""
 
     retired: ClassVar[Mapping[str, Any]] = {"model.max_prompt_length": 0}
+    later: ClassVar[frozenset[str]] = frozenset({"rollout", "correction"})
 
     model: LanguagePolicy = LanguagePolicy()
     training: LanguagePPOOptimizer = LanguagePPOOptimizer()
     kl: KL = KL()
     reward: LanguageRewardSettings = LanguageRewardSettings()
     sampling: Sampling = Sampling()
+    rollout: TextRolloutEngine = TextRolloutEngine()
+    correction: Correction = Correction()
     prompts: str = "demo"
     """Prompts (a folder, a stage or a file)."""
     reference: str = ""
     """Reference model of the KL; empty: the model that training starts from."""
+
+    @property
+    def correction_in_force(self) -> Correction:
+        """The correction, with ``auto`` decided by whether replies may be stale."""
+        return self.correction.resolved(self.rollout.may_be_stale)
 
     @model_validator(mode="after")
     def _has_room(self) -> LanguagePPOConfig:

@@ -17,6 +17,8 @@ class Section(BaseModel):
 
     runtime: ClassVar[frozenset[str]] = frozenset()
     """Fields that do not change results: left out of the fingerprint."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields added since stages were first made: left out of the fingerprint while they hold their defaults."""
     retired: ClassVar[Mapping[str, Any]] = {}
     """Dotted keys that earlier versions accepted and never used, with their defaults: a file may still hold these."""
 
@@ -37,6 +39,12 @@ class Section(BaseModel):
             above = [base.model_fields for base in cls.__mro__[1:] if issubclass(base, BaseModel)]
             known = (fields[name].description for fields in above if name in fields)
             field.description = field.description or next((text for text in known if text), None)
+
+    def omitted(self) -> frozenset[str]:
+        """The fields that the fingerprint leaves out."""
+        defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in self.later}
+        unset = {name for name, default in defaults.items() if _plain(getattr(self, name)) == _plain(default)}
+        return self.runtime | unset
 
     def fingerprint(self) -> str:
         """A digest of the settings that change results, 16 hexadecimal digits."""
@@ -71,11 +79,16 @@ def digest(value: object) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def _plain(value: Any) -> Any:
+    return _without_runtime(value) if isinstance(value, Section) else value
+
+
 def _without_runtime(section: Section) -> dict[str, Any]:
     result: dict[str, Any] = {}
+    omitted = section.omitted()
     for name in type(section).model_fields:
         value = getattr(section, name)
-        if name not in section.runtime:
+        if name not in omitted:
             result[name] = (
                 _without_runtime(value) if isinstance(value, Section) else section.model_dump(mode="json")[name]
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -118,6 +119,42 @@ def whole_generation(
     logprobs = whole_rows(part.logprobs, places, rows, steps)
     ended = whole_rows(part.ended.long(), places, rows) > 0
     return Generation(tuple(tuple(p) for p in prompts), responses, mask, logprobs, ended)
+
+
+def from_main(rollout: Rollout | None, device: torch.device) -> Rollout:
+    """Rank 0's rollout, on every rank; the others give None.  It has no readout."""
+    if mesh.size() == 1 and rollout is not None:
+        return rollout
+    sent: dict[str, Any] = {}
+    if rollout is not None:
+        prompts = [list(prompt) for prompt in rollout.generation.prompts]
+        sent = {"prompts": prompts, "steps": rollout.generation.mask.shape[1], "terms": list(rollout.terms)}
+    sent = mesh.broadcast(sent)
+    rows = len(sent["prompts"])
+
+    def shared(x: Tensor | None, like: Tensor) -> Tensor:
+        return mesh.add(like if x is None else x.to(like.dtype))
+
+    numbers, whole = (
+        torch.zeros(rows, sent["steps"], device=device),
+        partial(torch.zeros, dtype=torch.int64, device=device),
+    )
+    made = rollout.generation if rollout else None
+    generation = Generation(
+        tuple(tuple(prompt) for prompt in sent["prompts"]),
+        shared(made.responses if made else None, whole(rows, sent["steps"])),
+        shared(made.mask if made else None, whole(rows, sent["steps"])) > 0,
+        shared(made.logprobs if made else None, numbers),
+        shared(made.ended if made else None, whole(rows)) > 0,
+    )
+    return Rollout(
+        generation,
+        shared(rollout.prompt_rows.to(device) if rollout else None, whole(rows)).cpu(),
+        shared(rollout.weight_versions if rollout else None, whole(rows, sent["steps"])),
+        shared(rollout.ref_logprobs if rollout else None, numbers),
+        shared(rollout.scores if rollout else None, numbers[:, 0]),
+        {name: shared(rollout.terms[name] if rollout else None, numbers[:, 0]) for name in sent["terms"]},
+    )
 
 
 @torch.no_grad()

@@ -14,8 +14,10 @@ from accord.functional.masked import keep, same_shape, wide
 
 def _correct(
     td: Tensor, log_ratio: Tensor, onward: Tensor, mask: Tensor, lam: float, rho_bar: float, c_bar: float
-) -> tuple[Tensor, Tensor]:
-    """Advantages and targets - values from TD errors, time first; ``onward`` is the discount, 0 at an episode's end.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Advantages without their ratio, that ratio, and targets - values, from TD errors, time first.
+
+    ``onward`` is the discount, 0 at an episode's end.
 
     A masked step passes on what comes after it.
     """
@@ -25,7 +27,7 @@ def _correct(
     rho, c = ratio.clamp(max=rho_bar), lam * ratio.clamp(max=c_bar)
     errors = _backward_scan(keep(rho * td, mask), torch.where(mask, onward * c, 1.0))
     after = torch.cat([errors[1:], torch.zeros_like(errors[:1])])
-    return keep(rho * (td + lam * onward * after), mask), keep(errors, mask)
+    return keep(td + lam * onward * after, mask), keep(rho, mask), keep(errors, mask)
 
 
 @torch.no_grad()
@@ -58,13 +60,37 @@ def compute_vtrace(
     lam 1 the targets are n-step returns.
     Carries no gradient.  Raises ValueError for shapes that differ, and for ``c_bar`` above ``rho_bar``.
     """
+    limits = (gamma, lam, rho_bar, c_bar, bootstrap)
+    advantages, rho, targets = compute_vtrace_parts(logprobs, old_logprobs, rewards, values, dones, last_value, *limits)
+    return rho * advantages, targets
+
+
+@torch.no_grad()
+def compute_vtrace_parts(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    rewards: Tensor,
+    values: Tensor,
+    dones: Tensor,
+    last_value: Tensor | float,
+    gamma: float = 0.99,
+    lam: float = 1.0,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+    bootstrap: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``compute_vtrace`` with the advantages as two factors, the second of which is rho; then the value targets.
+
+    A baseline may be subtracted from the first alone: off-policy the mean of rho * gradient of log pi is 0 (without a
+    limit), and that of the gradient of log pi is not.
+    """
     same_shape(rewards, logprobs=logprobs, old_logprobs=old_logprobs)
     td, _ = compute_gae(rewards, values, dones, last_value, gamma, 0.0, bootstrap)  # at lambda 0: the TD errors
     onward = gamma * (~dones.bool()).to(td.dtype)
     everywhere = torch.ones_like(td, dtype=torch.bool)
     log_ratio = wide(logprobs) - wide(old_logprobs)
-    advantages, errors = _correct(td, log_ratio, onward, everywhere, lam, rho_bar, c_bar)
-    return advantages, wide(values) + errors
+    advantages, rho, errors = _correct(td, log_ratio, onward, everywhere, lam, rho_bar, c_bar)
+    return advantages, rho, wide(values) + errors
 
 
 @torch.no_grad()
@@ -85,8 +111,26 @@ def token_vtrace(
     masked is skipped, not counted as a step, and may be NaN.
     Raises ValueError for shapes that differ, and for ``c_bar`` above ``rho_bar``.
     """
+    limits = (gamma, lam, rho_bar, c_bar)
+    advantages, rho, targets = token_vtrace_parts(logprobs, old_logprobs, rewards, values, mask, *limits)
+    return rho * advantages, targets
+
+
+@torch.no_grad()
+def token_vtrace_parts(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float = 1.0,
+    lam: float = 1.0,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``token_vtrace`` with the advantages as two factors, as ``compute_vtrace_parts``."""
     same_shape(rewards, logprobs=logprobs, old_logprobs=old_logprobs)
     td, _ = token_gae(rewards, values, mask, gamma, 0.0)
     log_ratio, onward = wide(logprobs) - wide(old_logprobs), torch.full_like(td.T, gamma)
-    advantages, errors = _correct(td.T, log_ratio.T, onward, mask.T, lam, rho_bar, c_bar)
-    return advantages.T, keep(wide(values), mask) + errors.T
+    advantages, rho, errors = _correct(td.T, log_ratio.T, onward, mask.T, lam, rho_bar, c_bar)
+    return advantages.T, rho.T, keep(wide(values), mask) + errors.T

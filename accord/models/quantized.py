@@ -79,6 +79,11 @@ class SamplingTransformer(Transformer):
         return states if at is None else states[at]
 
 
+def sampling_model(policy: Backbone, weights: Literal["float32", "bfloat16", "int8"]) -> Backbone:
+    """The policy itself, or a copy of it as it is now with such weights."""
+    return policy if weights == "float32" else sampling_copy(policy, weights)
+
+
 @torch.no_grad()
 def sampling_copy(policy: Backbone, weights: WeightDtype) -> SamplingTransformer:
     """A copy of the policy as it is now; another one is needed once the policy has moved.

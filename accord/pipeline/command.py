@@ -44,7 +44,16 @@ def add_pipeline(commands: Any, formatter: Any, common: Callable[[argparse.Argum
         "--set", action="append", default=[], metavar="key=value", help="the same as key=value without --set"
     )
     run.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="number of parallel stages, each in its own process"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="number of parallel stages, each in its own process (default: 1; with --on as many as the cluster has CPUs)",
+    )
+    run.add_argument(
+        "--on",
+        default="",
+        metavar="ray[=ADDRESS]",
+        help="run stages on a Ray cluster: of this machine, the running one (ray=auto), or ray=HOST:PORT",
     )
     run.add_argument("--dry-run", action="store_true", help="show which stages would run and why, without running them")
     run.add_argument(
@@ -79,7 +88,7 @@ def run_all(options: argparse.Namespace) -> int:
         return _emit(options) if options.emit else _dry_run(options)
     from accord.runtime.output import lasting_output
 
-    run_options = Options(tuple(options.only), tuple(options.force), options.jobs)
+    run_options = Options(tuple(options.only), tuple(options.force), options.jobs, options.on)
     with lasting_output():
         run_pipeline(options.pipeline, options.overrides, run_options)
     return 0

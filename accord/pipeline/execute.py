@@ -56,13 +56,16 @@ Start = Callable[[Planned, bool], "Outcome | Work"]
 Words = Callable[[Planned, Exception], str]
 
 
-def execute(stages: Sequence[Planned], start: Start, jobs: int, view: View, words: Words) -> Ended:
+def execute(
+    stages: Sequence[Planned], start: Start, jobs: int, view: View, words: Words, elsewhere: bool = False
+) -> Ended:
     """Runs every stage whose dependencies are done.
 
     After a failure, and while a stage waits for people, the stages that do not need it still run.
 
     ``start(stage, alone)`` runs a stage to its end, or starts it in another process; ``alone``: no other stage could run in
-    the meantime.  Raises Interrupted, after all running stages have saved their states.
+    the meantime.  ``elsewhere``: stages run on other machines, and none is alone.  Raises Interrupted, after all running
+    stages have saved their states.
     """
     ended, waiting = Ended(), list(stages)
     running: dict[str, tuple[Planned, Work]] = {}
@@ -91,7 +94,7 @@ def execute(stages: Sequence[Planned], start: Start, jobs: int, view: View, word
     def step() -> None:
         _skip_dependents(waiting, ended, view)
         while len(running) < jobs and (ready := _ready(waiting, ended, {s.name for s in stages})):
-            alone = jobs == 1 or (len(ready) == 1 and not running)
+            alone = not elsewhere and (jobs == 1 or (len(ready) == 1 and not running))
             waiting.remove(ready[0])
             view.started(ready[0].name)
             settle(ready[0], partial(start, ready[0], alone))
@@ -100,7 +103,7 @@ def execute(stages: Sequence[Planned], start: Start, jobs: int, view: View, word
         for stage, work in list(running.values()):
             settle(stage, partial(_poll, work))
 
-    if jobs == 1:
+    if jobs == 1 and not elsewhere:
         while waiting:
             step()
         return ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from accord.io.atomic import write_json
 from accord.io.readers import read_json
 from accord.io.records import LastRun, read_record_to_show
 from accord.pipeline.checks import check_device, check_folders, check_functions, check_rows
+from accord.pipeline.cluster import Place, address_of, cluster_for, runs_elsewhere
 from accord.pipeline.execute import Ended, Work, execute
 from accord.pipeline.failure import FAILED, in_words
 from accord.pipeline.plan import PipelineConfig, Planned, plan, selected
@@ -39,8 +41,10 @@ class Options:
     """Stages to run; empty: all."""
     force: tuple[str, ...] = ()
     """Stages to run again although nothing changed."""
-    jobs: int = 1
-    """Number of parallel stages."""
+    jobs: int | None = None
+    """Number of parallel stages; None: one, or with ``on`` as many as the cluster has CPUs."""
+    on: str = ""
+    """Where stages run: empty: here; ``ray``: on a cluster of this machine; ``ray=ADDRESS``: on that one."""
 
 
 def run_pipeline(path: str | Path, overrides: Sequence[str] = (), options: Options | None = None) -> dict[str, Any]:
@@ -54,12 +58,16 @@ def run_pipeline(path: str | Path, overrides: Sequence[str] = (), options: Optio
     pipeline, planned = plan(path, overrides)
     folders = {p.name: folder(p.config, p.kind) for p in planned}
     stages = _stages_to_run(planned, folders, options)
-    _check_all(stages, folders)
-    remember(path, overrides, pipeline)
-    view = view_for(stages, folders)
-    with view:
-        starter = _Starter(pipeline, folders, selected(options.force, planned, "--force"), options.jobs, view)
-        ended = execute(stages, starter.start, options.jobs, view, starter.words)
+    address = address_of(options.on)
+    _check_all(stages, folders, elsewhere=address is not None)
+    with contextlib.ExitStack() as stack:
+        place = None if address is None else stack.enter_context(cluster_for(stages, address, Path(pipeline.out)))
+        remember(path, overrides, pipeline)
+        jobs = options.jobs or (1 if place is None else place.cpus)
+        view = view_for(stages, folders)
+        stack.enter_context(view)
+        starter = _Starter(pipeline, folders, selected(options.force, planned, "--force"), jobs, view, place)
+        ended = execute(stages, starter.start, jobs, view, starter.words, elsewhere=place is not None)
     if ended.failures:
         raise Failed(_what_failed(ended))
     if ended.waiting:
@@ -77,9 +85,9 @@ def run_pipeline(path: str | Path, overrides: Sequence[str] = (), options: Optio
 
 def _stages_to_run(planned: Sequence[Planned], folders: Mapping[str, Path], options: Options) -> list[Planned]:
     """The stages to run.  Raises UserError where one needs a stage that is neither done nor to be run."""
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: at least one stage runs at a time.")
-    if options.jobs > 1 and is_launched():
+    if options.jobs and options.jobs > 1 and is_launched():
         raise UserError(
             f"--jobs {options.jobs}: under torchrun one stage after another runs on all ranks; leave --jobs out."
         )
@@ -103,8 +111,8 @@ def _stages_to_run(planned: Sequence[Planned], folders: Mapping[str, Path], opti
     return stages
 
 
-def _check_all(stages: Sequence[Planned], folders: Mapping[str, Path]) -> None:
-    """Checks every stage before the first one runs.  Raises UserError naming the stage."""
+def _check_all(stages: Sequence[Planned], folders: Mapping[str, Path], elsewhere: bool) -> None:
+    """Checks every stage before the first one runs; not the devices of another machine.  Raises UserError naming the stage."""
     runs = {status.name for status in stage_statuses(stages, folders).values() if status.state != "done"}
     for stage in stages:
         resolved = resolve(stage.kind, stage.config, folders.get)
@@ -112,7 +120,8 @@ def _check_all(stages: Sequence[Planned], folders: Mapping[str, Path]) -> None:
             check_folders(stage.kind, stage.config, sources(stage.kind, resolved))
             if stage.name in runs:
                 check_functions(stage.kind, stage.config)
-                check_device(stage.config)
+                if not elsewhere:
+                    check_device(stage.config)
                 if any(need in runs for need in stage.needs):
                     check_rows(stage.kind, stage.config)
         except UserError as error:
@@ -133,11 +142,16 @@ class _Starter:
     forced: set[str]
     jobs: int
     view: object
+    place: Place | None = None
 
     def start(self, stage: Planned, alone: bool) -> Outcome | Work:
         config = resolve(stage.kind, stage.config, self.folders.get)
         require(config, stage.kind, list(self.folders))
         force, journal = stage.name in self.forced, self._journal()
+        if self.place and runs_elsewhere(config) and (force or not _is_finished(task_of(stage.kind, config))):
+            from accord.pipeline.remote import RemoteStage
+
+            return RemoteStage(stage.kind, config, force, journal, self.place)
         if alone or (not force and _is_finished(task_of(stage.kind, config))):
             bar = not isinstance(self.view, LiveTable)
             return run_stage(stage.kind, config, resume=True, reuse=True, force=force, bar=bar, journal=journal)

@@ -78,6 +78,14 @@ def renamed(kind: str, config: Stage, name_of: Callable[[str, str], str]) -> Sta
     return _mapped(kind, config, lambda reference, value: name_of(reference.key, value))
 
 
+def with_values(config: Stage, given: Mapping[str, str]) -> Stage:
+    """The config with other values at these dotted keys."""
+    values = config.model_dump()
+    for key, value in given.items():
+        _put(values, key, value)
+    return type(config).model_validate(values)
+
+
 def _mapped(kind: str, config: Stage, change: Callable[[Reference, str], str]) -> Stage:
     values = config.model_dump()
     for reference, value in references(kind, config):

@@ -109,25 +109,56 @@ def run_stage(
     if isinstance(config, ParallelStage) and starts_ranks(config):
         check_ranks(config)
         return _on_ranks(task, config, resume=resume, reuse=reuse, force=force, bar=bar, journal=journal)
-    found = _stamps(directory)
     begun = read_begun(directory)
-    same = begun.get("key") == task.key and not force
-    if resume and not reuse and begun and not same and has_state(directory):
+    if resume and not reuse and begun and (begun.get("key") != task.key or force) and has_state(directory):
         raise UserError(
             f"{directory}: the saved state has other settings or inputs; run without --resume to start from the beginning."
         )
-    resumes = resume and same
-    why = begun.get("why", []) if resumes else differences(task, forced=force or not (resume or reuse))
     keep_memory()
     if config.threads:
         _set_threads(config.threads)
-    noted = partial(note, journal, directory.name, task.key)
     with contextlib.ExitStack() as stack:
-        attempt = _Attempt(task, resumes, tuple(why), noted, stack, found)
+        attempt = _attempt(task, stack, journal, resume=resume, reuse=reuse, force=force)
         record = _call(attempt, bar)
         _tidy(directory, finished=True)
         drop(task)
     return Outcome(directory.name, False, record, directory)
+
+
+def _attempt(
+    task: Task, stack: contextlib.ExitStack, journal: Path | None, *, resume: bool, reuse: bool, force: bool
+) -> Attempt:
+    """A run of a task, from its saved state where there is one with the same key and ``resume``."""
+    found, begun = _stamps(task.directory), read_begun(task.directory)
+    resumes = resume and begun.get("key") == task.key and not force
+    why = begun.get("why", []) if resumes else differences(task, forced=force or not (resume or reuse))
+    return Attempt(task, resumes, tuple(why), partial(note, journal, task.directory.name, task.key), stack, found)
+
+
+def attempt_elsewhere(task: Task, stack: contextlib.ExitStack, journal: Path, force: bool) -> Attempt:
+    """A run of a task on a node that does not share this disk, of which this process keeps the folder.
+
+    Raises UserError where the folder cannot be written, and Locked where another process is writing it.
+    """
+    check_folders(task.kind, task.config, task.sources)
+    if alive(lock := owner(task.directory)):
+        raise Locked(refusal(task.directory, lock))
+    if not force:
+        _take_back(task, resume=True)
+    return _attempt(task, stack, journal, resume=True, reuse=True, force=force)
+
+
+def finish_elsewhere(attempt: Attempt, record: Mapping[str, Any]) -> Outcome:
+    """Writes done.json of a stage whose results have arrived, and registers its model."""
+    task, directory = attempt.task, attempt.task.directory
+    done = {**record, "sources": dict(task.sources), "why": list(attempt.why)}
+    write_json(directory / DONE, done)
+    attempt.noted("finished")
+    with optional(f"the entry of {directory / 'model'} in the registry", partial(console.print, markup=False)):
+        _register(directory)
+    _tidy(directory, finished=True)
+    drop(task)
+    return Outcome(directory.name, False, done, directory)
 
 
 def _on_ranks(task: Task, config: ParallelStage, journal: Path | None, **options: bool) -> Outcome:
@@ -146,7 +177,7 @@ def _on_ranks(task: Task, config: ParallelStage, journal: Path | None, **options
 
 
 @dataclass(frozen=True, slots=True)
-class _Attempt:
+class Attempt:
     """One run of a stage, whose folder is opened for writing only when everything has been checked."""
 
     task: Task
@@ -239,7 +270,7 @@ def _take_back(task: Task, resume: bool) -> bool:
     return is_done
 
 
-def _call(attempt: _Attempt, bar: bool) -> dict[str, Any]:
+def _call(attempt: Attempt, bar: bool) -> dict[str, Any]:
     """Calls the stage's function, and writes done.json or failed.json."""
     task = attempt.task
     config, directory, name = task.config, task.directory, task.directory.name

@@ -91,7 +91,7 @@ def _runtime(section: Section) -> dict[str, Any]:
     """The settings of a section, and of sections in it, that do not change results, as pydantic excludes them."""
     inner = {name: getattr(section, name) for name in type(section).model_fields}
     below = {name: _runtime(value) for name, value in inner.items() if isinstance(value, Section)}
-    return {**{name: found for name, found in below.items() if found}, **dict.fromkeys(section.runtime, True)}
+    return {**{name: found for name, found in below.items() if found}, **dict.fromkeys(section.omitted(), True)}
 
 
 def stage_key(kind: str, config: Stage, inputs: Mapping[str, str]) -> str:

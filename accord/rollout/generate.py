@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from accord.models.backbone import Backbone
 from accord.rollout.noise import uniforms
@@ -25,6 +26,20 @@ class Decoding:
     pad_id: int
     temperature: float = 1.0
     top_p: float = 1.0
+
+
+class Sampler(Protocol):
+    """What generation needs of a ``Backbone``."""
+
+    vocab_size: int
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, Any]: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+    def step(self, tokens: Tensor, cache: Any) -> Tensor: ...
 
 
 Draw = Callable[[Tensor, Decoding, Tensor], tuple[Tensor, Tensor]]
@@ -79,7 +94,7 @@ def _keep_nucleus(logprobs: Tensor, top_p: float) -> Tensor:
 
 @torch.no_grad()
 def generate(
-    backbone: Backbone,
+    backbone: Sampler,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     keys: Sequence[int],

@@ -17,6 +17,7 @@ DataFile = Literal[
     "preferences",
     "prompts",
     "samples",
+    "ledger",
     "heldout_base",
     "heldout_sft",
     "heldout_preferences",

@@ -118,6 +118,7 @@ _KINDS = (
             Reference("reward.source", "reward", unless="reward.terms"),
             Reference("prompts", "prompts"),
             Reference("reward.terms.*.source", "reward"),
+            Reference("rollout.replay", "ledger"),
         ),
     ),
     StageKind(

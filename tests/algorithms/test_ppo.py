@@ -106,7 +106,11 @@ def algorithm(kl: FixedKL | AdaptiveKL) -> Algorithm[int]:
     def score(inputs: Any) -> ActionScores:
         raise NotImplementedError
 
-    return Algorithm(numbered, lambda iteration, beta: PolicyLoss(score, [(beta, ReferenceKL(str(iteration)))]), kl)
+    return Algorithm(
+        lambda rollout, iteration, beta: numbered(rollout, beta),
+        lambda iteration, beta: PolicyLoss(score, [(beta, ReferenceKL(str(iteration)))]),
+        kl,
+    )
 
 
 LOOP = RolloutLoop(iterations=2, rows=5, epochs=3, batch_size=2)

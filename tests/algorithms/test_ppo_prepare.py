@@ -121,7 +121,7 @@ def test_recomputed_log_probs_agree_and_the_mismatch_is_logged(weights: str) -> 
     new, _, mismatch = policy_pass(shifted, policy, config)
     assert torch.equal(new, old)  # whatever the sampler's log-probs were
     assert mismatch["mismatch_mean"] == pytest.approx(0.5, abs=1e-4)
-    batch, stats = prepare(shifted, policy, 0.1, config)
+    batch, stats = prepare(shifted, 0, policy, 0.1, config)
     assert torch.equal(batch.old_logprobs, old)
     assert stats.metrics["mismatch_mean"] == mismatch["mismatch_mean"]
 
@@ -131,7 +131,7 @@ def test_the_kl_to_the_policy_itself_is_zero_at_the_first_rollout() -> None:
     policy = policy_of("shared")
     rollout = rollout_of(policy, reference=0)
     torch.testing.assert_close(rollout.ref_logprobs, rollout.generation.logprobs, rtol=0, atol=1e-5)
-    _, stats = prepare(rollout, policy, 1.0, config_of())
+    _, stats = prepare(rollout, 0, policy, 1.0, config_of())
     assert abs(stats.kl) < 1e-5
     assert stats.metrics["kl"] == stats.kl
 
@@ -156,7 +156,7 @@ def naive_batch(rollout: Rollout, beta: float, gamma: float, lam: float) -> tupl
 def test_advantages_are_those_of_a_naive_loop() -> None:
     policy = policy_of("shared")
     rollout = rollout_of(policy)
-    batch, stats = prepare(rollout, policy, 0.2, config_of(training=PLAIN))
+    batch, stats = prepare(rollout, 0, policy, 0.2, config_of(training=PLAIN))
     advantages, returns = naive_batch(rollout, 0.2, 0.9, 0.8)
     assert batch.returns is not None
     assert batch.values is not None
@@ -205,8 +205,8 @@ def test_nan_after_the_ends_reaches_nothing() -> None:
     )
     for whiten in (False, True):
         config = config_of(reward={"source": "x:y", "whiten": whiten})
-        clean, stats = prepare(rollout, policy, 0.2, config)
-        batch, dirty_stats = prepare(dirty, policy, 0.2, config)
+        clean, stats = prepare(rollout, 0, policy, 0.2, config)
+        batch, dirty_stats = prepare(dirty, 0, policy, 0.2, config)
         assert batch.returns is not None
         assert clean.returns is not None
         assert torch.equal(batch.advantages, clean.advantages)
@@ -232,7 +232,7 @@ def test_shaping_reaches_the_batch() -> None:
     ended, mask = rollout.generation.ended, rollout.generation.mask
     reward = {"source": "x:y", "scale": 0.5, "clip": 2.0, "missing_eos_penalty": -7.0}
     training = {**PLAIN, "gamma": 1.0, "gae_lambda": 1.0}
-    batch, stats = prepare(rollout, policy, 0.0, config_of(reward=reward, training=training))
+    batch, stats = prepare(rollout, 0, policy, 0.0, config_of(reward=reward, training=training))
     shaped = torch.where(ended, (rollout.scores * 0.5).clamp(-2, 2), -7.0)
     assert batch.returns is not None
     torch.testing.assert_close(batch.returns, shaped[:, None] * mask, rtol=0, atol=1e-4)

@@ -31,6 +31,7 @@ from accord.models.language import LanguageActorCritic, reply_logprobs
 from accord.models.reference import FrozenReference
 from accord.models.reward import RewardModel, ScalarHead
 from accord.rollout.collect import TextTask
+from accord.rollout.delayed_source import DelayedTextSource
 from accord.rollout.generate import Decoding
 from accord.rollout.score import Replies
 from accord.rollout.text_source import TextSource
@@ -178,9 +179,9 @@ def run(open_run: Callable[..., Run]) -> Iterator[Run]:
 
 
 def ppo(
-    world: World, scores: dict[Row, float], run: Run, longest: int, iterations: int, kl: dict[str, Any]
+    world: World, scores: dict[Row, float], run: Run, longest: int, iterations: int, kl: dict[str, Any], **more: Any
 ) -> LanguageActorCritic:
-    """Policy and critic after PPO from the reference, on replies of at most ``longest`` tokens."""
+    """Policy and critic after PPO from the reference, on replies of at most ``longest`` tokens; ``more``: other settings."""
     values = {
         "training": {
             "iterations": iterations, "replies": 256, "samples_per_prompt": 128, "batch_size": 256, "num_epochs": 4,
@@ -189,6 +190,7 @@ def ppo(
         },
         "kl": {"beta": world.beta, **kl},
         "sampling": {"max_new_tokens": longest},
+        **more,
     }  # fmt: skip
     config = build(PPO, values, {}, "the test")
     training = config.training
@@ -197,7 +199,9 @@ def ppo(
     decoding = Decoding(longest, END, Symbols.pad_id, config.sampling.temperature)
     reference = FrozenReference(world.reference)
     task = TextTask(prompts, Symbols(), decoding, training.samples_per_prompt, Lookup(scores), reference, 256)  # type: ignore[arg-type]
-    source = TextSource(run, task, lambda: policy.policy, len(PROMPTS), torch.device("cpu"))
+    newest = TextSource(run, task, lambda: policy.policy, len(PROMPTS), torch.device("cpu"))
+    lag = config.rollout.lag
+    source = DelayedTextSource(newest, policy.policy, lag) if lag else newest
     groups = [(policy.policy_parameters(), 0.1), (policy.critic_parameters(), 0.1)]
     loop = RolloutLoop(iterations, training.replies, training.num_epochs, training.batch_size)
     updater = Updater(groups, training, loop.steps)
@@ -214,6 +218,12 @@ def test_ppo_with_the_kl_in_the_reward_reaches_the_optimum(world: World, run: Ru
     values = policy.critic_values(packed, packed.offsets[segments]).tolist()
     z = (logprobs(world.reference) + world.scores.view(2, -1) / world.beta).logsumexp(1)
     assert values == pytest.approx((world.beta * z).tolist(), abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["token_tis", "vtrace"])
+def test_ppo_on_stale_replies_reaches_the_same_optimum(world: World, run: Run, kind: str) -> None:
+    policy = ppo(world, known(world), run, LONGEST, 64, {}, rollout={"lag": 2}, correction={"kind": kind})
+    assert divergence(logprobs(policy.policy), world.optimum) < BOUND
 
 
 def reverse_optimum(ref: Tensor, scores: Tensor, beta: float) -> Tensor:

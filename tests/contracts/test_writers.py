@@ -14,8 +14,10 @@ ALLOWED = {
         "os.open",
     ): "the journal grows by one write at its end, which several processes share",
     ("accord/pipeline/worker.py", "open"): "the last words of a process are added to its log",
+    ("accord/pipeline/remote.py", "open"): "logs grow here as they do on the node",
     ("accord/pipeline/ranks.py", "open"): "the last words of ranks are added to the stage's log",
     ("accord/runtime/run.py", "open"): "metrics.jsonl grows by a line",
+    ("accord/distributed/ray/ledger.py", "open"): "ledger.jsonl grows by a line",
     ("accord/stage_kinds/judges/openai.py", "open"): "answers.jsonl grows by a line, and is written whole at the end",
     (
         "accord/runtime/progress_file.py",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from accord.functional.advantages import compute_gae, token_gae
-from accord.functional.vtrace import compute_vtrace, token_vtrace
+from accord.functional.vtrace import compute_vtrace, compute_vtrace_parts, token_vtrace, token_vtrace_parts
 
 NAN = math.nan
 
@@ -198,6 +198,54 @@ def test_the_fixed_point_is_the_value_of_the_policy_between(limits: tuple[float,
     assert abs(expected_target(world, first + 1, second, gamma, limits) - float(first + 1)) > 0.1
 
 
+def test_c_bar_does_not_move_the_fixed_point_and_rho_bar_does() -> None:
+    world, gamma, points = tree(6), 0.9, {}
+    for rho_bar, c_bar in ((0.5, 0.0), (0.5, 0.2), (0.5, 0.5), (2.0, 0.0), (2.0, 1.0), (2.0, 2.0)):
+        first, second = torch.tensor(0.0, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+        between = torch.minimum(rho_bar * world.mu[1].exp(), world.pi[1].exp()).log().log_softmax(-1)
+        second = (between.exp() * world.rewards[1]).sum(-1)  # the last step's own fixed point
+        for _ in range(200):  # v <- E[vs] contracts
+            first = torch.tensor(
+                expected_target(world, first, second, gamma, (1.0, rho_bar, c_bar)), dtype=torch.float64
+            )
+        points[rho_bar, c_bar] = float(first)
+    assert points[0.5, 0.0] == pytest.approx(points[0.5, 0.2], rel=1e-9) == pytest.approx(points[0.5, 0.5], rel=1e-9)
+    assert points[2.0, 0.0] == pytest.approx(points[2.0, 1.0], rel=1e-9) == pytest.approx(points[2.0, 2.0], rel=1e-9)
+    assert abs(points[0.5, 0.0] - points[2.0, 0.0]) > 0.01
+
+
+def test_with_c_bar_zero_the_target_is_that_of_one_step() -> None:
+    steps = experience(7, 30, p_done=0.2)
+    _, targets = compute_vtrace(*steps[:5], 0.7, 0.9, 1.0, 1.0, 0.0, bootstrap=steps.bootstrap)
+    following = torch.cat([steps.values[1:], torch.tensor([0.7], dtype=torch.float64)])
+    following = torch.where(steps.dones, steps.bootstrap, following)
+    rho = (steps.new - steps.old).exp().clamp(max=1.0)
+    torch.testing.assert_close(targets, steps.values + rho * (steps.rewards + 0.9 * following - steps.values))
+    _, on_policy = compute_vtrace(
+        steps.new, *steps[:1], *steps[2:5], 0.7, 0.9, 1.0, 1.0, 0.0, bootstrap=steps.bootstrap
+    )
+    torch.testing.assert_close(on_policy, steps.rewards + 0.9 * following)
+
+
+def test_a_baseline_before_the_ratio_leaves_the_policys_gradient_and_one_after_it_does_not() -> None:
+    """Of the last step, by enumeration: sum of mu rho (A - b) d log pi, with no limit."""
+    world = tree(8)
+    logits = world.pi[1][0].clone().requires_grad_()
+    mu, rewards = world.mu[1][0], world.rewards[1][0]
+    (truth,) = torch.autograd.grad(logits.softmax(-1) @ rewards, logits)
+    new = logits.log_softmax(-1)
+    ones = torch.ones(3, dtype=torch.bool)
+    rest = (rewards, torch.full((3,), 0.4, dtype=torch.float64), ones, 0.0, 1.0, 1.0, math.inf, math.inf)
+    advantages, rho, _ = compute_vtrace_parts(new.detach(), mu, *rest)
+    torch.testing.assert_close(rho * advantages, compute_vtrace(new.detach(), mu, *rest)[0])
+
+    def gradient(weighted: Tensor) -> Tensor:
+        return torch.autograd.grad((mu.exp() * weighted) @ new, logits, retain_graph=True)[0]
+
+    torch.testing.assert_close(gradient(rho * (advantages - 5)), truth)
+    assert (gradient(rho * advantages - 5) - truth).abs().max() > 0.1
+
+
 def test_without_limits_the_target_is_unbiased_whatever_the_values() -> None:
     """Importance sampling proper: the mean over what mu does is the return of pi."""
     world, gamma = tree(4), 0.9
@@ -236,6 +284,17 @@ def test_token_vtrace_is_the_plain_loop_over_unmasked_tokens(
         expected = plain_loop(Steps(*kept, done, torch.zeros(len(done))), NAN, *limits)
         np.testing.assert_allclose(advantages[row][keep], expected[0], rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(targets[row][keep], expected[1], rtol=1e-9, atol=1e-9)
+
+
+def test_the_parts_of_tokens_are_the_advantages_and_the_ratio() -> None:
+    steps = experience(9, 4, 6)
+    mask = torch.arange(6) < torch.tensor([[6], [3], [1], [0]])
+    advantages, rho, targets = token_vtrace_parts(*steps[:4], mask, 0.9, 0.8, 1.5, 0.7)
+    weighted, same = token_vtrace(*steps[:4], mask, 0.9, 0.8, 1.5, 0.7)
+    torch.testing.assert_close(rho * advantages, weighted)
+    assert torch.equal(targets, same)
+    torch.testing.assert_close(rho[mask], (steps.new - steps.old).exp().clamp(max=1.5)[mask])
+    assert (rho[~mask] == 0).all()
 
 
 def test_a_skipped_token_equals_hand_computed_numbers() -> None:

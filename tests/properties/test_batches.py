@@ -258,7 +258,7 @@ def test_advantages_do_not_depend_on_other_rows_or_padding(
         generation = Generation(tuple(prompt for prompt, _ in some), tokens, mask, logprobs, ended)
         own, numbered = scores[list(order)], torch.tensor(list(order))
         rollout = Rollout(generation, numbered, torch.zeros_like(tokens), ref, own, {"score": own}, readout=values)
-        batch, stats = prepare(rollout, policy, 0.2, config)
+        batch, stats = prepare(rollout, 0, policy, 0.2, config)
         assert batch.returns is not None
         both = torch.stack([batch.advantages, batch.returns], 1)
         return {r: both[row][:, mask[row]] for row, r in enumerate(order)}, dict(stats.metrics)

@@ -115,6 +115,17 @@ def cases(world: Any, rewards: str) -> dict[str, tuple[str, dict[str, Any]]]:
                 "sampling": {"max_new_tokens": 6},
             },
         ),
+        "ppo language, on old replies": (
+            "ppo",
+            {
+                "model": language,
+                **text,
+                "training": {**replies, "learning_rate": 0.03},
+                "sampling": {"max_new_tokens": 6},
+                "rollout": {"lag": 1},
+                "correction": {"kind": "vtrace"},
+            },
+        ),
         "ppo heads": (
             "ppo",
             {"model": heads, **text, "kl": kl, "training": steps, "sampling": {"max_new_tokens": 5}},

@@ -110,6 +110,10 @@ class RolloutBuffer:
         self.reset()
         return self._arrays
 
+    def rows(self) -> dict[str, np.ndarray]:
+        """The arrays by the tensors' names, to be read or changed; call ``end`` where steps were changed."""
+        return self._arrays
+
     def end(self) -> None:
         """Marks all rows as written, the oldest first."""
         self._next, self._length, self._computed = 0, self.n_steps, False

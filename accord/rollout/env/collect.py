@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from accord.models.heads import AnyActorCritic
 from accord.rollout.env.buffer import RolloutBuffer
 from accord.rollout.env.episodes import Stepped, Vectors
 from accord.rollout.env.normalization import Normalizer
-from accord.runtime.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +29,9 @@ class StepRollout:
     recent_returns: tuple[float, ...]  # of the last 100 episodes at most
     episodes: int  # that ended since the start of training
     timesteps: int  # since the start of training
+    last_observations: np.ndarray  # (n_envs, obs_dim) after the last step
+    cuts: tuple[tuple[int, np.ndarray, np.ndarray], ...]  # step, which environments (n_envs,), their final observations
+    versions: np.ndarray | None = None  # (n_envs,) of the weights that acted, where they may be older than the newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,27 @@ class StepActor:
         values: np.ndarray = self.model.value(torch.from_numpy(observations).to(self.device)).cpu().numpy()
         return values
 
+    @torch.no_grad()
+    def score(self, observations: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probs (n,) of actions, and values (n,)."""
+        if self.networks:
+            return self.networks.score(observations, actions)
+        on_device = (torch.from_numpy(x).to(self.device) for x in (observations, actions))
+        log_probs, values, _ = self.model.evaluate(*on_device)
+        return log_probs.cpu().numpy(), values.cpu().numpy()
+
+
+class Randomness(Protocol):
+    """Where a collector's random draws come from: a ``Run``, or a part of one."""
+
+    def generator(self, purpose: str, *counters: int, device: str = "cpu") -> torch.Generator: ...
+
 
 class StepCollector:
     """``n_steps`` of all environments at a time, into one buffer."""
 
     def __init__(
-        self, run: Run, actor: StepActor, vectors: Vectors, normalizer: Normalizer, buffer: RolloutBuffer
+        self, run: Randomness, actor: StepActor, vectors: Vectors, normalizer: Normalizer, buffer: RolloutBuffer
     ) -> None:
         self.run, self.actor, self.vectors, self.normalizer, self.buffer = run, actor, vectors, normalizer, buffer
         self.running_returns = np.zeros(buffer.n_envs)
@@ -111,6 +128,8 @@ class StepCollector:
             tuple(self.recent_returns),
             self.episodes,
             (iteration + 1) * shape[0] * shape[1],
+            self.observations,
+            tuple(cuts),
         )
 
     def _policy_of(self, iteration: int) -> Callable[[int, np.ndarray], np.ndarray]:

@@ -99,3 +99,28 @@ class Normalizer:
         if self.returns:
             self.returns.load_state_dict(state["returns"])
         self.discounted = state["discounted"].numpy().copy()
+
+
+class FixedScales(Normalizer):
+    """Observations by statistics that are given and stay as they are; rewards unchanged.  Records observations as they come.
+
+    For a worker: which steps the statistics have seen, and in which order, is decided where the steps of all workers meet.
+    """
+
+    def __init__(self, obs_dim: int, n_envs: int, gamma: float, observations: bool, clip: float) -> None:
+        super().__init__(obs_dim, n_envs, gamma, observations, rewards=False, clip=clip)
+        self.raw: list[np.ndarray] = []
+        """(n_envs, obs_dim) each: what would have updated the statistics."""
+        self.cut: list[np.ndarray] = []
+        """What would not: final observations of truncated episodes."""
+
+    def begin(self, statistics: dict[str, Any], raw: np.ndarray) -> np.ndarray:
+        """(n_envs, obs_dim) the current observations ``raw`` by new statistics; drops the records."""
+        if self.seen:
+            self.seen.load_state_dict(statistics)
+        self.raw, self.cut = [raw], []
+        return super().observations(raw, learn=False)
+
+    def observations(self, raw: np.ndarray, valid: np.ndarray | None = None, learn: bool = True) -> np.ndarray:
+        (self.raw if learn else self.cut).append(raw)
+        return super().observations(raw, learn=False)
