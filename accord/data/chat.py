@@ -101,6 +101,14 @@ def whole_chat_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[in
     return tokenizer.encode_rendered(Conversation(tokenizer, messages).render(len(messages), False))[0]
 
 
+def closing_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids that the chat template writes after the end token of a last reply (a line end, say); none without a template."""
+    if tokenizer.chat_template is None:
+        return []
+    ids = whole_chat_ids(tokenizer, [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "reply"}])
+    return ids[len(ids) - ids[::-1].index(tokenizer.eos_id) :] if tokenizer.eos_id in ids else []
+
+
 def trained_turns(messages: Sequence[Message]) -> list[int]:
     """The assistant's messages to learn: those without ``weight: 0`` or ``train: false``.
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -113,7 +111,7 @@ class ControlTokens:
         for match in self._marked.finditer(rendered):
             before, text = rendered[done : match.start()], match[0]
             found.append(Piece(before, before))
-            found.append(Piece(text, self.unescape(text) if text[0] == MARK else self.private(text)))
+            found.append(Piece(text, self._meanings.get(text[1], "") if text[0] == MARK else self.private(text)))
             done = match.end()
         return [*found, Piece(rendered[done:], rendered[done:])]
 
@@ -170,18 +168,3 @@ class ControlTokens:
     @cached_property
     def _endings(self) -> frozenset[str]:
         return frozenset(text[k:] for text in self.ids for k in range(1, len(text)))
-
-
-def offsets_in_rendered(pieces: Sequence[Piece], offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Offsets in the private spelling of ``pieces`` as offsets in the rendered text; a unit's parts have the unit's."""
-    starts = [0, *accumulate(len(piece.private) for piece in pieces)]
-    sources = [0, *accumulate(len(piece.rendered) for piece in pieces)]
-
-    def place(at: int, first: bool) -> int:
-        n = bisect_right(starts, at, hi=len(pieces)) - 1 if first else bisect_left(starts, at, lo=1) - 1
-        piece = pieces[n]
-        if piece.rendered == piece.private:
-            return sources[n] + at - starts[n]
-        return sources[n] if first and at < starts[n + 1] else sources[n + 1]
-
-    return [(place(start, True), max(place(start, True), place(end, False))) for start, end in offsets]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -21,6 +21,7 @@ from accord.data.rows import (
     Prompt,
     Reply,
     Report,
+    Row,
     Tally,
     Where,
     has_calls,
@@ -34,6 +35,7 @@ from accord.data.templated import divided
 from accord.data.text_notes import LOST, REPEATED, SAMPLED, SHORTENED, TextNotes
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
+from accord.io.readers import json_kind
 
 ReplyCut = Literal["right", "drop"]
 """A reply that is too long is truncated at its end (and has no end token), or the pair is dropped."""
@@ -80,6 +82,7 @@ class PreferenceData:
     texts: tuple[str, ...]  # of each pair's prompt, whole
     replies: tuple[tuple[str, str], ...]  # chosen and rejected of each pair, whole
     report: Report
+    categories: tuple[str, ...] = ()  # of each pair, where columns of categories were asked for; empty: none
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -105,19 +108,22 @@ class PairLengths:
             )
 
 
-def load_preferences(path: str | Path, tokenizer: Tokenizer, lengths: PairLengths, limit: int = 0) -> PreferenceData:
+def load_preferences(
+    path: str | Path, tokenizer: Tokenizer, lengths: PairLengths, limit: int = 0, categories: Sequence[str] = ()
+) -> PreferenceData:
     """Reads ``{"prompt", "chosen", "rejected"}`` rows with an optional "margin", or "label" and "weight": plain strings or
     messages, with the prompt in a field of its own or as the common start of both.
 
     A label below 1/2 exchanges the replies.  Replies with token ids as they were sampled (``accord.data.sampled_ids``) have
     those.  Equal replies (before or after truncation), empty pairs and rows of weight 0
     are dropped.
-    ``limit`` > 0 reads the first rows only.  Raises UserError, naming file and row.
+    ``limit`` > 0 reads the first rows only.  ``categories`` are columns, of which the first that a row has names its pair's
+    category.  Raises UserError, naming file and row.
     """
     tally, sampled = Tally(), SampledIds(tokenizer)
-    pairs, texts, replies = [], [], []
+    pairs, texts, replies, named = [], [], [], []
     notes = TextNotes(tokenizer)
-    found = FormattedRows(path, "preferences", tokenizer.chat_template is not None)
+    found = FormattedRows(path, "preferences", tokenizer.chat_template is not None, categories)
     for where, row in divided(islice(found, limit or None), tokenizer, notes):
         tally.rows += 1
         fields, (label, weight) = preference_fields(row, where), soft_label(row, where)
@@ -135,11 +141,25 @@ def load_preferences(path: str | Path, tokenizer: Tokenizer, lengths: PairLength
             pair = replace(pair, label=label, weight=weight) if (label, weight) != (1.0, 1.0) else pair
             tally.tokens += len(pair)
             pairs.append(pair)
+            named.append(category_of(row, categories, where))
             texts.append(plain_text(fields[0]))
             replies.append((reply_text(fields[1]), reply_text(fields[2])))
     tally.notes = notes.counts()
     tally.add_formats(found.describe(), found.dropped)
-    return PreferenceData(tuple(pairs), tuple(texts), tuple(replies), tally.report(path))
+    return PreferenceData(tuple(pairs), tuple(texts), tuple(replies), tally.report(path), tuple(named))
+
+
+def category_of(row: Row, columns: Sequence[str], where: Where) -> str:
+    """The value of the first of these columns that a row has, as text; empty where it has none.
+
+    Raises UserError for a list or a mapping.
+    """
+    column = next((name for name in columns if row.get(name) is not None), None)
+    if column is None:
+        return ""
+    if isinstance(row[column], (list, Mapping)):
+        raise where.error(f"{column!r} is a JSON {json_kind(row[column])}, expected one value that names a category")
+    return str(row[column]).strip()
 
 
 def _pair(
@@ -171,6 +191,7 @@ def _pair(
         exchanges = [exchange(tokenizer, prompt, reply) for reply in (chosen, rejected)]
         fitted = fit_prompt(tokenizer, prompt, exchanges[0].prompt, lengths.prompt, lengths.cut_prompt)
     notes.add(LOST, sum(e.lost_thoughts for e in exchanges))
+    notes.add_ids([*exchanges[0].prompt, *exchanges[0].reply, *exchanges[1].reply])
     if fitted is None:
         tally.dropped["prompt too long"] += 1
         return None

@@ -55,6 +55,7 @@ def load_prompts(
         with where.named():
             ids = prompt_ids(tokenizer, prompt)
         notes.add_row(prompt)
+        notes.add_ids(ids)
         if is_blank(prompt) or not ids:
             tally.dropped["empty prompt"] += 1
             continue

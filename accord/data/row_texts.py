@@ -21,7 +21,8 @@ from accord.data.rows import (
     require,
     text_field,
 )
-from accord.data.text_notes import LOST, TextNotes
+from accord.data.sampled_ids import SampledIds
+from accord.data.text_notes import LOST, SAMPLED, TextNotes
 from accord.data.tokenizer import Tokenizer
 from accord.data.turns import Turns, as_turns
 
@@ -39,12 +40,14 @@ class Text:
     """The conversation, and the replies in it that are learned; of a document none."""
 
 
-def row_texts(row: Row, tokenizer: Tokenizer, where: Where, notes: TextNotes, examples: Examples) -> list[Text]:
+def row_texts(row: Row, where: Where, notes: TextNotes, sampled: SampledIds, examples: Examples) -> list[Text]:
     """The texts of a row ``{"prompt", "completion"}``, ``{"messages"}`` or ``{"text"}``: one, or with ``examples="turn"`` one
     for each reply of a conversation; none where a reply is empty or no reply is to be learned.
 
-    Raises UserError naming file and row.
+    A completion with token ids as they were sampled (``accord.data.sampled_ids``) has those.  Raises UserError naming file
+    and row.
     """
+    tokenizer = notes.tokenizer
     if "messages" in row:
         messages = messages_field(row, "messages", where)
         with where.named():
@@ -70,10 +73,13 @@ def row_texts(row: Row, tokenizer: Tokenizer, where: Where, notes: TextNotes, ex
         made = exchange(tokenizer, prompt, reply)
     notes.add_row(prompt, {"role": "assistant", "content": reply} if isinstance(reply, str) else reply)
     notes.add(LOST, made.lost_thoughts)
-    mask = [False] * len(made.prompt) + [True] * len(made.reply)
+    own = sampled.of(row, "completion", made.prompt, reply, where)
+    learned = made.reply if own is None else list(own)
+    notes.add(SAMPLED, learned != made.reply)
+    mask = [False] * len(made.prompt) + [True] * len(learned)
     text = reply_text(reply) if is_blank(prompt) else plain_text(prompt)
     turns = as_turns(prompt, as_message(reply))
-    return [Text(made.prompt + made.reply, mask, made.split, text, turns, (len(turns) - 1,))]
+    return [Text(made.prompt + learned, mask, made.split and own is None, text, turns, (len(turns) - 1,))]
 
 
 def opening_text(messages: Sequence[Message]) -> str:

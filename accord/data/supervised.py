@@ -14,6 +14,7 @@ from accord.data.heldout import Split, read_split
 from accord.data.prompt_cut import fit_chat, tokens_to_keep
 from accord.data.row_texts import row_texts
 from accord.data.rows import Report, Tally
+from accord.data.sampled_ids import SampledIds
 from accord.data.templated import divided
 from accord.data.text_notes import SHORTENED, TextNotes
 from accord.data.tokenizer import Tokenizer
@@ -72,16 +73,17 @@ def load_supervised(
     """
     if max_length < 2:
         raise UserError(f"max_length: {max_length}, expected at least 2")
-    tally = Tally()
+    tally, sampled = Tally(), SampledIds(tokenizer)
     notes = TextNotes(tokenizer)
     made, texts = [], []
     found = FormattedRows(path, "sft", tokenizer.chat_template is not None)
     for where, row in divided(islice(found, limit or None), tokenizer, notes):
-        read = row_texts(row, tokenizer, where, notes, examples)
+        read = row_texts(row, where, notes, sampled, examples)
         tally.rows += max(len(read), 1)
         if not read:
             tally.dropped["empty reply"] += 1
         for text in read:
+            notes.add_ids(text.ids)
             tokens, mask = text.ids, _but_first(text.mask)
             if len(tokens) > max_length:
                 whole_turns = truncate == "prompt" and text.learned and tokenizer.chat_template is not None

@@ -12,15 +12,16 @@ from itertools import chain, islice
 from typing import Any
 
 from accord.data.chat import render
+from accord.data.formats.format import TEMPLATE_COLUMNS
 from accord.data.rows import Message, Row, Where
 from accord.data.text_notes import TEMPLATED, TextNotes, spelled_in
 from accord.data.tokenizer import Tokenizer
 from accord.data.turns import as_turns
 from accord.errors import UserError
+from accord.io.readers import shorten
 
 FIRST_ROWS = 64
 """Rows that decide for a file."""
-TEMPLATE_COLUMNS = frozenset({"tools", "documents", "chat_template_kwargs"})
 REPLIES = ("completion", "chosen", "rejected")
 
 
@@ -37,14 +38,20 @@ def divided(rows: Iterable[tuple[Where, Row]], tokenizer: Tokenizer, notes: Text
         return
     for where, row in chain(first, source):
         with where.named():
-            made = _divide_row(row, frame, tokenizer) if _looks_templated(row, frame) else None
-        if made is None:
-            raise where.error(
-                "the file's texts are in the chat template's format, but this row's cannot be divided into its turns; give"
-                " conversations as 'messages', or write the row as the others are"
-            )
+            if not _looks_templated(row, frame):
+                raise _undivided()
+            made = _divide_row(row, frame, tokenizer)
         notes.add(TEMPLATED, 1)
         yield where, made
+
+
+def _undivided(found: str = "") -> UserError:
+    """``found``: what stands where a turn of the user or the assistant should end."""
+    why = f" at '{shorten(found, 60)}': turns of tools, and calls, cannot be read back from text" if found else ""
+    return UserError(
+        f"the file's texts are in the chat template's format, but this row's cannot be divided into its turns{why}; give"
+        " conversations as 'messages', or write the row as the others are"
+    )
 
 
 def is_templated(first: Sequence[Row], tokenizer: Tokenizer) -> bool:
@@ -61,7 +68,7 @@ def _frame_of(first: Sequence[Row], tokenizer: Tokenizer) -> Frame | None:
 def _without_inputs(rows: Iterable[tuple[Where, Row]], notes: TextNotes) -> Iterator[tuple[Where, Row]]:
     """Rows for a tokenizer without a chat template, which could not use the columns that are for one."""
     for where, row in rows:
-        for key in TEMPLATE_COLUMNS & row.keys():
+        for key in row.keys() & set(TEMPLATE_COLUMNS):
             notes.add(f"{key} not used, since the tokenizer has no chat template", 1)
         yield where, {key: value for key, value in row.items() if key not in TEMPLATE_COLUMNS}
 
@@ -145,18 +152,17 @@ def _from_start(text: str, frame: Frame) -> str:
     return text.lstrip().removeprefix(frame.bos).lstrip() if frame.bos_written else text.lstrip()
 
 
-def _divide_row(row: Row, frame: Frame, tokenizer: Tokenizer) -> Row | None:
+def _divide_row(row: Row, frame: Frame, tokenizer: Tokenizer) -> Row:
+    """Raises UserError where a text cannot be divided."""
     if not frame.after_user:
         return {key: _without_ends(key, value, frame) for key, value in row.items()}
     if isinstance(row.get("text"), str) and "prompt" not in row and "completion" not in row:
         messages = _turns(row["text"], frame, tokenizer)
-        return None if messages is None else {k: v for k, v in row.items() if k != "text"} | {"messages": messages}
+        return {k: v for k, v in row.items() if k != "text"} | {"messages": messages}
     replies = {key: _without_end(row[key], frame, tokenizer) for key in REPLIES if isinstance(row.get(key), str)}
     if isinstance(row.get("prompt"), str):
-        messages = _turns(row["prompt"], frame, tokenizer)
-        return None if messages is None else {**row, "prompt": messages, **replies}
-    whole = {key: _turns(row[key], frame, tokenizer) for key in replies}
-    return None if None in whole.values() else {**row, **whole}
+        return {**row, "prompt": _turns(row["prompt"], frame, tokenizer), **replies}
+    return {**row, **{key: _turns(row[key], frame, tokenizer) for key in replies}}
 
 
 def _without_ends(key: str, value: Any, frame: Frame) -> Any:
@@ -174,8 +180,8 @@ def _without_end(reply: str, frame: Frame, tokenizer: Tokenizer) -> str:
     return text.removesuffix(eos) if text.endswith(eos) else reply
 
 
-def _turns(text: str, frame: Frame, tokenizer: Tokenizer) -> list[dict[str, str]] | None:
-    """The messages whose rendering is the text, up to BOS and space at its ends; None where there are none."""
+def _turns(text: str, frame: Frame, tokenizer: Tokenizer) -> list[dict[str, str]]:
+    """The messages whose rendering is the text, up to BOS and space at its ends.  Raises UserError where there are none."""
     rest, found = _from_start(text, frame).rstrip(), []
     system = _from_start(frame.system, frame) if frame.system else ""
     if system and rest.startswith(system) and frame.after_system in rest:
@@ -184,7 +190,7 @@ def _turns(text: str, frame: Frame, tokenizer: Tokenizer) -> list[dict[str, str]
     elif rest.startswith(start := _from_start(frame.start, frame)):
         rest = rest[len(start) :]
     else:
-        return None
+        raise _undivided()
     waits = ((frame.after_user, "user"), (frame.after_reply, "assistant"))
     turn = 0
     while True:
@@ -200,10 +206,13 @@ def _turns(text: str, frame: Frame, tokenizer: Tokenizer) -> list[dict[str, str]
             break
         rest = after
     opened = found[-1]["role"] == "user"
-    if any(spelled_in(tokenizer, message) for message in found):
-        return None
+    for message in found:
+        if spelled := spelled_in(tokenizer, message):
+            raise _undivided(message["content"][message["content"].index(spelled[0]) :])
     try:
         again = render(tokenizer, as_turns(found), opened)
     except UserError:
-        return None
-    return found if _from_start(again, frame).rstrip() == _from_start(text, frame).rstrip() else None
+        raise _undivided() from None
+    if _from_start(again, frame).rstrip() != _from_start(text, frame).rstrip():
+        raise _undivided()
+    return found

@@ -18,6 +18,7 @@ LOST = "assistant turns whose thoughts the chat template leaves out, learned wit
 REPEATED = "prompts removed from the start of both replies"
 TEMPLATED = "rows already in the chat template's format, divided into their turns"
 SHORTENED = "prompts without their oldest turns"
+UNKNOWN = "characters that the tokenizer does not know, which became its unknown token"
 SAMPLED = "tokens as sampled, which differ from those of the text"
 _TRIES = 20
 """Rows with a key after which it counts as unused, when the template wrote the same without it each time."""
@@ -38,6 +39,10 @@ class TextNotes:
     def add(self, name: str, number: int) -> None:
         """Adds to one of the counts."""
         self._counts[name] += number
+
+    def add_ids(self, ids: Sequence[int]) -> None:
+        """Notes the tokens of a text."""
+        self.add(UNKNOWN, unknown_in(self.tokenizer, ids))
 
     def add_row(self, prompt: Prompt, *replies: Message) -> None:
         """Notes a prompt with all replies to it, or a whole conversation."""
@@ -68,6 +73,12 @@ class TextNotes:
             return _rendered(self.tokenizer, without) != _rendered(self.tokenizer, messages)
         except UserError:
             return True
+
+
+def unknown_in(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    """How many of a text's tokens are the unknown token, where that is a token of its own."""
+    unk = tokenizer.controls.unk
+    return 0 if unk is None or unk in (tokenizer.eos_id, tokenizer.bos_id) else list(ids).count(unk)
 
 
 def spelled_in(tokenizer: Tokenizer, message: Message) -> list[str]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.data.chat_template import render_template, sample_reply
-from accord.data.control_tokens import MARK, ControlTokens, is_control, offsets_in_rendered
+from accord.data.control_tokens import MARK, ControlTokens, is_control
 from accord.data.private_tokens import with_private_names
+from accord.data.rendered_offsets import offsets_in_rendered
 from accord.data.thoughts import opened_at_end
 from accord.errors import UserError
 from accord.io.atomic import write_json, write_text
@@ -222,6 +223,10 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the highest id."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def ids_without_token(self, size: int) -> frozenset[int]:
+        """Those of the ids below ``size``, a model's vocabulary, that mean no token: padding, or gaps."""
+        return frozenset(range(size)) - set(self._backend.get_vocab(with_added_tokens=True).values())
 
     @cached_property
     def added_ids(self) -> frozenset[int]:

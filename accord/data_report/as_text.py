@@ -33,7 +33,8 @@ def show(report: Report) -> None:
 def lines(report: Report, styled: bool) -> Iterator[str | Styled]:
     """The lines of the report."""
     counts = report.survey.counts
-    yield f"{report.file}: {counts.rows:,} rows, read as {report.how.kind} with the tokenizer of {report.how.model}"
+    rows = f"{counts.rows:,} row{'s' * (counts.rows != 1)}"
+    yield f"{report.file}: {rows}, read as {report.how.kind} with the tokenizer of {report.how.model}"
     formats = " and ".join(f"{name} ({', '.join(columns)})" for name, columns in counts.formats.items())
     yield f"recognized: {formats or 'no known format'} in {report.source}" + "".join(
         f"; {note}" for note in counts.notes
@@ -78,7 +79,8 @@ def _lengths(report: Report) -> Iterator[str]:
             bar = "#" * max(round(BAR * n / most), int(n > 0))
             yield f"{first:>{width},} to {last:>{width},}  {bar:<{BAR}} {n:,}"
         yield ""
-    yield f"{counts.tokens:,} tokens, {counts.labels:,} of them learned."
+    learned = "" if report.how.kind == "prompts" else f", {counts.labels:,} of them learned"
+    yield f"{counts.tokens:,} tokens{learned}."
     if counts.cut:
         cut = "; ".join(f"{what}: {n:,}" for what, n in counts.cut.items())
         yield f"At --max-length {report.how.limits.total} training cuts: {cut}."

@@ -110,7 +110,8 @@ class Checker:
             texts = texts_of(self.tokenizer, reading)
         except UserError as error:
             calls = any(map(has_calls, [*reading.turns(), *reading.replies]))
-            return {"lost-calls" if calls and "tool call" in str(error) else "refused": str(error)}
+            reason = _reason(error, reading.where)
+            return {"lost-calls" if calls and "tool call" in reason else "refused": reason}
         self._measure(counts, reading, texts)
         found = token_hazards(self.tokenizer, reading, texts)
         if cut := cuts(self.kind, texts, self.limits):

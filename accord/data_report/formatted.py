@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from accord.data.formats.format import BESIDE, Unusable
+from accord.data.formats.format import Unusable, unused_columns
 from accord.data.formats.other_kinds import KTO_LABELS, advice
 from accord.data.formats.rows import recognize
 from accord.data.rows import Row, Where
 from accord.data_report.reading import Kind
-
-ALSO_READ = ("documents",)
-"""Columns that are read in every format besides those that it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +36,7 @@ def formatted(row: Row, kind: Kind, chat: bool, where: Where) -> Formatted:
         raise where.error(why)
     if found is None:
         return Formatted("", (), [row])
-    read = {*found.columns, *BESIDE[kind], *ALSO_READ}
-    unused = tuple(key for key in row if key not in read and row[key] is not None)
+    unused = tuple(unused_columns(row, kind, found))
     try:
         return Formatted(found.name, found.columns, found.read(row, where), unused, found.note)
     except Unusable as reason:

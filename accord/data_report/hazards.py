@@ -119,7 +119,7 @@ _ALL = (
     Hazard(
         "unused-columns",
         "columns that are not read",
-        "rename them to columns that are (see 'accord data --help'), or remove them.",
+        "rename them to columns that are read (docs/data.md lists them), or leave them.",
         spoils=False,
     ),
     Hazard("left-out", "the row's format gives nothing to train on", "correct it as its reason says.", spoils=False),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from accord.data.messages import message_text
 from accord.data.rows import Message, Reply, has_calls, is_empty, reply_text
+from accord.data.text_notes import unknown_in
 from accord.data.thoughts import thought_of
 from accord.data.tokenizer import Tokenizer
 from accord.data_report.hazards import Found
@@ -24,18 +25,13 @@ def token_hazards(tokenizer: Tokenizer, row: Reading, texts: Sequence[Text]) -> 
         found["split-tokens"] = ""
     if any(text.drifted for text in texts):
         found["drifted-tokens"] = ""
-    if unknown := sum(_unknown(tokenizer, text.ids) for text in texts):
+    if unknown := sum(unknown_in(tokenizer, text.ids) for text in texts):
         found["unknown-tokens"] = f"{unknown} of them"
     elif missing := _missing_text(tokenizer, row, texts):
         found["differing-text"] = f"{shorten(missing, 40)!r} is not in the decoded text"
     if row.kind != "prompts" and not all(any(text.labels) for text in texts):
         found["no-labels"] = "no token is learned"
     return found
-
-
-def _unknown(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
-    unk = tokenizer.controls.unk
-    return 0 if unk is None or unk in (tokenizer.eos_id, tokenizer.bos_id) else list(ids).count(unk)
 
 
 def _missing_text(tokenizer: Tokenizer, row: Reading, texts: Sequence[Text]) -> str:

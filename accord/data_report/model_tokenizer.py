@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from multiprocessing import parent_process
 from pathlib import Path
 
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.errors import UserError
 from accord.io.readers import shorten
+from accord.models.hub import is_hub_model, tokenizer_files
 
 SMALL = ("transformer", "mamba", "demo")
 """The small models, which share a tokenizer."""
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-DOWNLOADED = [*FILES, "special_tokens_map.json", "chat_template.jinja", "added_tokens.json", "merges.txt"]
 
 
 def open_named_tokenizer(model: str) -> Tokenizer:
@@ -23,7 +25,11 @@ def open_named_tokenizer(model: str) -> Tokenizer:
     if model in SMALL and not Path(model).exists():
         return small_tokenizer()
     found = _place(model)
-    return Tokenizer.from_gguf(found) if found.suffix == ".gguf" else Tokenizer.open(found)
+    if found.suffix != ".gguf":
+        return Tokenizer.open(found)
+    if parent_process() is None:  # once, not in every process
+        print(f"opening {found.name} (a .gguf file takes about half a minute)", file=sys.stderr, flush=True)
+    return Tokenizer.from_gguf(found)
 
 
 def _place(model: str) -> Path:
@@ -43,7 +49,7 @@ def _place(model: str) -> Path:
         from accord.data.sentiment import smollm2_gguf
 
         return smollm2_gguf()
-    return _registered(model)
+    return _of_hub(model) if is_hub_model(model) else _registered(model)
 
 
 def _registered(model: str) -> Path:
@@ -52,22 +58,15 @@ def _registered(model: str) -> Path:
     try:
         return open_store().find(model).folder
     except UserError as error:
-        if model.count("/") != 1 or model.startswith((".", "/")):
-            why = str(error).removeprefix(f"{model}: ").rstrip(".")
-            raise UserError(
-                f"--model {shorten(model)}: no such model; give a folder, a .gguf file, a name in the registry or a Hugging"
-                f" Face id ({why})."
-            ) from None
-    return _of_hub(model)
+        why = str(error).removeprefix(f"{model}: ").rstrip(".")
+        raise UserError(
+            f"--model {shorten(model)}: no such model; give a folder, a .gguf file, a name in the registry or a Hugging"
+            f" Face id ({why})."
+        ) from None
 
 
 def _of_hub(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(model, allow_patterns=DOWNLOADED))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"--model {model}: no such folder, and not available from Hugging Face ({type(error).__name__})."
-        ) from None
+        return tokenizer_files(model)
+    except UserError as error:
+        raise UserError(f"--model {error}") from None

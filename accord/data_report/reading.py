@@ -53,7 +53,7 @@ class Reading:
     prompt: Prompt | None = None
     replies: tuple[Reply, ...] = ()
     sampled: Mapping[str, Any] = field(default_factory=dict)
-    """Of a preference: the ids of sampled replies by key, with the digest of their tokenizer."""
+    """The ids of sampled replies by key, with the digest of their tokenizer."""
     where: Where = NOWHERE
     """For messages about these ids."""
     label: float = 1.0
@@ -95,12 +95,11 @@ def read_row(row: Row, kind: Kind, where: Where) -> Reading:
     """The parts of a row in one of accord's shapes.  Raises UserError, naming the row, where they are not there."""
     if kind == "preferences":
         prompt, chosen, rejected, _ = preference_fields(row, where)
-        sampled = row.get(COLUMN)
         return Reading(
             kind,
             prompt=prompt,
             replies=(chosen, rejected),
-            sampled=sampled if isinstance(sampled, Mapping) else {},
+            sampled=_sampled(row),
             where=where,
             label=soft_label(row, where)[0],
         )
@@ -116,4 +115,10 @@ def read_row(row: Row, kind: Kind, where: Where) -> Reading:
         return Reading(
             kind, messages=as_turns(turns, *messages_field(row, "completion", where)), first_reply=len(turns)
         )
-    return Reading(kind, prompt=prompt, replies=(reply_field(row, "completion", where),))
+    replies = (reply_field(row, "completion", where),)
+    return Reading(kind, prompt=prompt, replies=replies, sampled=_sampled(row), where=where)
+
+
+def _sampled(row: Row) -> Mapping[str, Any]:
+    column = row.get(COLUMN)
+    return column if isinstance(column, Mapping) else {}

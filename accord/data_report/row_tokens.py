@@ -50,7 +50,8 @@ def texts_of(tokenizer: Tokenizer, row: Reading) -> list[Text]:
     replies = row.learned_replies(tokenizer.chat_template is not None)
     made = [exchange(tokenizer, row.prompt, reply) for reply in replies]
     if row.sampled:
-        return [_sampled(tokenizer, row, *each) for each in zip(("chosen", "rejected"), made, replies, strict=True)]
+        keys = ("chosen", "rejected") if row.kind == "preferences" else ("completion",)
+        return [_sampled(tokenizer, row, *each) for each in zip(keys, made, replies, strict=True)]
     return [
         Text(
             [*e.prompt, *e.reply],
@@ -67,7 +68,8 @@ def _sampled(tokenizer: Tokenizer, row: Reading, key: str, made: Exchange, reply
     ids = _sampled_ids(tokenizer).of({COLUMN: row.sampled}, key, made.prompt, reply_text(reply), row.where)
     learned = made.reply if ids is None else list(ids)
     labels = [False] * len(made.prompt) + [True] * len(learned)
-    return Text([*made.prompt, *learned], labels, made.split, made.lost_thoughts, drifted=learned != made.reply)
+    split = made.split and ids is None
+    return Text([*made.prompt, *learned], labels, split, made.lost_thoughts, drifted=learned != made.reply)
 
 
 @lru_cache(maxsize=4)

@@ -151,4 +151,5 @@ def _parts(text: ShownText) -> list[Sequence[ShownToken] | str]:
 
 def _title(text: ShownText) -> str:
     labels = sum(token.label for token in text.tokens)
-    return text.title if text.problem else f"{text.title}: {len(text.tokens):,} tokens, {labels:,} learned"
+    learned = f", {labels:,} learned" if labels else ""
+    return text.title if text.problem else f"{text.title}: {len(text.tokens):,} tokens{learned}"

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from accord.errors import UserError
 from accord.feedback.entities import ADJUDICATION
+from accord.io.installation import install_command
 
 Floats = npt.NDArray[np.float64]
 Level = Literal["nominal", "ordinal"]
@@ -179,7 +180,9 @@ def _library() -> Any:
     try:
         import krippendorff
     except ImportError:
-        raise UserError("Krippendorff's alpha needs the extra feedback: pip install 'accord[feedback]'.") from None
+        raise UserError(
+            f"Krippendorff's alpha needs the package krippendorff: {install_command('feedback')}."
+        ) from None
     return krippendorff
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -289,7 +290,8 @@ def show_annotators(options: argparse.Namespace) -> int:
 
 def revoke(options: argparse.Namespace) -> int:
     _open(options).revoke(options.project, options.person)
-    _print(f"{options.person} can no longer sign in; 'accord feedback annotator token' makes a new token")
+    again = f"accord feedback annotator token {shlex.quote(options.project)} {shlex.quote(options.person)}"
+    _print(f"{options.person} can no longer sign in; '{again}' makes a new token")
     return 0
 
 

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from accord.errors import UserError
 from accord.io.finite_json import dumps
+from accord.io.installation import install_command
 
 PLACE_VARIABLE = "ACCORD_FEEDBACK"
 DEFAULT = "checkpoints/feedback.db"
@@ -45,7 +46,7 @@ def engine_of(place: str) -> sa.Engine:
     try:
         import psycopg  # noqa: F401
     except ModuleNotFoundError:
-        raise UserError("PostgreSQL needs the package psycopg: pip install 'accord[postgres]'.") from None
+        raise UserError(f"PostgreSQL needs the package psycopg: {install_command('postgres')}.") from None
     engine = sa.create_engine(
         url.set(drivername="postgresql+psycopg"),
         isolation_level="AUTOCOMMIT",

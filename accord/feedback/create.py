@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from accord.errors import UserError
 from accord.feedback import connect, schema
 from accord.feedback.connect import PLACE_VARIABLE, address, in_words, writing
+from accord.io.installation import install_command
 
 VERSION = sa.Table(schema.VERSION_TABLE, sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
 """The table in which Alembic notes the newest migration."""
@@ -98,7 +99,7 @@ def upgrade(connection: sa.Connection, where: str, target: str = "head") -> None
         from alembic.config import Config
         from alembic.util import CommandError
     except ModuleNotFoundError:
-        raise UserError("Upgrading a store needs the package alembic: pip install 'accord[feedback]'.") from None
+        raise UserError(f"Upgrading a store needs the package alembic: {install_command('feedback')}.") from None
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection

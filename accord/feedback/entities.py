@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ from accord.errors import UserError
 
 Message = Mapping[str, Any]
 """One turn: {"role": …, "content": …}."""
+TOKENIZER = "tokenizer"
+"""The key of ``sampling`` with the digest of the tokenizer that a reply's ids are of."""
 Side = Literal["a", "b"]
 Choice = Literal["a", "b", "tie", "both_bad", "skip"]
 """An answer, or a skip, by candidate."""
@@ -87,6 +89,8 @@ class NewPair:
     gold: Gold | None = None
     """The known answer, where this is a gold question."""
     source: str = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """What the prompt gives a chat template besides messages: tools, documents, switches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +174,5 @@ class VoteRow:
     created: datetime
     comment: str
     tags: tuple[str, ...]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """What the prompt gives a chat template besides messages."""

@@ -13,8 +13,9 @@ from accord.data.formats.rows import FormattedRows, recognize
 from accord.data.messages import with_texts
 from accord.data.rows import Prompt, preference_fields, text_alone
 from accord.data.samples import Candidate, Sample, read_samples
+from accord.data.turns import inputs_of
 from accord.errors import UserError
-from accord.feedback.entities import NewCandidate, NewPair
+from accord.feedback.entities import TOKENIZER, NewCandidate, NewPair
 from accord.io.digests import file_digest
 from accord.runtime.seeds import derive
 
@@ -54,7 +55,15 @@ def _of_samples(path: Path, samples: Sequence[Sample], per_prompt: int, seed: in
         drawn = [(order[2 * k], order[2 * k + 1]) for k in range(count)]
         chance = count / comb(len(different), 2) if count else 1.0
         pairs += [
-            NewPair(messages(sample.prompt), new_candidate(a), new_candidate(b), chance, None, str(path))
+            NewPair(
+                messages(sample.prompt),
+                new_candidate(a),
+                new_candidate(b),
+                chance,
+                None,
+                str(path),
+                inputs_of(sample.prompt),
+            )
             for a, b in drawn
         ]
     if not pairs:
@@ -77,16 +86,18 @@ def _of_preferences(path: Path, seed: int, gold: bool) -> list[NewPair]:
         )
         first = random.Random(derive(seed, "order of a row", where.row)).random() < 0.5
         pairs.append(
-            NewPair(messages(prompt), a, b, 1.0, "a" if gold else None, str(path))
+            NewPair(messages(prompt), a, b, 1.0, "a" if gold else None, str(path), inputs_of(prompt))
             if first
-            else NewPair(messages(prompt), b, a, 1.0, "b" if gold else None, str(path))
+            else NewPair(messages(prompt), b, a, 1.0, "b" if gold else None, str(path), inputs_of(prompt))
         )
     return pairs
 
 
 def new_candidate(candidate: Candidate) -> NewCandidate:
-    """A sampled reply as the store takes it: with the model that sampled it, and how."""
+    """A sampled reply as the store takes it: with the model that sampled it, how, and the tokenizer its ids are of."""
     sampling = {key: getattr(candidate, key) for key in ("model", "temperature", "seed", "sample")}
+    if candidate.tokenizer:
+        sampling[TOKENIZER] = candidate.tokenizer
     return NewCandidate(candidate.text, candidate.tokens, candidate.digest or candidate.model, sampling)
 
 

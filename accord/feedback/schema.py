@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration."""
 VERSION_TABLE = "feedback_version"
 
@@ -70,6 +70,7 @@ prompts = sa.Table(
     sa.Column("project", sa.ForeignKey("projects.id"), nullable=False),
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("messages", sa.JSON, nullable=False),
+    sa.Column("inputs", sa.JSON(none_as_null=True)),  # what a chat template reads besides: tools, documents, switches
     sa.UniqueConstraint("project", "digest"),
 )
 candidates = sa.Table(

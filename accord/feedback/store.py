@@ -25,6 +25,7 @@ from accord.feedback.connect import StoreUnavailable, address, engine_of, place_
 from accord.feedback.create import prepare
 from accord.feedback.entities import (
     ROLES,
+    TOKENIZER,
     Annotator,
     NewCandidate,
     NewPair,
@@ -160,7 +161,8 @@ class Store:
                 c.execute(sa.insert(schema.annotators).values(values))
         except sa.exc.IntegrityError:
             raise UserError(
-                f"annotator {name!r}: is in project {project!r} already; type 'accord feedback annotator token' for a new token."
+                f"annotator {name!r}: is in project {project!r} already; type 'accord feedback annotator token {project}"
+                f" {name}' for a new token."
             ) from None
         return self.annotator(project, name), token
 
@@ -293,9 +295,15 @@ def _checked(pair: NewPair, number: int) -> _Row:
         raise UserError(f"{where}: gold is {pair.gold!r}, expected a, b or tie.")
     if pair.a.text == pair.b.text and pair.gold != "tie":
         raise UserError(f"{where}: its two replies are the same text, so there is nothing to prefer; leave it out.")
-    prompt = _digest([dict(m) for m in pair.prompt])
-    a, b = (_digest(x.text, x.tokens, x.policy, dict(x.sampling)) for x in (pair.a, pair.b))
+    prompt = _digest([dict(m) for m in pair.prompt], *([dict(pair.inputs)] if pair.inputs else []))
+    a, b = (_digest(x.text, x.tokens, x.policy, _without_tokenizer(x.sampling)) for x in (pair.a, pair.b))
     return _Row(pair, prompt, a, b, _digest(prompt, *sorted((a, b)), pair.gold is not None))
+
+
+def _without_tokenizer(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """How a reply was sampled, without the tokenizer's digest: stores of earlier versions have none, and a pair that was
+    asked then is the same pair."""
+    return {key: value for key, value in sampling.items() if key != TOKENIZER}
 
 
 def digest_of(pair: NewPair) -> str:
@@ -309,7 +317,10 @@ def _is_message(value: Any) -> bool:
 
 def _add(c: sa.Connection, project: int, rows: Sequence[_Row]) -> int:
     """Adds checked pairs; returns how many are new."""
-    contents = {row.prompt: {"messages": [dict(m) for m in row.pair.prompt]} for row in rows}
+    contents = {
+        row.prompt: {"messages": [dict(m) for m in row.pair.prompt], "inputs": dict(row.pair.inputs) or None}
+        for row in rows
+    }
     _insert(c, schema.prompts, [{"project": project, "digest": d, **content} for d, content in contents.items()])
     prompts = _ids(c, schema.prompts, schema.prompts.c.project == project, contents)
     sides = {(row.prompt, d): side for row in rows for d, side in ((row.a, row.pair.a), (row.b, row.pair.b))}

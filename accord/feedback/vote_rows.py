@@ -7,6 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from accord.data.messages import template_columns
+from accord.data.turns import Turns
 from accord.feedback import schema
 from accord.feedback.connect import reading
 from accord.feedback.entities import Candidate, VoteRow
@@ -26,7 +28,7 @@ def read_votes(store: Store, project: str, until: datetime | None = None) -> lis
     query = (
         sa.select(
             votes, questions.c.left_side, questions.c.occasion, pairs.c.id.label("pair"), pairs.c.digest,
-            pairs.c.probability, pairs.c.gold, pairs.c.source, people.c.public_id, prompts.c.messages,
+            pairs.c.probability, pairs.c.gold, pairs.c.source, people.c.public_id, prompts.c.messages, prompts.c.inputs,
             *(column.label(f"a_{column.name}") for column in a.columns),
             *(column.label(f"b_{column.name}") for column in b.columns),
         )
@@ -73,6 +75,7 @@ def _row(row: Any) -> VoteRow:
         created=row.created,
         comment=row.comment or "",
         tags=tuple(row.tags or ()),
+        inputs=row.inputs or {},
     )
 
 
@@ -81,6 +84,7 @@ def as_json(row: VoteRow, comments: bool = False) -> dict[str, Any]:
     made: dict[str, Any] = {
         "pair": row.digest,
         "prompt": [dict(message) for message in row.prompt],
+        **template_columns(Turns(row.prompt, row.inputs)),
         **{side: _candidate(candidate) for side, candidate in (("a", row.a), ("b", row.b))},
         "choice": row.choice,
         "strength": row.strength,

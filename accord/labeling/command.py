@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from accord.errors import UserError
 from accord.feedback.command import read_guidelines
+from accord.io.installation import install_command
 
 if TYPE_CHECKING:
     from accord.feedback.store import Store
@@ -60,7 +61,7 @@ def label(options: argparse.Namespace) -> int:
         import nh3  # noqa: F401
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(f"accord label needs the package {error.name}: pip install 'accord[feedback]'.") from None
+        raise UserError(f"accord label needs the package {error.name}: {install_command('feedback')}.") from None
     from accord.feedback.store import open_store
     from accord.labeling import server
     from accord.labeling.app import create_app

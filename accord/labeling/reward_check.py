@@ -14,6 +14,8 @@ from dataclasses import asdict
 from threading import Lock, Thread
 from typing import Any
 
+from accord.data.messages import template_columns, template_inputs
+from accord.data.turns import Turns
 from accord.errors import UserError
 from accord.feedback.agreement import agreement, noise_ceiling, wilson
 from accord.feedback.entities import VoteRow
@@ -77,7 +79,9 @@ def compare(rows: Sequence[VoteRow], model: str) -> dict[str, Any]:
 
 def _line(row: VoteRow) -> str:
     chosen, rejected = (row.a, row.b) if row.choice == "a" else (row.b, row.a)
-    return dumps({"prompt": [dict(m) for m in row.prompt], "chosen": chosen.text, "rejected": rejected.text})
+    columns = template_columns(Turns(row.prompt, row.inputs))
+    asked = {"prompt": [dict(m) for m in row.prompt], **columns}
+    return dumps({**asked, "chosen": chosen.text, "rejected": rejected.text})
 
 
 # ------------------------------------------------------------------ the other process
@@ -102,7 +106,7 @@ def score(lines: Iterable[str], model: str) -> dict[str, Any]:
     if not isinstance(loaded, LoadedReward):
         raise UserError(f"{label}: is a language model; name a reward model.")
     rows = [row for row in map(json.loads, lines) if _is_text(row)]
-    prompts = [row["prompt"] for row in rows]
+    prompts = [Turns(row["prompt"], template_inputs(row)) for row in rows]
     chosen, rejected = (loaded.scores(prompts, [row[side] for row in rows]) for side in ("chosen", "rejected"))
     right = sum((a > b) + 0.5 * (a == b) for a, b in zip(chosen, rejected, strict=True))
     return {"model": label, "right": right, "votes": len(rows)}

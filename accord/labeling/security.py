@@ -69,7 +69,7 @@ class Guard:
         if not is_own_host(headers.get("host", ""), self.settings.host_names):
             return refuse(
                 421,
-                "This page does not go by that name; start it with 'accord label --url' and the address people type.",
+                "This page does not go by that name; start it with 'accord label PROJECT --url ADDRESS', the address people type.",
             )
         length = headers.get("content-length", "0")
         if not re.fullmatch("[0-9]{1,12}", length) or int(length) > self.settings.body_bytes:

@@ -13,6 +13,7 @@ from accord.data.chat import exchange, prompt_ids
 from accord.data.preferences import PairLengths, PreferenceData, load_preferences
 from accord.data.sampled_ids import sampled_column
 from accord.data.samples import Candidate
+from accord.data.supervised import load_supervised
 from accord.data.text_notes import SAMPLED
 from accord.data.tokenizer import Tokenizer
 from accord.errors import UserError
@@ -76,10 +77,30 @@ def test_other_ids_are_left_alone(change: str, rows: Callable[..., Path], pieces
     assert not found.report.notes
 
 
-@pytest.mark.parametrize("column", [[1], {"chosen": "x"}, {"chosen": [1.5]}, {"chosen": [True]}, {"chosen": [-1]}])
+@pytest.mark.parametrize("column", [{"chosen": "x"}, {"chosen": [1.5]}, {"chosen": [True]}, {"chosen": [-1]}])
 def test_a_column_that_holds_no_ids_is_a_sentence(column: Any, rows: Callable[..., Path], pieces: Tokenizer) -> None:
-    with pytest.raises(UserError, match=r"row 1: 'tokens' (is a JSON array|has under 'chosen' no list of token ids)"):
+    with pytest.raises(UserError, match=r"row 1: 'tokens' has under 'chosen' no list of token ids"):
         load(rows, pieces, column)
+
+
+@pytest.mark.parametrize("column", [57, [1, 2], "5 tokens"])
+def test_a_count_of_tokens_is_an_unused_column(column: Any, rows: Callable[..., Path], pieces: Tokenizer) -> None:
+    found = load(rows, pieces, column).report.describe()
+    assert "Not used: tokens." in found
+    path = rows({"prompt": "A: ", "completion": "yes", "tokens": column})
+    assert "Not used: tokens." in load_supervised(path, pieces, 64).report.describe()
+
+
+def test_a_demonstration_is_learned_as_it_was_sampled(rows: Callable[..., Path], pieces: Tokenizer) -> None:
+    drifted = [*spelled(pieces, "yes"), pieces.eos_id]
+    prompt = prompt_ids(pieces, "A: ")
+    row = {"prompt": "A: ", "completion": "yes", "tokens": {"tokenizer": pieces.digest(), "completion": drifted}}
+    found = load_supervised(rows(row, {**row, "completion": "yet"}), pieces, 64)
+    assert list(found.examples[0].tokens) == [*prompt, *drifted]
+    assert found.examples[0].loss_mask == (*[False] * len(prompt), *[True] * len(drifted))
+    assert list(found.examples[1].tokens) == [*prompt, *exchange(pieces, "A: ", "yet").reply], "another text"
+    assert found.report.notes == {SAMPLED: 1}
+    assert "Not used" not in found.report.describe()
 
 
 def test_the_column_needs_ids_of_one_tokenizer() -> None:

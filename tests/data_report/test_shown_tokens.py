@@ -42,5 +42,5 @@ def test_the_styled_form_has_the_same_tokens_with_labels_in_green() -> None:
 
 def test_of_a_long_text_the_middle_is_left_out_and_counted() -> None:
     lines = list(as_plain(text(*[("x", False)] * (MOST + 7))))
-    assert lines[0] == "row 1: 607 tokens, 0 learned"
+    assert lines[0] == "row 1: 607 tokens"
     assert lines[2] == "    … 7 more tokens …"

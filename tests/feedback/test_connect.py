@@ -53,7 +53,7 @@ def test_a_database_that_does_not_exist_is_one_sentence(postgresql_server: str) 
 
 def test_postgresql_without_psycopg_names_the_extra(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(UserError, match=r"pip install 'accord\[postgres\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\S+\[postgres\]'"):
         engine_of("postgresql://a@b/c")
 
 

@@ -165,5 +165,5 @@ def test_upgrading_without_alembic_names_the_extra(place: str, monkeypatch: Any)
 
     migrated(place, "0001")
     monkeypatch.setitem(sys.modules, "alembic", None)
-    with pytest.raises(UserError, match=r"pip install 'accord\[feedback\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\S+\[feedback\]'"):
         open_store(place)

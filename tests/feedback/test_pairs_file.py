@@ -73,3 +73,17 @@ def test_a_file_without_pairs_is_one_sentence(
 def test_a_folder_without_samples_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no samples\.jsonl"):
         read_pairs(tmp_path, 1, 0, False)
+
+
+TOOLS = [{"type": "function", "function": {"name": "look"}}]
+
+
+def test_a_prompt_keeps_its_tools_and_replies_the_tokenizer_of_their_ids(tmp_path: Path) -> None:
+    replies = [{"text": text, "tokens": [1, i], "tokenizer": "t" * 32} for i, text in enumerate("ab")]
+    asked = {"prompt": "q", "tools": TOOLS, "chat_template_kwargs": {"thinking": False}}
+    write(tmp_path / "samples.jsonl", {**asked, "candidates": replies})
+    (pair,) = read_pairs(tmp_path, 1, 0, False)
+    assert pair.inputs == {"tools": TOOLS, "thinking": False}
+    assert pair.a.sampling["tokenizer"] == "t" * 32
+    path = write(tmp_path / "p.jsonl", {**asked, "chosen": "good", "rejected": "bad"})
+    assert read_pairs(path, 1, 0, False)[0].inputs == pair.inputs

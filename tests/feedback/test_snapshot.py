@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 
 from accord.data.rows import Where, preference_fields
 from accord.errors import UserError
+from accord.feedback.convert import raw
 from accord.feedback.convert.pairs import PairOptions
+from accord.feedback.convert.store_votes import import_votes
 from accord.feedback.entities import Annotator
 from accord.feedback.queue import next_questions
 from accord.feedback.snapshot import PREFERENCES, RECORD, VOTES, take_snapshot
-from accord.feedback.store import Store
+from accord.feedback.store import ProjectSettings, Store, open_store
 from accord.feedback.vote_rows import read_votes
 from accord.feedback.votes import cast, undo
 from accord.io.readers import read_jsonl
@@ -113,3 +116,35 @@ def test_the_preferences_of_a_snapshot_are_what_stages_train_on(
     half = take_snapshot(store, "tone", tmp_path / "votes", pairs=PairOptions("half"))
     labels = [row.get("label", 1) for _, row in read_jsonl(tmp_path / "votes" / PREFERENCES)]
     assert (half.preferences, labels, half.digest) == (3, [1, 1, 0.5], taken.digest)
+
+
+def test_tools_and_sampled_ids_come_back_from_the_store(store: Store, make_pairs: Pairs, tmp_path: Path) -> None:
+    inputs = {"tools": [{"type": "function", "function": {"name": "look"}}], "thinking": False}
+    (plain,) = make_pairs(1)
+    a, b = (replace(side, sampling={**side.sampling, "tokenizer": "t" * 32}) for side in (plain.a, plain.b))
+    asked = replace(plain, a=a, b=b, inputs=inputs)
+    assert store.add_pairs("tone", [asked, plain]) == 2, "the same messages with and without tools are two prompts"
+    assert store.add_pairs("tone", [replace(plain, a=a, b=b)]) == 0, (
+        "a pair asked before digests were stored is the same"
+    )
+    annotator, _ = store.add_annotator("tone", "Ann")
+    for number in range(2):
+        cast(store, annotator, next_questions(store, annotator, 1)[0].id, "left", request=str(number))
+    take_snapshot(store, "tone", tmp_path / "votes", pairs=PairOptions())
+    rows = [row for _, row in read_jsonl(tmp_path / "votes" / PREFERENCES)]
+    (with_tools,) = (row for row in rows if "tools" in row)
+    assert with_tools["tools"] == inputs["tools"]
+    assert with_tools["chat_template_kwargs"] == {"thinking": False}
+    assert with_tools["tokens"] == {"tokenizer": "t" * 32, "chosen": [3, 1, 2], "rejected": [3, 1, 2]}
+    (bare,) = (row for row in rows if "tools" not in row)
+    assert bare.keys() == {"prompt", "chosen", "rejected"}
+    assert preference_fields(with_tools, Where("f", 1))[0].inputs == inputs  # type: ignore[union-attr]
+    votes = [row for _, row in read_jsonl(tmp_path / "votes" / VOTES)]
+    assert [vote.get("tools") for vote in votes].count(inputs["tools"]) == 1
+    other = open_store(tmp_path / "other.db")
+    other.create_project("copy", ProjectSettings())
+    import_votes(other, "copy", list(raw.read((Where("f", n), vote) for n, vote in enumerate(votes))))  # type: ignore[arg-type]
+    copied = [row.inputs for row in read_votes(other, "copy")]
+    assert len(copied) == 2
+    assert inputs in copied
+    assert {} in copied

@@ -14,6 +14,7 @@ pytest.importorskip("fastapi", reason="needs the extra feedback")
 
 from accord.cli import main
 from accord.feedback.store import Store, open_store
+from accord.io.installation import install_command
 from accord.labeling import server
 
 
@@ -145,4 +146,5 @@ def test_a_missing_library_is_named_with_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "nh3", None)
     assert main(["label", "demo"]) == 2
-    assert capsys.readouterr().err == "accord: accord label needs the package nh3: pip install 'accord[feedback]'.\n"
+    fix = install_command("feedback")
+    assert capsys.readouterr().err == f"accord: accord label needs the package nh3: {fix}.\n"

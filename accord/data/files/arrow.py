@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from accord.errors import UserError
+from accord.io.installation import install_command
 from accord.io.readers import read_json
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
 """What marks a saved data set, and a folder of several."""
-EXTRA = "pip install 'accord[data]'"
 
 
 def is_arrow_folder(path: Path) -> bool:
@@ -65,7 +65,7 @@ def _readable(path: Path) -> Iterator[None]:
         import pyarrow as arrow
     except ImportError:
         raise UserError(
-            f"{path}: reading Parquet and Arrow files needs pyarrow; {EXTRA}, or save the rows as JSON Lines"
+            f"{path}: reading Parquet and Arrow files needs pyarrow; {install_command('data')}, or save the rows as JSON Lines"
         ) from None
     try:
         yield

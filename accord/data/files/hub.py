@@ -7,13 +7,13 @@ that the name determines the rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from accord.errors import UserError
+from accord.io.hub import Repository, at_commit, download
+from accord.io.installation import install_command
 from accord.io.readers import shorten
 
 _NAME = re.compile(
@@ -21,7 +21,6 @@ _NAME = re.compile(
     re.ASCII,
 )
 _FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|gz|txt|py|ya?ml|zst)$")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 READ = ("json", "csv", "parquet")
 """The formats of ``datasets`` whose files we read."""
 PATTERNS = [
@@ -69,16 +68,7 @@ def pinned(text: str) -> str:
     Without a connection it is the commit that was downloaded last.  Raises UserError where neither is there.
     """
     name = _require_name(text)
-    if _COMMIT.fullmatch(name.revision):
-        return text
-    from huggingface_hub import HfApi
-
-    try:
-        with _available(name):
-            commit = HfApi().dataset_info(name.id, revision=name.revision or None, timeout=30).sha
-    except _Unreachable:
-        commit = _snapshot(name).name
-    return str(replace(name, revision=str(commit)))
+    return str(replace(name, revision=at_commit(_repository(name)).revision))
 
 
 def hub_files(text: str) -> list[Path]:
@@ -92,9 +82,9 @@ def hub_files(text: str) -> list[Path]:
         from datasets import load_dataset_builder
     except ImportError:
         raise UserError(
-            f"{text}: reading data sets of the Hugging Face hub needs datasets; pip install 'accord[data]'"
+            f"{text}: reading data sets of the Hugging Face hub needs datasets; {install_command('data')}"
         ) from None
-    folder = _snapshot(name)
+    folder = download(_repository(name), PATTERNS)
     try:
         builder = load_dataset_builder(str(folder), name.config or None)
     except (ValueError, OSError) as error:
@@ -113,10 +103,6 @@ def hub_files(text: str) -> list[Path]:
     return splits[wanted]
 
 
-class _Unreachable(Exception):
-    """There is no connection to the hub."""
-
-
 def _require_name(text: str) -> HubName:
     name = hub_name(text)
     if name is None:
@@ -124,47 +110,5 @@ def _require_name(text: str) -> HubName:
     return name
 
 
-@contextmanager
-def _available(name: HubName) -> Iterator[None]:
-    """Turns what the hub answers into sentences; raises _Unreachable where it does not answer."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        yield
-    except RevisionNotFoundError:
-        raise UserError(f"{name}: no revision {name.revision!r}") from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"{name}: no such file here, and no such data set on the Hugging Face hub for you; a private or gated one needs"
-            " `hf auth login`"
-        ) from None
-    except HFValidationError as error:
-        raise UserError(f"{name}: {shorten(str(error))}") from None
-    except LocalEntryNotFoundError:
-        raise UserError(
-            f"{name}: no such file here, and as a data set of the Hugging Face hub it is not in the cache and the hub cannot be"
-            " reached; download it once with a connection, or name a file"
-        ) from None
-    except (HfHubHTTPError, OSError) as error:  # all connection errors among them
-        raise _Unreachable(str(error)) from None
-
-
-def _snapshot(name: HubName) -> Path:
-    """The folder of a commit's files in the hub's cache, named like the commit."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        with _available(name):
-            return Path(
-                snapshot_download(name.id, repo_type="dataset", revision=name.revision or None, allow_patterns=PATTERNS)
-            )
-    except _Unreachable as error:
-        raise UserError(
-            f"{name}: the Hugging Face hub does not answer ({shorten(str(error))}); try again later"
-        ) from None
+def _repository(name: HubName) -> Repository:
+    return Repository(name.id, name.revision, "dataset")

@@ -20,6 +20,7 @@ from accord.data.files.csv_rows import csv_rows
 from accord.data.files.hub import hub_files, is_hub_name
 from accord.data.rows import Where
 from accord.errors import UserError
+from accord.io.installation import located
 from accord.io.readers import NO_TEXT, UTF8_MARK, require_file, rows_of_lines
 
 LINES = "JSON Lines"
@@ -46,13 +47,13 @@ def open_source(source: str | Path, *, halves: bool = False) -> Source:
     lines of JSON Lines may hold half of a surrogate pair, for a reader that counts them.  Raises UserError
     naming the file, at once where it cannot be one of these, and naming the row while it is read.
     """
-    path = Path(source)
+    path = located(source)
     if path.is_dir():
         if not is_arrow_folder(path):
             raise UserError(f"{path}: a folder, expected a file, or a folder that datasets' save_to_disk wrote")
         return Source("Arrow", _of_all(arrow_files(path)))
-    if is_hub_name(str(source)):
-        files = hub_files(str(source))
+    if is_hub_name(str(path)):
+        files = hub_files(str(path))
         return Source(_open_file(files[0]).kind, _of_all(files))
     return _open_file(path, halves)
 

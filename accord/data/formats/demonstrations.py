@@ -105,4 +105,4 @@ _CHAT_PAIR, _PLAIN_PAIR = (
     Format("prompt and completion", ("prompt", "completion"), partial(_completion, "completion", chat))
     for chat in (True, False)
 )
-_TEXT = Format("plain text", ("text",), _unchanged)
+_TEXT = Format("plain text", ("text",), _unchanged, plain=True)

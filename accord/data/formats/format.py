@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,15 +11,19 @@ from accord.data.rows import Row, Where
 Kind = Literal["base", "sft", "preferences", "prompts"]
 """What rows are read for: plain text, demonstrations, pairs of replies, prompts."""
 
-TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
-"""Columns that go to the chat template, in every format."""
-BESIDE: dict[Kind, tuple[str, ...]] = {
-    "base": TEMPLATE_COLUMNS,
-    "sft": TEMPLATE_COLUMNS,
-    "preferences": (*TEMPLATE_COLUMNS, "margin", "label", "weight", "tokens"),
+TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")
+"""Columns that go to the chat template, where a kind is read through one."""
+SAMPLED = "tokens"
+"""The column with token ids as they were sampled (``accord.data.sampled_ids``)."""
+_BESIDE: dict[Kind, tuple[str, ...]] = {
+    "base": (),
+    "sft": (*TEMPLATE_COLUMNS, SAMPLED),
+    "preferences": (*TEMPLATE_COLUMNS, "margin", "label", "weight", SAMPLED),
     "prompts": TEMPLATE_COLUMNS,
 }
 """Columns that are read beside those of a format, where a row has them."""
+_PLAIN = {kind: tuple(key for key in keys if key not in TEMPLATE_COLUMNS) for kind, keys in _BESIDE.items()}
+"""The same for rows that no chat template writes."""
 
 
 class Unusable(Exception):
@@ -40,6 +44,21 @@ class Format:
     read: Callable[[Row, Where], list[Row]]
     note: str = ""
     """What is not plain from name and columns, for people."""
+    plain: bool = False
+    """Whether the rows are text that no chat template writes."""
+
+
+def unused_columns(row: Row, kind: Kind, found: Format) -> Iterator[str]:
+    """The columns of a row that hold something which is not read: neither the format's nor one that is read beside it.
+
+    ``tokens`` is read only where it is an object of ids, since other files count tokens under that name.
+    """
+    beside = _PLAIN[kind] if found.plain else _BESIDE[kind]
+    for key, value in row.items():
+        if value is None or key in found.columns:
+            continue
+        if key not in beside or (key == SAMPLED and not isinstance(value, Mapping)):
+            yield key
 
 
 def present(row: Row, *keys: str) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from accord.data.files.source import LINES, open_source
 from accord.data.formats import demonstrations, preferences, prompts
-from accord.data.formats.format import BESIDE, Format, Kind, Unusable
+from accord.data.formats.format import Format, Kind, Unusable, unused_columns
 from accord.data.formats.other_kinds import KTO_LABELS, advice
 from accord.data.rows import Row, Where
 from accord.io.readers import shorten
@@ -47,11 +47,11 @@ class FormattedRows:
     Nulls are absent columns.  A row of no known format passes unchanged, for its reader to name what is missing.
     """
 
-    def __init__(self, source: str | Path, kind: Kind, chat: bool = True) -> None:
-        """Opens the file.  Raises UserError as ``open_source``."""
+    def __init__(self, source: str | Path, kind: Kind, chat: bool = True, beside: Sequence[str] = ()) -> None:
+        """Opens the file; ``beside`` are further columns that its reader reads.  Raises UserError as ``open_source``."""
         self._source = open_source(source)
         self._kind, self._chat = kind, chat
-        self._beside = frozenset(BESIDE[kind])
+        self._beside = frozenset(beside)
         self.formats: dict[str, dict[str, None]] = {}
         """The columns that were read, by the format's name, both in the order they were found."""
         self.notes: dict[str, None] = {}
@@ -86,10 +86,7 @@ class FormattedRows:
         if found.note:
             self.notes[found.note] = None
         if len(row) > len(found.columns):
-            rest = row.keys() - self._beside - self.unused.keys()
-            self.unused.update(
-                (key, None) for key in row if key in rest and key not in found.columns and row[key] is not None
-            )
+            self.unused.update((key, None) for key in unused_columns(row, self._kind, found) if key not in self._beside)
 
     def describe(self) -> str:
         """What was recognized, and which columns are not used; empty before a row was."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from accord.data.messages import with_texts
 from accord.data.rows import Where
+from accord.data.turns import inputs_of
 from accord.errors import UserError
 from accord.feedback.entities import ADJUDICATION, Choice, Message, NewCandidate, NewPair, Side, VoteRow
 from accord.io.readers import json_kind, parse_json, read_text
@@ -55,7 +56,7 @@ class CannotHold(Exception):
 def new_pair(prompt: Sequence[Message], a: str, b: str, models: Sequence[str] = ("", "")) -> NewPair:
     """A pair of two texts by two models, of unknown settings."""
     first, second = (NewCandidate(text, None, model, {}) for text, model in zip((a, b), models, strict=True))
-    return NewPair(with_texts(prompt), first, second, probability=1.0)
+    return NewPair(with_texts(prompt), first, second, probability=1.0, inputs=inputs_of(prompt))
 
 
 def require_choice(pair: NewPair, where: Where) -> None:

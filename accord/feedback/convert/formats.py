@@ -29,7 +29,7 @@ class Format:
 
 
 _PAIRS = "It holds which reply was preferred, and neither annotators, sides shown, seconds, models nor skipped pairs."
-_SOFT = f"{_PAIRS} The keys label and weight are read by accord; TRL's trainers ignore them."
+_SOFT = f"{_PAIRS} The keys label, weight and tokens are read by accord; TRL's trainers ignore them."
 
 FORMATS: dict[str, Format] = {
     "raw": Format("every vote with everything shown", raw.write, raw.read, "", comments=True, whole=True),

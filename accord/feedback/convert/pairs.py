@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from accord.data.messages import template_columns
 from accord.data.rows import Where, number_field, soft_label
+from accord.data.sampled_ids import sampled_column
+from accord.data.samples import Candidate as Sampled
+from accord.data.turns import Turns
 from accord.errors import UserError
 from accord.feedback.convert.file_vote import CannotHold, FileVote, Row, Written, by_pair, require_choice
-from accord.feedback.entities import Message, NewPair, VoteRow
+from accord.feedback.entities import TOKENIZER, Candidate, Message, NewPair, Side, VoteRow
 
 Ties = Literal["drop", "half", "weight"]
 TIES: tuple[Ties, ...] = ("drop", "half", "weight")
@@ -43,6 +47,8 @@ class Preference:
     rejected: str
     label: float
     weight: float
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """The columns of the prompt's tools, and of the ids of both replies as they were sampled, where they are known."""
 
     def extras(self) -> dict[str, float]:
         """The keys "label" and "weight", where they are not 1."""
@@ -91,24 +97,33 @@ def _weight(vote: VoteRow, options: PairOptions) -> float:
 
 
 def _each(vote: VoteRow, options: PairOptions) -> Iterator[tuple[Preference, int]]:
-    first, second, weight = vote.a.text, vote.b.text, _weight(vote, options)
+    weight = _weight(vote, options)
     if vote.choice in NO_SIDE and options.ties == "weight":
-        yield Preference(vote.prompt, first, second, 1.0, weight / 2), 1
-        yield Preference(vote.prompt, second, first, 1.0, weight / 2), 0
+        yield _preference(vote, "a", 1.0, weight / 2), 1
+        yield _preference(vote, "b", 1.0, weight / 2), 0
         return
-    if vote.choice == "b":
-        first, second = second, first
-    yield Preference(vote.prompt, first, second, 0.5 if vote.choice in NO_SIDE else 1.0, weight), 1
+    label = 0.5 if vote.choice in NO_SIDE else 1.0
+    yield _preference(vote, "b" if vote.choice == "b" else "a", label, weight), 1
+
+
+def _preference(vote: VoteRow, chosen: Side, label: float, weight: float) -> Preference:
+    """The row in which the reply of one side is the chosen one."""
+    first, second = (vote.a, vote.b) if chosen == "a" else (vote.b, vote.a)
+    columns = template_columns(Turns(vote.prompt, vote.inputs))
+    ids = sampled_column({"chosen": _sampled(first), "rejected": _sampled(second)})
+    return Preference(vote.prompt, first.text, second.text, label, weight, columns | ids)
+
+
+def _sampled(reply: Candidate) -> Sampled:
+    return Sampled(reply.text, reply.tokens, tokenizer=str(reply.sampling.get(TOKENIZER) or ""))
 
 
 def _shared(given: Sequence[VoteRow], options: PairOptions, typical: float) -> Preference:
     """The share of the votes for the reply that has most; the weight is their number, relative to the average pair."""
     total = sum(_weight(vote, options) for vote in given)
     for_a = sum(_weight(v, options) * (0.5 if v.choice in NO_SIDE else float(v.choice == "a")) for v in given) / total
-    a, b, weight = given[0].a.text, given[0].b.text, total / typical
-    if for_a >= 0.5:
-        return Preference(given[0].prompt, a, b, for_a, weight)
-    return Preference(given[0].prompt, b, a, 1 - for_a, weight)
+    chosen: Side = "a" if for_a >= 0.5 else "b"
+    return _preference(given[0], chosen, max(for_a, 1 - for_a), total / typical)
 
 
 def write_pairs(votes: Iterable[VoteRow], options: PairOptions, row: Callable[[Preference], dict[str, Any]]) -> Written:

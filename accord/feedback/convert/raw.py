@@ -25,14 +25,16 @@ def read(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:
     """The votes of rows.  Raises UserError naming the row."""
     for where, row in rows:
         a, b = (_candidate(require(row, key, where), key, where) for key in ("a", "b"))
+        prompt = messages_field(row, "prompt", where)
         gold = _one_of(row, "gold", (None, "a", "b", "tie"), where)
         pair = NewPair(
-            with_texts(messages_field(row, "prompt", where)),
+            with_texts(prompt),
             a,
             b,
             probability=number_of(row, "probability", where, 1e-12, 1, 1),
             gold=gold,
             source=str(row.get("source") or ""),
+            inputs=prompt.inputs,
         )
         require_choice(pair, where)
         tags = row.get("tags") or []

@@ -41,7 +41,7 @@ def write_chat_pairs(votes: Iterable[VoteRow], options: PairOptions) -> Written:
 
 def _chat_row(row: Preference) -> dict[str, Any]:
     replies = {"chosen": [assistant(row.chosen)], "rejected": [assistant(row.rejected)]}
-    return {"prompt": [dict(m) for m in row.prompt], **replies, **row.extras()}
+    return {"prompt": [dict(m) for m in row.prompt], **replies, **row.extras(), **row.beside}
 
 
 def read_pairs(rows: Iterable[tuple[Where, Row]]) -> Iterator[FileVote | str]:

@@ -116,7 +116,7 @@ def test_what_is_not_there_is_named(cache: Path, name: str, said: str) -> None:
 
 def test_without_the_extra_it_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"needs datasets; pip install 'accord\[data\]'"):
+    with pytest.raises(UserError, match=r"needs datasets; pip install -e '\S+\[data\]'"):
         prompts("org/tiny:pairs/train")
 
 

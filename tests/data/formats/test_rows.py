@@ -12,9 +12,10 @@ from accord.data.chat import exchange
 from accord.data.formats.rows import FormattedRows, recognize
 from accord.data.preferences import PairLengths, load_preferences
 from accord.data.prompts import load_prompts
-from accord.data.rows import preference_fields
+from accord.data.rows import Where, preference_fields
 from accord.data.supervised import load_supervised
 from accord.data.tokenizer import Tokenizer
+from accord.data_report.formatted import formatted
 from accord.errors import UserError
 
 Rows = Callable[..., Path]
@@ -169,6 +170,33 @@ def test_columns_that_are_read_beside_a_format_are_not_named(rows: Rows) -> None
     )
     assert next(iter(found))[1]["margin"] == 1
     assert "Not used" not in found.describe()
+
+
+TEMPLATE_INPUTS = {"tools": [{"a": 1}], "documents": [{"b": 2}], "chat_template_kwargs": {"c": 3}}
+DIALOGUE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "unused"),
+    [
+        ({"messages": DIALOGUE}, "sft", []),
+        ({"prompt": "a", "completion": "b"}, "sft", []),
+        ({"prompt": "a"}, "prompts", []),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preferences", []),
+        ({"text": "a"}, "sft", [*TEMPLATE_INPUTS]),
+        ({"text": "a"}, "base", [*TEMPLATE_INPUTS]),
+        ({"messages": DIALOGUE}, "base", [*TEMPLATE_INPUTS]),
+    ],
+)
+def test_columns_of_the_template_are_named_where_no_template_reads_them(
+    row: dict[str, Any], kind: Any, unused: list[str], rows: Rows
+) -> None:
+    found = FormattedRows(rows({**row, **TEMPLATE_INPUTS}), kind)
+    assert len(list(found)) == 1
+    assert list(found.unused) == unused
+    if kind != "base":
+        shown = formatted({**row, **TEMPLATE_INPUTS}, kind, True, Where("rows", 1))
+        assert list(shown.unused) == unused, "accord data says the same"
 
 
 @pytest.mark.parametrize(
