@@ -92,7 +92,7 @@ def train(config: DPOConfig, run: Run) -> dict[str, float]:
     grouped = units(pairs, options.group_by_prompt)
     require_fit(config.model.base_model, backbone, tokenizer, longest_text([*pairs, *heldout]))
     processes = spread([backbone], config.parallel)
-    groups = [(list(backbone.parameters()), options.learning_rate)]
+    groups = [(list(backbone.parameters()), options.peak_rate)]
     lengths = [unit_length(pairs, rows) for rows in grouped]
     tokens = tokens_in_a_pass(sum(lengths), len(grouped), options)
     run.plan(

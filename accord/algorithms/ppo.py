@@ -52,13 +52,13 @@ from accord.models.reference import FrozenReference
 from accord.models.reward import RewardModel, is_reward_model
 from accord.rollout.collect import TextTask, pack_texts, to_rows
 from accord.rollout.generate import Decoding
-from accord.rollout.score import open_rewards, reward_models
+from accord.rollout.score import model_rewards, open_rewards, reward_models
 from accord.rollout.shaping import shape_scores, token_rewards, whiten_rewards
 from accord.rollout.staleness import is_stale, staleness_metrics
 from accord.rollout.text_source import TextSource
 from accord.runtime.device import autocast
 from accord.runtime.run import Run
-from accord.training.artifact import open_model, open_tokenizer, require_fit, require_same_tokens, save_model
+from accord.training.artifact import open_policy, open_tokenizer, require_fit, require_same_tokens, save_model
 from accord.training.checkpoint import Checkpoint, Resumable
 from accord.training.describe import describe_memory, describe_model, memory_by_strategy
 from accord.training.fit import finish_step
@@ -271,7 +271,7 @@ def policy_pass(
     with autocast(next(policy.parameters()).device, config.precision):
         if values is None or recompute:
             values = read_divided(generation, size, policy.critic_values)
-        differs = {config.precision, config.sampling.weights, config.rollout.weights_dtype} != {"float32"}
+        differs = bool({config.precision, config.sampling.weights, config.rollout.weights_dtype} - {"auto", "float32"})
         if differs or recompute:
             logprobs = read_divided(
                 generation, size, lambda packed, at: reply_logprobs(policy.policy, packed, at, temperature)
@@ -347,8 +347,8 @@ def train(config: LanguagePPOConfig, run: Run) -> dict[str, float]:
     describe(run, config, policy, prompts, loop, [reference, *judges], processes)
     updater = Updater(
         [
-            (policy.policy_parameters(), training.learning_rate),
-            (policy.critic_parameters(), training.critic_learning_rate or training.learning_rate),
+            (policy.policy_parameters(), training.peak_rate),
+            (policy.critic_parameters(), training.critic_learning_rate or training.peak_rate),
         ],
         training,
         loop.steps,
@@ -375,8 +375,8 @@ def open_task(
 ) -> tuple[Backbone, Backbone, TextTask]:
     """The model that training starts from, the reference, and the task.  Raises UserError where they do not fit."""
     sampling, training = config.sampling, config.training
-    backbone = open_model(config.model.base_model, device)
-    reference = open_model(config.reference or config.model.base_model, device).requires_grad_(False)
+    backbone = open_policy(config.model.base_model, tokenizer, device)
+    reference = open_policy(config.reference or config.model.base_model, tokenizer, device).requires_grad_(False)
     reward = open_rewards(config.reward, tokenizer, device)
     prompts = load_prompts(config.prompts, tokenizer, config.model.max_length - sampling.max_new_tokens)
     for path, model in (
@@ -384,6 +384,11 @@ def open_task(
         (config.reference or config.model.base_model, reference),
     ):
         require_fit(path, model, tokenizer, prompts.longest + sampling.max_new_tokens)
+    for term in model_rewards(
+        reward
+    ):  # a reward with another tokenizer counts other tokens, which are checked as they come
+        longest = prompts.longest + sampling.max_new_tokens if term.same_tokens else 0
+        require_fit("the reward model", term.model.backbone, term.tokenizer, longest)
     task = TextTask(
         prompts,
         tokenizer,

@@ -240,7 +240,7 @@ def train_on_steps(run: Run, model: AnyActorCritic, task: StepTask, training: St
     updater: PolicyUpdater = (
         NumpyUpdater(networks, training, loop.steps)
         if networks
-        else Updater([(model.parameters(), training.learning_rate)], training, loop.steps)
+        else Updater([(model.parameters(), training.peak_rate)], training, loop.steps)
     )
     run.plan(
         {

@@ -1,6 +1,6 @@
 """PPO of small heads on a frozen language model: an action is a token, the observation the hidden state before it.
 
-This is the specified ``ActorCritic`` on text.  Each token is a step of an environment (``rollout/env/tokens``), so
+This is ``ActorCritic`` on text.  Each token is a step of an environment (``rollout/env/tokens``), so
 training is ``ppo_control``'s; the KL to the frozen model is a penalty on every step's reward.
 """
 
@@ -22,17 +22,23 @@ from accord.rollout.env.tokens import TokenEnvironment
 from accord.rollout.score import Replies, open_rewards, total
 from accord.runtime.device import resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import open_model, open_tokenizer, require_fit, save_pt
+from accord.training.artifact import open_policy, open_tokenizer, require_fit, save_pt
 
 
 def open_token_environments(config: HeadsPPOConfig, run: Run) -> EpisodeVectors:
     """The frozen language model as environments.  Raises UserError where the config's sizes are not the model's."""
     device = resolve_device(config.device)
     tokenizer = open_tokenizer(config.model.base_model)
-    backbone = open_model(config.model.base_model, device).requires_grad_(False)
+    backbone = open_policy(config.model.base_model, tokenizer, device).requires_grad_(False)
+    actions = backbone.policy_vocabulary or backbone.vocab_size
+    if backbone.gaps:
+        raise UserError(
+            f"{config.model.base_model}: id {backbone.gaps[0]} is no token, but a head would sample it; use"
+            " model.policy=language, which leaves such ids out."
+        )
     for key, expected, found in (
         ("obs_dim", config.model.obs_dim, backbone.width),
-        ("action_dim", config.model.action_dim, backbone.vocab_size),
+        ("action_dim", config.model.action_dim, actions),
     ):
         if expected != found:
             raise UserError(
@@ -57,7 +63,7 @@ def open_token_environments(config: HeadsPPOConfig, run: Run) -> EpisodeVectors:
     ]
     return EpisodeVectors(
         environments,
-        Spaces(backbone.width, backbone.vocab_size),
+        Spaces(backbone.width, actions),
         lambda i, episode: run.derive("environment", i, episode),
         with_reference=True,
     )

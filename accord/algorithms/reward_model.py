@@ -9,7 +9,7 @@ Numbered details:
 4. held-out accuracy, without ties, by the function that ``compare`` uses; prompts on both sides are counted;
 5. mean and deviation of the scores are measured *after* training on the training replies and stored with the model.
 Departure: ``features`` regresses +1 for chosen and −1 for rejected replies by MSE with an MLP on a frozen model's
-features, as this package's specification asks.
+features, as in ``configs/reward_model.yaml``.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from accord.evaluation.reward_models import heldout_accuracy, reply_features, sc
 from accord.functional.losses.preference import bradley_terry_loss
 from accord.functional.losses.supervised import mse_loss
 from accord.functional.losses.ties import TieModel, log_tie_of, log_tie_of_share, tie_loss, tie_parameter
-from accord.models.open import keep_layers, open_backbone
-from accord.models.reward import RewardMLP, RewardModel, ScalarHead
+from accord.models.open import keep_layers
+from accord.models.reward import RewardMLP, RewardModel, ScalarHead, open_trunk
 from accord.runtime.run import Run
 from accord.training.artifact import open_tokenizer, require_fit, save_artifact, save_pt
 from accord.training.describe import (
@@ -154,7 +154,7 @@ def new_model(config: RewardConfig, device: torch.device) -> RewardModel:
     Raises UserError where ``model.input_dim`` is not the base model's width.
     """
     settings = config.model
-    backbone = open_backbone(settings.base_model).to(device).eval()  # may be another reward model's
+    backbone = open_trunk(settings.base_model).to(device).eval()  # may be another reward model's
     head: RewardMLP | ScalarHead = ScalarHead(backbone.width)  # drawn for both kinds, so that old seeds keep their MLP
     if isinstance(config, LanguageRewardConfig):
         keep_layers(backbone, config.model.layers)
@@ -162,7 +162,11 @@ def new_model(config: RewardConfig, device: torch.device) -> RewardModel:
         sizes = config.model
         backbone.requires_grad_(False)
         if sizes.input_dim != backbone.width:
-            raise UserError(f"model.input_dim is {sizes.input_dim}, {sizes.base_model} has width {backbone.width}.")
+            raise UserError(
+                f"model.input_dim is {sizes.input_dim}, {sizes.base_model} has width {backbone.width}; type"
+                f" model.input_dim={backbone.width}, or leave input_dim and hidden_dim out (and --config"
+                " configs/reward_model.yaml) to train the whole model."
+            )
         head = RewardMLP(sizes.input_dim, sizes.hidden_dim, sizes.num_layers)
     return RewardModel(backbone, head, settings.pooling).to(device)
 
@@ -174,10 +178,10 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
     tokenizer = open_tokenizer(settings.base_model)
     torch.manual_seed(run.derive("head"))
     model = new_model(config, device)
-    probe_decay, head_learning_rate = 0.0, options.learning_rate
+    probe_decay, head_learning_rate = 0.0, options.peak_rate
     if isinstance(config, LanguageRewardConfig):
         probe_decay = config.training.probe_decay
-        head_learning_rate = config.training.head_learning_rate or options.learning_rate
+        head_learning_rate = config.training.head_learning_rate or options.peak_rate
     data = read_pairs(config.data, config.model, tokenizer, run.seed)
     pairs, heldout = data.train, decided(data.heldout)
     if not decided(pairs):
@@ -225,7 +229,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, float]:
 
     epochs = Epochs(lengths, pack, lambda batch: objective(model, batch, kind, ties), options, config.precision)
     groups = [
-        (list(model.backbone.parameters()), options.learning_rate),
+        (list(model.backbone.parameters()), options.peak_rate),
         (list(model.head.parameters()), head_learning_rate),
     ]
     trained: nn.Module = model
@@ -262,8 +266,8 @@ def finish(
     run.record(metrics)
 
     save_artifact(run, model, tokenizer, "reward", metrics)
-    specified = model.head if config.model.kind == "features" else model
-    save_pt(run, "reward_model_final.pt", specified, {"metrics": metrics})
+    weights = model.head if config.model.kind == "features" else model
+    save_pt(run, "reward_model_final.pt", weights, {"metrics": metrics})
     run.say(f"wrote {run.directory / 'model'} and {run.directory / 'reward_model_final.pt'}")
     if heldout:
         run.say(f"held-out accuracy {metrics['heldout_accuracy']:.3f} on {len(heldout)} pairs")

@@ -48,7 +48,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """The gold reward, which no trainer sees: a function of texts, with its name for error messages."""
+    """The gold reward, best one that no trainer saw: a function of texts, with its name for error messages."""
 
     function: TextScores
     name: str

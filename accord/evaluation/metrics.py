@@ -10,7 +10,8 @@ drawn with replacement.  Intervals are percentile intervals (Efron 1979).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
+from statistics import NormalDist
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -174,6 +175,30 @@ def pair_agreement(scores_a: PerPrompt | Vector, scores_b: PerPrompt | Vector) -
     if pairs == 0:
         raise ValueError("scores_b: no two rows differ, so there is no pair to agree on")
     return agreed / pairs
+
+
+def accuracy_interval(correct: Vector, prompts: Sequence[Hashable], level: float = 0.95) -> Interval:
+    """The mean of (n,) values from 0 to 1, one for each pair, and its interval; ``prompts`` (n,) name each pair's prompt.
+
+    Wilson's score interval (1927), which stays within 0 and 1 and is not empty where all or none are right, for the
+    effective number of pairs: n over the design effect of prompts with several pairs (Kish 1965), at most n; the number of
+    prompts where all or none are right.
+    """
+    x = _vector(correct, "correct")
+    _same_length(x, prompts, "correct and prompts")
+    number, mean = len(x), float(x.mean())
+    sums: dict[Hashable, float] = {}
+    for value, prompt in zip(x - mean, prompts, strict=True):
+        sums[prompt] = sums.get(prompt, 0.0) + float(value)
+    effective = float(len(sums))
+    if 0 < mean < 1 and len(sums) > 1:
+        variance = sum(s * s for s in sums.values()) / number**2
+        effective = number / max(variance * number / (mean * (1 - mean)), 1.0)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = z * z / effective
+    middle = (mean + share / 2) / (1 + share)
+    half = z * math.sqrt(mean * (1 - mean) / effective + share / (4 * effective)) / (1 + share)
+    return Interval(mean, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def length_correlation(scores: Vector, lengths: Vector) -> float:

@@ -11,6 +11,7 @@ import torch
 
 from accord.config.control import ControlPPOConfig
 from accord.io.atomic import replacing
+from accord.io.installation import install_command
 from accord.io.records import read_metrics
 from accord.models.heads import AnyActorCritic
 from accord.rollout.env.checked import CheckedEnvironment
@@ -86,7 +87,7 @@ def write_curve(config: ControlPPOConfig, run: Run) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        run.say("no curve.png: matplotlib is not installed (pip install 'accord[control]')")
+        run.say(f"no curve.png: matplotlib is not installed ({install_command('control')})")
         return
     rows = read_metrics(run.logs / "metrics.jsonl")
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -115,7 +116,7 @@ def write_video(config: ControlPPOConfig, run: Run, model: AnyActorCritic, norma
     try:
         from PIL import Image
     except ImportError:
-        run.say("no episode.gif: Pillow is not installed (pip install 'accord[control]')")
+        run.say(f"no episode.gif: Pillow is not installed ({install_command('control')})")
         return
     environment = make_environment(config.environment, config.environment_args, render_mode="rgb_array")
     try:

@@ -51,7 +51,7 @@ def _cells(row: ModelRow) -> tuple[str, ...]:
     win = shown(row.win_rate, ".2f") + _interval(row.win_rate_ci95, ".2f")
     kl = shown(row.kl_mean if row.kl_mean is None else round(row.kl_mean, 2) + 0.0, ".2f")  # -0.001 is not "-0.00"
     gold = shown(row.gold_mean, "+.3f") + _interval(row.gold_ci95, "+.2f")
-    return (_clean(row.name), gold, win, kl, f"{row.length_mean:.1f}", f"{100 * row.eos_rate:.0f} %")
+    return (clean(row.name), gold, win, kl, f"{row.length_mean:.1f}", f"{100 * row.eos_rate:.0f} %")
 
 
 def _interval(ends: Sequence[float] | None, form: str) -> str:
@@ -70,12 +70,12 @@ def table(rows: Sequence[ModelRow], width: int = WIDE) -> str:
 def markdown_table(rows: Sequence[ModelRow]) -> str:
     """The same table in Markdown, for the README and the docs."""
     rules = ["---" if i < FIRST_NUMBER else "---:" for i in range(len(HEADERS))]
-    lines = [HEADERS, rules, *([_escape(cell) for cell in _cells(row)] for row in rows)]
+    lines = [HEADERS, rules, *([escape(cell) for cell in _cells(row)] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 # ----------------------------------------------------------------- replies side by side
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text without control characters, which could move a terminal's cursor; line ends are kept."""
     lines = text.expandtabs(4).splitlines()
     return "\n".join("".join(c if unicodedata.category(c)[0] != "C" else "\ufffd" for c in line) for line in lines)
@@ -92,7 +92,7 @@ def _join(cells: Iterable[str], gap: str) -> str:
 def _wrap(text: str, width: int) -> list[str]:
     """Lines of at most ``width`` columns; the text's own line ends are kept, its blank lines are not."""
     lines: list[str] = []
-    for paragraph in _clean(text).split("\n"):
+    for paragraph in clean(text).split("\n"):
         for line in textwrap.wrap(paragraph, width):
             # textwrap counts characters; only wide ones make a line too long, and then each may take two columns
             lines += [line] if cell_len(line) <= width else textwrap.wrap(line, max(1, width // 2))
@@ -135,24 +135,24 @@ def side_by_side(prompts: Sequence[str], samples: Mapping[str, Sequence[str]], w
     stacked = width < STACKED_BELOW or column < NARROWEST
     blocks = []
     for i, prompt in enumerate(prompts):
-        replies = {_clean(name): texts[i] for name, texts in samples.items()}
+        replies = {clean(name): texts[i] for name, texts in samples.items()}
         head = textwrap.indent("\n".join(_wrap(prompt, max(1, width - 2))), "  ")
         body = _stack(replies, width) if stacked else _columns(replies, column)
         blocks.append("\n".join([">" + head[1:], *body]))
     return "\n\n".join(blocks)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text escaped for a cell of a Markdown table."""
-    return re.sub(r"([\\`*_\[\]<>|&~$])", r"\\\1", _clean(text).strip()).replace("\n", "<br>")
+    return re.sub(r"([\\`*_\[\]<>|&~$])", r"\\\1", clean(text).strip()).replace("\n", "<br>")
 
 
 def markdown_samples(prompts: Sequence[str], samples: Mapping[str, Sequence[str]]) -> str:
     """A Markdown table with a row per prompt and a column per model."""
     _check_samples(prompts, samples)
-    lines = [["prompt", *map(_escape, samples)], ["---"] * (len(samples) + 1)]
+    lines = [["prompt", *map(escape, samples)], ["---"] * (len(samples) + 1)]
     for prompt, *replies in zip(prompts, *samples.values(), strict=True):
-        lines.append([_escape(prompt), *(_escape(reply) or "(empty)" for reply in replies)])
+        lines.append([escape(prompt), *(escape(reply) or "(empty)" for reply in replies)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 

@@ -10,7 +10,7 @@ from accord.data.vocabulary import difference, difference_of_ids
 from accord.errors import UserError
 from accord.fusion.weights import ModelTensors
 from accord.models.hf_format import read_json
-from accord.models.reward import HEAD_CONFIG, is_reward_model
+from accord.models.reward import HEAD_CONFIG, has_head
 
 if TYPE_CHECKING:
     from accord.data.tokenizer import Tokenizer
@@ -122,9 +122,9 @@ def _tokenizer(folder: Path) -> Tokenizer:
 def require_same_heads(models: Sequence[Path], base: Path | None) -> bool:
     """Whether these are reward models.  Raises UserError where only some are, or where their heads differ in shape."""
     first = models[0]
-    has = is_reward_model(first)
+    has = has_head(first)
     for other in [*models[1:], *([base] if base is not None else [])]:
-        if is_reward_model(other) != has:
+        if has_head(other) != has:
             if other == base and has:  # a language model as the base of reward models counts as a head of zeros
                 continue
             reward_model, language_model = (first, other) if has else (other, first)

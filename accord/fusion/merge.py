@@ -19,7 +19,7 @@ from accord.fusion.head import fold_statistics, read_head, restore_statistics, w
 from accord.fusion.weights import Layout, ModelTensors, in_file_order, open_weights, write_streamed
 from accord.io.digests import content_digest, read_manifest, verify
 from accord.models.hf_format import WEIGHTS, read_json, write_json
-from accord.models.reward import is_reward_model
+from accord.models.reward import has_head
 from accord.registry.family import ancestors, plain_settings, write_lineage
 from accord.registry.manifest import publish, versions
 from accord.runtime.seeds import generator
@@ -234,7 +234,7 @@ def _merge_heads(recipe: Recipe, models: Sequence[Path], base: Path | None, firs
     heads = [fold_statistics(read_head(path)[1]) for path in models]
     base_head: dict[str, Tensor] | None = None
     if base is not None:
-        base_head = fold_statistics(read_head(base)[1]) if is_reward_model(base) else zero_head(heads[0])
+        base_head = fold_statistics(read_head(base)[1]) if has_head(base) else zero_head(heads[0])
     merged = {
         name: recipe(name, [h[name] for h in heads], None if base_head is None else base_head[name])
         for name in heads[0]

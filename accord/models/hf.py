@@ -7,6 +7,7 @@ alike, without their caches, and costs a factor of the length.  Faster families 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from accord.errors import UserError
 from accord.io.readers import shorten
 from accord.models.backbone import Backbone
 from accord.models.generation_config import write_generation
+from accord.models.hf_format import NeedsTransformers
 from accord.types import Packed
 
 if TYPE_CHECKING:
@@ -37,6 +39,14 @@ class TextCache:
         return TextCache([list(self.texts[row]) for row in rows.tolist()])
 
 
+SLOW = "opened through transformers, which is correct and slower than the Llama and Mamba families"
+
+
+def slower(why: NeedsTransformers) -> str:
+    """The note of a model of a fast family whose config needs transformers."""
+    return f"{SLOW}, since its config.json asks for {why.what}"
+
+
 class CausalLM(Backbone):
     """A causal model of transformers, with dropout off also after ``train()``.
 
@@ -48,14 +58,27 @@ class CausalLM(Backbone):
         self.model = cast(Any, model)  # its methods are not typed
         self.model.eval()
         self.kind: str = self.model.config.model_type
-        base, head = self.model.base_model, self.model.get_output_embeddings()
+        base, head = self._body(), self.model.get_output_embeddings()
         if base is self.model or head is None:
             raise UserError(f"model type {self.kind!r}: has no language-model head separate from its body")
         self.vocab_size, self.width = (int(size) for size in head.weight.shape)
-        self.max_positions = _learned_positions(self.model)
+        self.max_positions = _longest_text(self.model)
+        self._scale, self._cap = _scale_and_cap(self.model.config.get_text_config())
         self._tied = _tied_names(self.model)
+        if self.model.get_input_embeddings().weight is not head.weight:
+            for config in (self.model.config, self.model.config.get_text_config()):
+                config.tie_word_embeddings = False  # also where the file's head differs from embeddings that it ties
+        self.notes = _notes(self.model)
         self._accepts = set(inspect.signature(base.forward).parameters)
-        _check(self)
+        try:
+            sound, why = _gives_own_logits(self), ""
+        except Exception as error:  # of a model that needs more inputs, such as an encoder's states
+            sound, why = False, f" ({shorten(str(error).strip().partition(chr(10))[0] or type(error).__name__, 120)})"
+        if not sound:
+            raise UserError(
+                f"model type {self.kind!r}: its body and head, or its padding, do not give its own logits, "
+                f"or it is not causal; it cannot be trained here{why}"
+            )
 
     def train(self, mode: bool = True) -> CausalLM:
         super().train(mode)
@@ -71,19 +94,23 @@ class CausalLM(Backbone):
             "position_ids": torch.arange(columns, device=packed.texts.device).expand(rows, -1),
             "use_cache": False,
         }
-        found = self.model.base_model(**{key: value for key, value in inputs.items() if key in self._accepts})
+        found = self._body()(**{key: value for key, value in inputs.items() if key in self._accepts})
         states: Tensor = found[0]
         states = states.flatten(0, 1).index_select(0, packed.slots)
         return states if at is None else states[at]
 
+    def _body(self) -> Any:
+        """The model without its head; the model itself where it has no such part."""
+        base = self.model.base_model
+        return (
+            base if base is not self.model else getattr(self.model, "model", base)
+        )  # Llama 4's text has another prefix
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """(N, V) from (N, D), with the scale (Cohere, Granite) and the soft cap (Gemma) that the config names."""
+        """(N, V) from (N, D), with the scale (Cohere, Granite, Falcon-H1) and the soft cap (Gemma) that the config names."""
         logits: Tensor = self.model.get_output_embeddings()(hidden)
-        config = self.model.config
-        factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        logits = logits if factor == 1.0 else logits * factor
-        cap = getattr(config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        logits = logits if self._scale == 1.0 else logits * self._scale
+        return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
     @torch.no_grad()
     def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, TextCache]:
@@ -110,12 +137,23 @@ class CausalLM(Backbone):
         from transformers import AutoModelForCausalLM
 
         name = str(directory_or_id)
+        how = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
         try:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+            model, found = AutoModelForCausalLM.from_pretrained(name, **how)
         except Exception as error:  # transformers raises whatever a damaged file leads it to
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"{name}: transformers cannot open this model ({shorten(reason, 300)})") from error
-        return cls(model)
+            raise UserError(f"{name}: {_why_not(error)}") from error
+        if missing := sorted(found["missing_keys"]):
+            raise UserError(
+                f"{name}: tensor {shorten(missing[0])} is missing ({len(missing)} in all), and would be random; download the"
+                " folder again."
+            )
+        try:
+            ours = cls(model)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        if spare := sorted(found["unexpected_keys"]):
+            ours.notes += (f"its tensor {shorten(spare[0])} has no place in this model and is left out",)
+        return ours
 
     def save(self, directory: str | Path) -> None:
         """Writes the folder as transformers does, with the settings of ``generation_config.json`` as they came."""
@@ -159,18 +197,82 @@ def _tied_names(model: nn.Module) -> set[str]:
     return tied
 
 
-def _learned_positions(model: nn.Module) -> int | None:
-    """The rows of an embedding of positions (GPT-2's ``wpe``; OPT has two more than positions); None where there is none."""
+def _scale_and_cap(config: Any) -> tuple[float, float | None]:
+    """What logits are multiplied by, and the bound that they then approach; None without one."""
+    scale, cap = 1.0, None
+    for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
+        scale *= getattr(config, name, None) or 1.0
+    scaling = getattr(config, "logits_scaling", None) or 1.0
+    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
+        cap = cap or getattr(config, name, None)
+    return (scale * scaling if config.model_type == "hyperclovax" else scale / scaling), cap
+
+
+def _why_not(error: Exception) -> str:
+    """What keeps transformers from opening a model, and what to do."""
+    text = str(error).strip() or type(error).__name__
+    if "trust_remote_code" in text:
+        return "needs code that comes with the model, which is never run; take a model that transformers has itself"
+    reason = shorten(text.splitlines()[0], 300)
+    if "for this kind of AutoModel" in text:
+        family = text.partition("Config'>")[0].rpartition(".")[2]
+        return f"is a {family or 'model'}, not a causal language model, so it cannot write replies; name a causal one"
+    return f"transformers cannot open this model ({reason})"
+
+
+def _longest_text(model: Any) -> int | None:
+    """The number of positions of a table (GPT-2's ``wpe``, GPT-J's sinusoids, MPT's slopes; OPT has two rows too many).
+
+    Rotary frequencies that change with the length of the text (dynamic, longrope) end where they begin to: beyond it the state
+    at a token would depend on what follows.  None where there is no end.
+    """
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
-        if isinstance(module, nn.Embedding) and (last == "wpe" or "position" in last):
+        if isinstance(module, nn.Embedding) and (last in ("wpe", "wpe_layer") or "position" in last):
             return module.num_embeddings - int(getattr(module, "offset", 0))
-    return None
+        tables = [getattr(module, table, None) for table in ("embed_positions", "pos_encoding")]
+        if found := [len(table) for table in tables if isinstance(table, Tensor) and table.dim() == 2]:
+            return found[0]
+    config = model.config.get_text_config()
+    if config.model_type == "mpt":
+        return int(config.max_seq_len)
+    ends = [_end_of_rope(config, rope) for rope in _ropes(config)]
+    return min((end for end in ends if end is not None), default=None)
+
+
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """The rotary settings of a config: one, or one for each type of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return [rope, *(value for value in rope.values() if isinstance(value, dict))]
+
+
+def _end_of_rope(config: Any, rope: Mapping[str, Any]) -> int | None:
+    if rope.get("rope_type") not in ("dynamic", "longrope"):
+        return None
+    given = rope.get("original_max_position_embeddings")
+    given = given or getattr(config, "original_max_position_embeddings", None)
+    return int(given or config.max_position_embeddings)
+
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def _notes(model: Any) -> tuple[str, ...]:
+    """What the user of a model of transformers should know."""
+    config = model.config.get_text_config()
+    experts = [getattr(config, name, None) for name in EXPERTS]
+    routed = any(re.search("experts?$|moe|router", type(part).__name__.lower()) for part in model.modules())
+    if not routed or not any(isinstance(number, int) and number > 1 for number in experts):
+        return ()
+    return (
+        "a mixture of experts, whose router is trained by the loss of the stage alone: the auxiliary loss that balances"
+        " experts (TRL's router_aux_loss_coef) is not added",
+    )
 
 
 @torch.no_grad()
-def _check(ours: CausalLM) -> None:
-    """Two short texts, one the beginning of the other, must get the logits that the whole model gives each alone.
+def _gives_own_logits(ours: CausalLM) -> bool:
+    """Whether two short texts, one the beginning of the other, get the logits that the whole model gives each alone.
 
     That covers the head, the padding and causality: a model that sees the future gives the beginning other logits.
     """
@@ -183,8 +285,4 @@ def _check(ours: CausalLM) -> None:
     found = torch.cat([found, found[:2]])
     tolerance = 1e-4 if ours.model.dtype is torch.float32 else 3e-2
     slack = tolerance * float(wanted.abs().max())
-    if found.shape != wanted.shape or not torch.allclose(found, wanted, tolerance, slack):
-        raise UserError(
-            f"model type {ours.kind!r}: its body and head, or its padding, do not give its own logits, "
-            "or it is not causal; it cannot be trained here"
-        )
+    return found.shape == wanted.shape and torch.allclose(found, wanted, tolerance, slack)

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +19,15 @@ from accord.errors import UserError
 from accord.io import atomic, readers
 from accord.io.readers import require_file, shorten
 from accord.io.records import ShardIndex, check
+
+
+class NeedsTransformers(UserError):
+    """A ``config.json`` asks for ``what``, which accord's own code of its family lacks; transformers may have it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"config.json: {what} is not supported here")
+        self.what = what
+
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -57,7 +67,7 @@ def read_weights(directory: str | Path) -> dict[str, Tensor]:
 def read_index(folder: Path) -> dict[str, str]:
     """The shard of each tensor, a file name in ``folder``.  Raises UserError where the index is missing or damaged."""
     if not (folder / INDEX).exists():
-        raise UserError(f"{folder / WEIGHTS}: no such file, nor {INDEX}; save the model as safetensors first.")
+        raise UserError(_no_weights(folder))
     places = check(read_json(folder, INDEX), ShardIndex, str(folder / INDEX), "download it again.")["weight_map"]
     for name in set(places.values()):
         if Path(name).name != name:
@@ -65,6 +75,50 @@ def read_index(folder: Path) -> dict[str, str]:
                 f"{folder / INDEX}: shard {shorten(name)!r} is not a plain file name; shards must be beside the index."
             )
     return dict(places)
+
+
+def _no_weights(folder: Path) -> str:
+    """Why a folder without ``WEIGHTS`` and ``INDEX`` cannot be read."""
+    if shards := sorted(folder.glob("*.safetensors")):
+        return (
+            f"{folder / INDEX}: no such file, but {shards[0].name} is here, which is a part of the weights; download the"
+            " folder again, with the index."
+        )
+    if pickles := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
+        return (
+            f"{folder / WEIGHTS}: no such file, only {pickles[0].name}, a pickle, which can run code and is not read; take"
+            " the model's safetensors, or save them with transformers' save_pretrained."
+        )
+    return f"{folder / WEIGHTS}: no such file, nor {INDEX}; save the model as safetensors first."
+
+
+HEADS_DIFFER = (
+    "the head differs from the embeddings although config.json says that they are tied, so it is kept and saved"
+)
+"""A model's note where its file holds two tensors for one."""
+
+
+def differ(head: Tensor | None, embeddings: Tensor | None) -> bool:
+    """Whether a head that a config ties to the embeddings has values of its own in the file."""
+    if head is None or embeddings is None or head.shape != embeddings.shape:
+        return False
+    return not torch.equal(head, embeddings)
+
+
+def require_shards(folder: Path) -> None:
+    """Raises UserError where a folder's weights are absent, or where a shard does not hold what the index says.
+
+    For a reader other than ``read_weights``: of a tensor in two shards it may take either.
+    """
+    if (folder / WEIGHTS).exists():
+        return
+    places = read_index(folder)
+    for shard in sorted(set(places.values())):
+        with checked_tensors(folder / shard), safe_open(folder / shard, "pt") as file:
+            found = set(file.keys())
+        for name in sorted(name for name in places if (places[name] == shard) != (name in found)):
+            fault = f"is not in {shard}" if places[name] == shard else f"is in {places[name]}, and in {shard} as well"
+            raise UserError(f"{folder / INDEX}: tensor {shorten(name)} {fault}; download the folder again.")
 
 
 def require_layers(layers: int, state: Mapping[str, Tensor]) -> None:

@@ -85,7 +85,7 @@ class LanguageActorCritic(nn.Module):
         state = self.policy(packed, before)
         targets, size = packed.tokens[at], self.policy.vocab_size
         logprobs, entropy = token_logprobs(
-            self.policy.logits, state, targets, temperature, MAX_STORED_LOGITS, vocab_size=size
+            self.policy.policy_logits, state, targets, temperature, MAX_STORED_LOGITS, vocab_size=size
         )
         if self.critic_backbone is not None:
             state = self.critic_backbone(packed, before)
@@ -118,7 +118,7 @@ def reply_logprobs(backbone: Backbone, packed: Packed, at: Tensor, temperature: 
     Raises ValueError for a temperature that is not positive.
     """
     hidden, targets = backbone(packed, packed.previous[at]), packed.tokens[at]
-    weight = backbone.head_weight()
+    weight = backbone.policy_head_weight()
     if weight is None or temperature != 1:
-        return token_logprobs(backbone.logits, hidden, targets, temperature)[0]
+        return token_logprobs(backbone.policy_logits, hidden, targets, temperature)[0]
     return label_logprobs(hidden, weight, targets)  # computes no entropies

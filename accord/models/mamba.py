@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
@@ -32,7 +32,16 @@ from accord.kernels.selective_scan import (
 )
 from accord.models.backbone import Backbone
 from accord.models.generation_config import write_generation
-from accord.models.hf_format import read_json, read_weights, require_layers, write_json, write_weights
+from accord.models.hf_format import (
+    HEADS_DIFFER,
+    NeedsTransformers,
+    differ,
+    read_json,
+    read_weights,
+    require_layers,
+    write_json,
+    write_weights,
+)
 from accord.models.plain import are_plain
 from accord.types import Packed
 
@@ -76,13 +85,19 @@ class MambaConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> MambaConfig:
-        """From the content of ``config.json``.  Raises UserError for another family, or an unsupported Mamba."""
+        """From the content of ``config.json``.
+
+        Raises UserError for another family, NeedsTransformers for a Mamba that is not implemented here.
+        """
         kind = config.get("model_type")
         if kind != "mamba":
             raise UserError(f"config.json: model_type = {kind!r}, expected 'mamba'; open it with its own family")
         if config.get("hidden_act", "silu") != "silu":
-            raise UserError(f"config.json: hidden_act = {config['hidden_act']!r}; only 'silu' is implemented")
+            raise NeedsTransformers(f"hidden_act = {config['hidden_act']!r}")
         config = check(config, ModelConfig, "config.json", "download the file again")
+        inner = config.get("expand", 2) * config["hidden_size"]
+        if config.get("intermediate_size", inner) != inner:
+            raise NeedsTransformers(f"intermediate_size = {config['intermediate_size']}")
         rank, eos = config.get("time_step_rank", "auto"), config.get("eos_token_id", 0)
         return cls(
             vocab_size=config["vocab_size"],
@@ -326,12 +341,18 @@ class Mamba(Backbone):
             config = MambaConfig.from_hf(read_json(directory, "config.json"))
             state = read_weights(directory)
             require_layers(config.n_layers, state)
+        except NeedsTransformers:
+            raise
         except UserError as error:
             place = "" if str(directory) in str(error) else f"{directory}: "
             raise UserError(f"{place}{error}") from None
+        found = {}
+        notes: tuple[str, ...] = ()
+        embeddings = state.get("backbone.embeddings.weight", state.get("backbone.embedding.weight"))
+        if config.tied and differ(state.get("lm_head.weight"), embeddings):
+            config, notes = replace(config, tied=False), (HEADS_DIFFER,)
         with torch.device("meta"):  # as large as config.json says, which may be another model's
             expected = cls(config).state_dict()
-        found = {}
         for name, tensor in state.items():
             plain = name.removeprefix("backbone.").replace("embedding.", "embeddings.")  # old folders: singular
             if not (plain == "lm_head.weight" and config.tied):
@@ -345,6 +366,7 @@ class Mamba(Backbone):
                 raise UserError(f"{directory}: tensor {name} has shape {shapes}; is config.json another model's?")
         model = cls(config)
         model.load_state_dict(found)
+        model.notes = notes
         return model
 
 

@@ -13,7 +13,7 @@ from accord.io.digests import verify
 from accord.io.readers import shorten
 from accord.models.backbone import Backbone
 from accord.models.generation_config import read_generation
-from accord.models.hf_format import INDEX, read_index, read_json
+from accord.models.hf_format import NeedsTransformers, read_json, require_shards
 
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -46,34 +46,56 @@ def require_finite(path: str | Path, tensors: Iterable[tuple[str, Tensor]]) -> N
 
 def _opened(source: Path) -> Backbone:
     if source.suffix == ".gguf":
-        from accord.models.transformer import open_gguf
+        from accord.models.gguf import open_gguf
 
         return open_gguf(source)
     family = model_type(source)
     verify(source)
-    if family == "mamba":
-        from accord.models.mamba import Mamba
+    try:
+        if family == "mamba":
+            from accord.models.mamba import Mamba
 
-        return Mamba.open(str(source))
-    if family in LLAMA_FAMILY:
-        from accord.models.transformer import Transformer
+            return Mamba.open(str(source))
+        if family in LLAMA_FAMILY:
+            from accord.models.transformer import Transformer
 
-        return Transformer.open(str(source))
-    from accord.models.hf import CausalLM
+            return Transformer.open(str(source))
+    except NeedsTransformers as why:
+        return _through_transformers(source, why)
+    return _through_transformers(source)
 
-    if (source / INDEX).exists():
-        read_index(source)  # transformers does not say which file is damaged
-    return CausalLM.open(str(source))
+
+def _through_transformers(source: Path, why: NeedsTransformers | None = None) -> Backbone:
+    """A model of any family; ``why`` is what the fast code of its family lacks."""
+    from accord.models.hf import SLOW, CausalLM, slower
+
+    if source.is_dir():
+        require_shards(source)  # transformers does not say which file is damaged
+    backbone = CausalLM.open(str(source))
+    backbone.notes = (slower(why) if why else SLOW, *backbone.notes)
+    return backbone
 
 
 def model_type(source: Path) -> str:
-    """``model_type`` of a folder's config.json; empty for a name that is no folder (a model id)."""
+    """``model_type`` of a folder's config.json; empty for a name that is no folder (a model id).
+
+    Raises UserError where it names none, and for a folder of the original Mamba code.
+    """
     config = source / "config.json"
     if not config.exists():
         if source.is_dir():
             raise UserError(f"{source}: no config.json here, so this is not a model folder.")
         return ""
-    family = read_json(source, "config.json").get("model_type", "")
+    found = read_json(source, "config.json")
+    family = found.get("model_type", "")
+    if family == "" and "d_model" in found and "ssm_cfg" in found:
+        raise UserError(
+            f"{source}: a folder of the original Mamba code (d_model and ssm_cfg in config.json), which has other names and a"
+            " pickle of weights; take the same model converted for transformers, whose name ends in -hf"
+            " (state-spaces/mamba-130m-hf for state-spaces/mamba-130m)."
+        )
+    if family == "":
+        raise UserError(f"{config}: names no model_type, so its family is unknown; download the folder again.")
     if not isinstance(family, str):
         raise UserError(f"{config}: model_type must be a name such as 'llama', found {shorten(family)}.")
     return family

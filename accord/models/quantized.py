@@ -91,7 +91,10 @@ def sampling_copy(policy: Backbone, weights: WeightDtype) -> SamplingTransformer
     Raises UserError for a family without such a copy, or where this machine has no int8 products.
     """
     if type(policy) is not Transformer:
-        raise UserError(f"sampling.weights={weights} needs a model of the Llama family; set sampling.weights=float32.")
+        raise UserError(
+            f"sampling.weights={weights} needs a model of the Llama family that is not opened through transformers; set"
+            " sampling.weights=float32."
+        )
     source: Transformer = policy
     if weights == "int8" and not has_int8_products(source.embed_tokens.weight.device):
         raise UserError("sampling.weights=int8 needs a CPU with AVX2; set sampling.weights=bfloat16 or float32.")
@@ -104,6 +107,7 @@ def sampling_copy(policy: Backbone, weights: WeightDtype) -> SamplingTransformer
     copy.head = make(source.embed_tokens.weight if source.config.tied else source.lm_head.weight, None)
     if not source.config.tied:
         del copy.lm_head
+    copy.policy_vocabulary, copy.gaps = source.policy_vocabulary, source.gaps
     return copy.eval()
 
 

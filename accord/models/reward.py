@@ -1,4 +1,4 @@
-"""Reward models: an MLP on features (as specified), and a scalar head on a whole language model."""
+"""Reward models: an MLP on features (as specified), a scalar head on a whole language model, and those of transformers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from accord.io.records import Head, read_record
 from accord.models.backbone import Backbone
 from accord.models.hf_format import read_tensors, write_tensors
 from accord.models.open import open_backbone, require_finite
+from accord.models.sequence_classification import is_classifier, open_classifier
 from accord.types import Packed
 
+Pooling = Literal["last", "mean", "sequence"]
+"""Features of a reply: at its last token, their mean, or at the last token of its whole text that is not the pad token."""
 HEAD_FILE = "reward_head.safetensors"
 HEAD_CONFIG = "reward_head.json"
 
@@ -79,15 +82,20 @@ class ScalarHead(nn.Module):
 class RewardModel(nn.Module):
     """Scores of replies: backbone → pooled features → head, less the stored mean, over the stored deviation.
 
-    ``pooling`` is the hidden state at the reply's last token, or the mean over the reply's tokens.  ``mean`` and
-    ``deviation`` are measured after training on reference replies, so that the scores PPO sees are centered.
+    ``pooling`` is the hidden state at the reply's last token, or the mean over the reply's tokens.  ``sequence`` is that of
+    transformers' models for sequence classification, which read a text to the end that its template writes, and pass over
+    ``pad_id``.  ``mean`` and ``deviation`` are measured after training on reference replies, so that the scores PPO sees are
+    centered.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, backbone: Backbone, head: RewardMLP | ScalarHead, pooling: Literal["last", "mean"]) -> None:
+    def __init__(
+        self, backbone: Backbone, head: RewardMLP | ScalarHead, pooling: Pooling, pad_id: int | None = None
+    ) -> None:
         super().__init__()
+        self.pad_id = pad_id
         self.backbone = backbone
         self.head = head
         self.pooling = pooling
@@ -99,6 +107,8 @@ class RewardModel(nn.Module):
         hidden = self.backbone(packed)
         if self.pooling == "last":
             return hidden[packed.last[segments]]
+        if self.pooling == "sequence":
+            return hidden[last_read(packed, segments, self.pad_id)]
         index, owner = packed.span(segments)
         lengths = torch.bincount(owner, minlength=len(segments))
         states = wide(hidden[index])
@@ -132,12 +142,20 @@ class RewardModel(nn.Module):
         write_tensors(Path(directory) / HEAD_FILE, {k: v.contiguous() for k, v in self.head_state().items()})
         kind = "mlp" if isinstance(self.head, RewardMLP) else "scalar"
         shape = [m.out_features for m in self.head.modules() if isinstance(m, nn.Linear)]
-        write_text(Path(directory) / HEAD_CONFIG, json.dumps({"kind": kind, "pooling": self.pooling, "widths": shape}))
+        described: dict[str, object] = {"kind": kind, "pooling": self.pooling, "widths": shape}
+        if self.pooling == "sequence":
+            described["pad_id"] = self.pad_id
+        write_text(Path(directory) / HEAD_CONFIG, json.dumps(described))
 
     @classmethod
     def open(cls, directory: str | Path) -> RewardModel:
-        """Raises UserError where the folder holds no reward model."""
+        """A reward model of ours, or one for sequence classification with one label, as TRL trains it.
+
+        Raises UserError where the folder holds no reward model.
+        """
         source = Path(directory)
+        if not has_head(source) and is_classifier(source):
+            return cls._of_classifier(source)
         if not (source / HEAD_CONFIG).exists():
             what = "a language model" if (source / "config.json").exists() else "no model"
             raise UserError(
@@ -154,12 +172,36 @@ class RewardModel(nn.Module):
             with torch.device("meta"):  # as large as the file says, which may be damaged
                 _require_tensors(source, cls(backbone, RewardMLP(*sizes), shape["pooling"]), state)
             head = RewardMLP(*sizes)
-        model = cls(backbone, head, shape["pooling"])
+        model = cls(backbone, head, shape["pooling"], shape.get("pad_id"))
         require_finite(source / HEAD_FILE, state.items())
         _require_tensors(source, model, state)
         model.load_state_dict(state, strict=False)
         backbone.eval()
         return model
+
+    @classmethod
+    def _of_classifier(cls, source: Path) -> RewardModel:
+        found = open_classifier(source)
+        require_finite(source, found.body.named_parameters())
+        head = RewardMLP(found.body.width, 1, 1)
+        (linear,) = (m for m in head.modules() if isinstance(m, nn.Linear))
+        with torch.no_grad():
+            linear.weight.copy_(found.score)
+            linear.bias.zero_()
+        model = cls(found.body, head, "sequence", found.pad_id)
+        found.body.eval()
+        return model
+
+
+def last_read(packed: Packed, segments: Tensor, pad_id: int | None) -> Tensor:
+    """(B,) the index of the last token of each segment's whole text that is not ``pad_id``; the first where all are."""
+    at = packed.last[segments]
+    while pad_id is not None:
+        back = (packed.tokens[at] == pad_id) & (packed.previous[at] >= 0)
+        if not back.any():
+            break
+        at = torch.where(back, packed.previous[at], at)
+    return at
 
 
 def _require_tensors(source: Path, model: RewardModel, state: dict[str, Tensor]) -> None:
@@ -168,6 +210,18 @@ def _require_tensors(source: Path, model: RewardModel, state: dict[str, Tensor])
         raise UserError(f"{source / HEAD_FILE}: does not fit the head that {HEAD_CONFIG} describes.")
 
 
-def is_reward_model(directory: str | Path) -> bool:
+def open_trunk(directory: str | Path) -> Backbone:
+    """The body of a language model or of a reward model, to put another head on.  Raises UserError."""
+    if not has_head(directory) and is_classifier(directory):
+        return open_classifier(directory).body
+    return open_backbone(directory)
+
+
+def has_head(directory: str | Path) -> bool:
     """Whether a folder holds a reward model of ours."""
     return (Path(directory) / HEAD_CONFIG).exists()
+
+
+def is_reward_model(directory: str | Path) -> bool:
+    """Whether a folder holds a reward model, of ours or of transformers."""
+    return has_head(directory) or is_classifier(directory)

@@ -10,9 +10,8 @@ Training and generation on a CPU run in kernels where every layer is as it was b
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -21,8 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accord.errors import UserError
-from accord.io.gguf_header import check_gguf
-from accord.io.readers import shorten
 from accord.kernels import transformer_training
 from accord.kernels.decoding import (
     Decoder,
@@ -35,7 +32,16 @@ from accord.kernels.decoding import (
 )
 from accord.models.backbone import Backbone
 from accord.models.generation_config import write_generation
-from accord.models.hf_format import read_json, read_weights, require_layers, write_json, write_weights
+from accord.models.hf_format import (
+    HEADS_DIFFER,
+    NeedsTransformers,
+    differ,
+    read_json,
+    read_weights,
+    require_layers,
+    write_json,
+    write_weights,
+)
 from accord.models.plain import are_plain
 from accord.models.transformer_config import TransformerConfig, one_or_many
 from accord.models.transformer_kernels import (
@@ -253,9 +259,12 @@ class Transformer(Backbone):
     def from_state(cls, config: TransformerConfig, state: Mapping[str, Tensor]) -> Transformer:
         """A float32 model with copies of the tensors of ``state``, named as Hugging Face names them.
 
+        A head that differs from the embeddings is not tied to them, whatever the config says, as in transformers.
         Raises UserError naming a tensor that is missing, unexpected or of another shape.
         """
         require_layers(config.n_layers, state)
+        untied = config.tied and differ(state.get("lm_head.weight"), state.get("model.embed_tokens.weight"))
+        config = replace(config, tied=False) if untied else config
         with torch.device("meta"):
             model = cls(config)
         wanted = unfuse(config, model.state_dict())
@@ -271,14 +280,20 @@ class Transformer(Backbone):
                 raise UserError(f"model weights: {name} has shape {found}, config.json asks for {asked}")
         copies = {n: x.detach().to(torch.float32, copy=True) for n, x in given.items()}
         model.load_state_dict(fuse(config, copies), assign=True)
+        model.notes = (HEADS_DIFFER,) if untied else ()
         return model
 
     @classmethod
     def open(cls, directory: str | Path) -> Transformer:
-        """Opens a Hugging Face folder, in float32 on the CPU.  Raises UserError naming the file and the fault."""
+        """Opens a Hugging Face folder, in float32 on the CPU.
+
+        Raises UserError naming the file and the fault, NeedsTransformers where the folder's config needs more than is here.
+        """
         try:
             config = TransformerConfig.from_hf(read_json(directory, "config.json"))
             return cls.from_state(config, read_weights(directory))
+        except NeedsTransformers:
+            raise
         except UserError as error:
             place = "" if str(directory) in str(error) else f"{directory}: "
             raise UserError(f"{place}{error}") from None
@@ -380,26 +395,3 @@ def small_transformer(d_model: int, n_layers: int, vocab_size: int, eos_id: int,
     d_ff = -(-8 * d_model // 96) * 32
     sizes = (vocab_size, d_model, n_layers, heads, heads, head_dim, d_ff)
     return Transformer(TransformerConfig(*sizes, eos_ids=(eos_id,), pad_id=pad_id))
-
-
-def open_gguf(path: str | Path) -> Transformer:
-    """Opens a GGUF file of the family, dequantized to float32 by transformers, which needs gguf and accelerate for it.
-
-    Raises UserError naming the file when it is absent, damaged or of another family.
-    """
-    path = Path(path)
-    check_gguf(path)
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except Exception as error:  # transformers raises whatever a damaged file leads it to
-        why = shorten(str(error) or type(error).__name__, 300)
-        raise UserError(f"{path}: transformers cannot read this GGUF file ({why})") from error
-    try:
-        return Transformer.from_state(TransformerConfig.from_hf(model.config.to_dict()), model.state_dict())
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None

@@ -8,6 +8,7 @@ from typing import Any
 
 from accord.errors import UserError
 from accord.io.records import ModelConfig, RopeParameters, check
+from accord.models.hf_format import NeedsTransformers
 
 FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
             "qwen3": "Qwen3ForCausalLM"}  # fmt: skip
@@ -63,14 +64,15 @@ class TransformerConfig:
     def from_hf(cls, config: Mapping[str, Any]) -> TransformerConfig:
         """From the content of ``config.json``, of transformers 4 or 5.
 
-        Raises UserError naming the key that is missing or asks for what this family does not have here.
+        Raises UserError naming the key that is missing, NeedsTransformers naming one that asks for what this family does
+        not have here.
         """
         family = config.get("model_type")
         if family not in FAMILIES:
             raise UserError(f"config.json: model_type {family!r} is not of the Llama family ({', '.join(FAMILIES)})")
         for key, wanted in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
             if config.get(key, wanted) != wanted:
-                raise UserError(f"config.json: {key} = {config[key]!r} is not supported here, only {wanted!r}")
+                raise NeedsTransformers(f"{key} = {config[key]!r}")
         try:
             config = check(config, ModelConfig, "config.json", "download the file again")
             width, heads = config["hidden_size"], config["num_attention_heads"]
@@ -143,15 +145,17 @@ def one_or_many(ids: tuple[int, ...]) -> int | list[int] | None:
 
 def _rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     rope = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise NeedsTransformers("rope_parameters by type of layer")
     check(rope, RopeParameters, "config.json, rope_parameters", "download the file again")
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if (rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise UserError("config.json: partial_rotary_factor is not supported here, only whole heads")
+        raise NeedsTransformers("partial_rotary_factor")
     if kind == "default":
         return theta, None
     if kind != "llama3":
-        raise UserError(f"config.json: rope_type {kind!r} is not supported here, only 'default' and 'llama3'")
+        raise NeedsTransformers(f"rope_type {kind!r}")
     try:
         return theta, RopeScaling(*(rope[name] for name in RopeScaling.__dataclass_fields__))
     except KeyError as missing:
@@ -167,5 +171,5 @@ def _window_from_hf(config: Mapping[str, Any]) -> tuple[int | None, int]:
     first = int(config.get("max_window_layers", 28)) if family.startswith("qwen") else 0
     kinds = config.get("layer_types") if family.startswith("qwen") else None
     if kinds is not None and kinds != ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]:
-        raise UserError("config.json: layer_types that differ from max_window_layers are not supported here")
+        raise NeedsTransformers("layer_types that differ from max_window_layers")
     return window, first if window is not None else 0

@@ -37,7 +37,7 @@ class Sampler(Protocol):
 
     def prefill(self, packed: Packed, capacity: int) -> tuple[Tensor, Any]: ...
 
-    def logits(self, hidden: Tensor) -> Tensor: ...
+    def policy_logits(self, hidden: Tensor) -> Tensor: ...
 
     def step(self, tokens: Tensor, cache: Any) -> Tensor: ...
 
@@ -58,8 +58,9 @@ def draw(logits: Tensor, decoding: Decoding, uniform: Tensor) -> tuple[Tensor, T
     if decoding.top_p < 1.0:
         logprobs = _keep_nucleus(logprobs, decoding.top_p)
     cumulative = logprobs.exp().cumsum(-1)
-    tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
-    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    total = cumulative[:, -1:]
+    point = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))  # rounding may reach it
+    tokens = torch.searchsorted(cumulative, point, right=True).squeeze(-1)  # so never one of probability 0 at the end
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 
@@ -125,7 +126,7 @@ def generate(
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
     pick = _draw_for(decoding, device, (job_rows or rows) * steps * backbone.vocab_size)
     for t in range(steps):
-        tokens, token_logprobs = pick(backbone.logits(hidden), decoding, noise[live, t])
+        tokens, token_logprobs = pick(backbone.policy_logits(hidden), decoding, noise[live, t])
         going = ~finished
         open_rows = live[going]
         responses[open_rows, t] = tokens[going]
@@ -156,7 +157,7 @@ def stream(backbone: Backbone, prompt: Sequence[int], decoding: Decoding, key: i
     pick = _draw_for(decoding, device, decoding.max_new_tokens * backbone.vocab_size)
     noise = uniforms([key], decoding.max_new_tokens).to(device)
     for t in range(decoding.max_new_tokens):
-        tokens, _ = pick(backbone.logits(hidden), decoding, noise[:, t])
+        tokens, _ = pick(backbone.policy_logits(hidden), decoding, noise[:, t])
         if int(tokens) == decoding.eos_id:
             return
         yield int(tokens)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from accord.config.data import SamplingStage
 from accord.data.chat import prompt_ids
+from accord.data.messages import message_text
 from accord.data.prompts import PromptData
 from accord.data.reply_text import sampled_text
+from accord.data.rows import Prompt
 from accord.data.tokenizer import Tokenizer
+from accord.data.turns import Turns, as_turns
 from accord.models.backbone import Backbone
 from accord.rollout.generate import Decoding, generate
 
@@ -42,7 +45,17 @@ def prompts_to_answer(data: PromptData, tokenizer: Tokenizer, instruction: str) 
     """The tokens of each prompt, with the instruction at its end where there is one."""
     if not instruction:
         return data.prompts
-    return tuple(tuple(prompt_ids(tokenizer, f"{text} {instruction}")) for text in data.texts)
+    return tuple(tuple(prompt_ids(tokenizer, _instructed(prompt, instruction))) for prompt in data.sources)
+
+
+def _instructed(prompt: Prompt, instruction: str) -> Prompt:
+    """A prompt with an instruction at the end of its text, or of the user's last message."""
+    if isinstance(prompt, str):
+        return f"{prompt} {instruction}"
+    turns = as_turns(prompt)
+    last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=len(turns))
+    asked = f"{message_text(turns[last])} {instruction}" if last < len(turns) else instruction
+    return Turns([*turns[:last], {"role": "user", "content": asked}, *turns[last + 1 :]], turns.inputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from accord.config.functions import LARGEST_SCORE, TextScores, is_function, load_scores, scores_of
 from accord.config.on_policy import RewardSettings
-from accord.data.chat import reply_ids
+from accord.data.chat import closing_ids, prompt_ids, reply_ids
 from accord.data.packing import pack_continuations
 from accord.data.prompts import plain_text
 from accord.data.rows import Prompt
@@ -55,7 +55,10 @@ class FunctionReward:
 
 @dataclass(frozen=True, slots=True)
 class ModelReward:
-    """A trained reward model.  Where its tokenizer is not the policy's, replies are tokenized again from their text."""
+    """A trained reward model.  Where its tokenizer is not the policy's, replies are tokenized again from their text.
+
+    One of transformers' reads what its template writes after a reply's end token too, as it did in its training.
+    """
 
     name: str
     model: RewardModel
@@ -69,21 +72,38 @@ class ModelReward:
         scores = []
         for i in range(0, len(replies.texts), self.batch_size):
             rows = range(i, min(i + self.batch_size, len(replies.texts)))
-            packed, segments = pack_continuations(*self._tokens(replies, rows))
+            prompts, tokens = self._tokens(replies, rows)
+            self._require_room(prompts, tokens)
+            packed, segments = pack_continuations(prompts, tokens)
             scores.append(self.model(packed.to(device), segments.to(device)).float().cpu())
         return {self.name: torch.cat(scores)}
 
-    def _tokens(self, replies: Replies, rows: range) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
-        if self.same_tokens:
-            return [replies.prompt_tokens[r] for r in rows], [replies.tokens[r] for r in rows]
-        from accord.data.chat import prompt_ids
+    def _require_room(self, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> None:
+        """Raises UserError where a text has more tokens than the model has positions."""
+        limit = self.model.backbone.max_positions
+        longest = max(len(prompt) + len(reply) for prompt, reply in zip(prompts, replies, strict=True))
+        if limit is not None and longest > limit:
+            raise UserError(
+                f"the reward model has positions for {limit} tokens, and a prompt with its reply has {longest}; shorten"
+                " prompts or replies, or take another reward model."
+            )
 
+    def _tokens(self, replies: Replies, rows: range) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+        closing = closing_ids(self.tokenizer) if self.model.pooling == "sequence" else []
+        ended = [not replies.ended or bool(replies.ended[r]) for r in rows]
+        if self.same_tokens:
+            own = [replies.tokens[r] for r in rows]
+            if closing:
+                own = [[*reply, *closing] if end else reply for reply, end in zip(own, ended, strict=True)]
+            return [replies.prompt_tokens[r] for r in rows], own
         prompts: list[Sequence[int]] = [prompt_ids(self.tokenizer, replies.prompts[r]) for r in rows]
         tokens: list[Sequence[int]] = []
-        for r in rows:
+        for r, end in zip(rows, ended, strict=True):
             reply = reply_ids(self.tokenizer, replies.prompts[r], replies.texts[r])
-            cut = bool(replies.ended) and not replies.ended[r] and len(reply) > 1
-            tokens.append(reply[:-1] if cut else reply)  # no EOS for a reply that was cut
+            cut = not end and len(reply) > 1
+            tokens.append(
+                reply[:-1] if cut else [*reply, *closing] if end else reply
+            )  # no EOS for a reply that was cut
         return prompts, tokens
 
 
@@ -101,13 +121,18 @@ class WeightedReward:
         return result
 
 
-def reward_models(reward: Reward) -> Iterator[RewardModel]:
-    """The trained models that a reward asks."""
+def model_rewards(reward: Reward) -> Iterator[ModelReward]:
+    """The parts of a reward that are trained models."""
     if isinstance(reward, ModelReward):
-        yield reward.model
+        yield reward
     if isinstance(reward, WeightedReward):
         for _, term in reward.terms:
-            yield from reward_models(term)
+            yield from model_rewards(term)
+
+
+def reward_models(reward: Reward) -> Iterator[RewardModel]:
+    """The trained models that a reward asks."""
+    return (term.model for term in model_rewards(reward))
 
 
 def total(terms: dict[str, Tensor], texts: Sequence[str]) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +21,8 @@ from accord.errors import UserError
 from accord.io.readers import shorten
 from accord.models.backbone import Backbone
 from accord.models.generation_config import add_end_token
+from accord.models.hf_format import read_json
+from accord.models.hub import is_hub_model, model_files
 from accord.models.open import open_backbone
 from accord.models.reward import RewardModel, is_reward_model
 from accord.registry.family import ancestors, plain_settings, write_lineage
@@ -34,7 +38,8 @@ class Saves(Protocol):
 
 
 def model_folder(text: str) -> Path:
-    """A model folder or .gguf file by its path, its stage's folder, or its name in the registry (``ppo_lm@champion``).
+    """A model folder or .gguf file by its path, its stage's folder, its name in the registry (``ppo_lm@champion``), or its
+    name on the Hugging Face hub (``org/name@revision``), from where it is downloaded.
 
     Raises UserError where there is none.
     """
@@ -44,15 +49,21 @@ def model_folder(text: str) -> Path:
     except OSError as error:  # a name that is too long, or a folder that may not be entered
         raise UserError(f"{shorten(text)}: no model can be opened here ({error.strerror}).") from None
     if not text:
-        raise UserError("the model's name is empty; give a stage's folder, a model folder, or a .gguf file.")
+        raise UserError(
+            "the model's name is empty; give a stage's folder, a model folder, a .gguf file, or a Hugging Face id (org/name)."
+        )
     if (source / "model" / "config.json").exists():
         return source / "model"
     if (source / "config.json").exists() or (source.suffix == ".gguf" and source.exists()):
         return source
     if exists:
         raise UserError(f"{text}: no language model here: neither model/config.json nor config.json, nor a .gguf file.")
+    if is_hub_model(text):
+        return model_files(text, partial(print, file=sys.stderr))
     if "/" in text or source.suffix == ".gguf":
-        raise UserError(f"{text}: no such model; give a stage's folder, a model folder, or a .gguf file.")
+        raise UserError(
+            f"{text}: no such model; give a stage's folder, a model folder, a .gguf file, or a Hugging Face id (org/name)."
+        )
     from accord.registry.store import open_store
 
     try:
@@ -60,7 +71,8 @@ def model_folder(text: str) -> Path:
     except UserError as error:
         why = str(error).removeprefix(f"{text}: ").rstrip(".")
         raise UserError(
-            f"{text}: no such model; give a folder, a .gguf file, or a name in the registry ({why})."
+            f"{text}: no such model; give a folder, a .gguf file, a Hugging Face id (org/name), or a name in the registry"
+            f" ({why})."
         ) from None
 
 
@@ -89,24 +101,50 @@ def open_model(source: str, device: torch.device) -> Backbone:
 
     Its parameters require gradients; the caller freezes them for a fixed reference.  Raises UserError for a reward model.
     """
-    if is_reward_model(source):
+    if is_reward_model(source) or classifies(source):
         raise UserError(
             f"{source}: a reward model scores replies and writes none; name the language model it was made from."
         )
     return open_backbone(source).to(device).eval()
 
 
+def open_policy(source: str, tokenizer: Tokenizer, device: torch.device) -> Backbone:
+    """A language model that replies are sampled from, or whose log-probs are compared with those of one.
+
+    Ids without a token (a vocabulary padded to a round number, gaps) have no probability, in all its policy log-probs.
+    Raises UserError as ``open_model``, and where the tokenizer has ids that the model has not.
+    """
+    backbone = open_model(source, device)
+    require_ids(source, backbone, tokenizer)
+    backbone.exclude(tokenizer.ids_without_token(backbone.vocab_size))
+    return backbone
+
+
+def classifies(source: str | Path) -> bool:
+    """Whether a folder's ``config.json`` is of a model whose head gives scores or classes of texts or tokens."""
+    if not (Path(source) / "config.json").is_file():
+        return False
+    named = read_json(source, "config.json").get("architectures")
+    endings = ("ForSequenceClassification", "ForTokenClassification", "ForRewardModel", "RewardModel")
+    return isinstance(named, list) and any(isinstance(name, str) and name.endswith(endings) for name in named)
+
+
 def require_fit(source: str, backbone: Backbone, tokenizer: Tokenizer, longest: int) -> None:
     """Raises UserError where texts of the tokenizer, of up to ``longest`` tokens, are not what the model can read."""
-    if tokenizer.vocab_size > backbone.vocab_size:
-        raise UserError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size} ids and the model {backbone.vocab_size}, so the last ones"
-            " have no embedding; use the tokenizer that the model was trained with."
-        )
+    require_ids(source, backbone, tokenizer)
     if backbone.max_positions is not None and longest > backbone.max_positions:
         raise UserError(
             f"{source}: texts have up to {longest} tokens, prompt and reply together, and the model has positions for"
             f" {backbone.max_positions}; lower model.max_length or max_new_tokens, or shorten the prompts."
+        )
+
+
+def require_ids(source: str, backbone: Backbone, tokenizer: Tokenizer) -> None:
+    """Raises UserError where the tokenizer has ids that the model has no embedding for."""
+    if tokenizer.vocab_size > backbone.vocab_size:
+        raise UserError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} ids and the model {backbone.vocab_size}, so the last ones"
+            " have no embedding; use the tokenizer that the model was trained with."
         )
 
 
@@ -118,7 +156,7 @@ def save_model(
     metrics: Mapping[str, float],
     extra: Mapping[str, Any],
 ) -> None:
-    """Writes ``<kind>_final.pt`` as specified, and the artifact folder ``model/`` that transformers opens."""
+    """Writes ``<kind>_final.pt`` and the artifact folder ``model/`` that transformers opens."""
     save_artifact(run, backbone, tokenizer, kind, metrics)
     save_pt(run, f"{kind}_final.pt", backbone, {"metrics": dict(metrics), **extra})
     if is_sharded(backbone):
@@ -176,7 +214,7 @@ def _write_model(model: Saves, directory: Path) -> None:
 
 
 def save_pt(run: Run, name: str, model: nn.Module, content: Mapping[str, Any]) -> None:
-    """Writes a specified .pt file: ``model_state_dict`` and plain values.
+    """Writes a .pt file: ``model_state_dict`` and plain values.
 
     Of a sharded model there is none, since one process would have to hold it whole; ``model/`` has the weights.
     """

@@ -98,5 +98,5 @@ def train_texts(
         if (run.step + 1) % steps_per_epoch == 0:
             after_epoch(run.step // steps_per_epoch, metrics)
 
-    groups = [(list(backbone.parameters()), settings.learning_rate)]
+    groups = [(list(backbone.parameters()), settings.peak_rate)]
     return train_epochs(run, backbone, groups, epochs, after_step=after_step)

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import nn
 
 from accord.config.common import Optimizer, Parallel
+from accord.models.backbone import Backbone
 from accord.training.memory import layout_of, memory_table, require_memory, size_of
 
 
@@ -42,11 +43,12 @@ def describe_steps(rows: int, settings: Optimizer, unit: str = "rows") -> str:
 
 
 def describe_model(model: nn.Module, name: str) -> str:
-    """One line with the number of parameters, and of trained ones where some are frozen."""
+    """One line with the number of parameters, of trained ones where some are frozen, and what its user should know."""
     count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rest = "" if trained == count else f", {trained:,} of them trained"
-    return f"{name}: {count:,} parameters{rest}"
+    notes = dict.fromkeys(note for module in model.modules() if isinstance(module, Backbone) for note in module.notes)
+    return "; ".join([f"{name}: {count:,} parameters{rest}", *notes])
 
 
 def tokens_in_a_pass(tokens: int, rows: int, settings: Optimizer) -> int:

@@ -27,6 +27,7 @@ def finish_step(run: Run, checkpoint: Checkpoint, metrics: dict[str, float]) -> 
     run.tick(metrics)
     if run.should_save:
         checkpoint.save(run.step)
+        run.draw()
         run.check_stop()  # only here: a signal that comes after the state could be saved ends the next step
 
 

@@ -61,7 +61,7 @@ class NumpyUpdater:
         if not (math.isfinite(norm) and math.isfinite(metrics["loss"])):
             raise not_finite(self.steps + 1, metrics["loss"], norm)
         position = self.steps if schedule_step is None else schedule_step
-        rate = self.settings.learning_rate * self.adaptive
+        rate = self.settings.peak_rate * self.adaptive
         rate *= schedule_factor(self.settings.schedule, position, self.total_steps, self.settings.warmup_steps)
         self.steps += 1
         self._adam(gradient, min(1.0, self.settings.max_grad_norm / (norm + 1e-6)) / count, rate)

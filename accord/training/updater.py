@@ -57,7 +57,7 @@ def not_finite(step: int, loss: float, norm: float, precision: str = "float32") 
 
     At the first step no weight has moved, and the weights that were opened are finite, so the learning rate is no cause.
     """
-    if precision != "float32":
+    if precision == "bfloat16":
         remedy = "Use precision=float32" + (", or lower training.learning_rate." if step > 1 else ".")
     elif step > 1:
         remedy = "Lower training.learning_rate."

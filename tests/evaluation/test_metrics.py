@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from accord.evaluation import metrics
 from accord.evaluation.metrics import (
+    accuracy_interval,
     bootstrap_ci,
     defined,
     distinct_n,
@@ -250,3 +251,46 @@ def test_an_undefined_figure_is_none_with_a_reason_and_loses_no_other():
     assert reasons["agreement"] == "scores_b: no two rows differ, so there is no pair to agree on"
     assert (reasons.keys(), reasons["kl"]) == ({"agreement", "kl", "effect"}, "it is nan")
     assert defined({"a": lambda: 1.0}) == {"a": 1.0}
+
+
+# ------------------------------------------------------------------ accuracy
+def test_accuracy_of_pairs_of_their_own_prompts_has_wilsons_interval() -> None:
+    """7 of 10: from 0.397 to 0.892."""
+    found = accuracy_interval([1.0] * 7 + [0.0] * 3, range(10))
+    assert found == pytest.approx((0.7, *wilson(0.7, 10)), abs=1e-6)
+    assert found[1:] == pytest.approx((0.3968, 0.8922), abs=1e-4)
+
+
+def wilson(p: float, n: float, z: float = 1.959964) -> tuple[float, float]:
+    middle, half = (
+        (p + z * z / (2 * n)) / (1 + z * z / n),
+        z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5,
+    )
+    return middle - half, middle + half
+
+
+def test_accuracy_of_repeated_pairs_is_no_surer() -> None:
+    """Every pair four times under its prompt: the interval is that of the prompts."""
+    values = [1.0] * 60 + [0.0] * 40
+    once = accuracy_interval(values, range(100))
+    often = accuracy_interval([v for v in values for _ in range(4)], [i for i in range(100) for _ in range(4)])
+    assert (often.low, often.high) == pytest.approx((once.low, once.high), abs=1e-9)
+
+
+def test_accuracy_that_is_perfect_is_not_certain() -> None:
+    found = accuracy_interval([1.0] * 25, range(25))
+    assert (found.low, found.high) == pytest.approx(wilson(1.0, 25), abs=1e-5)
+    assert accuracy_interval([0.0, 0.0], ["a", "a"]).high == pytest.approx(wilson(0.0, 1)[1], abs=1e-5)
+
+
+def test_accuracy_intervals_cover_the_truth() -> None:
+    """400 draws of 40 pairs in 20 prompts, whose two pairs are right together half of the time."""
+    rng = np.random.default_rng(0)
+    prompts = np.repeat(np.arange(20), 2)
+    hits = 0
+    for _ in range(400):
+        own, shared = rng.random(40) < 0.75, np.repeat(rng.random(20) < 0.75, 2)
+        right = np.where(np.repeat(rng.random(20) < 0.5, 2), shared, own).astype(float)
+        found = accuracy_interval(right, prompts.tolist())
+        hits += found.low <= 0.75 <= found.high
+    assert 0.92 <= hits / 400 <= 0.985

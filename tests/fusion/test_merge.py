@@ -274,7 +274,7 @@ def test_what_is_no_folder_of_safetensors_is_refused(save: Save, tmp_path: Path)
     assert "accord pretrained source=" in refusal(tmp_path, [first, "org/name"])
     assert ".gguf file" in refusal(tmp_path, [first, str(tmp_path / "x.gguf")])
     (Path(second) / WEIGHTS).rename(Path(second) / "pytorch_model.bin")
-    assert "save the model as safetensors first" in refusal(tmp_path, [first, second])
+    assert "save them with transformers' save_pretrained" in refusal(tmp_path, [first, second])
     (Path(second) / WEIGHTS).write_bytes(b"\0" * 100)
     assert "damaged or not safetensors" in refusal(tmp_path, [first, second])
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from accord.errors import UserError
 from accord.models.backbone import Backbone
+from accord.models.gguf import open_gguf
 from accord.models.hf_format import read_weights, write_weights
 from accord.models.transformer import (
     KeyValueCache,
     Transformer,
     TransformerConfig,
-    open_gguf,
     small_transformer,
     unfuse,
 )

@@ -60,7 +60,8 @@ class RecordingModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = nn.Linear(1, 1)
+        self.pooling = "last"
+        self.backbone = small_backbone("mamba", 32, 1, 50, 1, 0)
         self.prompts: list[list[int]] = []
         self.replies: list[list[int]] = []
 

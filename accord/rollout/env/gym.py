@@ -21,21 +21,25 @@ import torch
 
 from accord.config.functions import load_function
 from accord.errors import UserError
+from accord.io.installation import install_command
 from accord.rollout.env.checked import CheckedEnvironment, all_finite, raised_in_words
 from accord.rollout.env.episodes import EpisodeVectors, SeedOf, Stepped, Vectors
 from accord.rollout.env.spaces import is_vector, spaces_of
 
-_NEEDS = "model.policy=control needs Gymnasium (1.1 or later): pip install 'accord[control]'."
 NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
+
+
+def _needs() -> str:
+    return f"model.policy=control needs Gymnasium (1.1 or later): {install_command('control')}"
 
 
 def _gymnasium() -> Any:
     try:
         import gymnasium
     except ImportError:
-        raise UserError(_NEEDS) from None
+        raise UserError(f"{_needs()}.") from None
     if not hasattr(gymnasium.vector, "AutoresetMode"):
-        raise UserError(f"{_NEEDS[:-1]}; found is {gymnasium.__version__}.")
+        raise UserError(f"{_needs()}; found is {gymnasium.__version__}.")
     return gymnasium
 
 

@@ -52,7 +52,7 @@ class TokenEnvironment:
 
     @torch.no_grad()
     def step(self, action: int) -> Step:
-        logprobs = self.backbone.logits(self._hidden)[0].float().log_softmax(-1)
+        logprobs = self.backbone.policy_logits(self._hidden)[0].float().log_softmax(-1)
         info = {"ref_logprob": float(logprobs[action])}
         self.tokens.append(int(action))
         ended = int(action) == self.eos_id

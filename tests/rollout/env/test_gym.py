@@ -164,7 +164,7 @@ def test_a_task_of_discrete_observations_shows_vectors(name: str) -> None:
 
 def test_gymnasium_is_named_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(UserError, match=r"needs Gymnasium .*pip install 'accord\[control\]'"):
+    with pytest.raises(UserError, match=r"needs Gymnasium .*pip install -e '\S+\[control\]'"):
         open_vectors("CartPole-v1", 1, seed_of)
 
 
