@@ -10,13 +10,13 @@ CPU_TORCH := torch==2.13.0+cpu
 
 setup: .venv/.setup
 
-# What running needs: the package, control tasks, GGUF files and the page where people state preferences.
+# What running needs: the package, control tasks, GGUF files, the page where people state preferences, and events for TensorBoard.
 .venv/.setup: pyproject.toml constraints.txt
 	@test -x $(PY) || { echo "making .venv"; $(PYTHON) -m venv .venv; }
 	@echo "installing accord (a few minutes the first time)"
 	@$(PY) -c 'import torch' 2>/dev/null || $(PIP) '$(CPU_TORCH)' 2>/dev/null \
 	  || $(PIP) --extra-index-url https://download.pytorch.org/whl/cpu '$(CPU_TORCH)' 2>/dev/null || true
-	@$(PIP) -e '.[control,feedback,gguf]'
+	@$(PIP) -e '.[control,feedback,gguf,tensorboard]'
 	@touch $@
 
 # pytest, hypothesis, and the libraries that results are compared with.

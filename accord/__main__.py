@@ -8,6 +8,8 @@ import sys
 from contextlib import suppress
 from types import FrameType
 
+from accord.errors import stopped_at_once
+
 
 def end_on_ctrl_c() -> None:
     """Ctrl-C ends the process with code 130 and one line until a stage handles it (``runtime/stop_signal.py``)."""
@@ -18,7 +20,7 @@ def end_on_ctrl_c() -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     with suppress(OSError):
-        os.write(2, b"accord: stopped immediately; the last saved state is kept.\n")  # safe within another write
+        os.write(2, f"{stopped_at_once(sys.argv[1:])}\n".encode())  # safe within another write
     raise SystemExit(130)  # unlike KeyboardInterrupt no traceback, wherever in an import it comes
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from accord.data.turns import Turns
 from accord.errors import UserError
 from accord.runtime.seeds import derive
 
@@ -61,10 +62,9 @@ def load(model: str | Path, device: str = "cpu") -> LoadedModel | LoadedReward:
 
     A reward model has ``score``, a language model ``generate``.  Raises UserError where there is no such model.
     """
-    from accord.models.open import open_backbone
     from accord.models.reward import RewardModel, is_reward_model
     from accord.runtime.device import resolve_device
-    from accord.training.artifact import model_folder, open_tokenizer
+    from accord.training.artifact import model_folder, open_policy, open_tokenizer, require_ids
 
     _require(isinstance(model, (str, Path)) and str(model) != "", "load: a model is a folder, a file or a name", model)
     _require(isinstance(device, str), "load: device is auto, cpu, cuda, cuda:1 or mps", device)
@@ -73,9 +73,10 @@ def load(model: str | Path, device: str = "cpu") -> LoadedModel | LoadedReward:
     tokenizer = open_tokenizer(str(folder))
     if is_reward_model(folder):
         reward = RewardModel.open(folder)
+        require_ids(str(folder), reward.backbone, tokenizer)
         reward.to(target).eval().requires_grad_(False)
         return LoadedReward(folder, reward, tokenizer)
-    backbone = open_backbone(folder).to(target).requires_grad_(False).eval()
+    backbone = open_policy(str(folder), tokenizer, target).requires_grad_(False)
     return LoadedModel(folder, backbone, tokenizer)
 
 
@@ -111,6 +112,7 @@ class LoadedModel:
         from accord.data.chat import prompt_to_continue
         from accord.data.reply_text import reply_text
         from accord.rollout.generate import Decoding, stream
+        from accord.training.artifact import require_fit
 
         values = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         settings = reply_settings("generate", **values)
@@ -127,6 +129,7 @@ class LoadedModel:
             key = derive(settings.seed, "generate", used[repr(each)])
             used[repr(each)] += 1
             tokens = prompt_to_continue(tokenizer, each)
+            require_fit(str(self.folder), self.backbone, tokenizer, len(tokens) + settings.max_new_tokens)
             replies.append(reply_text(tokenizer, tokens, list(stream(self.backbone, tokens, decoding, key))))
         return replies if several else replies[0]
 
@@ -159,7 +162,7 @@ def _prompt(value: Any, what: str) -> Prompt:
         good = isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
         _require(good, f"{what} is a text, or messages as {form}", message)
         _require(_is_unicode(message["content"]), f"{what} is messages without lone surrogates", message)
-    return list(value)
+    return value if isinstance(value, Turns) else list(value)
 
 
 @dataclass(frozen=True, slots=True)

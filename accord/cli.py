@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 
 from accord.command_line import Parser, parse_words
 from accord.data_report.command import add_command as add_data
-from accord.errors import Failed, Interrupted, UserError, Waiting, require_platform
+from accord.errors import Failed, Interrupted, UserError, Waiting, require_platform, stopped_at_once
 from accord.feedback.command import add_commands as add_feedback
 from accord.labeling.command import add_command as add_label
 from accord.pipeline.command import add_pipeline
+from accord.plots.command import add_command as add_plot
 from accord.registry.command import add_commands as add_models
 from accord.runtime.launcher import is_launched
 from accord.runtime.output import discard, lasting_output, open_streams
 from accord.stage_kinds.kind import StageKind
 from accord.stage_kinds.table import STAGE_KINDS
+from accord.starter.command import add_command as add_init
 
 if TYPE_CHECKING:
     from accord.config.common import Stage
@@ -27,11 +29,15 @@ if TYPE_CHECKING:
 OVERVIEW = """\
 Reinforcement learning from human feedback: base -> SFT -> reward model -> PPO and DPO -> comparison.
 
+  accord init my_first_run                    write a starter: config, ten rows of data, a reward, a README
   accord run configs/pipeline.yaml            run the whole pipeline on the small world, in minutes
   accord sft --config configs/rlhf_sft.yaml   run one stage, and first the stages it needs
   accord chat checkpoints/rlhf/ppo_lm         chat with the result
 
 Exit codes: 0 done, 1 a stage failed, 2 a mistake of the user, 3 a stage waits for people, 130 stopped.
+
+A path that begins with configs/ and is not in the current folder is the file that comes with accord
+('accord init --list' shows them all), so these commands work in any folder.
 
 Settings follow the config as key=value:  training.learning_rate=3e-5  model.base_model=my/folder
 'accord STAGE --help' lists the settings of a stage."""
@@ -64,7 +70,9 @@ def parser() -> Parser:
     add_pipeline(commands, Formatter, _common)
     chat = commands.add_parser("chat", help="chat with a model", formatter_class=Formatter)
     chat.add_argument(
-        "model", metavar="MODEL", help="a stage's folder, a model folder, a .gguf file, or a name in the registry"
+        "model",
+        metavar="MODEL",
+        help="a stage's folder, a model folder, a .gguf file, a name in the registry, a Hugging Face id",
     )
     chat.add_argument("--temperature", type=float, default=0.7, help="sampling temperature; 0 is greedy (default 0.7)")
     chat.add_argument(
@@ -87,6 +95,8 @@ def parser() -> Parser:
     add_feedback(commands, Formatter)
     add_label(commands, Formatter)
     add_data(commands, Formatter)
+    add_plot(commands, Formatter)
+    add_init(commands, Formatter)
     return top
 
 
@@ -162,7 +172,9 @@ def show_config(options: argparse.Namespace) -> int:
     if options.what == "schema":
         print(json.dumps(STAGE_KINDS[options.stage].settings.model_json_schema(), indent=2))
     else:
-        print(to_yaml(config_of(options.stage, options)), end="")
+        from accord.pipeline.suited import suited
+
+        print(to_yaml(suited(options.stage, config_of(options.stage, options)).config), end="")
     return 0
 
 
@@ -244,7 +256,7 @@ def _run(words: Sequence[str]) -> int:
         print(f"accord: {stopped} {again[0].upper()}{again[1:]}.", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print("accord: stopped immediately; the last saved state is kept.", file=sys.stderr)
+        print(stopped_at_once(words), file=sys.stderr)
         return 130
     except OSError as error:  # the system refuses a file or folder that the user named
         from accord.pipeline.failure import sentence

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from accord.errors import UserError
+from accord.io.installation import located
 from accord.stage_kinds.table import STAGE_KINDS
 
 DASHES = "‐‑‒–—―−﹣－"
 QUOTES = "“”„‟‘’‚‛"
-WITHOUT_OVERRIDES = ("chat", "data", "models", "feedback", "label")
+WITHOUT_OVERRIDES = ("chat", "data", "models", "feedback", "label", "plot", "init")
 OWN_WORD_OPTIONS = ("--config", "--set", "--on")  # the word after these is theirs, whatever it looks like
 
 
@@ -142,8 +143,8 @@ def _refuse_spaces(words: Sequence[str]) -> None:
 
 def _refuse_without_folder(file: str) -> None:
     """Raises UserError for a file that is not here but, by the same name, in the folder of configs."""
-    for folder in () if not file or Path(file).exists() else (Path("configs"), Path("configs/recipes")):
-        if (folder / Path(file).name).is_file():
+    for folder in () if not file or located(file).exists() else (Path("configs"), Path("configs/recipes")):
+        if located(folder / Path(file).name).is_file():
             raise UserError(f"{file}: no such config file; type {folder / Path(file).name}.")
 
 
@@ -214,7 +215,7 @@ def _stray_word(options: argparse.Namespace, words: Sequence[str], stray: str) -
     command = options.command
     if stray == "help":
         return f"'help': type accord {command} --help."
-    if stray.endswith((".yaml", ".yml")) or Path(stray).is_file():
+    if stray.endswith((".yaml", ".yml")) or located(stray).is_file():
         return _stray_file(options, words, stray)
     key = _setting(stray, words)
     if key and key.rpartition(".")[2] == stray.rpartition(".")[2]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -34,3 +35,16 @@ def require_platform() -> None:
         raise UserError(
             "accord runs on Linux and macOS; on Windows, install WSL (type 'wsl --install' in a terminal) and use accord in it."
         )
+
+
+_TRAIN_NOTHING = frozenset(
+    {"status", "why", "logs", "clean", "chat", "config", "models", "feedback", "label", "data", "--help", "--version"}
+)
+"""Commands that save no state."""
+
+
+def stopped_at_once(words: Sequence[str]) -> str:
+    """What is said when Ctrl-C ends a command, given by its words, outside of a stage."""
+    if words and words[0] in _TRAIN_NOTHING:
+        return "accord: stopped."
+    return "accord: stopped immediately; the last saved state is kept."

@@ -57,7 +57,7 @@ def write_weights(name: str, folder: str) -> None:
 
     if name == "smollm2":
         from accord.data.sentiment import smollm2_gguf
-        from accord.models.transformer import open_gguf
+        from accord.models.gguf import open_gguf
 
         open_gguf(smollm2_gguf()).save(folder)
         return

@@ -77,8 +77,9 @@ def prepare(folder: Path, kind: str) -> None:
 
     from accord.data.prompts import load_prompts
     from accord.data.tokenizer import Tokenizer
+    from accord.models.gguf import open_gguf
     from accord.models.reward import RewardMLP, RewardModel
-    from accord.models.transformer import Transformer, open_gguf
+    from accord.models.transformer import Transformer
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -26,6 +26,7 @@ from accord.pipeline.stage import Outcome, run_stage
 from accord.runtime.run import Run, StageIdentity
 from accord.stage_kinds.table import STAGE_KINDS
 from tests import postgresql, ray_cluster
+from tests.hub_server import NEW, OLD, Hub, copied, serving
 
 REGISTRY = "ACCORD_REGISTRY"
 REWARDS = """
@@ -275,6 +276,49 @@ def node(cluster: Any) -> Iterator[Any]:
     yield added
     if added in cluster.worker_nodes:
         cluster.remove_node(added, allow_graceful=False)
+
+
+# ------------------------------------------------------------------------------------- the Hugging Face hub
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, without a connection, and an empty working directory."""
+    import huggingface_hub.constants as settings
+
+    from accord.models.hub import pinned_model
+
+    root = tmp_path / "hf" / "hub"
+    root.mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(settings, "HF_HUB_CACHE", str(root))
+    monkeypatch.setattr(settings, "HF_HUB_OFFLINE", True)
+    pinned_model.cache_clear()
+    return root
+
+
+@pytest.fixture
+def model_hub(hub_cache: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A server of org/tiny (a Mamba; its tag v1 is a Transformer; and files that no model needs), org/reward (a reward
+    model), and org/pickled, which has no safetensors."""
+    import huggingface_hub.constants as settings
+
+    new, old = copied(world.mamba, tmp_path / "new"), copied(world.transformer, tmp_path / "old")
+    (new / "pytorch_model.bin").write_bytes(b"pickle")
+    (new / "consolidated.safetensors").write_bytes(b"twice the weights")
+    (new / "modeling_own.py").write_text("raise SystemExit")
+    (new / "onnx").mkdir()
+    (new / "onnx" / "model.safetensors").write_bytes(b"other weights")
+    pickled = copied(world.mamba, tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    commits = {"org/tiny": {NEW: new, OLD: old}, "org/pickled": {NEW: pickled}, "org/reward": {NEW: Path(world.reward)}}
+    refs = {name: {"main": NEW} for name in commits}
+    refs["org/tiny"] |= {"v1": OLD, "refs/pr/1": OLD}
+    with serving(commits, refs) as served:
+        monkeypatch.setattr(settings, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(settings, "ENDPOINT", served.url)
+        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(settings, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield served
 
 
 # ------------------------------------------------------------------------------------- registry

@@ -16,6 +16,7 @@ from accord.cli import main, parse, parser
 from accord.config.load import load
 from accord.config.sft import SFTConfig
 from accord.models.reward import HEAD_CONFIG
+from accord.pipeline.suited import suited
 from accord.stage_kinds.table import STAGE_KINDS
 
 REPO = Path(__file__).parents[1]
@@ -141,9 +142,10 @@ def test_config_show_prints_resolved_paths(tmp_path: Path, capsys: pytest.Captur
     assert main(["config", "show", "sft", "training.batch_size=9", "--config", str(path), "seed=3"]) == 0
     shown = capsys.readouterr().out
     config = load(SFTConfig, path, ["training.batch_size=9", "seed=3"])
-    assert yaml.safe_load(shown) == config.model_dump(mode="json")
+    decided = suited("sft", config).config  # what config.yaml of a run says, without open settings
+    assert yaml.safe_load(shown) == decided.model_dump(mode="json")
     path.write_text(shown)
-    assert load(SFTConfig, path) == config
+    assert load(SFTConfig, path) == decided
 
 
 # ------------------------------------------------------------------ mistakes
@@ -211,7 +213,7 @@ def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     assert capsys.readouterr().out.startswith("usage: accord models")
     assert main(["help", "sft"]) == 0
-    assert "training.learning_rate=0.0001" in capsys.readouterr().out
+    assert "training.learning_rate=null" in capsys.readouterr().out
 
 
 def test_the_version_is_a_line_with_what_results_depend_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,7 +235,7 @@ def test_an_empty_config_says_that_the_defaults_hold(tmp_path: Path, capsys: pyt
         (tmp_path / "c.yaml").write_text(text)
         assert main(["config", "show", "sft", "--config", str(tmp_path / "c.yaml")]) == 0
         said = capsys.readouterr()
-        assert yaml.safe_load(said.out) == SFTConfig().model_dump(mode="json")
+        assert yaml.safe_load(said.out) == suited("sft", SFTConfig()).config.model_dump(mode="json")
         assert said.err == f"accord: note: {tmp_path / 'c.yaml'} has no settings; all have their defaults.\n"
 
 
@@ -273,6 +275,9 @@ def test_ctrl_c_outside_a_stage_is_one_sentence(
     monkeypatch.setattr("accord.pipeline.orchestrator.run_pipeline", stopped)
     assert main(["run", "x.yaml"]) == 130
     assert capsys.readouterr().err == "accord: stopped immediately; the last saved state is kept.\n"
+    monkeypatch.setattr("accord.data_report.inspect_file.inspect_file", stopped)
+    assert main(["data", "x.jsonl", "--model", "transformer"]) == 130
+    assert capsys.readouterr().err == "accord: stopped.\n", "nothing is saved that could be kept"
 
 
 @pytest.mark.parametrize(
@@ -303,7 +308,8 @@ def test_a_stage_ends_with_what_to_run_next(
     assert got == [(kind, STAGE_KINDS[kind].settings(seed=3, name="mine"), True)]
     shown = capsys.readouterr().out
     assert shown.startswith("next: accord ")
-    for command in re.split(", or |; reward models: ", shown.removeprefix("next: ").strip()):
+    commands = shown.removeprefix("next: ").partition(", where ")[0].strip()
+    for command in re.split(", or |; reward models: ", commands):
         if " with " not in command:  # a sentence
             parse(command.split()[1:])
 

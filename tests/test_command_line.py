@@ -72,8 +72,8 @@ MISTAKES: list[tuple[str, str]] = [
     ("sft lr=", "override 'lr=': unknown key 'lr'; did you mean 'training.learning_rate'?"),
     ("sft epochs=2", "override 'epochs=2': unknown key 'epochs'; did you mean 'training.num_epochs'?"),
     (
-        "sft training.learning_rate=",
-        "override 'training.learning_rate=': training.learning_rate: there is no value after '='",
+        "sft training.weight_decay=",
+        "override 'training.weight_decay=': training.weight_decay: there is no value after '='",
     ),
     (
         "sft model=reward",

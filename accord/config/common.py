@@ -62,7 +62,7 @@ class Stage(Section):
     out: str = "checkpoints/rlhf"
     """Folder for results, in out/<name>/."""
     logs: str = "logs/rlhf"
-    """Folder for logs: logs/<name>/<name>.log, metrics.jsonl and TensorBoard events."""
+    """Folder for logs: logs/<name>/<name>.log, <name>.svg with the curves, metrics.jsonl and TensorBoard events."""
     device: str = "auto"
     """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     threads: Threads = 0
@@ -111,8 +111,9 @@ def require_room(max_length: int, max_new_tokens: int, key: str) -> None:
 class PrecisionStage(Stage):
     """Settings of stages whose matrix multiplications may use half precision."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of matrix multiplications; weights, log-softmax and reductions stay in float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of matrix multiplications; weights, log-softmax and reductions stay in float32.  auto: bfloat16 on CUDA where the
+    device has it, else float32; config.yaml has the one that was used."""
 
 
 class Parallel(Section):
@@ -153,14 +154,17 @@ class ParallelStage(PrecisionStage):
 class Optimizer(Section):
     """Settings of AdamW and of the batches."""
 
+    usual_rate: ClassVar[float] = 1e-4
+    """Peak learning rate of small models, where the config leaves it open."""
+
     batch_size: Count = 4
     """Rows per optimizer step."""
     micro_batch_size: CountOrZero = 0
     """Rows per forward pass (gradient accumulation); 0: the whole batch.  Changes memory use, and results only by rounding."""
     num_epochs: Count = 1
     """Epochs over the data."""
-    learning_rate: LearningRate = 1e-4
-    """Peak learning rate."""
+    learning_rate: LearningRate | None = None
+    """Peak learning rate; null: by the size of the model, as the plan says (docs/rlhf_pipeline.md has the table)."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warmup: constant, or falling to zero linearly or as half a cosine, by optimizer steps (PPO: by rollouts)."""
     warmup_steps: CountOrZero = 0
@@ -174,12 +178,18 @@ class Optimizer(Section):
     max_grad_norm: GradientNorm = 1.0
     """Maximum global norm of the gradient; larger ones are scaled down."""
 
+    @property
+    def peak_rate(self) -> float:
+        """The peak learning rate; that of small models where it is open, which a pipeline decides before a stage runs."""
+        return self.usual_rate if self.learning_rate is None else self.learning_rate
+
 
 class TextModel(Section):
     """The language model that training starts from."""
 
     base_model: str = "mamba"
-    """mamba or transformer (small base models), a stage (sft, …), a Hugging Face folder, or a .gguf file."""
+    """mamba or transformer (small base models), a stage (sft, …), a folder, a .gguf file, or a Hugging Face id
+    (org/name@revision)."""
     d_model: Width = 128
     """Hidden size of a small base model; other models have their own."""
     n_layers: Layers = 4

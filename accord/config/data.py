@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from accord.config.common import DatedStage, PrecisionStage, PromptedModel, Stage, require_room
 from accord.config.numbers import Coefficient, Count, CountOrZero, Share, Temperature, Tokens
 
+PACKAGED = ("smollm2",)
+"""Models that a Python package holds, by their names in ``source``."""
+
 
 class DemoConfig(Stage):
     """Writes the small world's data: base text, demonstrations, preferences and prompts."""

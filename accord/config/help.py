@@ -42,6 +42,6 @@ def _entries(cls: type[BaseModel]) -> Iterator[str]:
 
 def _entry(key: str, default: Any, description: str | None) -> str:
     """Key and default, and beside them the meaning, wrapped."""
-    shown = "''" if default == "" else str(default)
+    shown = "''" if default == "" else "null" if default is None else str(default)
     head = f"  {key + '=' + shown:<44} "
     return textwrap.fill(description or "", 120, initial_indent=head, subsequent_indent=" " * 47) or head.rstrip()

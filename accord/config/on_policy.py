@@ -32,11 +32,12 @@ from accord.config.section import Section
 class PPOOptimizer(Optimizer):
     """Settings of PPO."""
 
+    usual_rate: ClassVar[float] = 3e-4
+
     batch_size: Count = 32
     """Minibatch size: replies of a language policy, environment steps otherwise."""
     num_epochs: Count = 4
     """Epochs over each rollout."""
-    learning_rate: LearningRate = 3e-4
     schedule: Literal["constant", "linear", "cosine", "kl_adaptive"] = "constant"  # type: ignore[assignment]
     """linear and cosine fall over the rollouts: steps that target_kl skips count as passed.  kl_adaptive: divide by 1.5
     where the approximate KL exceeds 2 x target_kl, multiply where it is under half."""
@@ -91,6 +92,7 @@ class LanguagePPOOptimizer(PPOOptimizer):
 class StepsPPOOptimizer(PPOOptimizer):
     """Settings of PPO on environment steps."""
 
+    learning_rate: LearningRate | None = 3e-4
     total_timesteps: Timesteps = 500
     """Total environment steps."""
     n_steps: Count = 32

@@ -22,4 +22,4 @@ class DPOConfig(ParallelStage, DatedStage):
 
     model: PromptedModel = PromptedModel(base_model="sft")
     data: SplitData = SplitData()
-    training: DPOOptimizer = DPOOptimizer(learning_rate=1e-4)
+    training: DPOOptimizer = DPOOptimizer()

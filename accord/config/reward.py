@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -16,7 +16,7 @@ class RewardModelSettings(PromptedModel):
 
     base_model: str = "sft"
     objective: Literal["auto", "mse", "bradley_terry"] = "auto"
-    """Training loss; auto: mse for features (as specified), bradley_terry for language."""
+    """Training loss; auto: mse for features, bradley_terry for language."""
     pooling: Literal["last", "mean"] = "mean"
     """Features of the reply: its last token, or the mean over its tokens."""
 
@@ -62,9 +62,11 @@ class LanguageRewardModel(RewardModelSettings):
 class RewardOptimizer(Optimizer):
     """Settings of AdamW, and how pairs are grouped."""
 
+    usual_rate: ClassVar[float] = 1e-3
+
     batch_size: Count = 8
     """Pairs per optimizer step."""
-    learning_rate: LearningRate = 1e-3
+    learning_rate: LearningRate | None = 1e-3
     group_by_prompt: bool = False
     """Put all pairs of a prompt into one step, so that each reply is encoded once; batch_size then counts prompts."""
 
@@ -72,6 +74,7 @@ class RewardOptimizer(Optimizer):
 class LanguageRewardOptimizer(RewardOptimizer):
     """Settings of AdamW, how pairs are grouped, and settings of the scalar head."""
 
+    learning_rate: LearningRate | None = None
     head_learning_rate: LearningRate = 0.0
     """Learning rate of the scalar head; 0: learning_rate."""
     probe_decay: Coefficient = 0.0

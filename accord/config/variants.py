@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, Union
 
@@ -35,6 +35,8 @@ class Variants(Generic[C_co]):
     """Keys that select a variant where ``key`` is absent."""
     former: Mapping[str, str] = field(default_factory=dict)
     """Earlier names of variants, which work with a note."""
+    implied: Callable[[Mapping[str, Any]], Choice | None] = lambda values: None
+    """The variant that several keys together select where ``key`` is absent."""
 
     def __call__(self, **values: Any) -> C_co:
         """The config with these values, as from a class.  Raises UserError or pydantic's ValidationError."""
@@ -85,6 +87,8 @@ class Variants(Generic[C_co]):
                 *some, last = map(repr, self.classes)
                 raise UserError(f"{where}: {self.key}: expected {', '.join(some)} or {last}, found {named!r}.")
             return Choice(named)
+        if (implied := self.implied(values)) is not None:
+            return implied
         found = {name: key for key, name in self.signs.items() if _value(values, key) not in (None, "")}
         if len(found) > 1:
             (one, first), (other, second) = list(found.items())[:2]

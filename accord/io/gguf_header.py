@@ -49,6 +49,16 @@ def check_gguf(path: Path) -> None:
         raise UserError(f"{path}: {words}; write or download it again")
 
 
+def shapes_of(path: Path) -> Mapping[str, tuple[int, ...]]:
+    """The shape of each tensor.  Raises UserError for a damaged header, OSError where there is no such file."""
+    try:
+        size = require_file(path)
+        with path.open("rb") as file:
+            return _read(_Reader(file, size)).shapes
+    except _Damaged as error:
+        raise UserError(f"{path}: not a readable GGUF file ({error}); write or download it again") from None
+
+
 class _Damaged(Exception):
     """What is wrong, in a few words."""
 

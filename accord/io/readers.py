@@ -19,6 +19,7 @@ import yaml
 from yaml.reader import ReaderError
 
 from accord.errors import UserError
+from accord.io.installation import located
 
 MAX_DEPTH = 64
 """Levels of nesting in a YAML or JSON file; what reads them later is recursive."""
@@ -286,9 +287,11 @@ def read_appended_rows(path: Path) -> list[dict[str, Any]]:
 def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The mapping in a YAML file and the line of every dotted key.  Raises UserError naming file and line."""
     try:
-        text = read_text(Path(path), MAX_YAML_BYTES)
+        text = read_text(located(path), MAX_YAML_BYTES)
     except _MISSING:
-        near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.y*ml")], 1)
+        near = difflib.get_close_matches(
+            Path(path).name, [p.name for p in located(Path(path).parent).glob("*.y*ml")], 1
+        )
         raise UserError(f"{path}: no such config file" + (f"; did you mean {near[0]!r}?" if near else ".")) from None
     except UserError as error:
         raise UserError(f"{error}.") from None

@@ -232,8 +232,9 @@ class Head(_Shape):
     """``reward_head.json``."""
 
     kind: Literal["mlp", "scalar"]
-    pooling: Literal["last", "mean"]
+    pooling: Literal["last", "mean", "sequence"]
     widths: Annotated[list[Size], Field(min_length=1, max_length=64)]
+    pad_id: NotRequired[Count | None]
 
 
 class ModelConfig(_Shape, total=False):
@@ -339,15 +340,15 @@ def read_record_to_show(path: Path, shape: Any) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of ``metrics.jsonl``: ``step`` and figures; without a last line truncated by a kill.
+    """The rows of ``metrics.jsonl``: ``step`` and figures, NaN for null; without a last line truncated by a kill.
 
     Raises UserError naming the row that is damaged.
     """
-    rows = read_appended_rows(path)
-    for number, row in enumerate(rows, 1):
+    rows = []
+    for number, row in enumerate(read_appended_rows(path), 1):
         where, remedy = f"{path}, row {number}", "repair or remove this line"
-        check(row, dict[str, Figure], where, remedy)
         check(row, _Step, where, remedy)
+        rows.append(check(row, dict[str, Figure], where, remedy))
     return rows
 
 

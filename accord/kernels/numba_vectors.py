@@ -16,12 +16,31 @@ import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, event, types
 from numba.extending import intrinsic, models, register_model
+
+from accord.runtime.console import console
 
 LANES = 16
 
 Function = Callable[..., Any]
+
+
+class _Notice(event.Listener):  # type: ignore[misc]
+    """Says once in a process that kernels are compiled, which takes some seconds; loading them from the cache is silent."""
+
+    said = False
+
+    def on_start(self, _: Any) -> None:
+        if not self.said:
+            self.said = True
+            console.print("compiling kernels, once per machine (up to a minute)", markup=False)
+
+    def on_end(self, _: Any) -> None:
+        """Nothing to say."""
+
+
+event.register("numba:compile", _Notice())
 
 
 def compiled(kernel: Function) -> Function:

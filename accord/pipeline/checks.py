@@ -44,7 +44,8 @@ def check_functions(kind: str, config: Stage) -> None:
     """Imports every ``module:function`` that a config names.  Raises UserError naming the setting."""
     values = config.model_dump()
     for key in STAGE_KINDS[kind].functions:
-        load_scores(str(value_at(values, key)), key)
+        if name := str(value_at(values, key)):
+            load_scores(name, key)
     for reference, value in references(kind, config):
         if is_function(value) and not Path(value).exists():
             load_scores(value, reference.key)

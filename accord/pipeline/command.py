@@ -152,7 +152,7 @@ def _show(found: Sequence[StageStatus]) -> None:
         reasons = stage.reasons if stage.state in ("runs", "may run") else ()
         words = "; ".join([*([stage.words] if stage.words else []), *reasons])
         rows.append((STATES[stage.state], stage.name, words))
-    show(make_table(["", "", Column(overflow="fold")], rows))
+    show(make_table(["", Column(overflow="fold"), Column(overflow="fold")], rows))
 
 
 def show_status(options: argparse.Namespace) -> int:

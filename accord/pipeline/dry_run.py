@@ -6,6 +6,7 @@ from accord.config.common import Parallel, ParallelStage, Stage
 from accord.errors import Planned, UserError
 from accord.pipeline.checks import check_device, check_folders, check_functions
 from accord.pipeline.failure import before_start
+from accord.pipeline.references import fetch
 from accord.pipeline.standalone import prepare
 from accord.pipeline.task import logs, task_of, valid_record
 from accord.runtime.console import console
@@ -22,10 +23,11 @@ def dry_run(kind: str, config: Stage) -> None:
     check_device(config)
     identity = StageIdentity(name, task.directory, logs(config, kind), config.seed, task.key, task.inputs, task.sources)
     with Run(identity, config.log_every, config.save_every, bar=False) as run:
+        run.decided = task.decided
         run.dry = config.parallel if isinstance(config, ParallelStage) else Parallel()
         alone = config.model_copy(update={"parallel": Parallel()}) if isinstance(config, ParallelStage) else config
         try:
-            STAGE_KINDS[kind].call(alone, run)
+            STAGE_KINDS[kind].call(fetch(kind, alone, run.say), run)
         except Planned:
             pass
         except Exception as error:

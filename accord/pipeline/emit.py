@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from accord.errors import UserError
+from accord.io.installation import located
 from accord.pipeline.plan import PipelineConfig, Planned
 
 TOOLS = ("makefile", "dvc")
@@ -50,7 +51,10 @@ def dvc(words: str, path: str | Path, pipeline: PipelineConfig, planned: Sequenc
             raise UserError(f"--emit dvc: two stages would be called {name!r}; change a name or a grid's values.")
         stages[name] = {
             "cmd": f"accord {words} --only {stage.name}",
-            "deps": [str(path), *stage.files, *(f"{pipeline.out}/{need}" for need in stage.needs)],
+            "deps": [
+                *(str(located(file)) for file in (path, *stage.files)),
+                *(f"{pipeline.out}/{need}" for need in stage.needs),
+            ],
             "outs": [{f"{pipeline.out}/{stage.name}": {"cache": False, "persist": True}}],
         }
     head = f"# Written by: accord {words} --emit dvc\n"

@@ -8,6 +8,7 @@ from accord.config.common import ParallelStage
 from accord.config.load import build
 from accord.distributed import mesh
 from accord.errors import UserError
+from accord.pipeline.references import fetch
 from accord.pipeline.task import Task, logs, task_of
 from accord.runtime.allocator import keep_memory
 from accord.runtime.run import Ranks, Run, StageIdentity
@@ -46,4 +47,4 @@ def run_job(job: dict[str, Any]) -> None:
         )
         ranks = Ranks(False, mesh.anywhere, "")
         with Run(identity, config.log_every, config.save_every, job["resumes"], False, ranks=ranks) as run:
-            STAGE_KINDS[kind].call(config, run)
+            STAGE_KINDS[kind].call(fetch(kind, config, run.say), run)

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from accord.pipeline.failure import FAILED, in_words
 from accord.pipeline.plan import PipelineConfig, Planned, plan, selected
 from accord.pipeline.previous import finished
 from accord.pipeline.records import JOURNAL, missing_outputs, read_begun, read_done
-from accord.pipeline.references import require, resolve
+from accord.pipeline.references import fetch, require, resolve
 from accord.pipeline.stage import Outcome, failure, run_stage
 from accord.pipeline.status import read_progress, stage_statuses
 from accord.pipeline.task import Task, folder, logs, sources, task_of, valid_record
@@ -122,6 +123,7 @@ def _check_all(stages: Sequence[Planned], folders: Mapping[str, Path], elsewhere
                 check_functions(stage.kind, stage.config)
                 if not elsewhere:
                     check_device(stage.config)
+                    fetch(stage.kind, resolved, partial(console.print, markup=False))
                 if any(need in runs for need in stage.needs):
                     check_rows(stage.kind, stage.config)
         except UserError as error:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from accord.config.common import Stage
+from accord.config.data import PACKAGED
 from accord.config.functions import is_function, require_module
 from accord.data.files.arrow import is_arrow_folder
 from accord.data.files.hub import is_hub_name, pinned
 from accord.errors import UserError
+from accord.io.installation import located
+from accord.models.hub import is_hub_model, model_files, pinned_model
 from accord.stage_kinds.kind import Reference
 from accord.stage_kinds.table import STAGE_KINDS
 
@@ -51,13 +54,41 @@ def value_at(values: Any, key: str) -> Any:
 
 
 def resolve(kind: str, config: Stage, folder_of: Callable[[str], Path | None]) -> Stage:
-    """The config with every reference replaced by a path, except ``module:function`` and model ids.
+    """The config with every reference replaced by a path, except ``module:function`` and names of the hub, which get their
+    commit.
 
     A reference that is empty and has a file beside another (``Reference.beside``) is filled in.  ``folder_of`` returns a
     stage's folder, or None for other names.
     """
     config = with_files_beside(kind, config, folder_of)
-    return _mapped(kind, config, lambda reference, value: _path(reference, value, folder_of(value), config.out))
+    config = _mapped(kind, config, lambda reference, value: _path(reference, value, folder_of(value), config.out))
+    return _with_sources(kind, config, pinned_model)
+
+
+def _with_sources(kind: str, config: Stage, change: Callable[[str], str]) -> Stage:
+    """The config with what names a model of the hub among ``StageKind.files`` changed."""
+    names = {key: str(value_at(config.model_dump(), key)) for key in STAGE_KINDS[kind].files}
+    found = {key: _pinned(key, name, change) for key, name in names.items() if is_source_of_hub(name)}
+    return with_values(config, found) if found else config
+
+
+def is_source_of_hub(name: str) -> bool:
+    """Whether a setting that names a file or else a model of the hub, perhaps by one word (``gpt2``), names the latter."""
+    return bool(name) and name not in PACKAGED and not name.endswith(".gguf") and not Path(name).exists()
+
+
+def fetch(kind: str, config: Stage, say: Callable[[str], None]) -> Stage:
+    """A resolved config with the folder of each model of the hub, downloaded where it is not in the cache.
+
+    Raises UserError naming the setting.
+    """
+
+    def folder_of(name: str) -> str:
+        return str(model_files(name, say))
+
+    named = {r.key: value for r, value in references(kind, config) if r.sort in ("model", "reward")}
+    found = {key: _pinned(key, value, folder_of) for key, value in named.items() if is_hub_model(value)}
+    return _with_sources(kind, with_values(config, found) if found else config, folder_of)
 
 
 def with_files_beside(kind: str, config: Stage, folder_of: Callable[[str], Path | None]) -> Stage:
@@ -97,24 +128,33 @@ def _path(reference: Reference, value: str, folder: Path | None, out: str) -> st
     sort = reference.sort
     if is_function(value):
         return value
-    if folder is None and "@" in value and sort in ("model", "reward") and not Path(value).exists():
+    if (
+        folder is None
+        and "@" in value
+        and "/" not in value
+        and sort in ("model", "reward")
+        and not Path(value).exists()
+    ):
         return _registered(reference.key, value, out)
     if folder is not None:
         return str(folder / "model") if sort in ("model", "reward") else str(folder / f"{sort}.jsonl")
-    source = Path(value)
+    source = located(value)
     if sort in ("model", "reward"):
+        if is_hub_model(value):
+            return _pinned(reference.key, value, pinned_model)
         return str(source / "model") if (source / "model" / "config.json").exists() else value
+    value = value if source == Path(value) else str(source)
     if is_hub_name(value):
-        return _pinned(reference.key, value)
+        return _pinned(reference.key, value, pinned)
     if is_arrow_folder(source):
         return value
     return str(source / f"{sort}.jsonl") if source.is_dir() else value
 
 
-def _pinned(key: str, name: str) -> str:
-    """A data set of the hub with its commit, which is then part of the stage's key.  Raises UserError naming the setting."""
+def _pinned(key: str, name: str, pin: Callable[[str], str]) -> str:
+    """A name of the hub with its commit, which is then part of the stage's key.  Raises UserError naming the setting."""
     try:
-        return pinned(name)
+        return pin(name)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
 
@@ -136,7 +176,8 @@ def require(config: Stage, kind: str, known: Collection[str], made: Collection[s
     """
     config = with_files_beside(kind, config, lambda name: None)
     for key in STAGE_KINDS[kind].functions:
-        require_module(str(value_at(config.model_dump(), key)), f"{where}{key}")
+        if name := str(value_at(config.model_dump(), key)):
+            require_module(name, f"{where}{key}")
     try:
         paths = [value for _, value in references(kind, resolve(kind, config, lambda name: None))]
     except UserError as error:
@@ -148,9 +189,8 @@ def require(config: Stage, kind: str, known: Collection[str], made: Collection[s
             raise UserError(f"{where}{reference.key}: {value} is empty; give a file with at least one row.")
         if is_function(value) and not Path(value).exists():
             require_module(value, f"{where}{reference.key}")
-        looks_like_path = reference.sort not in ("model", "reward") or "/" not in value or value.startswith((".", "/"))
-        is_data = reference.sort not in ("model", "reward")
-        if is_function(value) or Path(value).exists() or not looks_like_path or (is_data and is_hub_name(value)):
+        of_hub = is_hub_model if reference.sort in ("model", "reward") else is_hub_name
+        if is_function(value) or "://" in value or Path(value).exists() or of_hub(value):  # feedback:// names people
             continue
         near = difflib.get_close_matches(value, [*known, *SMALL], 1)
         stages = f"a stage ({', '.join(dict.fromkeys(known))}), " if known else ""

@@ -217,10 +217,10 @@ class RemoteStage:
             return
         here = (self._task.directory, logs(self._task.config, self._task.kind))
         for place, folder, files, seen in zip(places, here, (results, log_files), self._seen, strict=True):
-            grows = folder == here[1]
             for name in sorted(files, key=_order):
                 if name in _OWN or seen.get(name) == files[name]:
                     continue
+                grows = folder == here[1] and only_grows(name)
                 start = seen[name][0] if grows and name in seen and _has_grown(seen[name], files[name]) else 0
                 if self._receive(f"{place}/{name}", folder / name, files[name], start, grows):
                     seen[name] = files[name]
@@ -266,6 +266,11 @@ class _Changed(Exception):
 def _has_grown(before: Stamp, now: Stamp) -> bool:
     """Whether it may be the same file with more at its end, and not another one under its name."""
     return before[2] == now[2] and before[0] <= now[0]
+
+
+def only_grows(log: str) -> bool:
+    """Whether a file of a stage's logs is only ever added to; the picture of its curves is replaced."""
+    return not log.endswith(".svg")
 
 
 def _order(name: str) -> tuple[bool, bool, str]:

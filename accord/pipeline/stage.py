@@ -46,6 +46,7 @@ from accord.pipeline.records import (
     read_begun,
     read_done,
 )
+from accord.pipeline.references import fetch
 from accord.pipeline.task import Task, logs, task_of, valid_record
 from accord.pipeline.why import differences
 from accord.registry.manifest import versions
@@ -95,7 +96,7 @@ def run_stage(
     Raises UserError and Interrupted; Locked where another process is writing the folder.
     """
     task = task_of(kind, config)
-    directory = task.directory
+    config, directory = task.config, task.directory
     if (reuse or resume) and not force and (done := valid_record(task)):
         _tidy_done(task)
         return Outcome(directory.name, True, done, directory)
@@ -106,6 +107,7 @@ def run_stage(
         return Outcome(directory.name, True, read_done(directory), directory)
     check_functions(kind, config)
     check_device(config)
+    fetch(kind, config, _say)
     if isinstance(config, ParallelStage) and starts_ranks(config):
         check_ranks(config)
         return _on_ranks(task, config, resume=resume, reuse=reuse, force=force, bar=bar, journal=journal)
@@ -289,13 +291,14 @@ def _call(attempt: Attempt, bar: bool) -> dict[str, Any]:
         run = together.enter_context(
             Run(identity, config.log_every, config.save_every, attempt.resumes, bar, attempt.open_folder, ranks)
         )
+        run.decided = task.decided
         try:
-            if isinstance(config, PrecisionStage) and config.precision != "float32":
+            if isinstance(config, PrecisionStage) and config.precision == "bfloat16":
                 from accord.runtime.device import resolve_device, slow_precision
 
                 if words := slow_precision(resolve_device(config.device), config.precision):
                     run.say(words)
-            metrics = STAGE_KINDS[task.kind].call(config, run)
+            metrics = STAGE_KINDS[task.kind].call(fetch(task.kind, config, _say), run)
             run.open_folders()
             record = {
                 **task.record(),
@@ -375,10 +378,9 @@ def _register(directory: Path) -> None:
 
 def _tidy_done(task: Task) -> None:
     """Removes files left by a kill after the stage's end, unless another process is writing the folder."""
-    directory = task.directory
+    directory, beside = task.directory, logs(task.config, task.kind)
     names = (STATE, RANKS_STATE, RANKS_FOLDER, BEGUN, LOCK, ProgressFile.NAME, FAILED, WAITING, LOGS)
-    leftovers = [directory / name for name in names]
-    if any(path.exists() for path in leftovers) or any(directory.glob(".*")):
+    if any((directory / name).exists() for name in names) or any(directory.glob(".*")) or leftovers(beside):
         try:
             with hold_lock(directory):
                 if (directory / BEGUN).exists():  # killed before the entry in the registry
@@ -387,6 +389,7 @@ def _tidy_done(task: Task) -> None:
                     ):
                         _register(directory)
                 _tidy(directory, finished=True)
+                _tidy(beside, finished=False)
                 restore_logs(task)
         except Locked:
             return
@@ -413,6 +416,10 @@ def _make(directory: Path) -> Path:
             f"{directory}: cannot be created ({error.strerror}); choose another with out= or logs=."
         ) from None
     return directory
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False)
 
 
 def _set_threads(threads: int) -> None:

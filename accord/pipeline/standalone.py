@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from accord.io.readers import read_json_if_present
 from accord.pipeline.checks import check_device, check_folders, check_functions, check_rows
 from accord.pipeline.previous import PREVIOUS
 from accord.pipeline.records import DONE, read_begun, read_done
-from accord.pipeline.references import SMALL, references, require, resolve
+from accord.pipeline.references import SMALL, fetch, references, require, resolve
 from accord.pipeline.stage import Outcome, run_stage
 from accord.pipeline.task import folder, sources
 from accord.runtime.console import console
@@ -79,6 +80,7 @@ def _check(kind: str, config: Stage, done: Mapping[str, Path]) -> None:
     check_device(config)
     if any(value in made and not read_done(made[value]) for _, value in references(kind, config)):
         check_rows(kind, config)
+        fetch(kind, resolved, partial(console.print, markup=False))
 
 
 def _default(name: str, config: Stage, key: str, make: Make) -> Path:

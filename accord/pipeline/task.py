@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from accord.config.section import Section, digest
 from accord.data.files.arrow import arrow_files, is_arrow_folder
 from accord.io.digests import content_digest, digest_of_files, file_digest
 from accord.pipeline.records import missing_outputs, read_done
-from accord.pipeline.references import references, value_at
+from accord.pipeline.references import is_source_of_hub, references, value_at
+from accord.pipeline.suited import suited
 from accord.stage_kinds.table import STAGE_KINDS
 
 
@@ -32,6 +33,8 @@ class Task:
     """Config key: path of the input, or its name where it is not a path."""
     settings: Mapping[str, Any]
     """Settings that change results, with inputs set to None."""
+    decided: Mapping[str, str] = field(default_factory=dict)
+    """Settings that the config left open, and what they are, in words for the plan."""
 
     def record(self) -> dict[str, Any]:
         """The record that later runs are compared with."""
@@ -60,7 +63,7 @@ def sources(kind: str, config: Stage) -> dict[str, str]:
     found = {reference.key: value for reference, value in references(kind, config)}
     values = config.model_dump()
     files = {key: value_at(values, key) for key in STAGE_KINDS[kind].files}
-    return found | {key: value for key, value in files.items() if Path(value).exists()}
+    return found | {key: value for key, value in files.items() if Path(value).exists() or is_source_of_hub(value)}
 
 
 def parents(kind: str, config: Stage) -> dict[str, str]:
@@ -97,8 +100,10 @@ def _runtime(section: Section) -> dict[str, Any]:
 def stage_key(kind: str, config: Stage, inputs: Mapping[str, str]) -> str:
     """A digest of the settings that change results, the stage's version, and the contents of its inputs.
 
-    Retired settings count with their defaults, so that stages that were made with them need not run again.
+    Open settings count with what they are decided to be, and retired settings with their defaults, so that stages that were
+    made with them need not run again.
     """
+    config = suited(kind, config).config
     settings = bare(config, inputs)
     for key, default in config.retired.items():
         put(settings, key, default, kind)
@@ -112,10 +117,14 @@ def _blank(values: Any, path: list[str]) -> None:
 
 
 def task_of(kind: str, config: Stage) -> Task:
-    """The task of a resolved config; reads every input for its digest."""
+    """The task of a resolved config, whose open settings are decided here; reads every input for its digest."""
+    found = suited(kind, config)
+    config = found.config
     inputs = parents(kind, config)
     key = stage_key(kind, config, inputs)
-    return Task(kind, config, folder(config, kind), key, inputs, sources(kind, config), bare(config, inputs))
+    return Task(
+        kind, config, folder(config, kind), key, inputs, sources(kind, config), bare(config, inputs), found.decided
+    )
 
 
 def valid_record(task: Task) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from rich.cells import cell_len, set_cell_size
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -101,19 +102,19 @@ class LiveTable:
 
     def table(self) -> Table:
         """The rows of all stages, or those around the active ones where there are more stages than lines."""
-        table = Table(box=None, pad_edge=False, show_header=False, expand=False)
-        table.add_column(width=1)
-        table.add_column(no_wrap=True)
-        table.add_column(width=24)
-        table.add_column(no_wrap=True)
         names = list(self.rows)
+        room = max(40, console.width) - 5  # without the mark and the gaps between columns
+        widest = min(max(12, *map(cell_len, names)), room * 2 // 7)  # 12: … 23 above
+        table = Table(box=None, pad_edge=False, show_header=False, expand=False)
+        for width in (1, widest, room - widest):
+            table.add_column(width=width, no_wrap=True, overflow="ellipsis")
         first, last = self._window(names)
         if first:
-            table.add_row("", Text(f"… {first} above", "dim"), "", "")
+            table.add_row("", Text(f"… {first} above", "dim"), "")
         for name in names[first:last]:
-            table.add_row(*self._cells(name, self.rows[name]))
+            table.add_row(*self._cells(name, self.rows[name], widest))
         if last < len(names):
-            table.add_row("", Text(f"… {len(names) - last} more", "dim"), "", "")
+            table.add_row("", Text(f"… {len(names) - last} more", "dim"), "")
         return table
 
     def _window(self, names: Sequence[str]) -> tuple[int, int]:
@@ -124,19 +125,39 @@ class LiveTable:
         first = max(0, min(active - 2, len(names) - room))
         return first, first + room
 
-    def _cells(self, name: str, row: _Row) -> tuple[Text, Text, Text | ProgressBar, Text]:
+    def _cells(self, name: str, row: _Row, widest: int) -> tuple[Text, Text, Text | Table]:
         style = STYLES[row.state]
-        mark, shown = Text(MARKS[row.state], style), Text(name, style)
+        mark, shown = Text(MARKS[row.state], style), Text(fitted(name, widest), style)
         if row.state != "running":
-            return mark, shown, Text(row.state if row.state != "done" else "", style), Text(row.words, style)
+            words = row.words if row.state == "done" else f"{row.state}  {row.words}".rstrip()
+            return mark, shown, Text(words, style)
+        bar = 24 if console.width > 100 else 12
         progress = read_progress(self.folders[name])
         if not progress or progress["updated"] < row.since or not progress["total"]:
-            return mark, shown, ProgressBar(width=24, pulse=True), Text(duration(time.time() - row.since), "dim")
+            passed = Text(duration(time.time() - row.since), "dim")
+            return mark, shown, _side_by_side(ProgressBar(width=bar, pulse=True), bar, passed)
         left = time_left(progress)
         parts = [f"{progress['step']}/{progress['total']}", f"{duration(left)} left" if left is not None else ""]
         parts.append(running_metrics(self.kinds[name], progress["metrics"]))
-        words = "  ".join(part for part in parts if part)
-        return mark, shown, ProgressBar(progress["total"], progress["step"], width=24), Text(words)
+        text = Text("  ".join(part for part in parts if part))
+        return mark, shown, _side_by_side(ProgressBar(progress["total"], progress["step"], width=bar), bar, text)
+
+
+def _side_by_side(bar: ProgressBar, width: int, words: Text) -> Table:
+    """A bar and the words beside it."""
+    cells = Table.grid(padding=(0, 2, 0, 0))
+    cells.add_column(width=width)
+    cells.add_column(no_wrap=True, overflow="ellipsis")
+    cells.add_row(bar, words)
+    return cells
+
+
+def fitted(name: str, width: int) -> str:
+    """A name of at most ``width`` columns, shortened in its middle: the points of a grid differ at their end."""
+    if cell_len(name) <= width:
+        return name
+    tail = next(name[start:] for start in range(len(name) + 1) if cell_len(name[start:]) <= width // 2)
+    return f"{set_cell_size(name, width - cell_len(tail) - 1).rstrip()}…{tail}"
 
 
 def view_for(planned: Sequence[Planned], folders: Mapping[str, Path]) -> Lines | LiveTable:

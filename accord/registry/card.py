@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import yaml
 
 from accord.io.finite_json import shown
-from accord.registry.family import Family, Record
+from accord.registry.card_facts import origin
+from accord.registry.family import Family, Record, short
 from accord.registry.headline import IN_WORDS, headline
 from accord.registry.lineage import flat, key_settings, title
 
@@ -21,13 +22,20 @@ METHODS = {
 }
 
 
-def card(root: str, family: Family, labels: Mapping[str, str], title_of_model: str = "") -> str:
-    """The text of README.md for the model with digest ``root``."""
+def card(
+    root: str,
+    family: Family,
+    labels: Mapping[str, str],
+    title_of_model: str = "",
+    compared: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The text of README.md for the model with digest ``root``; ``compared``: its label in a comparison, and the table."""
+    facts = origin(family)
     own = family[root]
     name = title_of_model or title(own, labels)
-    made = f"{METHODS.get(own.kind, own.kind)}, by [accord](https://github.com/accord-rlhf/accord)"
+    made = f"{METHODS.get(own.kind, own.kind)}, by accord"
     parts = [
-        f"---\n{yaml.safe_dump(_head(own, family), sort_keys=False)}---\n",
+        f"---\n{yaml.safe_dump({**facts, **_head(own, family)}, sort_keys=False)}---\n",
         f"# {name}\n",
         f"{made[0].upper()}{made[1:]}. Content digest `{root}`.\n",
         "## Data\n",
@@ -35,9 +43,10 @@ def card(root: str, family: Family, labels: Mapping[str, str], title_of_model: s
         "## Training\n",
         *_training(root, family, labels),
         "## Evaluation\n",
+        *_comparison(compared),
         *_evaluation(own),
         "## Limits\n",
-        *_limits(own, family),
+        *_limits(own, family, facts),
         "## Use\n",
         _use(own),
     ]
@@ -69,7 +78,7 @@ def _data(family: Family) -> Iterator[str]:
         if record.form == "data":
             used = [f"{r.name} ({key})" for r in family.values() for key, d in r.parents.items() if d == digest]
             how = f"stage `{record.kind}`" if record.kind != "data" else "an external file"
-            rows.append((record.name, f"`{digest[:16]}`", how, ", ".join(used)))
+            rows.append((record.name, f"`{short(digest, 16)}`", how, ", ".join(used)))
     yield _table(("file", "digest", "made by", "used by"), rows) if rows else "No data file is recorded.\n"
 
 
@@ -79,7 +88,7 @@ def _training(root: str, family: Family, labels: Mapping[str, str]) -> Iterator[
         (
             title(r, labels),
             r.kind,
-            f"`{digest[:16]}`",
+            f"`{short(digest, 16)}`",
             ", ".join(f"{k} {v}" for k, v in key_settings(r).items()) or "not recorded",
             "" if r.seed is None else r.seed,
         )
@@ -94,6 +103,13 @@ def _training(root: str, family: Family, labels: Mapping[str, str]) -> Iterator[
         yield "</details>\n"
     if family[root].versions:
         yield "Made with " + ", ".join(f"{k} {v}" for k, v in family[root].versions.items()) + ".\n"
+
+
+def _comparison(compared: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """The table of each comparison, and which of its rows is this model."""
+    for label, table in compared:
+        yield f"Compared on held-out prompts, where this model is `{label}`; brackets: 95 % interval over prompts.\n"
+        yield f"{table}\n"
 
 
 def _evaluation(own: Record) -> Iterator[str]:
@@ -114,7 +130,7 @@ def _evaluation(own: Record) -> Iterator[str]:
     yield _table(("metric", "value"), rows)
 
 
-def _limits(own: Record, family: Family) -> Iterator[str]:
+def _limits(own: Record, family: Family, facts: Mapping[str, object]) -> Iterator[str]:
     """Limits that follow from the records."""
     if own.kind == "reward":
         yield "- It models the annotator's preferences on such prompts; its scores are unreliable on others, and can be gamed.\n"
@@ -126,7 +142,13 @@ def _limits(own: Record, family: Family) -> Iterator[str]:
         yield "- Its data is synthetic (accord's small world): it has no language beyond that world.\n"
     if any(r.form == "model" and r.kind in ("pretrained", "model") for r in family.values()):
         yield "- The knowledge and the license of the pretrained model are its authors'; see their model card.\n"
-    yield "- It has not been tested for safety, truth or bias. This card states no license; add one before publishing.\n"
+    license = facts.get("license")
+    yield (
+        f"- The license above ({license}) is the base model's; whether it holds for this model is for you to check.\n"
+        if license
+        else "- This card states no license, since none is known; add `license:` before publishing.\n"
+    )
+    yield "- It has not been tested for safety, truth or bias.\n"
 
 
 def _use(own: Record) -> str:

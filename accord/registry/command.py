@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from accord.registry.store import Store, Version
 
 REFERENCE = "NAME (latest version of a run, see --out), NAME@3, NAME@ALIAS, or at least six digits of a digest"
+WIDE = 96
+"""Columns of a terminal from which a list of models has their digests."""
 SIZES = ("B", "kB", "MB", "GB", "TB")
 OVERVIEW = """\
 The model registry: versions, aliases, tags and lineage of models.
@@ -83,8 +85,8 @@ def add_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> None
         "--format", choices=("hf", "safetensors", "gguf"), default="hf", help="hf: whole artifact with model card"
     )
     p.add_argument("--quantize", choices=("F16", "Q8_0", "Q4_0"), default="F16", help="gguf: type of matrix weights")
-    p = add("import", import_model, "register an external artifact after verifying its digests")
-    p.add_argument("directory", metavar="DIR", help="artifact folder, or a stage's folder")
+    p = add("import", import_model, "register an external artifact after verifying its digests, or a model of the hub")
+    p.add_argument("directory", metavar="MODEL", help="artifact folder, a stage's folder, or a Hugging Face id")
     p.add_argument("--name", default="", help="name in the registry (default: its own)")
 
 
@@ -105,6 +107,7 @@ def _print(*lines: str) -> None:
 def show_list(options: argparse.Namespace) -> int:
     from accord.registry.compare import sizes
     from accord.registry.headline import headline
+    from accord.runtime.console import console
     from accord.runtime.tables import Column, make_table, right, show
 
     store = _store(options)
@@ -115,9 +118,11 @@ def show_list(options: argparse.Namespace) -> int:
         return 0
     if not found:
         what = f" named {options.name!r}" * bool(options.name) + f" of kind {options.kind!r}" * bool(options.kind)
-        _print(f"no model{what} in the registry ({store.path}); finished stages and 'accord models import' add models")
+        _print(
+            f"no model{what} in the registry ({store.path}); finished stages and 'accord models import DIR' add models"
+        )
         return 0
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for v in found:
         first = next(iter(headline(v.kind, v.metrics)), None)
         name, figure = (first.label, shown(first.value)) if first else ("damaged" if v.damage else "", "")
@@ -137,6 +142,8 @@ def show_list(options: argparse.Namespace) -> int:
         right("age"),
         "digest",
     ]
+    if console.is_terminal and console.width < WIDE:  # 'models show' has the digest
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     show(make_table(columns, rows))
     _print(*(v.damage for v in found if v.damage))
     return 0
@@ -186,10 +193,12 @@ def show_one(options: argparse.Namespace) -> int:
         "seed": "" if v.seed is None else str(v.seed),
         "folder": f"{v.folder} ({in_bytes(sizes(v.folder))})",
     }
+    from accord.registry.family import short
+
     known = {other.digest: other.label for other in store.list()}
     family = store.lineage(v)
     parents = {
-        key: f"{known.get(digest) or (family[digest].name if digest in family else '')} {digest[:16]}".strip()
+        key: f"{known.get(digest) or (family[digest].name if digest in family else '')} {short(digest, 16)}".strip()
         for key, digest in v.parents.items()
     }
     metrics = {key: shown(value, ".6g") for key, value in v.metrics.items()}
@@ -315,8 +324,12 @@ def export_model(options: argparse.Namespace) -> int:
 
 
 def import_model(options: argparse.Namespace) -> int:
-    from accord.registry.exports import import_folder
+    from accord.models.hub import is_hub_model
+    from accord.registry.exports import import_folder, import_from_hub
 
-    found = import_folder(_store(options), Path(options.directory), options.name)
+    if is_hub_model(options.directory):
+        found = import_from_hub(_store(options), options.directory, options.name, _print)
+    else:
+        found = import_folder(_store(options), Path(options.directory), options.name)
     _print(f"{found.label}: {found.kind}, digest {found.digest[:8]}, all digests verified")
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 from accord.errors import UserError
 from accord.io.finite_json import dumps, shown
 from accord.models.hf_format import checked_tensors
-from accord.registry.family import Family
+from accord.registry.family import Family, short
 from accord.registry.lineage import flat
 from accord.registry.store import Store, Version
 
@@ -40,7 +40,7 @@ def difference(store: Store, a: Version, b: Version) -> Difference:
 
 def data_of(family: Family) -> dict[str, str]:
     """The digest of every data file in a family, by name."""
-    return {r.name: digest[:16] for digest, r in family.items() if r.form == "data"}
+    return {r.name: short(digest, 16) for digest, r in family.items() if r.form == "data"}
 
 
 def _beside(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

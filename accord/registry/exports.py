@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from accord.errors import UserError
 from accord.io.atomic import replacing_folder, write_json, write_text
 from accord.io.digests import CARD, LINEAGE, MANIFEST, digest_of_files, file_digests, read_manifest, verify
 from accord.io.finite_json import dumps
+from accord.models.hub import model_files, pinned_model
+from accord.registry.artifact_files import link
 from accord.registry.card import card
+from accord.registry.card_facts import comparisons
 from accord.registry.export_target import EXPORT, require_free_file, require_free_folder
-from accord.registry.family import to_json, write_lineage
+from accord.registry.family import Record, to_json, write_lineage
 from accord.registry.gguf import KINDS, write_gguf
+from accord.registry.manifest import publish, versions
 from accord.registry.store import Store, Version
 
 Format = Literal["hf", "safetensors", "gguf"]
@@ -67,7 +74,8 @@ def _copy_artifact(store: Store, found: Version, folder: Path) -> None:
     record = {**found.manifest, "metrics": dict(found.metrics), "settings": dict(found.settings)}
     write_json(folder / MANIFEST, {**record, "digest": found.digest, "files": files})
     labels = {v.digest: v.label for v in store.list()}
-    write_text(folder / CARD, card(found.digest, family, labels, found.name))
+    compared = list(comparisons(found.digest, list(map(Path, found.outs))))
+    write_text(folder / CARD, card(found.digest, family, labels, found.name, compared))
 
 
 def import_folder(store: Store, folder: Path, name: str = "") -> Version:
@@ -81,6 +89,39 @@ def import_folder(store: Store, folder: Path, name: str = "") -> Version:
         _require_same_digest(digest_of_files(files), manifest["digest"], folder)
     verify(folder)
     return store.add(folder, name)
+
+
+def import_from_hub(store: Store, text: str, name: str, say: Callable[[str], None]) -> Version:
+    """Registers a model of the Hugging Face hub (``org/name@revision``) as it is there, its commit as its parent.
+
+    One that accord exported has its own manifest, and is verified.  Raises UserError.
+    """
+    pinned = pinned_model(text)
+    source = model_files(pinned, say)
+    if read_manifest(source):
+        return import_folder(store, source, name)
+    owner = pinned.partition("@")[0]
+    manifest = {
+        "kind": "pretrained",
+        "name": name or owner.rpartition("/")[2],
+        "parents": {"source": pinned},
+        "versions": versions(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+    def write(folder: Path) -> None:
+        for path in source.iterdir():
+            if path.is_file() and not path.name.startswith("."):
+                link(path, folder / path.name)
+        write_lineage(folder, {pinned: Record(owner, "model", pinned)})
+
+    try:
+        store.root.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".import.", dir=store.root) as place:
+            publish(Path(place) / "model", write, manifest)
+            return store.add(Path(place) / "model", name)
+    except OSError as error:
+        raise UserError(f"{store.root}: could not be written ({error.strerror}).") from None
 
 
 def _require_same_digest(found: str, recorded: str, folder: Path) -> None:

@@ -16,11 +16,14 @@ from accord.errors import UserError
 from accord.io.atomic import write_json
 from accord.io.digests import LINEAGE, content_digest, read_manifest
 from accord.io.finite_json import figures
+from accord.io.hub import COMMIT
 from accord.io.readers import read_json_if_present, read_yaml
 from accord.io.records import Finished, check, read_record
 from accord.io.records import Lineage as LineageShape
 
 FORMAT = 1
+DATA_KEYS = ("prompts", "pairs", "samples", "calibrate")
+"""Config keys of data files, besides those in ``data``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +64,37 @@ def ancestors(parents: Mapping[str, str], sources: Mapping[str, str]) -> Family:
         source = sources.get(key)
         if source is not None and Path(source).exists():
             family |= of_path(Path(source), digest)
+        elif source is not None and (form := _form_on_hub(key, source)):
+            family[digest] = Record(_without_commit(source), form, digest, form)
         elif ":" in digest:
             family[digest] = Record(digest, "function", digest, "function")
         else:
             family.setdefault(digest, Record(Path(source).name if source else "?", "model", digest))
     return family
+
+
+def short(digest: str, digits: int) -> str:
+    """The first digits of a digest, or of the commit that stands for the content of what is on the hub."""
+    return (_commit_of(digest) or digest)[:digits]
+
+
+def _commit_of(name: str) -> str:
+    """The commit in a name of the hub; empty where there is none."""
+    found = name.partition("@")[2].partition(":")[0]
+    return found if COMMIT.fullmatch(found) else ""
+
+
+def _without_commit(name: str) -> str:
+    return name.replace(f"@{_commit_of(name)}", "")
+
+
+def _form_on_hub(key: str, name: str) -> str:
+    """What a name of the hub at a commit is, by the config key that names it: model or data; empty for what is no such
+    name.
+    """
+    if not _commit_of(name):
+        return ""
+    return "data" if key.startswith("data.") or key in DATA_KEYS else "model"
 
 
 def of_path(path: Path, digest: str) -> Family:

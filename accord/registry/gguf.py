@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from accord.errors import UserError
 from accord.io.atomic import replacing
+from accord.io.installation import install_command
+from accord.models.generation_config import read_generation
 from accord.models.hf_format import read_json, read_weights
 from accord.models.transformer_config import FAMILIES, TransformerConfig
 from accord.registry.export_target import name_in_gguf
@@ -48,6 +50,15 @@ NAMES = {
     **{f"mlp.{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")},
 }
 """Hugging Face's names and those of GGUF, without ``model.layers.N`` and ``blk.N``."""
+
+SAMPLING = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
+"""Settings of generation_config.json, and the names under ``general.sampling`` that llama.cpp reads as defaults."""
 
 # How byte-level tokenizers split a text before merging: GGUF stores only a name.
 SPLITS = {
@@ -80,6 +91,7 @@ def write_gguf(folder: Path, path: Path, kind: Kind, name: str = "") -> list[str
             writer = _writer(temporary, "llama" if config.family == "mistral" else config.family)
             _add_sizes(writer, config, kind, name or folder.name)
             _add_tokenizer(writer, tokenizer, vocabulary, config.eos_ids)
+            _add_sampling(writer, read_generation(folder))
             for tensor, values, quantized in _tensors(config, read_weights(folder), kind):
                 writer.add_tensor(tensor, values, raw_dtype=quantized)
             writer.write_header_to_file()
@@ -107,7 +119,7 @@ def _writer(path: Path, architecture: str) -> gguf.GGUFWriter:
     try:
         import gguf
     except ImportError:
-        raise UserError("GGUF needs the package gguf: pip install 'accord[gguf]'.") from None
+        raise UserError(f"GGUF needs the package gguf: {install_command('gguf')}.") from None
 
     class Writer(gguf.GGUFWriter):
         """Also writes an empty array: llama.cpp requires the list of merges, which may be empty."""
@@ -262,6 +274,19 @@ def _split_name(folder: Path, pre_tokenizer: Mapping[str, Any]) -> str:
     raise UserError(
         f"{folder / 'tokenizer.json'}: the pre-tokenizer has no name in GGUF ({', '.join(kinds)}); use --format hf."
     )
+
+
+def _add_sampling(writer: gguf.GGUFWriter, settings: Mapping[str, Any]) -> None:
+    """How the model is meant to be sampled, which llama.cpp takes as its defaults; nothing for a model that is not sampled."""
+    if not settings.get("do_sample"):
+        return
+    for key, name in SAMPLING.items():
+        value = settings.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if key == "top_k":
+                writer.add_int32(f"general.sampling.{name}", int(value))
+            else:
+                writer.add_float32(f"general.sampling.{name}", float(value))
 
 
 def _add_tokenizer(

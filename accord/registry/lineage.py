@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from accord.io.finite_json import shown
-from accord.registry.family import Family, Record
+from accord.registry.family import Family, Record, short
 from accord.registry.headline import headline
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def lines(record: Record) -> list[str]:
     """The text below the title: kind and digest, key settings, headline."""
     if record.form == "function":
         return ["function"]
-    found = [f"{'data' if record.form == 'data' else record.kind} · {record.digest[:8]}"]
+    found = [f"{'data' if record.form == 'data' else record.kind} · {short(record.digest, 8)}"]
     found += [f"{key} {value}" for key, value in key_settings(record).items()]
     if record.form == "model" and (figures := headline(record.kind, record.metrics)):
         found.append(f"→ {figures[0].label} {shown(figures[0].value)}")

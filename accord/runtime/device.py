@@ -40,7 +40,7 @@ def memory_of(device: torch.device) -> int | None:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Matrix multiplications in bfloat16 where asked for; weights, residual stream, softmax and reductions stay in float32."""
-    if precision == "float32":
+    if precision != "bfloat16":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
@@ -52,6 +52,6 @@ def has_bfloat16_instructions() -> bool:
 
 def slow_precision(device: torch.device, precision: str) -> str:
     """A note where the requested precision is the slower one on this machine; empty elsewhere."""
-    if precision == "float32" or device.type != "cpu" or has_bfloat16_instructions():
+    if precision != "bfloat16" or device.type != "cpu" or has_bfloat16_instructions():
         return ""
     return "note: this processor has no bfloat16 instructions; precision=float32 is several times faster here."

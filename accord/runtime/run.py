@@ -16,7 +16,9 @@ from accord.config.common import Parallel
 from accord.errors import Interrupted, Planned
 from accord.io.atomic import write_jsonl, write_text
 from accord.io.finite_json import dumps
+from accord.io.installation import install_command
 from accord.io.records import read_metrics
+from accord.plots.stage import StagePicture
 from accord.runtime import seeds
 from accord.runtime.console import console
 from accord.runtime.optional import optional
@@ -94,6 +96,8 @@ class Run:
         """Whether the folders are open for writing."""
         self.dry: Parallel | None = None
         """In a dry run, which ends with ``Planned`` where the stage would begin: how the stage would run."""
+        self.decided: Mapping[str, str] = {}
+        """Settings that the config left open, and what they are; lines of the plan."""
         self._before_first_write = before_first_write
         self.writes = ranks is None or ranks.writes
         """Whether this process writes the stage's files; of several ranks only rank 0 does."""
@@ -104,6 +108,8 @@ class Run:
         self._unwritten = logging.handlers.MemoryHandler(2**20, logging.CRITICAL + 1, flushOnClose=False)
         self._log.addHandler(self._unwritten)
         self._metrics = self.logs / "metrics.jsonl"
+        self._picture = StagePicture(self.logs, self.name)
+        self._draws = True
         self._writer: Any = None
         self._writes_events = True
         self._optional: list[tuple[str, Callable[[], object]]] = []
@@ -139,8 +145,8 @@ class Run:
         self._log.addHandler(handler)
         if not self.resume:
             write_text(self._metrics, "")
-            for old in self.logs.glob("events.out.tfevents.*"):
-                old.unlink()
+            for old in [*self.logs.glob("events.out.tfevents.*"), self._picture.path]:
+                old.unlink(missing_ok=True)
         self.opened = True
 
     # ---------------------------------------------------------------- output
@@ -159,7 +165,9 @@ class Run:
     def plan(self, lines: Mapping[str, str], details: Callable[[Parallel], str] | None = None) -> None:
         """Prints what the stage will do, before it starts; in a dry run ``details`` too, and raises Planned."""
         self.say(f"── {self.name} " + "─" * max(3, 60 - len(self.name)))
-        self.say(as_text(make_table(["", ""], [(f"  {what}", text) for what, text in lines.items()])))
+        self.say(
+            as_text(make_table(["", ""], [(f"  {what}", text) for what, text in {**lines, **self.decided}.items()]))
+        )
         if self.dry is not None:
             if details is not None:
                 self.say(f"\n{details(self.dry)}")
@@ -230,8 +238,7 @@ class Run:
         if self._writes_events:
             self._writes_events = False
             with optional("the rest of TensorBoard's events", self.say):
-                self._write_events(named)
-                self._writes_events = True
+                self._writes_events = self._write_events(named)
         if self._progress_file:
             self._progress_file.metrics |= named  # of a rollout, say: shown with the next step
         text = f"step {self.step}/{self.total_steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in named.items())
@@ -239,13 +246,32 @@ class Run:
         if not console.is_terminal and (self.step in (1, self.total_steps) or self.step % (10 * self.log_every) == 0):
             console.print(f"  {self.name} {text}", markup=False)
 
-    def _write_events(self, metrics: Mapping[str, float]) -> None:
+    def _write_events(self, metrics: Mapping[str, float]) -> bool:
+        """Writes TensorBoard's events, with the stage's name before each metric's; False where its writer is missing."""
         if self._writer is None:
-            from tensorboardX import SummaryWriter
+            try:
+                from tensorboardX import SummaryWriter
+            except ModuleNotFoundError as error:
+                if error.name != "tensorboardX":
+                    raise
+                words = f"no events for TensorBoard: tensorboardX is not installed ({install_command('tensorboard')})"
+                self._log.info(words)
+                if self._shows_bar:  # a pipeline would print it once for each stage
+                    console.print(words, markup=False)
+                return False
 
             self._writer = SummaryWriter(str(self.logs))
         for key, value in metrics.items():
-            self._writer.add_scalar(key, value, self.step)
+            self._writer.add_scalar(f"{self.name}/{key}", value, self.step)
+        return True
+
+    def draw(self) -> None:
+        """Draws the curves that there are until now; an error costs the picture, and is printed once."""
+        if self.writes and self._draws:
+            self._draws = False
+            with optional(f"the picture {self._picture.path}", self.say):
+                self._picture.update()
+                self._draws = True
 
     def write_later(self, what: str, write: Callable[[], object]) -> None:
         """Leaves something that the stage can do without, a picture for example, until the stage is recorded as done."""
@@ -254,7 +280,11 @@ class Run:
         self._optional.append((what, write))
 
     def write_optional(self) -> None:
-        """Writes what was left until now; an error costs only what it is about."""
+        """Draws the curves and writes what was left until now; an error costs only what it is about."""
+        if self.opened and self.writes:
+            with optional(f"the picture {self._picture.path}", self.say):
+                if self._picture.draw():
+                    self.say(f"curves: {self._picture.path}")
         for what, write in self._optional:
             with optional(what, self.say):
                 write()

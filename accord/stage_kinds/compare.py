@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from accord.config.evaluation import RESAMPLED, CompareConfig
+from accord.config.evaluation import RESAMPLED, CompareConfig, RewardCompareConfig
 from accord.config.functions import load_scores
 from accord.data.formats.rows import FormattedRows
 from accord.data.prompts import PromptData, load_prompts
@@ -37,12 +37,18 @@ from accord.runtime.console import console
 from accord.runtime.device import resolve_device
 from accord.runtime.optional import optional
 from accord.runtime.run import Run
-from accord.training.artifact import open_model, open_tokenizer, require_fit, require_same_tokens
+from accord.stage_kinds.compare_reward import run_compare_reward
+from accord.training.artifact import open_policy, open_tokenizer, require_fit, require_same_tokens
 
 PROMPT_TOKENS = 1024
 
 
-def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
+def run_compare(config: CompareConfig | RewardCompareConfig, run: Run) -> dict[str, float]:
+    """Compares models, or judges a reward model alone, as the config says; returns the last metrics."""
+    return run_compare_reward(config, run) if isinstance(config, RewardCompareConfig) else compare_models(config, run)
+
+
+def compare_models(config: CompareConfig, run: Run) -> dict[str, float]:
     """Writes ``results.json``, ``results.md`` and ``results.txt``, prints table and samples; returns the gold means.
 
     Raises UserError for fewer than two different prompts, and where the models do not read the same tokens.
@@ -61,15 +67,15 @@ def run_compare(config: CompareConfig, run: Run) -> dict[str, float]:
     run.plan(plan(config, data))
     decoding = Decoding(config.max_new_tokens, tokenizer.eos_id, tokenizer.pad_id, config.temperature)
     sampling = Sampling(decoding, config.replies, config.batch_size)
-    reference = _open(config.reference, device)
-    base = _open(config.base, device) if config.base else None
+    reference = _open(config.reference, tokenizer, device)
+    base = _open(config.base, tokenizer, device) if config.base else None
     proxy = open_reward(config.reward_model, tokenizer, device, "reward_model") if config.reward_model else None
     measures = Measures(gold, reference, base, config.temperature, proxy)
     folders = {**config.models, **({RESAMPLED: config.models["sft"]} if config.redraw else {})}
     answers: dict[str, Answers] = {}
     run.begin(len(folders), resumable=False)
     for name, folder in folders.items():
-        model = reference if folder == config.reference else _open(folder, device)
+        model = reference if folder == config.reference else _open(folder, tokenizer, device)
         generations = sample_replies(model, data, sampling, partial(reply_keys, run.seed, f"replies {name}", 0))
         answers[name] = measure(generations, tokenizer, data, measures)
         run.tick({"gold": sum(map(sum, answers[name].gold)) / (config.replies * len(data))})
@@ -91,7 +97,7 @@ def check_models(config: CompareConfig, tokenizer: Tokenizer, longest: int) -> N
     Raises UserError.
     """
     for folder in dict.fromkeys([*config.models.values(), config.reference, *([config.base] if config.base else [])]):
-        require_fit(folder, _open(folder, torch.device("cpu")), tokenizer, longest)
+        require_fit(folder, _open(folder, tokenizer, torch.device("cpu")), tokenizer, longest)
     if config.reward_model:
         RewardModel.open(config.reward_model)
         for where, row in FormattedRows(config.pairs, "preferences"):
@@ -102,14 +108,14 @@ def plan(config: CompareConfig, data: PromptData) -> dict[str, str]:
     """What the stage will do, for the screen."""
     return {
         "models": ", ".join(f"{name} ({folder})" for name, folder in config.models.items()),
-        "prompts": f"held-out: {data.report.describe()}",
+        "prompts": data.report.describe(),
         "replies": f"{config.replies} to each prompt, up to {config.max_new_tokens} tokens, temperature {config.temperature}",
-        "gold": f"{config.gold}, which no trainer sees",
+        "gold": config.gold,
     }
 
 
-def _open(folder: str, device: torch.device) -> Backbone:
-    return open_model(folder, device).requires_grad_(False)
+def _open(folder: str, tokenizer: Tokenizer, device: torch.device) -> Backbone:
+    return open_policy(folder, tokenizer, device).requires_grad_(False)
 
 
 def write_report(

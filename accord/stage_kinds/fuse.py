@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from accord.config.fusion import FuseConfig
 from accord.fusion.calibrate import read_calibration
 from accord.fusion.merge import merge, open_sources
@@ -13,7 +15,12 @@ from accord.runtime.run import Run
 
 def run_fuse(config: FuseConfig, run: Run) -> dict[str, float]:
     """Merges the models into ``model/``; returns counts, and the score statistics of a reward model."""
-    sources = open_sources(config)
+    opened = open_sources(config)
+    digests, paths = (
+        {**opened.digests, **run.parents},
+        {**opened.paths, **run.sources},
+    )  # those of the hub by their commit
+    sources = replace(opened, digests=digests, paths=paths)
     if config.calibrate:
         read_calibration(sources.models[0], config)
     tensors = len(open_weights(sources.models[0]).layouts)

@@ -55,7 +55,7 @@ class StageKind:
     version: int
     """Raised when a change of the code changes results, so that finished stages run again."""
     next_step: str | Callable[[Any], str]
-    """What to do next, with ``{folder}`` and ``{logs}``; a function where that depends on the config."""
+    """What to do next, with ``{name}``, ``{folder}`` and ``{logs}``; a function where that depends on the config."""
     references: tuple[Reference, ...] = ()
     files: tuple[str, ...] = ()
     """Settings that may name a file or folder, whose content is then part of the stage's key."""
@@ -86,7 +86,7 @@ class StageKind:
         """What to run or look at next, after a stage with this config."""
         text = self.next_step if isinstance(self.next_step, str) else self.next_step(config)
         name = config.name or self.name
-        return text.format(folder=f"{config.out}/{name}", logs=f"{config.logs}/{name}")
+        return text.format(name=name, folder=f"{config.out}/{name}", logs=f"{config.logs}/{name}")
 
 
 def _loaded(path: str) -> Any:

@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any
 
 from accord.config.data import PairsConfig
+from accord.data.messages import template_columns
 from accord.data.prompts import PromptData, load_prompts
+from accord.data.sampled_ids import sampled_column
 from accord.data.samples import Candidate, Sample
 from accord.errors import UserError
 from accord.io.atomic import write_jsonl
@@ -22,7 +24,7 @@ from accord.runtime.run import Run
 from accord.stage_kinds.judges.judgment import preference_files
 from accord.stage_kinds.judges.matching import Matching
 from accord.stage_kinds.judges.scores import ScoreJudge, function_scores
-from accord.training.artifact import open_model, open_tokenizer, require_fit
+from accord.training.artifact import open_policy, open_tokenizer, require_fit
 from accord.training.describe import describe_model
 
 
@@ -30,7 +32,7 @@ def run_pairs(config: PairsConfig, run: Run) -> dict[str, float]:
     """Writes ``preferences.jsonl`` (or ``sft.jsonl``) into the stage's folder; returns counts."""
     device = resolve_device(config.device)
     tokenizer = open_tokenizer(config.model.base_model)
-    backbone = open_model(config.model.base_model, device).requires_grad_(False)
+    backbone = open_policy(config.model.base_model, tokenizer, device).requires_grad_(False)
     data = load_prompts(config.prompts, tokenizer, config.model.prompt_room, limit=config.limit)
     prompts = prompts_to_answer(data, tokenizer, config.instruction)
     require_fit(config.model.base_model, backbone, tokenizer, max(map(len, prompts)) + config.max_new_tokens)
@@ -50,7 +52,7 @@ def run_pairs(config: PairsConfig, run: Run) -> dict[str, float]:
                     dropped += 1
             run.tick({"dropped": float(dropped)})
             run.check_stop()
-    samples = [Sample(p, tuple(some)) for p, some in zip(data.texts, found, strict=True)]
+    samples = [Sample(p, tuple(some)) for p, some in zip(data.sources, found, strict=True)]
     matching = Matching(config.matching, config.pairs)
     judge = ScoreJudge(config.annotator, scores, matching, config.noise, config.min_gap, run.derive("annotator"))
     written = write_rows(config, run, samples, judge)
@@ -76,8 +78,7 @@ def write_rows(config: PairsConfig, run: Run, samples: Sequence[Sample], judge: 
     """Writes the stage's files; returns the rows in each.  Raises UserError where a file would be empty."""
     files: dict[str, list[dict[str, Any]]]
     if config.keep == "demonstrations":
-        distinct = ((s.prompt, text) for s in samples for text in dict.fromkeys(c.text for c in s.candidates))
-        files = {"sft.jsonl": [{"prompt": prompt, "completion": text} for prompt, text in distinct]}
+        files = {"sft.jsonl": [row for sample in samples for row in demonstrations(sample)]}
     else:
         files = preference_files(samples, judge.judge(samples), "drop", config.heldout_fraction, run.seed)
     for name, found in files.items():
@@ -85,6 +86,14 @@ def write_rows(config: PairsConfig, run: Run, samples: Sequence[Sample], judge: 
             raise UserError(f"{run.name}: no rows for {name}: {_why_empty(name, config, samples)}.")
         write_jsonl(run.directory / name, found)
     return {name.removesuffix(".jsonl"): float(len(found)) for name, found in files.items()}
+
+
+def demonstrations(sample: Sample) -> list[dict[str, Any]]:
+    """The rows of ``sft.jsonl``: each different reply to a prompt once, with its token ids."""
+    asked = {"prompt": sample.prompt, **template_columns(sample.prompt)}
+    distinct = {candidate.text: candidate for candidate in reversed(sample.candidates)}
+    replies = (distinct[text] for text in dict.fromkeys(candidate.text for candidate in sample.candidates))
+    return [{**asked, "completion": reply.text, **sampled_column({"completion": reply})} for reply in replies]
 
 
 def _why_empty(name: str, config: PairsConfig, samples: Sequence[Sample]) -> str:

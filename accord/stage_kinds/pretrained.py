@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from accord.config.data import PretrainedConfig
-from accord.errors import UserError
 from accord.runtime.run import Run
 from accord.training.artifact import open_model, open_tokenizer, require_fit, save_artifact
 from accord.training.describe import describe_model
-
-
-def download(name: str) -> str:
-    """The folder of a Hugging Face id, downloaded or cached.  Raises UserError where it is not available."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"source: {name!r} is no existing folder or file, and not available from Hugging Face"
-            f" ({type(error).__name__})."
-        ) from None
 
 
 def run_pretrained(config: PretrainedConfig, run: Run) -> dict[str, float]:
@@ -34,8 +17,6 @@ def run_pretrained(config: PretrainedConfig, run: Run) -> dict[str, float]:
         from accord.data.sentiment import smollm2_gguf
 
         source = str(smollm2_gguf())
-    elif not Path(source).exists():
-        source = download(source)
     run.say(f"opening {config.source} (a .gguf file takes about a minute)")
     backbone = open_model(source, torch.device("cpu"))
     tokenizer = open_tokenizer(source)

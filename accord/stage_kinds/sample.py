@@ -20,7 +20,7 @@ from accord.rollout.noise import reply_keys
 from accord.rollout.sampling import Reply, budget_of, prompts_to_answer, sample_groups, sampling_groups
 from accord.runtime.device import autocast, resolve_device
 from accord.runtime.run import Run
-from accord.training.artifact import open_model, open_tokenizer, require_fit
+from accord.training.artifact import open_policy, open_tokenizer, require_fit
 from accord.training.describe import describe_model
 
 
@@ -54,7 +54,7 @@ def run_sample(config: SampleConfig, run: Run) -> dict[str, float]:
     cut = 0
     run.begin(len(sources) * len(sampling_groups(budget, len(data))), resumable=False)
     for source in sources:
-        backbone = open_model(source.folder, device).requires_grad_(False)
+        backbone = open_policy(source.folder, source.tokenizer, device).requires_grad_(False)
         replies: list[list[Reply]] = [[] for _ in data.sources]
         keys = partial(reply_keys, run.seed, source.purpose)
         with autocast(device, config.precision):
@@ -91,7 +91,7 @@ def open_sources(config: SampleConfig, run: Run) -> tuple[list[Source], PromptDa
         _require_same(found, data, config.prompts, folder)
         found = found or data
         prompts = prompts_to_answer(data, tokenizer, config.instruction)
-        backbone = open_model(folder, torch.device("cpu"))
+        backbone = open_policy(folder, tokenizer, torch.device("cpu"))
         require_fit(folder, backbone, tokenizer, max(map(len, prompts)) + config.max_new_tokens)
         described.append(describe_model(backbone, folder))
         key = f"models.{label}" if config.models else "model.base_model"

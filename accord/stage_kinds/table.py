@@ -16,6 +16,14 @@ def _heldout_texts(sort: Sort) -> Reference:
     return Reference("data.heldout", sort, unless="data.heldout_fraction", beside="data.train")
 
 
+def _after_sft(config: Any) -> str:
+    """The specified configs for the small world's model, which they name; for others what reads pairs of one's own."""
+    if config.model.base_model in ("mamba", "base") and config.model.d_model == 128 and config.name in ("", "sft"):
+        return "accord reward --config configs/reward_model.yaml, or accord dpo --config configs/dpo_train.yaml"
+    words = "model.base_model={folder} data.train=PAIRS"
+    return f"accord reward {words}, or accord dpo {words}, with your file of preferences for PAIRS"
+
+
 def _after_reward(config: Any) -> str:
     """A reward model on features belongs to PPO on heads, which has its own config."""
     return "accord ppo reward.source={folder}" if config.model.kind == "language" else f"accord ppo --config {_HEADS}"
@@ -25,7 +33,12 @@ def _after_ppo(config: Any) -> str:
     """Chat for a language model; curves otherwise."""
     if config.model.policy == "language":
         return "accord chat {folder}"
-    return "look at the curves in {logs} (tensorboard, or metrics.jsonl)"
+    return "accord plot {logs}, or open its curves in {logs}/{name}.svg"
+
+
+def _after_compare(config: Any) -> str:
+    """A judged reward model can be trained against."""
+    return "accord chat MODEL, with the one you prefer" if config.what == "models" else "accord ppo reward.source=MODEL"
 
 
 _KINDS = (
@@ -61,7 +74,7 @@ _KINDS = (
         settings_path="accord.config.sft:SFTConfig",
         function_path="accord.algorithms.sft:train",
         version=3,
-        next_step="accord reward --config configs/reward_model.yaml, or accord dpo --config configs/dpo_train.yaml",
+        next_step=_after_sft,
         references=(_MODEL, Reference("data.train", "sft"), _heldout_texts("heldout_sft")),
     ),
     StageKind(
@@ -69,7 +82,7 @@ _KINDS = (
         help="sample replies and label preferences with an annotator",
         settings_path="accord.config.data:PairsConfig",
         function_path="accord.stage_kinds.pairs:run_pairs",
-        version=5,
+        version=6,
         next_step="accord reward data.train={folder}",
         references=(_MODEL, Reference("prompts", "prompts")),
         functions=("annotator",),
@@ -79,7 +92,7 @@ _KINDS = (
         help="sample replies of one or several models",
         settings_path="accord.config.feedback:SampleConfig",
         function_path="accord.stage_kinds.sample:run_sample",
-        version=1,
+        version=2,
         next_step="accord judge samples={folder}",
         references=(
             Reference("model.base_model", "model", unless="models"),
@@ -132,11 +145,11 @@ _KINDS = (
     ),
     StageKind(
         name="compare",
-        help="compare models on held-out prompts",
-        settings_path="accord.config.evaluation:CompareConfig",
+        help="compare models on held-out prompts, or judge a reward model alone on pairs",
+        settings_path="accord.config.evaluation:COMPARE",
         function_path="accord.stage_kinds.compare:run_compare",
         version=4,
-        next_step="accord chat MODEL, with the one you prefer",
+        next_step=_after_compare,
         references=(
             Reference("reference", "model"),
             Reference("base", "model"),

@@ -18,7 +18,7 @@ def settings_of(cls: type[Section]) -> list[str]:
         value = field.get_default(call_default_factory=True)
         inner = type(value).model_fields if isinstance(value, Section) else {}
         for key, default in [(f"{name}.{k}", getattr(value, k)) for k in inner] or [(name, value)]:
-            found.append(f"  {key}={default if default != '' else chr(39) * 2}")
+            found.append(f"  {key}={chr(39) * 2 if default == '' else 'null' if default is None else default}")
     return found
 
 

@@ -166,7 +166,7 @@ def test_a_config_is_immutable() -> None:
         ("training:\n  batch_size: 0\n", " line 2: training.batch_size: expected greater than or equal to 1, found 0."),
         ("training:\n  batch_size: 1.5\n", None),
         ("seed: [1]\n", " line 1: seed: expected a whole number, found [1]."),
-        ("precision: half\n", " line 1: precision: expected 'float32' or 'bfloat16', found 'half'."),
+        ("precision: half\n", " line 1: precision: expected 'auto', 'float32' or 'bfloat16', found 'half'."),
         ("training:\n", " line 1: training: expected 'key: value' lines below it, found nothing."),
         ("seed: 1\nmodel: mamba\n", " line 2: model: expected 'key: value' lines below it, found 'mamba'."),
         (

@@ -18,7 +18,7 @@ from accord.config.load import load
 from accord.config.section import known_keys
 from accord.config.variants import Variants
 from accord.errors import UserError
-from accord.evaluation.reward_models import reward_figures
+from accord.evaluation.reward_models import length_figures, reward_figures
 from accord.pipeline.orchestrator import plan
 from accord.stage_kinds.table import STAGE_KINDS
 
@@ -58,7 +58,9 @@ CHEAP = [c for c in OURS if "--help" in c.words or "-h" in c.words or c.words[1]
 
 @pytest.fixture(autouse=True)
 def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every name of the hub is one of a model that is there: there is no network in tests."""
     monkeypatch.chdir(REPO)
+    monkeypatch.setattr("accord.pipeline.references.pinned_model", lambda name: f"{name}@{'0' * 40}")
 
 
 def check(words: list[str]) -> None:
@@ -148,7 +150,8 @@ def test_settings_that_a_page_names_exist(page: Path) -> None:
     settings = [kind.settings for kind in STAGE_KINDS.values()]
     classes = [c for s in settings for c in (s.classes.values() if isinstance(s, Variants) else [s])]
     known = {key for cls in classes for key in known_keys(cls)}
-    figures = inspect.getsource(reward_figures)  # reward.gold_agreement and its like are keys of results.json
+    # reward.gold_agreement and its like are keys of results.json
+    figures = inspect.getsource(reward_figures) + inspect.getsource(length_figures)
     known |= {f"reward.{key}" for key in re.findall(r'"(\w+)":', figures)}
     text = page.read_text(encoding="utf-8")
     for key in re.findall(r"`((?:training|model|data|kl|reward|sampling)\.(?!safetensors)[a-z_.]+)(?:=[^`]*)?`", text):

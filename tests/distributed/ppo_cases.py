@@ -30,7 +30,7 @@ def whole(x: Tensor) -> Tensor:
     return (x.full_tensor() if hasattr(x, "full_tensor") else x).detach().clone()
 
 
-def double(source: str, device: torch.device) -> Backbone:
+def double(source: str, tokenizer: object, device: torch.device) -> Backbone:
     return open_backbone(source).double().to(device).eval()
 
 
@@ -66,7 +66,7 @@ def watched(found: dict[str, Tensor], steps: list[dict[str, float]], stop_after:
             self.stop.raised = True
 
     with (
-        mock.patch.object(ppo, "open_model", double),
+        mock.patch.object(ppo, "open_policy", double),
         mock.patch.object(ppo, "LanguageActorCritic", lambda *arguments: LanguageActorCritic(*arguments).double()),
         mock.patch.object(ppo, "save_model"),
         mock.patch.object(ppo, "prepare", recorded_prepare),

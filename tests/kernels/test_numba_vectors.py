@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from accord.kernels import numba_vectors
+
+REPO = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +77,20 @@ def test_without_a_cache_folder_it_compiles_in_memory(monkeypatch: pytest.Monkey
     monkeypatch.setattr(numba, "njit", refuse)
     twice = numba_vectors.compiled(lambda x: 2 * x)
     assert twice(21) == 42
+
+
+def test_compiling_is_said_once_and_loading_from_the_cache_is_silent(tmp_path: Path) -> None:
+    (tmp_path / "own_kernels.py").write_text(
+        "from accord.kernels.numba_vectors import compiled\n"
+        "def more(x): return x + 1\n"
+        "first = compiled(more)\n"
+        "def twice(x): return x * 2\n"
+        "second = compiled(twice)\n"
+        "print(first(1), second(2), second(2.0))\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": f"{REPO}:{tmp_path}"}
+    runs = [
+        subprocess.check_output([sys.executable, "-c", "import own_kernels"], text=True, env=environment, timeout=120)
+        for _ in range(2)
+    ]
+    assert runs == ["compiling kernels, once per machine (up to a minute)\n2 4 4.0\n", "2 4 4.0\n"]

@@ -15,6 +15,9 @@ from accord.errors import UserError
 from accord.pipeline.references import is_function, references, require, resolve
 from accord.stage_kinds.table import STAGE_KINDS
 
+ON_HUB = f"org/name@{'c' * 40}"
+"""A model of the hub at a commit, which needs no connection."""
+
 
 def config(kind: str, *overrides: str) -> Stage:
     return load(STAGE_KINDS[kind].settings, None, overrides)
@@ -116,7 +119,7 @@ def test_held_out_texts_are_those_beside_the_training_texts_where_there_are_any(
     beside, other = f"{tmp_path}/demo/heldout_sft.jsonl", f"{tmp_path}/other"
 
     def heldout(*words: str) -> str:
-        made = resolve("sft", config("sft", "model.base_model=org/name", *words), stage)
+        made = resolve("sft", config("sft", f"model.base_model={ON_HUB}", *words), stage)
         require(made, "sft", [])
         return str(value_of(made, "data.heldout"))
 
@@ -124,8 +127,8 @@ def test_held_out_texts_are_those_beside_the_training_texts_where_there_are_any(
     assert heldout(f"data.train={rows}") == heldout(f"data.train={tmp_path}/mine") == ""
     assert heldout("data.heldout_fraction=0.1") == ""
     assert heldout(f"data.heldout={other}") == f"{other}/heldout_sft.jsonl"
-    require(config("sft", "model.base_model=org/name", f"data.train={folder}"), "sft", [])
-    reward = resolve("reward", config("reward", "model.base_model=org/name", f"data.train={folder}"), stage)
+    require(config("sft", f"model.base_model={ON_HUB}", f"data.train={folder}"), "sft", [])
+    reward = resolve("reward", config("reward", f"model.base_model={ON_HUB}", f"data.train={folder}"), stage)
     assert value_of(reward, "data.heldout") == ""
 
 
@@ -147,7 +150,7 @@ def test_folders_files_and_outside_names_stay(tmp_path: Path) -> None:
     made = resolve("sft", config("sft", *given), stages())
     assert value_of(made, "model.base_model") == f"{tmp_path}/stage/model"
     assert value_of(made, "data.train") == f"{tmp_path}/stage/sft.jsonl"
-    for model in (f"{tmp_path}/hf", "org/name", "x.gguf", "mamba"):
+    for model in (f"{tmp_path}/hf", ON_HUB, "x.gguf", "mamba"):
         assert (
             value_of(resolve("sft", config("sft", f"model.base_model={model}"), stages()), "model.base_model") == model
         )
@@ -200,7 +203,7 @@ def test_a_reward_of_nothing_may_have_been_meant_as_a_function() -> None:
 
 def test_names_of_stages_files_and_folders_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    for override in ("model.base_model=org/name", f"data.train={tmp_path}/rows.jsonl", "seed=1"):
+    for override in (f"model.base_model={ON_HUB}", f"data.train={tmp_path}/rows.jsonl", "seed=1"):
         require(config("sft", "model.base_model=base", override), "sft", ["demo"], made=["demo", "base"])
     require(config("ppo", "reward.source=json:dumps"), "ppo", [], made=["sft", "demo"])
 
@@ -209,7 +212,7 @@ def test_a_stage_without_the_file_that_is_wanted(tmp_path: Path) -> None:
     """The small world has no held-out pairs: the error names the file, when the stage is resolved."""
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "preferences.jsonl").write_text("{}\n")
-    given = config("dpo", "model.base_model=org/name", "data.heldout=demo")
+    given = config("dpo", f"model.base_model={ON_HUB}", "data.heldout=demo")
     made = resolve("dpo", given, {"demo": tmp_path / "demo"}.get)
     with pytest.raises(UserError, match=r"data.heldout: '.*/demo/heldout_preferences.jsonl' does not exist"):
         require(made, "dpo", ["demo"])

@@ -20,7 +20,7 @@ from accord.cli import main
 from accord.distributed.ray.cluster import nodes as live_nodes
 from accord.pipeline.host import StageHost
 from accord.pipeline.orchestrator import Options, run_pipeline
-from accord.pipeline.remote import RemoteStage
+from accord.pipeline.remote import RemoteStage, only_grows
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Digests = Callable[[Path], dict[str, str]]
@@ -71,7 +71,7 @@ def there(tmp_path: Path) -> Path:
 
 
 def without_paths(digests: dict[str, str]) -> dict[str, str]:
-    """The specified .pt files hold the config, with the paths of the machine that wrote them."""
+    """The .pt files hold the config, with the paths of the machine that wrote them."""
     return {name: digest for name, digest in digests.items() if not name.endswith(".pt")}
 
 
@@ -148,6 +148,8 @@ def test_without_a_shared_disk_files_are_moved_by_digest_and_a_killed_run_resume
         assert records[0]["sources"] == records[1]["sources"]
         assert files_of(there / "out" / name) == files_of(here / "out" / name)
         assert files_of(there / "logs" / name) == files_of(here / "logs" / name)
+        for picture in (there / "logs" / name).glob("*.svg"):
+            assert picture.read_text().count("<svg") == 1, "a picture is replaced, not grown"
         lineages = [lineage(place / f"out/{name}/model/lineage.json") for place in (here, there)]
         assert lineages[0] == lineages[1]
     steps = [json.loads(x)["step"] for x in (there / "logs/sft_rate-0.001/metrics.jsonl").read_text().splitlines()]
@@ -208,6 +210,11 @@ def test_a_log_that_was_replaced_is_fetched_whole_and_one_that_has_grown_from_th
     replaced.write_text("1\nb\nc\nd\n")  # longer than what was fetched
     replaced.rename(log)
     assert fetched() == "1\nb\nc\nd\n"
+
+
+def test_logs_are_fetched_from_where_they_ended_and_pictures_as_a_whole() -> None:
+    logs = ("sft.log", "metrics.jsonl", "ledger.jsonl", "events.out.tfevents.1.host", "sft.svg")
+    assert [name for name in logs if not only_grows(name)] == ["sft.svg"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from accord.config.sft import SFTConfig
 from accord.errors import Failed, Interrupted, UserError
 from accord.pipeline.records import read_done
 from accord.pipeline.stage import run_stage
+from accord.pipeline.suited import suited
 from accord.pipeline.task import bare, parents, stage_key
 from accord.registry.manifest import publish
 from accord.registry.store import open_store
@@ -92,7 +93,7 @@ def test_what_changes_results_changes_the_key(make: Callable[..., SFTConfig]) ->
 
 def test_a_retired_setting_counts_in_the_key_with_its_default(make: Callable[..., SFTConfig]) -> None:
     """So that what was made while the setting was there need not run again."""
-    config = make()
+    config = suited("sft", make()).config
     inputs = parents("sft", config)
     values = bare(config, inputs)
     assert "max_prompt_length" not in values["model"]
@@ -165,7 +166,7 @@ def test_a_stage_leaves_its_record(make: Callable[..., SFTConfig], trains: Calla
     assert done["metrics"] == {"loss": 0.5}
     assert done["seconds"] >= 0
     assert 30 < done["peak_rss_mb"] < 50_000
-    assert load(SFTConfig, directory / "config.yaml") == config
+    assert load(SFTConfig, directory / "config.yaml") == suited("sft", config).config
     assert sorted(p.name for p in directory.iterdir()) == ["config.yaml", "done.json"]  # no state: nothing to resume
     assert (Path(config.logs) / "sft" / "sft.log").exists()
 

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from accord.config.data import DemoConfig
@@ -13,7 +14,7 @@ from accord.pipeline import view as module
 from accord.pipeline.plan import Planned
 from accord.pipeline.stage import Outcome
 from accord.pipeline.status import final_metrics, running_metrics
-from accord.pipeline.view import Lines, LiveTable, view_for
+from accord.pipeline.view import Lines, LiveTable, _Row, fitted, view_for
 from accord.runtime.progress_file import ProgressFile
 
 
@@ -117,3 +118,30 @@ def test_a_stage_shows_its_headline(
     kind: str, running: dict[str, float], final: dict[str, float], words: tuple[str, str]
 ) -> None:
     assert (running_metrics(kind, running), final_metrics(kind, final)) == words
+
+
+def test_at_80_columns_marks_bars_and_figures_stay_and_only_names_are_shortened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["base", "a_long_grid_of_rates_0.0003_0.1", "a_long_grid_of_rates_0.0003_0.2", "a" * 90]
+    view = table(names, tmp_path)
+    view.rows = {name: _Row("running") for name in names}
+    progress = {"step": 40, "total": 168, "first": 0, "begun": 0.0, "updated": 100.0}
+    metrics = {"score": 0.8, "kl": 1.2345, "length": 33.4}
+    monkeypatch.setattr("accord.pipeline.view.read_progress", lambda folder: {**progress, "metrics": metrics})
+    lines = []
+    for width in (80, 120):
+        monkeypatch.setattr("accord.pipeline.view.console", Console(width=width, height=24, file=io.StringIO()))
+        writer = Console(width=width, file=io.StringIO(), color_system=None)
+        writer.print(view.table())
+        lines = writer.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        assert len(lines) == 4
+        assert all(cell_len(line) <= width for line in lines)
+        assert all(
+            line.startswith("▶ ") and "━" in line and "40/168  5 min left" in line and "kl 1.23" in line
+            for line in lines
+        )
+        assert [line.split()[1][-3:] for line in lines[1:3]] == ["0.1", "0.2"]  # points of a grid differ at their end
+    assert fitted("a_long_grid-lr=0.0003", 9) == "a_lo…0003"
+    assert fitted("報酬模型", 5) == "報…型"
+    assert fitted("short", 5) == "short"

@@ -8,6 +8,7 @@ its changes to a folder (a rename, a removal, a new folder); and when some bytes
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -71,6 +72,8 @@ class Watch:
             if mode[0] not in "wa" or not str(path).startswith(self.folder):
                 return file
             name = path.name.lstrip(".").removesuffix(".tmp").removesuffix(f".{os.getpid()}")
+            if name.endswith(".svg"):  # the only file with the name of the run
+                name = "curves.svg"
             place, found = len(self.writes), [n for n, _ in self.writes].count(name)
             self.writes.append((name, 0))
 
@@ -99,7 +102,9 @@ class Watch:
 def child(job: Mapping[str, Any]) -> NoReturn:
     """Runs a command of the command line to its end, or to the instant it is killed at."""
     from accord.cli import main
+    from accord.plots import stage
 
+    stage.SHARE = math.inf  # pictures at every save, so that a run's changes do not depend on the time
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

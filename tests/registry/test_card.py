@@ -19,6 +19,7 @@ def test_a_card_says_what_the_record_says(ppo: Store, tmp_path: Path) -> None:
     _, head, body = text.split("---\n", 2)
     front = yaml.safe_load(head)
     assert front == {
+        "language": "en",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["accord", "base", "ppo"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.errors import UserError
 from accord.models.generation_config import add_end_token
+from accord.models.gguf import open_gguf
 from accord.models.mamba import small_mamba
-from accord.models.transformer import Transformer, open_gguf
+from accord.models.transformer import Transformer
 from accord.models.transformer_config import RopeScaling, TransformerConfig
 from accord.registry.gguf import KINDS, gguf_name, interleaved, write_gguf
 from tests.models.test_generation_config import write_base
@@ -218,3 +220,16 @@ def test_both_end_tokens_are_written(tmp_path: Path) -> None:
     fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
     ids = {name: int(fields[f"tokenizer.ggml.{name}_token_id"].contents()) for name in ("eos", "eot", "padding")}
     assert ids == {"eos": 258, "eot": 256, "padding": 256}
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_sampling_settings_are_those_of_the_model(tmp_path: Path, sampled: bool) -> None:
+    """llama.cpp takes ``general.sampling`` as its defaults; transformers ignores settings of a model that is not sampled."""
+    folder = write_base(tmp_path / "base", "llama")
+    settings = {"do_sample": sampled, "temperature": 0.25, "top_k": 20, "top_p": 0.5, "repetition_penalty": 1.25}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    write_gguf(folder, tmp_path / "model.gguf", "F16")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    start = "general.sampling."
+    found = {key.removeprefix(start): field.contents() for key, field in fields.items() if key.startswith(start)}
+    assert found == ({"temp": 0.25, "top_k": 20, "top_p": 0.5, "penalty_repeat": 1.25} if sampled else {})

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from accord.errors import Interrupted
-from accord.runtime.run import Run
+from accord.runtime.run import Ranks, Run, StageIdentity
 from accord.runtime.seeds import derive, generator
 
 Make = Callable[..., Run]
@@ -193,6 +195,90 @@ def test_a_stage_without_a_state_says_so_when_it_is_stopped(run: Run) -> None:
 def test_metrics_that_are_not_finite_are_null(run: Run) -> None:
     run.record({"loss": float("nan"), "kl": float("inf"), "score": 0.5})
     assert (run.logs / "metrics.jsonl").read_text() == '{"step": 0, "loss": null, "kl": null, "score": 0.5}\n'
+
+
+def test_tags_of_tensorboard_begin_with_the_stage(run: Run) -> None:
+    run.record({"kl": 0.5}, prefix="rollout/")
+    run.__exit__()
+    (path,) = run.logs.glob("events.out.tfevents.*")
+    assert [(e.summary.value[0].tag, e.summary.value[0].simple_value) for e in events(path)] == [
+        ("sft/rollout/kl", 0.5)
+    ]
+
+
+def events(path: Path) -> list[Any]:
+    """The events with values in TensorBoard's file: length, its checksum, the event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    content, found = path.read_bytes(), []
+    while content:
+        size = int.from_bytes(content[:8], "little")
+        found.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    return [event for event in found if event.summary.value]
+
+
+def test_without_tensorboards_writer_logs_are_whole_and_it_is_said_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # import of it fails as where it is not installed
+    run.begin(5)
+    for _ in range(5):
+        run.tick({"loss": 1.0})
+    assert [row["step"] for row in rows(run)] == [1, 4, 5]
+    assert "step 5/5  loss 1\n" in (run.logs / "sft.log").read_text()
+    said = capsys.readouterr().out
+    assert said.count("no events for TensorBoard: tensorboardX is not installed (pip install ") == 1
+    assert "[tensorboard]" in said
+    assert not list(run.logs.glob("events.*"))
+
+
+def test_curves_are_drawn_when_the_state_is_saved_and_whole_at_the_end(run: Run) -> None:
+    picture = run.logs / "sft.svg"
+    run.begin(10)
+    for _ in range(4):
+        run.tick({"loss": float(run.step)})
+    run.draw()
+    assert "after step 4<" in picture.read_text()
+    for _ in range(6):
+        run.tick({"loss": float(run.step)})
+    run.record({"loss": 0.25}, prefix="heldout/")
+    run.write_optional()
+    text = picture.read_text()
+    assert "after step 10<" in text
+    assert ">held out</text>" in text
+    assert ">0.25</text>" in text
+
+
+def test_a_run_from_the_beginning_removes_the_curves_of_the_last_one(make: Make) -> None:
+    with make() as run:
+        run.begin(4)
+        run.tick({"loss": 1.0})
+        run.draw()
+    assert (run.logs / "sft.svg").exists()
+    with make() as run:
+        run.begin(4)
+        assert not (run.logs / "sft.svg").exists()
+
+
+def test_a_picture_that_cannot_be_written_costs_nothing_else(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.begin(4)
+    (run.logs / "sft.svg").mkdir()
+    for _ in range(4):
+        run.tick({"loss": float(run.step)})
+        run.draw()
+    assert [row["step"] for row in rows(run)] == [1, 4]
+    assert capsys.readouterr().out.count("sft.svg was omitted: ") == 1
+
+
+def test_of_several_ranks_only_the_one_that_writes_draws(tmp_path: Path) -> None:
+    identity = StageIdentity("sft", tmp_path / "sft", tmp_path / "logs", 0)
+    with Run(identity, 1, 1, ranks=Ranks(False, lambda flag: flag)) as run:
+        run.begin(1)
+        run.tick({"loss": 1.0})
+        run.draw()
+        run.write_optional()
+        assert not run.logs.exists()
 
 
 def test_without_tensorboard_metrics_are_written_and_it_is_said_once(

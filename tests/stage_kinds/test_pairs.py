@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
+from accord.data.chat import prompt_ids
+from accord.data.prompts import PromptData
+from accord.data.supervised import load_supervised
+from accord.data.tokenizer import Tokenizer, small_tokenizer
+from accord.data.turns import Turns
 from accord.errors import UserError
+from accord.rollout.sampling import prompts_to_answer
 
 
 # ------------------------------------------------------------------------------------- the stage
@@ -106,4 +112,55 @@ def test_the_keys_of_stages_stay(stage: Any, world: Any, talker: str, rewards: s
             "pairs", PairsConfig(replies=16, pairs=8, max_new_tokens=72, temperatures=(0.8, 1.0, 1.2, 1.0)), inputs
         ),
     ]
-    assert keys == ["101b385ec0692128", "2899443f0dca1b5d"]
+    assert keys == ["7253f94b9518c3eb", "f589c000f3da513a"]
+
+
+CHAT = [
+    {"role": "system", "content": "short"},
+    {"role": "user", "content": "name a cat"},
+    {"role": "assistant", "content": "tom"},
+    {"role": "user", "content": "what is red?"},
+]
+
+
+@pytest.mark.parametrize("keep", ["pairs", "demonstrations"])
+def test_a_conversation_stays_one_with_its_tools(
+    keep: str, stage: Any, world: Any, talker: str, rewards: str, tmp_path: Path
+) -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    prompts = tmp_path / "chat.jsonl"
+    prompts.write_text(json.dumps({"prompt": CHAT, "tools": tools}) + "\n")
+    given = values(world, talker, rewards, prompts=str(prompts), keep=keep, heldout_fraction=0, replies=16)
+    stage("pairs", given)
+    found = rows(tmp_path / "out" / "pairs" / ("sft.jsonl" if keep == "demonstrations" else "preferences.jsonl"))
+    assert found
+    assert all(row["prompt"] == CHAT and row["tools"] == tools for row in found)
+
+
+def test_an_instruction_ends_the_users_last_message() -> None:
+    tokenizer = small_tokenizer()
+    data = PromptData(((1,),) * 3, ("",) * 3, ("hi", Turns(CHAT, {"tools": [{"a": 1}]}), CHAT[:1]), None)  # type: ignore[arg-type]
+    asked = prompts_to_answer(data, tokenizer, "be brief")
+    last = {"role": "user", "content": "what is red? be brief"}
+    expected = ["hi be brief", [*CHAT[:3], last], [CHAT[0], {"role": "user", "content": "be brief"}]]
+    assert list(asked) == [tuple(prompt_ids(tokenizer, prompt)) for prompt in expected]
+
+
+def test_demonstrations_hold_the_ids_that_were_sampled(
+    stage: Any, world: Any, talker: str, rewards: str, tmp_path: Path
+) -> None:
+    stage("pairs", values(world, talker, rewards, keep="demonstrations", limit=3))
+    path = tmp_path / "out" / "pairs" / "sft.jsonl"
+    tokenizer = Tokenizer.open(talker)
+    for row in rows(path):
+        assert row["tokens"].keys() == {"tokenizer", "completion"}
+        assert row["tokens"]["tokenizer"] == tokenizer.digest()
+        assert row["tokens"]["completion"][-1] == tokenizer.eos_id
+        assert tokenizer.decode(row["tokens"]["completion"]).strip() == row["completion"]
+    found = load_supervised(path, tokenizer, 96)
+    for row, example in zip(rows(path), found.examples, strict=True):
+        ids = row["tokens"]["completion"]
+        # Not where it sampled control tokens or space at the ends, which the text does not have.
+        if tokenizer.are_content(ids[:-1]) and tokenizer.decode(ids) == row["completion"]:
+            assert list(example.tokens[-len(ids) :]) == ids
+    assert "Not used" not in found.report.describe()

@@ -50,7 +50,7 @@ def test_a_row_says_what_to_do_next(kind: str) -> None:
     words = STAGE_KINDS[kind].next_words(config)
     assert words.startswith("accord ")
     assert "{" not in words
-    for command in words.split(", or "):
+    for command in words.split(", where ")[0].split(", or "):
         if " with " not in command and ";" not in command:  # a sentence
             parse(command.split()[1:])
 
@@ -60,7 +60,7 @@ def test_what_comes_next_depends_on_the_variant() -> None:
     assert ppo.next_words(ppo.settings(name="mine")) == "accord chat checkpoints/rlhf/mine"
     for given in ({"model": {"policy": "heads"}}, {"environment": "CartPole-v1"}):
         config = ppo.settings(**given)
-        assert ppo.next_words(config) == "look at the curves in logs/rlhf/ppo (tensorboard, or metrics.jsonl)"
+        assert ppo.next_words(config) == "accord plot logs/rlhf/ppo, or open its curves in logs/rlhf/ppo/ppo.svg"
     assert reward.next_words(reward.settings()) == "accord ppo reward.source=checkpoints/rlhf/reward"
     assert reward.next_words(reward.settings(model={"input_dim": 8})) == "accord ppo --config configs/ppo_train.yaml"
 

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from accord.errors import UserError
+from accord.io.installation import install_command
 from accord.registry.manifest import versions
 
 REACH_SECONDS = 5.0
@@ -45,7 +46,7 @@ class Node:
 def require_ray() -> ModuleType:
     """Ray, with its settings made before it reads them.  Raises UserError where it is not installed."""
     if find_spec("ray") is None:
-        raise UserError("rollouts and stages on other machines need Ray: pip install 'accord[ray]'.")
+        raise UserError(f"rollouts and stages on other machines need Ray: {install_command('ray')}.")
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",

@@ -58,7 +58,7 @@ class WatchedSteps:
 
     def __init__(self, backbone: Backbone, before: Callable[[int], None]) -> None:
         self.vocab_size, self.parameters = backbone.vocab_size, backbone.parameters
-        self.prefill, self.logits = backbone.prefill, backbone.logits
+        self.prefill, self.policy_logits = backbone.prefill, backbone.policy_logits
         self._backbone, self._before, self._position = backbone, before, 0
 
     def step(self, tokens: Tensor, cache: Any) -> Tensor:

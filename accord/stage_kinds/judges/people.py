@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accord.config.feedback import People
 from accord.data.samples import Sample
+from accord.data.turns import inputs_of
 from accord.errors import UserError, Waiting
 from accord.feedback.connect import place_of
 from accord.feedback.entities import Choice, Project, VoteRow
@@ -90,7 +91,7 @@ def new_pair(samples: Sequence[Sample], pair: Comparison, source: str) -> NewPai
     """A pair as the store takes it."""
     sample = samples[pair.prompt]
     a, b = (new_candidate(sample.candidates[i]) for i in (pair.a, pair.b))
-    return NewPair(messages(sample.prompt), a, b, pair.asked_with, None, source)
+    return NewPair(messages(sample.prompt), a, b, pair.asked_with, None, source, inputs_of(sample.prompt))
 
 
 def judgment(samples: Sequence[Sample], pair: Comparison, vote: VoteRow) -> Judgment:
