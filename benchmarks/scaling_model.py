@@ -143,8 +143,8 @@ def simulate(parts: Parts, layout: Layout, rollouts: int = 60, warm: int = 10, s
                 started = clock
     length = clock - started
     outcome.seconds = length / (rollouts - warm)
-    outcome.learner_idle = 1 - busy_learner / length
-    outcome.worker_idle = 1 - busy_workers / length / layout.workers
+    outcome.learner_idle = max(0.0, 1 - busy_learner / length)
+    outcome.worker_idle = max(0.0, 1 - busy_workers / length / layout.workers)
     return outcome
 
 
