@@ -191,16 +191,6 @@ def summary(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> 
     return "\n".join(lines)
 
 
-def fill(content: str, part: str) -> None:
-    """Replaces the text between the part's markers in docs/scaling.md.  Raises SystemExit where one is missing."""
-    begin, end = f"<!-- {part}:begin -->", f"<!-- {part}:end -->"
-    text = PAGE.read_text(encoding="utf-8")
-    if begin not in text or end not in text:
-        raise SystemExit(f"{PAGE}: the markers {begin} and {end} are needed.")
-    head, tail = text.split(begin)[0], text.split(end)[1]
-    PAGE.write_text(f"{head}{begin}\n{content}\n{end}{tail}", encoding="utf-8")
-
-
 def learning(options: argparse.Namespace) -> None:
     stored = options.folder / "learning.json"
     if not options.report:
@@ -212,7 +202,10 @@ def learning(options: argparse.Namespace) -> None:
         raise SystemExit(f"{stored} is not there; run without --report first.")
     found = json.loads(stored.read_text(encoding="utf-8"))
     table = summary(found["rows"], found["seconds"])
-    fill(table, "learning")
+    sys.path.insert(0, str(PAGE.parent))
+    from fill import put
+
+    put(table, PAGE, "learning")
     print(table)
 
 

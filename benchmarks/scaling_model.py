@@ -388,12 +388,10 @@ def report() -> None:
     lines, parts = machine_tables(json.loads(FIGURES.read_text(encoding="utf-8")))
     gpu = replace(Gpu(), chunk_overhead=parts.overhead or Gpu().chunk_overhead)
     content = "\n".join([*lines, "", *gpu_table(gpu, 0.2)])
-    begin, end = "<!-- model:begin -->", "<!-- model:end -->"
-    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    if begin not in text or end not in text:
-        raise SystemExit(f"{PAGE}: the markers {begin} and {end} are needed.")
-    head, tail = text.split(begin)[0], text.split(end)[1]
-    PAGE.write_text(f"{head}{begin}\n{content}\n{end}{tail}", encoding="utf-8")
+    sys.path.insert(0, str(PAGE.parent))
+    from fill import put
+
+    put(content, PAGE, "model")
     print(content)
     print(f"\nparts: {asdict(parts)}")
 

@@ -46,7 +46,11 @@ def _part(source: str, part: str) -> str:
 
 def fill(source: str, target: str, part: str) -> None:
     """``part`` is "results" (the table), "samples" or "fluency".  Raises SystemExit where a marker is missing."""
-    content = fluency(source) if part == "fluency" else _part(source, part)
+    put(fluency(source) if part == "fluency" else _part(source, part), target, part)
+
+
+def put(content: str, target: str | Path, part: str) -> None:
+    """Replaces what stands between a part's markers in a Markdown file.  Raises SystemExit where a marker is missing."""
     begin, end = f"<!-- {part}:begin -->", f"<!-- {part}:end -->"
     text = Path(target).read_text(encoding="utf-8")
     if begin not in text or end not in text:

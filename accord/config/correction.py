@@ -26,14 +26,13 @@ class Correction(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Correction:
-        if self.c_bar > self.rho_bar:
-            raise ValueError(f"correction.c_bar ({self.c_bar}) must not exceed correction.rho_bar ({self.rho_bar})")
+        _require_order(self.c_bar, self.rho_bar)
         return self
 
     def resolved(self, may_be_stale: bool) -> Correction:
         """This correction with ``auto`` replaced."""
-        kind = {True: "token_tis", False: "none"}[may_be_stale] if self.kind == "auto" else self.kind
-        return self.model_copy(update={"kind": kind})
+        kind = "token_tis" if may_be_stale else "none"
+        return self.model_copy(update={"kind": kind}) if self.kind == "auto" else self
 
 
 class StepCorrection(Section):
@@ -48,11 +47,15 @@ class StepCorrection(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> StepCorrection:
-        if self.c_bar > self.rho_bar:
-            raise ValueError(f"correction.c_bar ({self.c_bar}) must not exceed correction.rho_bar ({self.rho_bar})")
+        _require_order(self.c_bar, self.rho_bar)
         return self
 
     def resolved(self, may_be_stale: bool) -> StepCorrection:
         """This correction with ``auto`` replaced."""
-        kind = {True: "vtrace", False: "none"}[may_be_stale] if self.kind == "auto" else self.kind
-        return self.model_copy(update={"kind": kind})
+        kind = "vtrace" if may_be_stale else "none"
+        return self.model_copy(update={"kind": kind}) if self.kind == "auto" else self
+
+
+def _require_order(c_bar: float, rho_bar: float) -> None:
+    if c_bar > rho_bar:
+        raise ValueError(f"correction.c_bar ({c_bar}) must not exceed correction.rho_bar ({rho_bar})")

@@ -26,7 +26,7 @@ class RolloutEngine(Section):
     max_staleness: CountOrZero = 0
     """ray: rollouts by which the weights of a worker may be older than those that train on what it collects; 0: synchronous."""
     threads: Threads = 1
-    """ray: CPU threads, and CPUs of the cluster, of each worker."""
+    """ray: CPU threads of each worker, which takes as many CPUs of the cluster; one that steps environments takes half a CPU."""
     timeout_seconds: TimeLimit = 600
     """ray: a worker that takes longer for one piece of work is replaced, and another does the work."""
 

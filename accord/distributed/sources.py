@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from accord.config.on_policy import LanguagePPOConfig
 from accord.distributed import mesh
 from accord.distributed.ray.cluster import connected, require_cpus, require_ray
 from accord.distributed.ray.ledger import FORMAT, NAME, Header, Ledger
+from accord.distributed.ray.place import Place
 from accord.distributed.ray.pool import Pool
 from accord.distributed.ray.pump import Pump
 from accord.distributed.ray.replay import ReplayedRollouts, threads
@@ -117,9 +116,7 @@ def remote_rollouts(config: LanguagePPOConfig, chunks: Chunks, open_task: OpenTa
         actor = ray.remote(TextWorker).options(
             num_cpus=settings.threads, num_gpus=settings.gpus, max_concurrency=2 if settings.in_flight_updates else 1
         )
-        setup = WorkerSetup(
-            type(config), config.model_dump(), open_task, chunks.replies_per_rollout, os.getcwd(), tuple(sys.path)
-        )
+        setup = WorkerSetup(type(config), config.model_dump(), open_task, chunks.replies_per_rollout, Place.here())
         place = ray.put(setup)
         pool = Pool(lambda number: actor.remote(number, place), settings.workers, settings.timeout_seconds, run.say)
         pump = Pump(pool, settings.workers, chunks, settings.in_flight_updates)

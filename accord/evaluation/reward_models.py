@@ -132,7 +132,6 @@ class Reading:
     limit: int = 0
     max_length: int = 0
     """Maximum tokens of prompt and reply together; 0: as in the model's training."""
-    batch_size: int = 32
     categories: Sequence[str] = ()
     """Columns that may name a pair's category."""
 
@@ -186,22 +185,21 @@ def _closed(pair: PreferencePair, end: int, closing: tuple[int, ...]) -> Prefere
 
 
 @torch.no_grad()
-def score_file(
+def score_data(
     folder: str,
-    pairs_file: str,
+    model: RewardModel,
+    data: PreferenceData,
     device: torch.device,
-    reading: Reading,
+    size: int = 32,
     tick: Callable[[int], None] = lambda pairs: None,
 ) -> ScoredPairs:
-    """The scores of a file's pairs, cut and scored as in the model's training.
+    """The scores of pairs that ``read_judged`` has read, in the precision of the model's training; moves the model to the device.
 
-    ``tick`` is called with the number of pairs scored since, and may raise to stop.  Raises UserError.
+    ``tick`` is called with the number of pairs scored since, and may raise to stop.
     """
-    model = RewardModel.open(folder).eval().requires_grad_(False)
-    data = read_judged(folder, model, pairs_file, reading)
     model.to(device)
     _, precision = lengths_for(folder, model)
-    n, size = len(decided(data.pairs)), reading.batch_size
+    n = len(decided(data.pairs))
     parts = []
     for first, end in ((0, n), (n, len(data))):
         for start in range(first, end, size):
@@ -231,8 +229,9 @@ def reward_figures(folder: str, pairs_file: str, gold: Gold, device: torch.devic
 
     Texts are cut and scored as in the model's training, so that the accuracy is the one that training would report.
     """
-    scored = score_file(folder, pairs_file, device, Reading())
-    data = scored.data
+    model = RewardModel.open(folder).eval().requires_grad_(False)
+    data = read_judged(folder, model, pairs_file, Reading())
+    scored = score_data(folder, model, data, device)
     scores = torch.stack([scored.chosen, scored.rejected], 1).tolist()
     sides = zip(*data.replies, strict=True)
     gold_scores = list(zip(*(gold(data.texts, side) for side in sides), strict=True))

@@ -88,7 +88,7 @@ class RemoteStage:
                 return None
             return self._follow(answer[0])
         except Lost as lost:
-            self._again(str(lost))
+            self._again(lost)
             return None
         except (Exception, KeyboardInterrupt):
             self._close()
@@ -104,18 +104,18 @@ class RemoteStage:
         self._stack.close()
         self._remote.end()
 
-    def _again(self, how: str) -> None:
+    def _again(self, lost: Lost) -> None:
         """Starts the stage on another node, after its process or node was lost."""
         self._lost += 1
         step = read_progress(self._task.directory).get("step", 0)
         since = time.strftime("%H:%M:%S", time.localtime(self._since))
-        words = f"on node {self._host or 'not known yet'!r} since {since}, at step {step}: {how}"
+        words = f"on node {self._host or 'not known yet'!r} since {since}, at step {step}: {lost}"
         if self._lost >= ATTEMPTS or self._stopping:
             self._close()
             raise Killed(f"{words}; run again to resume.", opened=self._opened)
         self._place.say(f"{self._name} was {words}; it goes on from its last saved state on another node")
         lock = owner(self._task.directory)
-        if not self._root and "node" in how and lock.get("host") == self._host != socket.gethostname():
+        if not self._root and lost.node and lock.get("host") == self._host != socket.gethostname():
             (self._task.directory / LOCK).unlink(missing_ok=True)  # Ray has ended what ran on a node that it lost
         self._open()
 

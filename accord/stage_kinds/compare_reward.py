@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from accord.config.evaluation import RewardCompareConfig
+from accord.data.preferences import decided
 from accord.errors import UserError
 from accord.evaluation.report import write_results
-from accord.evaluation.reward_models import Reading, accuracy_figures, read_judged, score_file
+from accord.evaluation.reward_models import Reading, accuracy_figures, read_judged, score_data
 from accord.evaluation.reward_report import WIDE, markdown_table, table
 from accord.io.atomic import write_text
 from accord.models.reward import RewardModel
@@ -29,17 +30,16 @@ def run_compare_reward(config: RewardCompareConfig, run: Run) -> dict[str, float
     """
     device = resolve_device(config.device)
     asked = (config.category,) if config.category else CATEGORIES
-    reading = Reading(config.limit, config.max_length, config.batch_size, asked)
-    model = RewardModel.open(config.reward_model)
+    reading = Reading(config.limit, config.max_length, asked)
+    model = RewardModel.open(config.reward_model).eval().requires_grad_(False)
     data = read_judged(config.reward_model, model, config.pairs, reading)
     if config.category and not any(data.categories):
         raise UserError(
             f"category: no row of {config.pairs} has a column {config.category!r}; name another, or leave it out."
         )
     run.plan({"model": describe_model(model, config.reward_model), "pairs": data.report.describe()})
-    del model
-    decided = sum(not pair.tied for pair in data.pairs)
-    passes = sum(-(-count // config.batch_size) for count in (decided, len(data) - decided))
+    preferred = len(decided(data.pairs))
+    passes = sum(-(-count // config.batch_size) for count in (preferred, len(data) - preferred))
     run.begin(passes, resumable=False)
     scored = 0
 
@@ -49,7 +49,7 @@ def run_compare_reward(config: RewardCompareConfig, run: Run) -> dict[str, float
         run.tick({"pairs": float(scored)})
         run.check_stop()
 
-    figures = accuracy_figures(score_file(config.reward_model, config.pairs, device, reading, tick))
+    figures = accuracy_figures(score_data(config.reward_model, model, data, device, config.batch_size, tick))
     _report(run, config, figures)
     return {"heldout_accuracy": figures["heldout_accuracy"], "n_heldout": float(figures["n_heldout"])}
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from accord.config.evaluation import COMPARE, CompareConfig, RewardCompareConfig
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.errors import UserError
-from accord.evaluation.reward_models import Reading, reply_features, score_file
+from accord.evaluation.reward_models import Reading, ScoredPairs, read_judged, reply_features, score_data
 from accord.models.reward import RewardModel
 from tests.conftest import ROWS, Stage, World, write_rows
 
@@ -47,6 +47,12 @@ def trl_reward(folder: Path, pad: int | None = 0, template: str | None = LINE_EN
     model.save_pretrained(folder)
     own.save(folder)
     return folder
+
+
+def scored_file(folder: str, pairs: str, *how: Any) -> ScoredPairs:
+    """The scores of a file's pairs; ``how``: size of a pass, and what is called after each."""
+    model = RewardModel.open(folder).eval()
+    return score_data(folder, model, read_judged(folder, model, pairs, Reading()), torch.device("cpu"), *how)
 
 
 def bench(folder: Path, rows: list[dict[str, Any]] | None = None) -> str:
@@ -93,7 +99,7 @@ def test_nothing_of_the_small_world_is_named(world: World) -> None:
 def test_texts_are_scored_as_their_template_writes_them_whole(tmp_path: Path, pad: int | None) -> None:
     """As TRL trains: with what the template writes after the end token, which ``pad=1`` passes over in part."""
     folder = trl_reward(tmp_path / "reward", pad)
-    scored = score_file(str(folder), bench(tmp_path), torch.device("cpu"), Reading())
+    scored = scored_file(str(folder), bench(tmp_path))
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for side, found in ((1, scored.chosen), (2, scored.rejected)):
@@ -109,7 +115,7 @@ def test_a_long_text_is_cut_to_the_positions_of_the_model(tmp_path: Path) -> Non
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
     rows = [{"prompt": "hi", "chosen": "a" * 90, "rejected": "b"}]
-    scored = score_file(str(folder), bench(tmp_path, rows), torch.device("cpu"), Reading())
+    scored = scored_file(str(folder), bench(tmp_path, rows))
     assert len(scored.data.pairs[0].prompt) + len(scored.data.pairs[0].chosen) == 40
     assert scored.data.report.truncated_replies == 1
 
@@ -119,7 +125,7 @@ def test_figures_by_category_add_up(tmp_path: Path, stage: Stage) -> None:
     folder, pairs = trl_reward(tmp_path / "reward"), bench(tmp_path)
     outcome = stage("compare", {"reward_model": str(folder), "pairs": pairs})
     found = results(outcome)
-    scored = score_file(str(folder), pairs, torch.device("cpu"), Reading())
+    scored = scored_file(str(folder), pairs)
     right = (scored.chosen > scored.rejected).tolist()
     assert found["heldout_accuracy"] == pytest.approx(sum(right) / 8) == outcome.metrics["heldout_accuracy"]
     assert {name: (part["pairs"], part["accuracy"]) for name, part in found["categories"].items()} == {
@@ -171,8 +177,8 @@ def test_the_accuracy_is_the_one_that_training_reported(tmp_path: Path, stage: S
 def test_passes_of_any_size_give_the_same_scores(tmp_path: Path, batch_size: int) -> None:
     folder, pairs = str(trl_reward(tmp_path / "reward")), bench(tmp_path)
     seen: list[int] = []
-    found = score_file(folder, pairs, torch.device("cpu"), Reading(batch_size=batch_size), seen.append)
-    whole = score_file(folder, pairs, torch.device("cpu"), Reading())
+    found = scored_file(folder, pairs, batch_size, seen.append)
+    whole = scored_file(folder, pairs)
     assert found.chosen == pytest.approx(whole.chosen, abs=1e-5)
     assert found.rejected == pytest.approx(whole.rejected, abs=1e-5)
     assert sum(seen) == 8
@@ -213,7 +219,7 @@ def test_a_language_model_is_no_reward_model(tmp_path: Path, stage: Stage, world
 def test_features_of_a_reward_model_of_transformers_feed_its_score(tmp_path: Path) -> None:
     """The head is the score alone: no normalization stands between."""
     folder, pairs = str(trl_reward(tmp_path / "reward")), bench(tmp_path)
-    scored, model = score_file(folder, pairs, torch.device("cpu"), Reading()), RewardModel.open(folder).eval()
+    scored, model = scored_file(folder, pairs), RewardModel.open(folder).eval()
     features = reply_features(model, scored.data.pairs, torch.device("cpu"), "float32").detach()
     weight = model.head_state()["head.layers.0.weight"]
     assert scored.chosen == pytest.approx((features @ weight.T)[:8, 0], abs=1e-5)

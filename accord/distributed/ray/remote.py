@@ -9,7 +9,11 @@ from accord.errors import UserError
 
 
 class Lost(Exception):
-    """The process of a remote object has ended, or its node was lost."""
+    """The process of a remote object has ended; with ``node``, since its node was lost."""
+
+    def __init__(self, node: bool) -> None:
+        super().__init__("its node was lost" if node else "its process there has ended")
+        self.node = node
 
 
 class Remote:
@@ -43,8 +47,7 @@ class Remote:
                 raise UserError(str(error.cause)) from None
             raise
         except ray.exceptions.RayError as error:
-            how = "its node was lost" if self.node and not is_reachable(self.node) else "its process there has ended"
-            raise Lost(how) from error
+            raise Lost(bool(self.node) and not is_reachable(self.node)) from error
 
     def call(self, method: str, *arguments: Any) -> Any:
         """A method's result, waited for."""

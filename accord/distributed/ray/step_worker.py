@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 
 from accord.config.control import ControlPPOConfig
+from accord.distributed.ray.place import Place
 from accord.distributed.ray.weights import Received, Weights
 from accord.rollout.env.buffer import RolloutBuffer
 from accord.rollout.env.collect import StepActor, StepCollector, StepRollout
@@ -32,9 +31,7 @@ class StepSetup:
 
     config: dict[str, Any]
     open_actor: OpenActor
-    folder: str
-    """The learner's working folder, in which classes of the user are found."""
-    search_path: tuple[str, ...]
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +73,7 @@ class StepWorker:
     """Environments ``lane`` · n … of a rollout's, n to a worker, and one version of the weights."""
 
     def __init__(self, lane: int, setup: StepSetup) -> None:
-        if os.path.isdir(setup.folder):
-            os.chdir(setup.folder)
-        sys.path[:] = dict.fromkeys([*sys.path, *setup.search_path])
+        setup.place.enter()
         config = ControlPPOConfig.model_validate(setup.config)
         torch.set_num_threads(config.rollout.threads)
         training = config.training

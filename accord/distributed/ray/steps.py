@@ -8,8 +8,6 @@ rollout is the k-th steps of every worker: which weights acted depends on timing
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 from collections import deque
@@ -23,6 +21,7 @@ from torch import nn
 
 from accord.config.control import ControlPPOConfig
 from accord.distributed.ray.cluster import connected, require_cpus, require_ray
+from accord.distributed.ray.place import Place
 from accord.distributed.ray.pool import Job, Pool
 from accord.distributed.ray.step_worker import COLUMNS, OpenActor, Steps, StepSetup, StepWorker
 from accord.distributed.ray.weights import Publisher, Weights, flat_weights
@@ -68,7 +67,7 @@ def remote_steps(config: ControlPPOConfig, learner: Learner, open_actor: OpenAct
     with ExitStack() as stack:
         require_cpus(stack.enter_context(connected(settings.address)), settings.workers, CPUS)
         actor = ray.remote(StepWorker).options(num_cpus=CPUS)
-        place = ray.put(StepSetup(config.model_dump(), open_actor, os.getcwd(), tuple(sys.path)))
+        place = ray.put(StepSetup(config.model_dump(), open_actor, Place.here()))
         pool = Pool(lambda number: actor.remote(number, place), settings.workers, settings.timeout_seconds, run.say)
         pump = StepPump(pool, settings.workers, settings.max_staleness)
         stack.callback(pump.close)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from accord.data.chat_template import dated
+from accord.distributed.ray.place import Place
 from accord.distributed.ray.weights import Received, Weights
 from accord.models.backbone import Backbone
 from accord.models.quantized import sampling_model
@@ -35,9 +34,7 @@ class WorkerSetup:
     config: dict[str, Any]
     open_task: OpenTask
     job_rows: int
-    folder: str
-    """The learner's working folder, which relative paths start from."""
-    search_path: tuple[str, ...]
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +69,7 @@ class TextWorker:
     """Samples chunks, scores them where workers do that, and holds one version of the weights."""
 
     def __init__(self, number: int, setup: WorkerSetup) -> None:
-        if os.path.isdir(setup.folder):
-            os.chdir(setup.folder)
-        sys.path[:] = dict.fromkeys([*sys.path, *setup.search_path])
+        setup.place.enter()
         self._number, self._setup = number, setup
         self._config = setup.settings.model_validate(setup.config)
         torch.set_num_threads(self._config.rollout.threads)

@@ -18,6 +18,7 @@ from accord.algorithms.ppo_control import new_buffer, open_actor
 from accord.config.control import ControlPPOConfig
 from accord.config.load import build
 from accord.config.ppo import PPO
+from accord.distributed.ray.place import Place
 from accord.distributed.ray.step_worker import COLUMNS, LaneRandomness, Steps, StepSetup, StepWorker
 from accord.distributed.ray.steps import PAUSE, Learner, RemoteSteps, StepPump, remote_steps
 from accord.errors import Interrupted, UserError
@@ -64,7 +65,7 @@ def assert_same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
 # ------------------------------------------------------------------------------------- without a cluster
 def test_a_new_worker_goes_on_from_anothers_state_as_that_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes it safe to do lost work again: steps are a function of the arguments."""
-    setup = StepSetup(config_of().model_dump(), open_actor, os.getcwd(), ())
+    setup = StepSetup(config_of().model_dump(), open_actor, Place(os.getcwd(), ()))
     monkeypatch.setattr("accord.distributed.ray.weights.Received.take", lambda self, weights: None)
     monkeypatch.setattr("accord.distributed.ray.weights.Received.version", 0, raising=False)
     torch.manual_seed(3)

@@ -12,6 +12,7 @@ import torch
 
 from accord.algorithms.ppo import open_worker_task
 from accord.config.on_policy import LanguagePPOConfig
+from accord.distributed.ray.place import Place
 from accord.distributed.ray.weights import Publisher, Weights, flat_weights
 from accord.distributed.ray.worker import TextWorker, WorkerSetup
 from accord.models.open import open_backbone
@@ -37,7 +38,9 @@ def opened(world: Any, rewards: str, folder: Path, **settings: Any) -> TextWorke
             **settings,
         }
     )
-    setup = WorkerSetup(LanguagePPOConfig, config.model_dump(), open_worker_task, 6, str(folder), tuple(sys.path))
+    setup = WorkerSetup(
+        LanguagePPOConfig, config.model_dump(), open_worker_task, 6, Place(str(folder), tuple(sys.path))
+    )
     return TextWorker(4, setup)
 
 
