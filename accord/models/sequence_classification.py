@@ -61,8 +61,6 @@ def open_classifier(directory: str | Path) -> Classifier:
     body = open_body(folder, config)
     if tuple(score.shape) != (1, body.width):
         raise UserError(f"{folder}: {SCORE} has shape {tuple(score.shape)}, expected (1, {body.width}).")
-    if not score.isfinite().all():
-        raise UserError(f"{folder}: {SCORE} holds NaN or infinity; train or download the model again.")
     return Classifier(body, score, _pad_id(config, folder))
 
 
