@@ -14,7 +14,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from accord.config.evaluation import COMPARE, CompareConfig, RewardCompareConfig
 from accord.data.tokenizer import Tokenizer, small_tokenizer
 from accord.errors import UserError
-from accord.evaluation.reward_models import Reading, ScoredPairs, read_judged, reply_features, score_data
+from accord.evaluation.reward_models import (
+    Reading,
+    ScoredPairs,
+    accuracy_figures,
+    read_judged,
+    reply_features,
+    score_data,
+)
 from accord.models.reward import RewardModel
 from tests.conftest import ROWS, Stage, World, write_rows
 
@@ -121,6 +128,21 @@ def test_a_long_text_is_cut_to_the_positions_of_the_model(tmp_path: Path) -> Non
 
 
 # ------------------------------------------------------------------ the figures
+def test_ties_are_counted_and_change_no_figure_wherever_they_stand(tmp_path: Path) -> None:
+    folder, (first, *rest) = str(trl_reward(tmp_path / "reward")), ROWS
+    preferred = [{"prompt": p, "chosen": g, "rejected": b, "subset": "chat"} for p, g, b in rest]
+    tie = {"prompt": first[0], "chosen": first[1], "rejected": first[2], "label": 0.5, "subset": "code"}
+    without, *with_tie = (
+        accuracy_figures(scored_file(folder, bench(tmp_path, rows)))
+        for rows in (preferred, [tie, *preferred], [*preferred[:3], tie, *preferred[3:]], [*preferred, tie])
+    )
+    assert (without["n_heldout"], without["tied_labels"]) == (len(rest), 0)
+    counted = ("heldout_accuracy", "n_heldout", "accuracy_ci95", "categories")
+    for found in with_tie:
+        assert found["tied_labels"] == 1
+        assert [found[name] for name in counted] == [without[name] for name in counted]
+
+
 def test_figures_by_category_add_up(tmp_path: Path, stage: Stage) -> None:
     folder, pairs = trl_reward(tmp_path / "reward"), bench(tmp_path)
     outcome = stage("compare", {"reward_model": str(folder), "pairs": pairs})
