@@ -58,9 +58,8 @@ def draw(logits: Tensor, decoding: Decoding, uniform: Tensor) -> tuple[Tensor, T
     if decoding.top_p < 1.0:
         logprobs = _keep_nucleus(logprobs, decoding.top_p)
     cumulative = logprobs.exp().cumsum(-1)
-    total = cumulative[:, -1:]
-    point = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))  # rounding may reach it
-    tokens = torch.searchsorted(cumulative, point, right=True).squeeze(-1)  # so never one of probability 0 at the end
+    tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 

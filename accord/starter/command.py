@@ -43,14 +43,15 @@ def init(options: argparse.Namespace) -> int:
         show_shipped()
         return 0
     folder = Path(options.folder)
+    place = folder.resolve()  # not/there/.. is a folder that exists, also before not/there does
     try:
-        if found := [str(folder / name) for name in _CONTENTS if os.path.lexists(folder / name)]:
+        if found := [str(folder / name) for name in _CONTENTS if os.path.lexists(place / name)]:
             raise UserError(
                 f"init: {', '.join(found)} would be overwritten; name another folder, as in accord init my_run."
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         for name in _CONTENTS:
-            write_text(folder / name, (FILES / name).read_text(encoding="utf-8"))
+            write_text(place / name, (FILES / name).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"init: {folder}: cannot be written ({error.strerror}); name another folder.") from None
     for name, text in _CONTENTS.items():

@@ -56,6 +56,17 @@ def test_nothing_is_overwritten(
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", *(path.name for path in FILES.glob("*.*"))}
 
 
+def test_nothing_is_overwritten_by_way_of_a_folder_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text("mine\n")
+    assert main(["init", "not/there/../.."]) == 2
+    assert "README.md would be overwritten" in capsys.readouterr().err
+    assert Path("README.md").read_text() == "mine\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
 def test_where_nothing_can_be_written_it_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert main(["init", str(tmp_path / "file")]) == 2
