@@ -179,7 +179,7 @@ def read_judged(folder: str, model: RewardModel, pairs_file: str, reading: Readi
 
 
 def _closed(pair: PreferencePair, end: int, closing: tuple[int, ...]) -> PreferencePair:
-    """A pair whose replies that end go on with what the template writes after them."""
+    """A pair whose replies that end continue with what the template writes after them."""
     chosen, rejected = ((*ids, *closing) if ids[-1] == end else ids for ids in (pair.chosen, pair.rejected))
     return replace(pair, chosen=chosen, rejected=rejected)
 

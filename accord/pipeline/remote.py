@@ -2,7 +2,7 @@
 
 Where the node sees this disk, the stage runs in its folder as it would here.  Elsewhere its inputs are sent by their digests,
 and what it writes (state, logs, progress, results) is fetched while it runs, so that status, logs and resume are as on one
-machine.  A stage whose node is lost goes on from its last saved state on another one.
+machine.  A stage whose node is lost resumes from its last saved state on another one.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class RemoteStage:
         if self._lost >= ATTEMPTS or self._stopping:
             self._close()
             raise Killed(f"{words}; run again to resume.", opened=self._opened)
-        self._place.say(f"{self._name} was {words}; it goes on from its last saved state on another node")
+        self._place.say(f"{self._name} was {words}; it resumes from its last saved state on another node")
         lock = owner(self._task.directory)
         if not self._root and lost.node and lock.get("host") == self._host != socket.gethostname():
             (self._task.directory / LOCK).unlink(missing_ok=True)  # Ray has ended what ran on a node that it lost

@@ -174,7 +174,7 @@ def test_a_stage_goes_on_elsewhere_when_its_node_is_removed(
     thread.start()
     run(file, there, on="ray")
     thread.join()
-    assert "its node was lost; it goes on from its last saved state on another node" in capsys.readouterr().out
+    assert "its node was lost; it resumes from its last saved state on another node" in capsys.readouterr().out
     assert without_paths(digests(there / "out")) == without_paths(digests(here / "out"))
 
 

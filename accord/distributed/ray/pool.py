@@ -31,7 +31,7 @@ class Job:
     doing: str
     """What it is, as in "writing chunk 2 of rollout 7 with weights 5"."""
     worker: int | None = None
-    """The number of the worker that does it, where it holds what the job goes on from; None: any."""
+    """The number of the worker that does it, where it holds what the job continues from; None: any."""
 
 
 @dataclass(slots=True)

@@ -60,7 +60,7 @@ class Pump:
             self._changed.notify_all()
 
     def wait_for(self, enough: Callable[[State], bool]) -> State:
-        """What is under way as soon as ``enough`` says that the learner can go on.  Raises what stopped the thread."""
+        """What is under way as soon as ``enough`` says that the learner can continue.  Raises what stopped the thread."""
         while True:
             with self._changed:
                 if self._error is not None:
